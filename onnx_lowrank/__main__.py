@@ -1,0 +1,9 @@
+"""``python -m onnx_lowrank``."""
+
+from __future__ import annotations
+
+import sys
+
+from onnx_lowrank.cli import main
+
+sys.exit(main())

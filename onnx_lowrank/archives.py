@@ -1,0 +1,249 @@
+"""Array files: .npz, .npy and TensorProto, read without pickle and without filling the memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import checker, numpy_helper
+
+from onnx_lowrank.errors import DataError
+
+__all__ = [
+    "Scratch",
+    "Slot",
+    "array_files",
+    "npz_keys",
+    "read_npy",
+    "read_npz",
+    "tensor_feeds",
+    "tensor_folders",
+]
+
+Array = npt.NDArray[Any]
+
+#: A .npy file from this size on is mapped in place. Smaller ones are copied: a map holds an
+#: open file, and a folder may have more of them than a process may open.
+MAP_IN_PLACE = 64 << 20  # bytes
+ALIGNMENT = 64  # bytes
+
+
+class Slot(NamedTuple):
+    """Where in a :class:`Scratch` an array lies."""
+
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran: bool
+
+    @property
+    def bytes(self) -> int:
+        """Size of the array, in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+class Scratch:
+    """One unnamed temporary file full of arrays: first written, then viewed.
+
+    The views map the file; it is gone with the last of them.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        self._mapped: npt.NDArray[np.uint8] | None = None
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def add(self, array: Array) -> Slot:
+        """Append an array."""
+        with self._writing():
+            slot = Slot(self._start(), array.dtype, array.shape, False)
+            self._file.write(array.tobytes())
+        return slot
+
+    def add_npy(self, stream: IO[bytes]) -> Slot:
+        """Append the array of an open .npy file, in small pieces.
+
+        Raises:
+            ValueError: no .npy file, or one that is cut off.
+        """
+        shape, fortran, dtype = _header(stream)
+        with self._writing():
+            slot = Slot(self._start(), dtype, shape, fortran)
+        while piece := stream.read(1 << 20):
+            with self._writing():
+                self._file.write(piece)
+        if self._file.tell() - slot.offset != slot.bytes:
+            raise ValueError("truncated")
+        return slot
+
+    def view(self, slot: Slot | Array) -> Array:
+        """An array as it was added, read-only; none may be added after the first view.
+
+        What :func:`read_npy` mapped in place is returned as it is.
+        """
+        if not isinstance(slot, Slot):
+            return slot
+        if self._mapped is None:
+            with self._writing():
+                self._file.flush()
+            empty = self._file.seek(0, os.SEEK_END) == 0
+            raw = np.zeros(0, np.uint8) if empty else np.memmap(self._file, np.uint8, "r")
+            self._mapped = np.asarray(raw)
+        values = self._mapped[slot.offset : slot.offset + slot.bytes].view(slot.dtype)
+        return values.reshape(slot.shape, order="F" if slot.fortran else "C")
+
+    def _start(self) -> int:
+        self._file.write(bytes(-self._file.tell() % ALIGNMENT))
+        return self._file.tell()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"the samples do not fit into {tempfile.gettempdir()} ({error.strerror}); "
+                "name a larger folder in the environment variable TMPDIR"
+            ) from error
+
+
+def npz_keys(path: Path) -> tuple[str, ...]:
+    """The names of the arrays of an .npz archive."""
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        return tuple(name.removesuffix(".npy") for name in archive.namelist())
+
+
+def read_npz(path: Path, keys: Sequence[str], scratch: Scratch) -> dict[str, Slot]:
+    """Unpack some arrays of an .npz archive.
+
+    Raises:
+        DataError: the archive is broken, or holds Python objects.
+    """
+    slots = {}
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        for key in keys:
+            with archive.open(f"{key}.npy") as stream:
+                slots[key] = scratch.add_npy(stream)
+    return slots
+
+
+def read_npy(path: Path, scratch: Scratch) -> Slot | Array:
+    """The array of an .npy file: mapped where it is large, else copied.
+
+    Raises:
+        DataError: the file is broken, or holds Python objects.
+    """
+    with _reading(path), path.open("rb") as file:
+        if path.stat().st_size < MAP_IN_PLACE:
+            return scratch.add_npy(file)
+        shape, fortran, dtype = _header(file)
+        order: Any = "F" if fortran else "C"
+        return np.asarray(np.memmap(file, dtype, "r", file.tell(), shape, order))
+
+
+def array_files(folder: Path) -> list[Path]:
+    """The .npz and .npy files of a folder, by name."""
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in (".npz", ".npy") and not p.name.startswith(".")
+    )
+
+
+def tensor_folders(folder: Path) -> list[Path]:
+    """The folders of ``input_*.pb`` files: ``folder`` itself, or its ``test_data_set_*``."""
+    if any(folder.glob("input_*.pb")):
+        return [folder]
+    return [p for p in sorted(folder.glob("test_data_set_*"), key=_number) if p.is_dir()]
+
+
+def tensor_feeds(folders: Sequence[Path], names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """One feed of each folder of ``input_*.pb`` files, in the order of ``names``.
+
+    Yields:
+        The folder and its arrays by name.
+
+    Raises:
+        DataError: a file is broken, or there are not as many as ``names``.
+    """
+    for folder in folders:
+        files = sorted(folder.glob("input_*.pb"), key=_number)
+        if len(files) != len(names):
+            raise DataError(
+                f"{folder}: expected one input_*.pb for each of the inputs "
+                f"{', '.join(names)}, found {len(files)} files"
+            )
+        yield str(folder), {n: _tensor(f) for n, f in zip(names, files, strict=True)}
+
+
+def _tensor(path: Path) -> Array:
+    tensor = onnx.TensorProto()
+    try:
+        tensor.ParseFromString(path.read_bytes())
+        return numpy_helper.to_array(tensor, str(path.parent))
+    except (
+        OSError,
+        DecodeError,
+        ValueError,
+        TypeError,
+        KeyError,
+        checker.ValidationError,
+    ) as error:
+        raise DataError(
+            f"{path}: not a TensorProto, or truncated ({error}); write it again"
+        ) from error
+
+
+def _number(path: Path) -> tuple[int, str]:
+    found = re.search(r"_(\d+)$", path.stem)
+    return (int(found[1]) if found else -1, path.name)
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise ValueError(f"format version {version} is only used for structured arrays")
+    if dtype.hasobject:
+        raise ValueError("it holds pickled Python objects, which are never loaded")
+    return tuple(map(int, shape)), fortran, dtype
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    # RuntimeError: an encrypted or oddly compressed member; KeyError: a member without .npy
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); write numeric arrays with numpy.savez or numpy.save"
+        ) from error

@@ -1,0 +1,112 @@
+"""What a pass is: a frozen dataclass whose fields are its options.
+
+A *factorization* sees arrays and geometry, never ONNX. Of each layer that it does not refuse it
+makes one or more :class:`Decomposition`, computed once and cut at many ranks. A *rewrite* edits the
+graph without changing its meaning.
+"""
+
+from __future__ import annotations
+
+import abc
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Protocol
+
+from onnx_lowrank.chain import Chain
+from onnx_lowrank.graph import Graph
+from onnx_lowrank.layers import Layer
+from onnx_lowrank.moments import Moments
+
+__all__ = ["Decomposition", "Edit", "Factorization", "Pass", "Rewrite", "Skip"]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Why a pass leaves a layer alone."""
+
+    reason: str
+
+
+class Decomposition(Protocol):
+    """One layer taken apart at every rank."""
+
+    @property
+    def variant(self) -> str:
+        """Which form of the method this is; empty where there is only one."""
+
+    @property
+    def max_rank(self) -> int:
+        """The largest rank that :meth:`cut` accepts; the smallest is 1."""
+
+    def error(self, rank: int) -> float:
+        """Relative response error at ``rank``, between 0 and 1, cheap for a whole grid."""
+
+    def outline(self, rank: int) -> Chain:
+        """The chain of ``rank`` without its numbers, for counting its cost."""
+
+    def cut(self, rank: int) -> Chain:
+        """The chain of ``rank``, its bias corrected, float64."""
+
+
+@dataclass(frozen=True)
+class Pass(abc.ABC):
+    """Base of all passes."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    def explain(cls) -> str:
+        """The documentation of the pass: its module's, then its options."""
+        module = inspect.getmodule(cls)
+        text = inspect.cleandoc((module.__doc__ if module else None) or cls.__doc__ or "")
+        options = [f"    {f.name} = {f.default!r}" for f in fields(cls)]
+        return text + ("\n\nOptions:\n" + "\n".join(options) if options else "")
+
+    @property
+    def spec(self) -> str:
+        """The pass as the command line names it: ``spatial_svd{split=vh}``."""
+        options = [
+            f"{f.name}={getattr(self, f.name)}"
+            for f in fields(self)
+            if getattr(self, f.name) != f.default
+        ]
+        return self.name + ("{" + ",".join(options) + "}" if options else "")
+
+
+@dataclass(frozen=True)
+class Factorization(Pass):
+    """Replaces one layer by a chain of cheaper ones."""
+
+    @abc.abstractmethod
+    def refuses(self, layer: Layer) -> Skip | None:
+        """Why this pass leaves ``layer`` alone, by its shape and geometry; None if not."""
+
+    @abc.abstractmethod
+    def propose(
+        self, layer: Layer, moments: Moments, max_parameters: int | None = None
+    ) -> Sequence[Decomposition]:
+        """Take ``layer``, which is not refused, apart, in each form that the method has.
+
+        Args:
+            layer: the layer; it is not changed.
+            moments: of its input.
+            max_parameters: ranks whose chain has more parameters need not be computed.
+        """
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One thing that a rewrite did."""
+
+    node: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Rewrite(Pass):
+    """Edits a graph without changing what it computes."""
+
+    @abc.abstractmethod
+    def run(self, graph: Graph, max_edits: int | None = None) -> Sequence[Edit]:
+        """Edit ``graph`` in place and say what was done; at most ``max_edits`` edits."""

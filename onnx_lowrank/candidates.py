@@ -1,0 +1,146 @@
+"""Ask every pass what it can make of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+from onnx_lowrank.base import Decomposition, Factorization
+from onnx_lowrank.chain import Chain
+from onnx_lowrank.cost import layer_cost
+from onnx_lowrank.errors import OptionError
+from onnx_lowrank.layers import Layer
+from onnx_lowrank.moments import Moments
+from onnx_lowrank.planner import Candidate, Choice, aligned_ranks
+from onnx_lowrank.progress import Progress
+
+__all__ = ["METRICS", "Proposals", "cut_candidate", "make_choices", "selected"]
+
+#: what a budget may be put on
+METRICS = ("macs", "params", "size")
+
+#: bytes of the protobuf of one more node with its initializers, besides their data
+_NODE_BYTES = 400
+
+
+class Proposals:
+    """Choices for the planner, and why passes left layers alone."""
+
+    def __init__(self) -> None:
+        self.choices: list[Choice] = []
+        self.skips: dict[str, list[str]] = {}
+
+
+def selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> str | None:
+    """Why the user's globs leave a layer out; None where they do not."""
+    if include and not any(fnmatchcase(name, g) for g in include):
+        return "not named by --include"
+    if any(fnmatchcase(name, g) for g in exclude):
+        return "excluded by --exclude"
+    return None
+
+
+def make_choices(
+    layers: Sequence[Layer],
+    passes: Sequence[Factorization],
+    moments: Mapping[str, Moments],
+    shapes: Mapping[str, tuple[int, ...]],
+    metric: str,
+    totals: Mapping[str, float],
+    progress: Progress,
+) -> Proposals:
+    """Candidates of every layer, on aligned ranks, none dearer than the layer itself.
+
+    Args:
+        layers: to take apart.
+        passes: to ask.
+        moments: by layer name.
+        shapes: of the layers' inputs.
+        metric: unit of ``Candidate.cost``, one of :data:`METRICS`.
+        totals: variance of what each layer's response ends up in, where it is known. In front of
+            a residual Add an error counts against the sum, not against the branch alone.
+        progress: is told of every layer.
+    """
+    proposals = Proposals()
+    with progress.task("plan", len(layers)) as advance:
+        for layer in layers:
+            choice = _choice(layer, passes, moments[layer.name], shapes, metric, proposals.skips)
+            total = totals.get(layer.name, 0.0)
+            if total > 0:
+                energy = moments[layer.name].energy(layer.stage.matrices)
+                choice = replace(choice, weight=energy / total)
+            proposals.choices.append(choice)
+            advance(1)
+    return proposals
+
+
+def cut_candidate(
+    layer: Layer, candidate: Candidate, passes: Sequence[Factorization], moments: Moments
+) -> Chain:
+    """The chain of a candidate, computed anew: plans hold numbers, not weights."""
+    factorization = next((p for p in passes if p.spec == candidate.method), None)
+    if factorization is None:
+        raise OptionError(f"{layer.name}: pass {candidate.method!r} is not among those given")
+    refusal = factorization.refuses(layer)
+    if refusal is not None:
+        raise OptionError(f"{layer.name}: {candidate.method}: {refusal.reason}")
+    for decomposition in factorization.propose(layer, moments, candidate.parameters):
+        if decomposition.variant == candidate.variant:
+            return decomposition.cut(min(candidate.rank, decomposition.max_rank))
+    raise OptionError(f"{layer.name}: {candidate.method} has no form {candidate.variant!r}")
+
+
+def _choice(
+    layer: Layer,
+    passes: Sequence[Factorization],
+    moments: Moments,
+    shapes: Mapping[str, tuple[int, ...]],
+    metric: str,
+    skips: dict[str, list[str]],
+) -> Choice:
+    shape = shapes[layer.input]
+    whole = layer_cost(layer, shapes)
+    costs = {"macs": whole.macs, "params": whole.parameters, "size": whole.bytes}
+    cost = costs[metric]
+    effort = layer.stage.effort(shape) if metric == "macs" else cost
+    found = [Candidate("", "", 0, 0.0, cost, effort, whole.macs, whole.parameters)]
+    reasons = skips.setdefault(layer.name, [])
+    for factorization in passes:
+        refusal = factorization.refuses(layer)
+        if refusal is not None:
+            reasons.append(f"{factorization.name}: {refusal.reason}")
+            continue
+        before = len(found)
+        for decomposition in factorization.propose(layer, moments, whole.parameters):
+            found += _candidates(layer, factorization, decomposition, shape, found[0], metric)
+        if len(found) == before:
+            reasons.append(f"{factorization.name}: no rank saves anything")
+    return Choice(layer.name, tuple(found))
+
+
+def _candidates(
+    layer: Layer,
+    factorization: Factorization,
+    decomposition: Decomposition,
+    shape: tuple[int, ...],
+    keep: Candidate,
+    metric: str,
+) -> Iterator[Candidate]:
+    for rank in aligned_ranks(decomposition.max_rank, layer.groups):
+        outline = decomposition.outline(rank)
+        macs, parameters = outline.macs(shape), outline.parameters
+        if macs >= keep.macs or parameters >= keep.parameters:
+            continue
+        size = parameters * layer.dtype.itemsize + _NODE_BYTES * (len(outline.stages) - 1)
+        cost = {"macs": macs, "params": parameters, "size": size}[metric]
+        yield Candidate(
+            factorization.spec,
+            decomposition.variant,
+            rank,
+            decomposition.error(rank),
+            cost,
+            outline.effort(shape) if metric == "macs" else cost,
+            macs,
+            parameters,
+        )

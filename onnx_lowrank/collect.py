@@ -1,0 +1,165 @@
+"""Stream calibration samples through the model and into the moments of its layers."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.calibration import Dataset
+from onnx_lowrank.graph import Graph
+from onnx_lowrank.layers import Layer, destination
+from onnx_lowrank.moments import Accumulator, Moments, Spread
+from onnx_lowrank.progress import Progress
+from onnx_lowrank.runtime import Runtime
+
+__all__ = ["MomentStore", "batch_size", "collect_moments", "drawn_positions"]
+
+#: rows that a covariance is made of: enough for any layer, and so many times its width
+LEAST_ROWS, ROWS_PER_COLUMN = 100_000, 16
+LARGEST_BATCH = 32
+
+
+class MomentStore(Mapping[str, Moments]):
+    """Moments by layer name; beyond ``memory`` bytes they wait on disk.
+
+    Args:
+        memory: bytes to hold.
+    """
+
+    def __init__(self, memory: int = 0) -> None:
+        self._memory = memory
+        #: variance, summed over channels, of the tensor that each layer's response ends up in
+        self.totals: dict[str, float] = {}
+        self._held: dict[str, Moments] = {}
+        self._spilled: dict[str, Path] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def add(self, name: str, moments: Moments) -> None:
+        """Take the moments of one layer."""
+        if moments.covariance is None or moments.mean is None or moments.bytes <= self._memory:
+            self._memory -= moments.bytes
+            self._held[name] = moments
+            return
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="onnx-lowrank-")
+        path = Path(self._folder.name) / f"{len(self._spilled)}.npz"
+        np.savez(path, count=moments.count, mean=moments.mean, covariance=moments.covariance)
+        self._spilled[name] = path
+
+    def __getitem__(self, name: str) -> Moments:
+        if name in self._held:
+            return self._held[name]
+        with np.load(self._spilled[name], allow_pickle=False) as archive:
+            return Moments(int(archive["count"]), archive["mean"], archive["covariance"])
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._held
+        yield from self._spilled
+
+    def __len__(self) -> int:
+        return len(self._held) + len(self._spilled)
+
+
+def collect_moments(
+    graph: Graph,
+    layers: Sequence[Layer],
+    dataset: Dataset,
+    runtime: Runtime,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    seed: int,
+    memory: int,
+    progress: Progress,
+) -> MomentStore:
+    """Moments of the inputs of ``layers``, and the variance of what they end up in.
+
+    Args:
+        graph: the model.
+        layers: whose inputs to read.
+        dataset: calibration samples.
+        runtime: how to run the model.
+        shapes: of tensors at one sample.
+        seed: of the positions that are drawn where a sample has many.
+        memory: bytes for accumulators and captured activations at a time; where they need
+            more, the data is read several times. Peak memory does not grow with the samples.
+        progress: is told of every sample.
+    """
+    store = MomentStore(memory)
+    groups = list(_grouped(layers, memory // 2))
+    with progress.task("calibrate", len(groups) * len(dataset)) as advance:
+        for number, group in enumerate(groups):
+            reader = _Reader(graph, group, np.random.default_rng([seed, number]), len(dataset))
+            session = runtime.session(reader.part, lean=True)
+            size = batch_size(reader.tensors, shapes, memory // 4)
+            for feed in dataset.batches(size):
+                reader.read({**feed, **session.run(feed)})
+                advance(len(next(iter(feed.values()))) if dataset.batchable else 1)
+            reader.finish(store)
+    return store
+
+
+def batch_size(tensors: Sequence[str], shapes: Mapping[str, tuple[int, ...]], memory: int) -> int:
+    """Samples at a time so that float32 copies of ``tensors`` fit in ``memory`` bytes."""
+    sample = sum(4 * math.prod(shapes.get(t, ())) for t in tensors)
+    return max(1, min(LARGEST_BATCH, memory // max(sample, 1)))
+
+
+def drawn_positions(
+    positions: int, width: int, samples: int, rng: np.random.Generator
+) -> np.ndarray[tuple[int], np.dtype[np.intp]] | None:
+    """Output positions to read in each sample; None for all of them."""
+    rows = max(LEAST_ROWS, ROWS_PER_COLUMN * width)
+    wanted = math.ceil(rows / samples)
+    if wanted >= positions:
+        return None
+    return np.sort(rng.choice(positions, wanted, replace=False)).astype(np.intp)
+
+
+def _grouped(layers: Sequence[Layer], memory: int) -> Iterator[list[Layer]]:
+    group: list[Layer] = []
+    held = 0
+    for layer in layers:
+        need = 8 * layer.groups * layer.patch**2
+        if group and held + need > memory:
+            yield group
+            group, held = [], 0
+        group.append(layer)
+        held += need
+    if group:
+        yield group
+
+
+class _Reader:
+    """Accumulators of a group of layers, and the part of the model that feeds them."""
+
+    def __init__(
+        self, graph: Graph, layers: Sequence[Layer], rng: np.random.Generator, samples: int
+    ) -> None:
+        self._layers, self._rng, self._samples = layers, rng, samples
+        self._ends = {la.name: destination(graph, la).total for la in layers}
+        self._inputs = {la.name: Accumulator(la.groups, la.patch) for la in layers}
+        self._totals = {la.name: Spread() for la in layers}
+        self.tensors = list(dict.fromkeys([*(la.input for la in layers), *self._ends.values()]))
+        self.part = graph.extract(graph.input_types(), self.tensors)
+
+    def read(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
+        for layer in self._layers:
+            x = values[layer.input].astype(np.float32, copy=False)
+            geometry = layer.geometry
+            index = drawn_positions(
+                geometry.positions(x.shape), layer.patch, self._samples, self._rng
+            )
+            self._inputs[layer.name].update(geometry.patches(x, index))
+            total = values[self._ends[layer.name]].astype(np.float32, copy=False)
+            self._totals[layer.name].update(geometry.responses(total, index))
+
+    def finish(self, store: MomentStore) -> None:
+        for layer in self._layers:
+            store.add(layer.name, self._inputs.pop(layer.name).moments())
+            store.totals[layer.name] = self._totals[layer.name].variance

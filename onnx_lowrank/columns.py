@@ -1,0 +1,255 @@
+"""The array rule: how arrays become feeds of a model, one column of samples for each input.
+
+    rank of the array
+    rank of the input        axis 0 counts samples: a feed is one of them, or as many as the
+                             model's fixed batch
+    rank of the input + 1    stacked: each a[i] is a complete input
+
+Float types are cast to the model's, integers where their values fit; nothing else is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.errors import DataError
+
+__all__ = ["Column", "InputSpec", "Rows", "assemble"]
+
+Array = npt.NDArray[Any]
+
+REMEDY = "axis 0 counts samples; with one axis more, each a[i] is a complete input"
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input that a caller must feed.
+
+    Attributes:
+        name: name of the graph input.
+        dtype: its element type.
+        shape: None for a dynamic dimension; None altogether where the rank is unknown.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...] | None
+
+    @property
+    def free_batch(self) -> bool:
+        """Whether axis 0 exists and is dynamic."""
+        return self.shape is not None and self.shape[:1] == (None,)
+
+    @property
+    def batch(self) -> int:
+        """Rows of one feed where axis 0 counts samples."""
+        return (self.shape[0] or 1) if self.shape else 1
+
+
+class Rows(Protocol):
+    """What a column needs of an array; images are decoded behind it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape; axis 0 counts samples."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Its type."""
+
+    def __getitem__(self, rows: slice, /) -> Array:
+        """Rows of axis 0."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """All samples of one input, in consecutive parts."""
+
+    spec: InputSpec
+    parts: Sequence[Rows]
+    stacked: bool  # axis 0 of the parts is no axis of the input
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """First row of each part, and the end."""
+        return np.cumsum([0, *(part.shape[0] for part in self.parts)], dtype=np.int64)
+
+    @property
+    def rows(self) -> int:
+        """Rows in all parts."""
+        return int(self.starts[-1])
+
+    @property
+    def step(self) -> int:
+        """Rows of one feed."""
+        return 1 if self.stacked else self.spec.batch
+
+    @cached_property
+    def uniform(self) -> bool:
+        """Whether all rows have one shape."""
+        return len({part.shape[1:] for part in self.parts}) == 1
+
+    @property
+    def batchable(self) -> bool:
+        """Whether feeds can be concatenated along axis 0."""
+        return self.spec.free_batch and not self.stacked and self.uniform
+
+    def __len__(self) -> int:
+        return self.rows // self.step
+
+    def feed(self, i: int) -> Array:
+        """The input of feed ``i``."""
+        return _cast(self._raw(i), self.spec.dtype)
+
+    def problem(self, i: int) -> str:
+        """What in the values of feed ``i`` the model must not see; empty if nothing."""
+        values, wanted = self._raw(i), self.spec.dtype
+        if _is_float(wanted):
+            if not np.isfinite(_cast(values, wanted)).all():
+                return f"NaN or infinity as {wanted.name}; repair the sample or leave it out"
+        elif values.dtype != wanted and values.size:
+            limits = np.iinfo(wanted)
+            low, high = int(values.min()), int(values.max())
+            if low < limits.min or high > limits.max:
+                return f"expected {wanted.name}, found values {low}..{high}; map them into range"
+        return ""
+
+    def _raw(self, i: int) -> Array:
+        start, stop = i * self.step, (i + 1) * self.step
+        k = int(np.searchsorted(self.starts, start, side="right")) - 1
+        pieces = []
+        while start < stop:
+            offset = int(self.starts[k])
+            pieces.append(self.parts[k][start - offset : stop - offset])
+            start, k = int(self.starts[k + 1]), k + 1
+        rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return np.asarray(rows[0] if self.stacked else rows)
+
+
+def assemble(
+    where: str,
+    specs: Sequence[InputSpec],
+    items: Sequence[tuple[str, Mapping[str, Rows]]],
+    *,
+    stacked: bool | None = None,
+    remedy: str = REMEDY,
+) -> list[Column]:
+    """One column for each input.
+
+    Args:
+        where: the source, for messages.
+        specs: the inputs.
+        items: files, feeds or the like in order: a name for messages, and arrays by input.
+        stacked: whether all arrays are; None leaves it to their rank.
+        remedy: what to do about a shape that does not fit.
+
+    Raises:
+        DataError: rank, shape, type or number of samples does not fit; there are no samples.
+    """
+    parts: dict[str, list[Rows]] = {spec.name: [] for spec in specs}
+    stacks: dict[str, bool] = {}
+    for place, arrays in items:
+        feeds: dict[str, float] = {}
+        for spec in specs:
+            part = arrays[spec.name]
+            scalar = stacked is None and not (part.shape or spec.shape)
+            stack = (scalar or _is_stacked(spec, part)) if stacked is None else stacked
+            if stacks.setdefault(spec.name, stack) != stack:
+                raise DataError(
+                    f"{place}: input {spec.name!r} has the shape {part.shape}, of another rank "
+                    f"than before; {remedy}"
+                )
+            _check_type(place, spec, part)
+            if scalar:
+                continue  # one for all samples: how many, the other inputs say
+            _check_shape(place, spec, part, stack, remedy)
+            feeds[spec.name] = part.shape[0] / (1 if stack else spec.batch)
+        if len(items) > 1:
+            _check_counts(place, feeds)
+        count = int(next(iter(feeds.values()), 1))
+        for spec in specs:
+            part = arrays[spec.name]
+            if spec.name not in feeds:
+                part = np.broadcast_to(np.asarray(part), (count,))
+            parts[spec.name].append(part)
+    columns = [Column(spec, parts[spec.name], stacks[spec.name]) for spec in specs]
+    for column in columns:
+        _check_batches(where, column)
+    _check_counts(where, {column.spec.name: len(column) for column in columns})
+    return columns
+
+
+def _is_stacked(spec: InputSpec, part: Rows) -> bool:
+    return spec.shape is not None and len(part.shape) == len(spec.shape) + 1
+
+
+def _check_shape(where: str, spec: InputSpec, part: Rows, stacked: bool, remedy: str) -> None:
+    if spec.shape is None:
+        return
+    wanted: tuple[int | None, ...] = (None, *(spec.shape if stacked else spec.shape[1:]))
+    if len(wanted) != len(part.shape) or any(
+        w not in (None, f) for w, f in zip(wanted, part.shape, strict=True)
+    ):
+        shape = ", ".join("N" if d is None else str(d) for d in spec.shape)
+        raise DataError(
+            f"{where}: input {spec.name!r} expects the shape ({shape}), found "
+            f"{part.shape}; {remedy}"
+        )
+
+
+def _check_type(where: str, spec: InputSpec, part: Rows) -> None:
+    found, wanted = part.dtype, spec.dtype
+    if (
+        found == wanted
+        or (_is_float(found) and _is_float(wanted))
+        or (found.kind in "iu" and wanted.kind in "iu")
+    ):
+        return
+    remedy = "convert it with .astype, if that is what it means"
+    if found == np.uint8:
+        remedy = "scale it as in training, then convert it with .astype"
+    raise DataError(
+        f"{where}: input {spec.name!r} expects {wanted.name}, found {found.name}; {remedy}"
+    )
+
+
+def _check_batches(where: str, column: Column) -> None:
+    name, step = column.spec.name, column.step
+    if column.rows == 0:
+        raise DataError(f"{where}: input {name!r} has no samples; give at least one")
+    if len(column) == 0:
+        raise DataError(
+            f"{where}: input {name!r} expects a batch of {step}, found {column.rows} samples; "
+            f"give at least {step}"
+        )
+    if step > 1 and not column.uniform:
+        raise DataError(
+            f"{where}: input {name!r} expects batches of {step}, found samples of different "
+            "shapes, which cannot share one; make them alike"
+        )
+
+
+def _check_counts(where: str, feeds: Mapping[str, float]) -> None:
+    for (first, count), (other, found) in pairwise(feeds.items()):
+        if found != count:
+            raise DataError(
+                f"{where}: input {first!r} has {count:g} samples, input {other!r} has "
+                f"{found:g}; give equally many ({REMEDY})"
+            )
+
+
+def _cast(values: Array, dtype: np.dtype[Any]) -> Array:
+    with np.errstate(over="ignore"):  # becomes infinity, which problem() reports
+        return np.asarray(values, dtype=dtype, order="C")
+
+
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    # bfloat16 and float8 come from ml_dtypes, whose kind says nothing
+    return "float" in dtype.name

@@ -1,0 +1,68 @@
+"""What can go wrong, and the exit code of the command line for each.
+
+    LowRankError              1   base of all; never raised itself
+    +-- OptionError           2   an option or target that makes no sense
+    +-- ModelError            3   a file that is no usable ONNX model
+    +-- DataError             4   calibration or validation data that does not fit the model
+    +-- BudgetError           5   no plan meets the budget
+    +-- GuardError            5   the result would be slower or bigger than the original
+    +-- ValidationError       6   the result does not give the answers of the original
+
+A layer that cannot be compressed is no error: it is a :class:`onnx_lowrank.base.Skip`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "BudgetError",
+    "DataError",
+    "GuardError",
+    "LowRankError",
+    "ModelError",
+    "OptionError",
+    "ValidationError",
+]
+
+
+class LowRankError(Exception):
+    """Base of every deliberate error; its message names the thing and the remedy."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class OptionError(LowRankError, ValueError):
+    """An option, pass name or target that makes no sense."""
+
+    exit_code = 2
+
+
+class ModelError(LowRankError):
+    """A file that is no usable ONNX model, or cannot be written."""
+
+    exit_code = 3
+
+
+class DataError(LowRankError):
+    """Calibration or validation data that does not fit the model."""
+
+    exit_code = 4
+
+
+class BudgetError(LowRankError):
+    """No plan meets the budget."""
+
+    exit_code = 5
+
+
+class GuardError(LowRankError):
+    """The result would be slower or bigger than the original."""
+
+    exit_code = 5
+
+
+class ValidationError(LowRankError):
+    """The result does not give the answers of the original."""
+
+    exit_code = 6

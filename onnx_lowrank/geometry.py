@@ -1,0 +1,198 @@
+"""How a linear map reads its input: the patches of a convolution, the rows of a product.
+
+Everything that knows strides, pads and dilations stands here; the solvers see matrices only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["ConvGeometry", "Geometry", "LinearGeometry"]
+
+Array = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """Strides, dilations, pads and groups of a convolution over any number of spatial axes.
+
+    Attributes:
+        kernel: extent of each spatial axis.
+        strides: one for each spatial axis.
+        dilations: one for each spatial axis.
+        pads: begins of all axes, then ends of all axes (ONNX order); unused under ``auto_pad``.
+        groups: number of groups ``g``.
+        auto_pad: ``NOTSET | VALID | SAME_UPPER | SAME_LOWER``.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...]
+    groups: int = 1
+    auto_pad: str = "NOTSET"
+
+    @classmethod
+    def pointwise(cls, axes: int, groups: int = 1) -> ConvGeometry:
+        """The geometry of a 1x1 convolution over ``axes`` spatial axes."""
+        one = (1,) * axes
+        return cls(one, one, one, (0,) * (2 * axes), groups)
+
+    @property
+    def axes(self) -> int:
+        """Number of spatial axes."""
+        return len(self.kernel)
+
+    def restrict(self, axes: Sequence[int]) -> ConvGeometry:
+        """Keep kernel, stride, pad and dilation on ``axes`` only; the others become 1x1.
+
+        ``SAME`` padding splits exactly: an axis of kernel 1 and stride 1 is padded by nothing.
+        """
+
+        def keep(values: Sequence[int], neutral: int) -> tuple[int, ...]:
+            return tuple(v if i % self.axes in axes else neutral for i, v in enumerate(values))
+
+        return replace(
+            self,
+            kernel=keep(self.kernel, 1),
+            strides=keep(self.strides, 1),
+            dilations=keep(self.dilations, 1),
+            pads=keep(self.pads, 0),
+        )
+
+    def padding(self, spatial: Sequence[int]) -> list[tuple[int, int]]:
+        """Pads ``(begin, end)`` of each axis for an input of extent ``spatial``."""
+        if self.auto_pad == "NOTSET":
+            return list(zip(self.pads[: self.axes], self.pads[self.axes :], strict=True))
+        if self.auto_pad == "VALID":
+            return [(0, 0)] * self.axes
+        result = []
+        for size, k, s, d in zip(spatial, self.kernel, self.strides, self.dilations, strict=True):
+            total = max((math.ceil(size / s) - 1) * s + (k - 1) * d + 1 - size, 0)
+            small, large = total // 2, total - total // 2
+            result.append((small, large) if self.auto_pad == "SAME_UPPER" else (large, small))
+        return result
+
+    def output_spatial(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """Extent of the output for an input of extent ``spatial``."""
+        return tuple(
+            (size + lo + hi - (k - 1) * d - 1) // s + 1
+            for size, (lo, hi), k, s, d in zip(
+                spatial,
+                self.padding(spatial),
+                self.kernel,
+                self.strides,
+                self.dilations,
+                strict=True,
+            )
+        )
+
+    def positions(self, shape: Sequence[int]) -> int:
+        """Output positions of one sample, for an input of ``shape`` (batch, channels, *spatial)."""
+        return math.prod(self.output_spatial(shape[2:]))
+
+    def output_shape(self, shape: Sequence[int], outputs: int) -> tuple[int, ...]:
+        """Shape of the output for an input of ``shape``."""
+        return (shape[0], outputs, *self.output_spatial(shape[2:]))
+
+    def rows(self, shape: Sequence[int]) -> int:
+        """Patches in an input of ``shape``, over the whole batch."""
+        return shape[0] * self.positions(shape)
+
+    def patches(self, x: Array, index: npt.NDArray[np.intp] | None = None) -> Array:
+        """Rows that the kernel is multiplied with.
+
+        Args:
+            x: input ``(batch, C, *spatial)``.
+            index: flat output positions to read, the same in each sample; all of them if None.
+
+        Returns:
+            ``(groups, batch * positions, C / groups * prod(kernel))``, columns in the order
+            (channel, kernel positions).
+        """
+        spatial = x.shape[2:]
+        out = self.output_spatial(spatial)
+        if index is None:
+            index = np.arange(math.prod(out))
+        padded = np.pad(x, [(0, 0), (0, 0), *self.padding(spatial)])
+        where = np.unravel_index(index, out)
+        offsets = np.meshgrid(
+            *(np.arange(k) * d for k, d in zip(self.kernel, self.dilations, strict=True)),
+            indexing="ij",
+        )
+        at = tuple(
+            (w * s)[:, None] + o.reshape(1, -1)
+            for w, s, o in zip(where, self.strides, offsets, strict=True)
+        )
+        selection: tuple[Any, ...] = (slice(None), slice(None), *at)
+        read: Array = padded[selection]
+        batch, channels, count, taps = read.shape
+        grouped = read.reshape(batch, self.groups, channels // self.groups, count, taps)
+        rows: Array = grouped.transpose(1, 0, 3, 2, 4).reshape(self.groups, batch * count, -1)
+        return rows
+
+    def responses(self, y: Array, index: npt.NDArray[np.intp] | None = None) -> Array:
+        """Rows ``(groups, rows, N / groups)`` of an output ``(batch, N, *spatial)``."""
+        flat = y.reshape(y.shape[0], y.shape[1], -1)
+        if index is not None:
+            flat = flat[:, :, index]
+        batch, outputs, count = flat.shape
+        grouped = flat.reshape(batch, self.groups, outputs // self.groups, count)
+        return grouped.transpose(1, 0, 3, 2).reshape(self.groups, batch * count, -1)
+
+
+@dataclass(frozen=True)
+class LinearGeometry:
+    """A matrix product: which axis of the input is contracted, which axis of the output is made.
+
+    Attributes:
+        input_axis: ``-1`` for ``x W``; ``-2`` for ``W x`` and for Gemm with ``transA``.
+        output_axis: ``-1``, or ``-2`` for ``W x``.
+    """
+
+    input_axis: int = -1
+    output_axis: int = -1
+    kernel: tuple[int, ...] = ()
+    groups: int = 1
+
+    def positions(self, shape: Sequence[int]) -> int:
+        """Rows of one sample; 1 for a plain matrix, whose rows are the samples."""
+        return self.rows(shape) // shape[0] if len(shape) > 2 else 1
+
+    def output_shape(self, shape: Sequence[int], outputs: int) -> tuple[int, ...]:
+        """Shape of the output for an input of ``shape``."""
+        moved = list(shape)
+        del moved[self.input_axis]
+        moved.insert(len(shape) if self.output_axis == -1 else len(shape) - 2, outputs)
+        return tuple(moved)
+
+    def rows(self, shape: Sequence[int]) -> int:
+        """Rows of an input of ``shape``, over the whole batch."""
+        return math.prod(shape) // max(shape[self.input_axis], 1)
+
+    def patches(self, x: Array, index: npt.NDArray[np.intp] | None = None) -> Array:
+        """Rows ``(1, rows, C)`` that the weight is multiplied with."""
+        return self._rows(x, self.input_axis, index)
+
+    def responses(self, y: Array, index: npt.NDArray[np.intp] | None = None) -> Array:
+        """Rows ``(1, rows, N)`` of an output, in the order of :meth:`patches`."""
+        return self._rows(y, self.output_axis, index)
+
+    @staticmethod
+    def _rows(x: Array, axis: int, index: npt.NDArray[np.intp] | None) -> Array:
+        moved = np.moveaxis(x, axis, -1)
+        if moved.ndim < 3:
+            return moved.reshape(1, -1, moved.shape[-1])
+        batched = moved.reshape(moved.shape[0], -1, moved.shape[-1])
+        if index is not None:
+            batched = batched[:, index]
+        return batched.reshape(1, -1, moved.shape[-1])
+
+
+Geometry = ConvGeometry | LinearGeometry

@@ -1,0 +1,469 @@
+"""The edit vocabulary: the only module that imports onnx-graphsurgeon.
+
+Nodes are never changed in place: an edit takes nodes out and puts others in that produce the same
+tensors. So whatever no edit named is written back from its own protobuf, bit for bit, with doc
+strings, metadata and attributes that no library needs to understand.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from onnx_lowrank.errors import ModelError
+from onnx_lowrank.model import Model
+
+__all__ = ["Graph", "Node"]
+
+Node: TypeAlias = Any  # gs.Node; onnx-graphsurgeon is untyped
+
+#: Operators that a constant weight may stand behind.
+_VIEWS = frozenset({"Identity", "Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
+
+gs.logger.G_LOGGER.severity = logging.CRITICAL
+
+
+class Graph:
+    """The main graph of a model, linked, with a few edits.
+
+    Args:
+        model: it is read, never changed.
+
+    Raises:
+        ModelError: the graph is inconsistent.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        source = model.proto.graph
+        try:
+            self._graph = gs.import_onnx(model.proto)
+        except (gs.util.exception.OnnxGraphSurgeonException, UnicodeDecodeError) as error:
+            raise ModelError(f"the graph cannot be read: {error}") from error
+        self._protos = {id(n): p for n, p in zip(self._graph.nodes, source.node, strict=True)}
+        # keeps the ids above from being used again
+        self._originals = list(self._graph.nodes)
+        self._initializers = {t.name: t for t in source.initializer}
+        self._tensors: dict[str, Any] = dict(self._graph.tensors())
+        self._outputs = {o.name for o in source.output}
+        self._names = self._all_names(model.proto)
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Nodes of the main graph, in topological order."""
+        return list(self._graph.nodes)
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the inputs that a caller must feed (initializers excluded)."""
+        return [i.name for i in self._graph.inputs]
+
+    def input_types(self) -> dict[str, int]:
+        """ONNX element types of :attr:`inputs`."""
+        fed = set(self.inputs)
+        return {
+            i.name: i.type.tensor_type.elem_type
+            for i in self.model.proto.graph.input
+            if i.name in fed
+        }
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the graph outputs."""
+        return [o.name for o in self.model.proto.graph.output]
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set."""
+        return int(self._graph.opset)
+
+    def producer(self, tensor: str) -> Node | None:
+        """The node that makes ``tensor``, if one does."""
+        found = self._tensors.get(tensor)
+        return found.inputs[0] if found is not None and found.inputs else None
+
+    def consumers(self, tensor: str) -> list[Node]:
+        """Nodes that read ``tensor``, those inside subgraphs included; once for each use."""
+        found = self._tensors.get(tensor)
+        return list(found.outputs) if found is not None else []
+
+    def is_output(self, tensor: str) -> bool:
+        """Whether ``tensor`` is an output of the graph."""
+        return tensor in self._outputs
+
+    def attribute(self, node: Node, name: str, default: Any = None) -> Any:
+        """An attribute of ``node``."""
+        return node.attrs.get(name, default)
+
+    def constant(self, tensor: str) -> npt.NDArray[Any] | None:
+        """The value of ``tensor`` if constant, also behind Identity, Transpose, Cast ..."""
+        found = self._tensors.get(tensor)
+        if found is None:
+            return None
+        if isinstance(found, gs.Constant):
+            return self._values(found)
+        node = self.producer(tensor)
+        if node is None or node.domain not in (None, "", "ai.onnx"):
+            return None
+        if node.op == "Constant":
+            return self._constant_node(node)
+        if node.op not in _VIEWS:
+            return None
+        inputs = {}
+        for tensor_in in node.inputs:
+            if tensor_in.is_empty():
+                continue
+            value = self.constant(tensor_in.name)
+            if value is None:
+                return None
+            inputs[tensor_in.name] = value
+        return self._evaluate(node, inputs)
+
+    def is_constant(self, tensor: str) -> bool:
+        """Whether ``tensor`` is constant, without reading it."""
+        found = self._tensors.get(tensor)
+        if found is None:
+            return False
+        if isinstance(found, gs.Constant):
+            return True
+        node = self.producer(tensor)
+        if node is None:
+            return False
+        return node.op == "Constant" or (
+            node.op in _VIEWS and all(t.is_empty() or self.is_constant(t.name) for t in node.inputs)
+        )
+
+    def root(self, tensor: str) -> str:
+        """The constant that ``tensor`` is a view of."""
+        node = self.producer(tensor)
+        if node is None or node.op not in _VIEWS:
+            return tensor
+        return self.root(node.inputs[0].name)
+
+    def subgraph_nodes(self) -> Iterator[tuple[NodeProto, str]]:
+        """Nodes inside If, Loop, Scan and inside functions, with the name of the place."""
+        for node in self.model.proto.graph.node:
+            yield from _inner_nodes(node, node.name or node.op_type)
+        for function in self.model.proto.functions:
+            for node in function.node:
+                yield node, f"function {function.name}"
+
+    # -- editing ---------------------------------------------------------------------------------
+
+    def fresh(self, stem: str) -> str:
+        """A name that nothing in the model has yet."""
+        name, count = stem, 1
+        while name in self._names:
+            name, count = f"{stem}_{count}", count + 1
+        self._names.add(name)
+        return name
+
+    def add_constant(self, stem: str, values: npt.NDArray[Any]) -> str:
+        """Add an initializer and return its name."""
+        name = self.fresh(stem)
+        self._tensors[name] = gs.Constant(name, np.ascontiguousarray(values))
+        return name
+
+    def set_constant(self, name: str, values: npt.NDArray[Any]) -> None:
+        """Give other values to an initializer that :meth:`add_constant` made."""
+        if name in self._initializers:
+            raise ValueError(f"{name!r} belongs to the original model")
+        self._tensors[name].values = np.ascontiguousarray(values)
+
+    def make_node(
+        self,
+        op: str,
+        name: str,
+        inputs: Sequence[str],
+        output: str,
+        attrs: Mapping[str, Any] | None = None,
+    ) -> Node:
+        """A node for :meth:`replace`; ``output`` may be a tensor of a node that is replaced."""
+        return gs.Node(
+            op,
+            name,
+            attrs=dict(attrs or {}),
+            inputs=[self._tensor(i) if i else gs.Variable.empty() for i in inputs],
+            outputs=[self._tensor(output)],
+        )
+
+    def replace(self, old: Sequence[Node], make: Callable[[], Sequence[Node]]) -> None:
+        """Take ``old`` out and put the nodes that ``make`` returns in place of the last of them.
+
+        ``make`` runs once the outputs of ``old`` are free to be produced again.
+        """
+        position = max(self._index(n) for n in old)
+        inputs = [t.name for n in old for t in n.inputs]
+        for node in old:
+            node.inputs.clear()
+            node.outputs.clear()
+        new = list(make())
+        self._graph.nodes[position + 1 : position + 1] = new
+        for node in old:
+            del self._graph.nodes[self._index(node)]
+        for name in inputs:
+            self._drop_dead(name)
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def to_model(self) -> Model:
+        """The model with all edits; the rest is a copy of the original."""
+        proto = ModelProto()
+        source = self.model.proto
+        for field, value in source.ListFields():
+            if field.name == "graph":
+                continue
+            _copy_field(proto, field.name, value)
+        for field, value in source.graph.ListFields():
+            if field.name not in {"node", "initializer", "input", "value_info"}:
+                _copy_field(proto.graph, field.name, value)
+        used = self._used()
+        listed = {i.name for i in source.graph.input}
+        kept = [
+            t for t in self._initializers.values() if t.name in used or self._kept(t.name, listed)
+        ]
+        gone = set(self._initializers) - {t.name for t in kept}
+        proto.graph.input.extend(i for i in source.graph.input if i.name not in gone)
+        proto.graph.initializer.extend(kept)
+        proto.graph.initializer.extend(
+            self._tensor_proto(n)
+            for n in sorted(used)
+            if n not in self._initializers and isinstance(self._tensors.get(n), gs.Constant)
+        )
+        proto.graph.node.extend(self._node_proto(n) for n in self._graph.nodes)
+        alive = used | {t.name for n in self._graph.nodes for t in n.outputs}
+        proto.graph.value_info.extend(
+            v for v in source.graph.value_info if v.name in alive or v.name in listed
+        )
+        return Model(proto, self.model.folder)
+
+    def extract(self, inputs: Mapping[str, int], outputs: Iterable[str]) -> Model:
+        """The part of the model between two sets of tensors, as a model of its own.
+
+        Args:
+            inputs: tensors at which the walk stops, with their ONNX element types.
+            outputs: tensors to compute; one that is an input itself is left out.
+        """
+        wanted = [o for o in dict.fromkeys(outputs) if o not in inputs]
+        nodes = self._between(set(inputs), wanted)
+        protos = [self._node_proto(n) for n in nodes]
+        used = {name for p in protos for name in _reads(p)} | set(wanted)
+        proto = ModelProto(ir_version=self.model.proto.ir_version)
+        proto.opset_import.extend(self.model.proto.opset_import)
+        proto.functions.extend(self.model.proto.functions)
+        proto.graph.name = "part"
+        proto.graph.node.extend(protos)
+        fed = {i.name: i for i in self.model.proto.graph.input}
+        for name in sorted(used):
+            if name in inputs:
+                continue
+            if name in self._initializers or isinstance(self._tensors.get(name), gs.Constant):
+                proto.graph.initializer.append(self._tensor_proto(name))
+        for name, element in inputs.items():
+            if name in used:
+                proto.graph.input.append(_value_info(name, element))
+        # before IR 4 every initializer must be listed as an input
+        if proto.ir_version < 4:
+            for tensor in proto.graph.initializer:
+                proto.graph.input.append(
+                    fed.get(tensor.name) or _value_info(tensor.name, tensor.data_type, tensor.dims)
+                )
+        proto.graph.output.extend(ValueInfoProto(name=o) for o in wanted)
+        return Model(proto, self.model.folder)
+
+    def ancestors(self, tensors: Iterable[str], stop: Iterable[str] = ()) -> set[str]:
+        """All tensors that must be computed for ``tensors``, themselves included."""
+        nodes = self._between(set(stop), list(tensors))
+        return {t.name for n in nodes for t in n.outputs if not t.is_empty()}
+
+    def reads_between(self, stop: Iterable[str], tensors: Iterable[str]) -> set[str]:
+        """All that is read on the way from ``stop`` to ``tensors``."""
+        return {r for n in self._between(set(stop), list(tensors)) for r in self.reads(n)}
+
+    def reads(self, node: Node) -> set[str]:
+        """Tensors that ``node`` reads, those that its subgraphs capture included."""
+        return set(_reads(self._node_proto(node)))
+
+    def initializers(self) -> Iterator[tuple[str, tuple[int, ...], int]]:
+        """Name, shape and ONNX element type of every initializer and Constant in use."""
+        used = self._used()
+        for name in sorted(used):
+            tensor = self._tensors.get(name)
+            if not isinstance(tensor, gs.Constant):
+                continue
+            proto = self._initializers.get(name)
+            if proto is not None:
+                yield name, tuple(proto.dims), proto.data_type
+            else:
+                values = tensor.values
+                yield name, values.shape, onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+        for node in self._graph.nodes:
+            if node.op == "Constant":
+                values = self._constant_node(node)
+                if values is not None and values.dtype.kind in "fiub":
+                    element = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+                    yield node.outputs[0].name, values.shape, element
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    @staticmethod
+    def _all_names(proto: ModelProto) -> set[str]:
+        names: set[str] = set()
+
+        def visit(graph: GraphProto) -> None:
+            names.update(t.name for t in graph.initializer)
+            for values in (graph.input, graph.output, graph.value_info):
+                names.update(v.name for v in values)
+            for node in graph.node:
+                names.update((node.name, *node.input, *node.output))
+                for attribute in node.attribute:
+                    for inner in (attribute.g, *attribute.graphs):
+                        if inner.node:
+                            visit(inner)
+
+        visit(proto.graph)
+        return names
+
+    def _tensor(self, name: str) -> Any:
+        if name not in self._tensors:
+            self._tensors[name] = gs.Variable(name)
+        return self._tensors[name]
+
+    def _index(self, node: Node) -> int:
+        return next(i for i, n in enumerate(self._graph.nodes) if n is node)
+
+    def _drop_dead(self, tensor: str) -> None:
+        # only what our own edit orphaned; dead code of the original is not ours to judge
+        if not tensor or self.is_output(tensor) or self.consumers(tensor):
+            return
+        node = self.producer(tensor)
+        if node is None or any(self.is_output(t.name) or t.outputs for t in node.outputs):
+            return
+        inputs = [t.name for t in node.inputs]
+        node.inputs.clear()
+        node.outputs.clear()
+        del self._graph.nodes[self._index(node)]
+        for name in inputs:
+            self._drop_dead(name)
+
+    def _kept(self, name: str, listed: set[str]) -> bool:
+        # an overridable initializer is part of the interface, unless our edits orphaned it
+        if name not in listed:
+            return False
+        return not any(name in _reads(p) for p in self.model.proto.graph.node)
+
+    def _used(self) -> set[str]:
+        used = {name for n in self._graph.nodes for name in self.reads(n)}
+        return used | self._outputs
+
+    def _between(self, stop: set[str], targets: Sequence[str]) -> list[Node]:
+        needed: set[int] = set()
+        seen: set[str] = set(stop)
+        pending = list(targets)
+        while pending:
+            name = pending.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            node = self.producer(name)
+            if node is None or id(node) in needed:
+                continue
+            needed.add(id(node))
+            pending.extend(self.reads(node))
+        return [n for n in self._graph.nodes if id(n) in needed]
+
+    def _node_proto(self, node: Node) -> NodeProto:
+        proto = self._protos.get(id(node))
+        if proto is not None:
+            return proto
+        return onnx.helper.make_node(
+            node.op,
+            [t.name for t in node.inputs],
+            [t.name for t in node.outputs],
+            name=node.name,
+            domain=node.domain or None,
+            **node.attrs,
+        )
+
+    def _tensor_proto(self, name: str) -> TensorProto:
+        if name in self._initializers:
+            return self._initializers[name]
+        return numpy_helper.from_array(self._tensors[name].values, name)
+
+    def _values(self, constant: Any) -> npt.NDArray[Any]:
+        proto = self._initializers.get(constant.name)
+        if proto is not None:
+            return self.model.read(proto)
+        if isinstance(constant._values, np.ndarray):
+            return constant._values
+        raise ModelError(f"initializer {constant.name!r} is sparse; export it dense")
+
+    def _constant_node(self, node: Node) -> npt.NDArray[Any] | None:
+        proto = self._protos.get(id(node))
+        for attribute in proto.attribute if proto is not None else ():
+            if attribute.name == "value":
+                return self.model.read(attribute.t)
+            if attribute.name in {"value_float", "value_int", "value_floats", "value_ints"}:
+                value = onnx.helper.get_attribute_value(attribute)
+                return np.asarray(value, np.float32 if "float" in attribute.name else np.int64)
+        return None
+
+    def _evaluate(self, node: Node, inputs: dict[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        proto = self._node_proto(node)
+        graph = onnx.helper.make_graph(
+            [proto],
+            "constant",
+            [
+                _value_info(k, int(onnx.helper.np_dtype_to_tensor_dtype(v.dtype)))
+                for k, v in inputs.items()
+            ],
+            [ValueInfoProto(name=proto.output[0])],
+        )
+        model = onnx.helper.make_model(graph, opset_imports=self.model.proto.opset_import)
+        result: list[npt.NDArray[Any]] = ReferenceEvaluator(model).run(None, inputs)  # type: ignore[assignment]
+        return result[0]
+
+
+def _copy_field(target: Any, name: str, value: Any) -> None:
+    if isinstance(value, (str, bytes, int, float)):
+        setattr(target, name, value)
+    elif hasattr(value, "CopyFrom"):
+        getattr(target, name).CopyFrom(value)
+    else:
+        getattr(target, name).extend(value)
+
+
+def _inner_nodes(node: NodeProto, place: str) -> Iterator[tuple[NodeProto, str]]:
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield inner, place
+                yield from _inner_nodes(inner, place)
+
+
+def _reads(node: NodeProto) -> Iterator[str]:
+    """Inputs of a node and what its subgraphs capture from outside."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            if not graph.node and not graph.output:
+                continue
+            own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+            own |= {name for n in graph.node for name in n.output}
+            for inner in graph.node:
+                yield from (name for name in _reads(inner) if name not in own)
+            yield from (o.name for o in graph.output if o.name not in own)
+
+
+def _value_info(name: str, element: int, dims: Sequence[int] | None = None) -> ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(name, element, dims)

@@ -1,0 +1,1 @@
+"""Solvers on arrays: numpy and scipy alone, one solver a file."""

@@ -1,0 +1,526 @@
+"""The main flow: load, canonicalise, moments, plan, rewrite, refit, validate, guard."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import checker
+
+from onnx_lowrank._version import __version__
+from onnx_lowrank.base import Factorization, Pass, Rewrite
+from onnx_lowrank.calibration import (
+    HELD_OUT,
+    Dataset,
+    ImageOptions,
+    InputSpec,
+    has_part,
+    input_specs,
+    load_dataset,
+    split,
+)
+from onnx_lowrank.candidates import METRICS, Proposals, cut_candidate, make_choices, selected
+from onnx_lowrank.chain import Chain, Stage
+from onnx_lowrank.collect import MomentStore, batch_size, collect_moments
+from onnx_lowrank.cost import Cost, model_cost, node_tensors, tensor_shapes
+from onnx_lowrank.errors import BudgetError, GuardError, OptionError
+from onnx_lowrank.graph import Graph
+from onnx_lowrank.layers import Ineligible, Layer, find_layers
+from onnx_lowrank.model import Model, load, save
+from onnx_lowrank.moments import Moments
+from onnx_lowrank.planner import Candidate, Decision, Plan, allocate, allocate_blocked, uniform
+from onnx_lowrank.progress import Progress
+from onnx_lowrank.refit import Refit, Task, refit
+from onnx_lowrank.registry import parse_list
+from onnx_lowrank.report import Report
+from onnx_lowrank.rewrite import Written, apply_chain
+from onnx_lowrank.runtime import Runtime
+from onnx_lowrank.validate import LatencyPair, measure_latency, validate_models
+
+__all__ = ["DEFAULT_PASSES", "Result", "compress"]
+
+DEFAULT_PASSES = "fold_batchnorm,svd,spatial_svd,channel_svd"
+ALLOCATIONS = ("lagrangian", "uniform")
+
+#: bytes for moments and stored tensors at a time
+MEMORY = 512 << 20
+#: samples that a validation looks at, at the most
+LARGEST_VALIDATION = 1000
+#: a time within this ratio of the original's counts as no slower: clocks are noisy
+SLOWER = 1.05
+
+
+@dataclass(frozen=True)
+class Result:
+    """A compressed model, the plan that made it, and what is known of it.
+
+    Attributes:
+        model: the compressed model.
+        plan: a decision for every layer.
+        report: costs, checks and times.
+    """
+
+    model: onnx.ModelProto
+    plan: Plan
+    report: Report
+    _written: Model
+    _source: Model
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write the model in one step and return its bytes.
+
+        Raises:
+            ModelError: the path is the input itself or cannot be written.
+        """
+        return save(self._written, path, source=self._source)
+
+
+def compress(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    *,
+    calib: Any = None,
+    target: str = "macs=0.5",
+    passes: str | Sequence[str | Pass] = DEFAULT_PASSES,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    samples: int | None = None,
+    images: ImageOptions | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+    threads: int = 0,
+    provider: str = "CPUExecutionProvider",
+    allocation: str = "lagrangian",
+    repair: bool = True,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Compress a model to a budget, without labels or retraining.
+
+    Args:
+        model: path or ModelProto; it is not changed.
+        calib: typical inputs, without labels: anything that
+            :func:`onnx_lowrank.calibration.load_dataset` reads. None fits weights instead of
+            responses, at a price in accuracy.
+        target: ``macs=R``, ``params=R`` or ``size=R``: what is left, as a part of the original.
+        passes: names with options, ``svd,spatial_svd{split=vh}``, or Pass objects.
+        include: globs of layer names; only these are touched.
+        exclude: globs of layer names; these are not touched.
+        samples: calibration samples to draw; all by default, less a fifth for validation where
+            there are no others.
+        images: how pictures become inputs, where ``calib`` is a folder of them.
+        input_shapes: shapes of inputs with dynamic axes beside the batch, without ``calib``.
+        seed: of every random draw.
+        threads: of ONNX Runtime; 0 leaves the choice to it.
+        provider: ONNX Runtime execution provider.
+        allocation: ``lagrangian`` plans ranks by response error; ``uniform`` cuts all alike.
+        repair: solve the chains again from input to output with the prefix compressed.
+        force: return the model even if it is slower or bigger than the original.
+        progress: told of each step.
+
+    Raises:
+        OptionError, ModelError, DataError, BudgetError, GuardError, ValidationError.
+    """
+    clock = _Clock()
+    progress = progress or Progress()
+    metric, ratio = parse_target(target)
+    if allocation not in ALLOCATIONS:
+        raise OptionError(f"allocation {allocation!r}; choose from {', '.join(ALLOCATIONS)}")
+    rewrites, factorizations = parse_list(passes)
+    if not factorizations:
+        raise OptionError("no factorization among the passes; add spatial_svd, for one")
+    runtime = Runtime(provider, threads)
+    source = load(model)
+    data = _samples(source, calib, samples, images, input_shapes, seed)
+
+    with clock("calibrate"):
+        canonical = _canonicalise(source, rewrites)
+        original = Graph(canonical)
+        layers, others = find_layers(original)
+        shapes = _shapes(canonical, original, layers, data.validation, runtime)
+        layers, left_out = _select(layers, others, shapes, include, exclude)
+        moments = _moments(original, layers, data, runtime, shapes, seed, progress)
+    with clock("plan"):
+        before = model_cost(source, _source_shapes(source, data, runtime))
+        proposals = make_choices(
+            layers, factorizations, moments, shapes, metric, moments.totals, progress
+        )
+        budget, movable = _budget(proposals, before, model_cost(canonical, shapes), metric, ratio)
+        if allocation == "uniform":
+            chosen = uniform(proposals.choices, budget, movable)
+        else:
+            chosen = _allocate(proposals, budget, movable, before, metric)
+    with clock("rewrite"):
+        compressed = Graph(canonical)
+        targets, _ = find_layers(compressed)
+        named = {t.name: t for t in targets}
+        written = {
+            layer.name: apply_chain(
+                compressed,
+                named[layer.name],
+                cut_candidate(layer, candidate, factorizations, moments[layer.name]),
+            )
+            for layer, candidate in zip(layers, chosen, strict=True)
+            if candidate.method
+        }
+        decisions = _decide(layers, chosen, written, moments, proposals, left_out, shapes)
+        plan = Plan(source.digest, f"{metric}={ratio:g}", seed, tuple(decisions))
+    refits: list[Refit] = []
+    with clock("refit"):
+        if repair and data.calibration is not None and written:
+            tasks = _tasks(compressed, layers, chosen, written, factorizations)
+            refits = refit(
+                original,
+                compressed,
+                tasks,
+                data.calibration,
+                runtime,
+                size=batch_size(list(shapes), shapes, MEMORY),
+                seed=seed,
+                memory=MEMORY // 2,
+                progress=progress,
+            )
+    result = _sign(compressed.to_model(), plan)
+    _check(source, result)
+    with clock("validate"):
+        validation = validate_models(source, result, data.validation, runtime, progress=progress)
+        latency = _latency(source, result, data.validation, runtime)
+        after = model_cost(result, _source_shapes(result, data, runtime))
+    report = Report(
+        before, after, plan.target, plan.decisions, tuple(refits), validation, latency,
+        tuple(data.notes), clock.seconds, __version__, plan.digest, seed,
+    )  # fmt: skip
+    if not force:
+        _guard(report)
+    return Result(result.proto, plan, report, result, source)
+
+
+def parse_target(text: str) -> tuple[str, float]:
+    """``macs=0.5`` to its metric and ratio.
+
+    Raises:
+        OptionError: it is not of that form.
+    """
+    metric, equals, value = text.partition("=")
+    try:
+        ratio = float(value)
+    except ValueError:
+        ratio = float("nan")
+    if not equals or metric not in METRICS or not 0 < ratio <= 1:
+        raise OptionError(
+            f"target {text!r}; write {' or '.join(f'{m}=R' for m in METRICS)} with 0 < R <= 1"
+        )
+    return metric, ratio
+
+
+class _Clock:
+    """Wall time by step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[step] = round(time.perf_counter() - start, 3)
+
+
+@dataclass(frozen=True)
+class _Data:
+    calibration: Dataset | None
+    validation: Dataset
+    notes: tuple[str, ...]
+
+
+def _samples(
+    source: Model,
+    calib: Any,
+    samples: int | None,
+    images: ImageOptions | None,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+    seed: int,
+) -> _Data:
+    specs = input_specs(source)
+    if calib is None:
+        made = load_dataset(made_up(specs, input_shapes or {}, seed), specs)
+        return _Data(None, made, (
+            "no calibration data: weights are fitted instead of responses, and the check ran on "
+            "random inputs; give --calib for better accuracy and a check that means something",
+        ))  # fmt: skip
+    if has_part(calib):
+        calibration = load_dataset(calib, specs, samples=samples, seed=seed, images=images)
+        held = load_dataset(
+            calib, specs, samples=LARGEST_VALIDATION, seed=seed, images=images, part=HELD_OUT
+        )
+        return _Data(calibration, held, calibration.notes)
+    everything = load_dataset(calib, specs, seed=seed, images=images)
+    total = len(everything)
+    if samples is not None and samples < total:
+        rest, calibration = split(everything, samples, seed)
+        if len(rest) > LARGEST_VALIDATION:
+            _, rest = split(rest, LARGEST_VALIDATION, seed)
+        return _Data(calibration, rest, everything.notes)
+    if total < 2:
+        note = "one sample only: it served to calibrate and to validate"
+        return _Data(everything, everything, (*everything.notes, note))
+    calibration, held = split(everything, min(max(total // 5, 1), LARGEST_VALIDATION), seed)
+    note = f"{len(held)} of {total} samples were held out of calibration to validate on"
+    return _Data(calibration, held, (*everything.notes, note))
+
+
+def made_up(
+    specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]], seed: int, count: int = 8
+) -> list[dict[str, npt.NDArray[Any]]]:
+    """Random feeds, where there is no data.
+
+    Raises:
+        OptionError: a shape is needed that nobody gave.
+    """
+    rng = np.random.default_rng(seed)
+    feeds = []
+    for _ in range(count):
+        feed: dict[str, npt.NDArray[Any]] = {}
+        for spec in specs:
+            shape = concrete_shape(spec, shapes)
+            if spec.dtype.kind in "iub":
+                feed[spec.name] = np.zeros(shape, spec.dtype)
+            else:
+                feed[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+        feeds.append(feed)
+    return feeds
+
+
+def concrete_shape(spec: InputSpec, shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+    """A shape without dynamic axes: the one given, else batch 1.
+
+    Raises:
+        OptionError: another axis is dynamic and no shape was given.
+    """
+    if spec.name in shapes:
+        given = tuple(shapes[spec.name])
+        if spec.shape is not None and (
+            len(given) != len(spec.shape)
+            or any(d is not None and d != g for d, g in zip(spec.shape, given, strict=True))
+        ):
+            raise OptionError(f"input {spec.name!r} has shape {spec.shape}; {given} does not fit")
+        return given
+    if spec.shape is None or any(d is None for d in spec.shape[1:]):
+        raise OptionError(
+            f"input {spec.name!r} has dynamic axes {spec.shape}; give --input-shape "
+            f"{spec.name}:1,3,224,224 (with your numbers) or --calib"
+        )
+    return tuple(1 if d is None else d for d in spec.shape)
+
+
+def _canonicalise(source: Model, rewrites: Sequence[Rewrite]) -> Model:
+    graph = Graph(source)
+    for rewrite in rewrites:
+        rewrite.run(graph)
+    return graph.to_model()
+
+
+def _source_shapes(model: Model, data: _Data, runtime: Runtime) -> dict[str, tuple[int, ...]]:
+    return _shapes(model, Graph(model), [], data.validation, runtime)
+
+
+def _shapes(
+    model: Model, graph: Graph, layers: Sequence[Layer], dataset: Dataset, runtime: Runtime
+) -> dict[str, tuple[int, ...]]:
+    feed = dataset.feed(0)
+    needed = dict.fromkeys([layer.input for layer in layers])
+    needed |= dict.fromkeys(t for n in graph.nodes for t in node_tensors(n))
+    inputs = {name: value.shape for name, value in feed.items()}
+    return tensor_shapes(model, inputs, feed, runtime, needed)
+
+
+def _select(
+    layers: Sequence[Layer],
+    others: Sequence[Ineligible],
+    shapes: Mapping[str, tuple[int, ...]],
+    include: Sequence[str],
+    exclude: Sequence[str],
+) -> tuple[list[Layer], list[Ineligible]]:
+    kept, left = [], list(others)
+    for layer in layers:
+        reason = selected(layer.name, include, exclude)
+        if reason is None and layer.input not in shapes:
+            reason = "the shape of its input is not known"
+        if reason is None:
+            kept.append(layer)
+        else:
+            left.append(Ineligible(layer.name, layer.op, reason))
+    return kept, left
+
+
+def _moments(
+    graph: Graph,
+    layers: Sequence[Layer],
+    data: _Data,
+    runtime: Runtime,
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+    progress: Progress,
+) -> MomentStore:
+    if data.calibration is None:
+        store = MomentStore()
+        for layer in layers:
+            store.add(layer.name, Moments())
+        return store
+    return collect_moments(
+        graph, layers, data.calibration, runtime, shapes,
+        seed=seed, memory=MEMORY, progress=progress,
+    )  # fmt: skip
+
+
+def _budget(
+    proposals: Proposals, before: Cost, canonical: Cost, metric: str, ratio: float
+) -> tuple[int, int]:
+    """Cost that the layers may have, and cost that they have now."""
+    whole = {"macs": before.macs, "params": before.parameters, "size": before.bytes}[metric]
+    now = {"macs": canonical.macs, "params": canonical.parameters, "size": canonical.bytes}[metric]
+    movable = sum(c.keep.cost for c in proposals.choices)
+    return int(ratio * whole) - (now - movable), movable
+
+
+def _allocate(
+    proposals: Proposals, budget: int, movable: int, before: Cost, metric: str
+) -> list[Candidate]:
+    choices = proposals.choices
+    whole = {"macs": before.macs, "params": before.parameters, "size": before.bytes}[metric]
+    least = sum(min(c.cost for c in choice.candidates) for choice in choices)
+    if least > budget:
+        reachable = (least + whole - movable) / max(whole, 1)
+        raise BudgetError(
+            f"{metric}: these passes reach {reachable:.3f} of the original at the least, with all "
+            f"accuracy lost; ask for more, or give more passes or layers"
+        )
+    if metric == "macs":
+        return allocate_blocked(choices, budget, whole - movable)
+    return allocate(choices, budget)
+
+
+def _decide(
+    layers: Sequence[Layer],
+    chosen: Sequence[Candidate],
+    written: Mapping[str, Written],
+    moments: Mapping[str, Moments],
+    proposals: Proposals,
+    left_out: Sequence[Ineligible],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> list[Decision]:
+    decisions = []
+    for layer, candidate, choice in zip(layers, chosen, proposals.choices, strict=True):
+        keep = choice.keep
+        if candidate.method:
+            reason = (
+                f"{candidate.macs / max(keep.macs, 1):.2f} of its MACs, "
+                f"{candidate.parameters / max(keep.parameters, 1):.2f} of its parameters"
+            )
+        elif len(choice.candidates) > 1:
+            reason = "the budget is met with less error elsewhere"
+        else:
+            reason = "; ".join(proposals.skips[layer.name])
+        decisions.append(
+            Decision(
+                layer.name,
+                layer.op,
+                "factorize" if candidate.method else "keep",
+                candidate.method,
+                candidate.variant,
+                candidate.rank,
+                candidate.error,
+                keep.macs,
+                candidate.macs,
+                keep.parameters,
+                candidate.parameters,
+                reason,
+            )
+        )
+    decisions += [
+        Decision(o.name, o.op, "skip", "", "", 0, 0.0, 0, 0, 0, 0, o.reason) for o in left_out
+    ]
+    return decisions
+
+
+def _tasks(
+    compressed: Graph,
+    layers: Sequence[Layer],
+    chosen: Sequence[Candidate],
+    written: dict[str, Written],
+    passes: Sequence[Factorization],
+) -> list[Task]:
+    """What to solve again: every chain, and kept layers behind the first of them."""
+    targets = {layer.name: layer for layer in find_layers(compressed)[0]}
+    changed: set[str] = set()
+    tasks = []
+    for layer, candidate in zip(layers, chosen, strict=True):
+        stage = layer.stage
+        if candidate.method:
+            tasks.append(Task(written[layer.name], stage, _cutter(layer, candidate, passes)))
+        elif (
+            changed & compressed.ancestors([layer.input])
+            and stage.bias is not None
+            and layer.sharers == 1
+        ):
+            kept = apply_chain(compressed, targets[layer.name], Chain((stage,)))
+            tasks.append(Task(kept, stage, lambda solved, _: Chain((solved,))))
+        else:
+            continue
+        changed.add(layer.output)
+    return tasks
+
+
+def _cutter(layer: Layer, candidate: Candidate, passes: Sequence[Factorization]) -> Any:
+    def cut(stage: Stage, moments: Moments) -> Chain:
+        return cut_candidate(layer.with_stage(stage), candidate, passes, moments)
+
+    return cut
+
+
+def _sign(model: Model, plan: Plan) -> Model:
+    proto = model.proto
+    kept = [p for p in proto.metadata_props if not p.key.startswith("onnx_lowrank.")]
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(kept)
+    for key, value in (("onnx_lowrank.plan", plan.digest), ("onnx_lowrank.version", __version__)):
+        proto.metadata_props.add(key=key, value=value)
+    return replace(model, path=None)
+
+
+def _check(source: Model, result: Model) -> None:
+    """The checker must accept what we wrote wherever it accepted what we read."""
+    try:
+        checker.check_model(source.proto)
+    except (checker.ValidationError, ValueError):
+        return
+    checker.check_model(result.proto)
+
+
+def _latency(
+    source: Model, result: Model, dataset: Dataset, runtime: Runtime
+) -> tuple[LatencyPair, ...]:
+    feeds = [(1, dataset.feed(0))]
+    if dataset.batchable and len(dataset) >= 16:
+        feeds.append((16, next(dataset.batches(16))))
+    return measure_latency(source, result, feeds, runtime, seconds=1.0)
+
+
+def _guard(report: Report) -> None:
+    if report.after.bytes > report.before.bytes:
+        raise GuardError(
+            f"the result has {report.after.bytes} bytes, the original {report.before.bytes}; "
+            "nothing was written (--force writes it all the same)"
+        )
+    slow = [p for p in report.latency if min(1 / p.speedup, 1 / p.median_speedup) > SLOWER]
+    if slow:
+        raise GuardError(
+            f"the result takes {slow[0].new_ms:.3g} ms, the original {slow[0].reference_ms:.3g} ms "
+            f"(batch {slow[0].batch}); nothing was written (--force writes it all the same)"
+        )

@@ -1,0 +1,247 @@
+"""Candidates to decisions under a budget.
+
+    minimise  sum_l s_l eps_l(candidate)   subject to   sum_l cost_l(candidate) <= budget
+
+by Lagrangian relaxation; what it leaves of the budget is spent greedily on the best remaining
+steps. The multiplier weighs a candidate's *effort* rather than its cost: of two that save the same
+MACs, the one whose channels fill the runtime's blocks is the faster.
+
+Reference:
+    Everett 1963, Generalized Lagrange multiplier method; Shoham & Gersho 1988, Efficient bit
+    allocation for an arbitrary set of quantizers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+
+from onnx_lowrank.errors import BudgetError
+
+__all__ = [
+    "Candidate",
+    "Choice",
+    "Decision",
+    "Plan",
+    "aligned_ranks",
+    "allocate",
+    "allocate_blocked",
+    "uniform",
+]
+
+
+#: weights of the effort against the MACs; the middling one; how close to the budget is enough
+_BLOCKED, _MIDDLING, _CLOSE = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0), 0.5, 1.03
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to write one layer.
+
+    Attributes:
+        method: spec of the pass; empty for the layer as it is.
+        variant: which form of the method.
+        rank: channels a group between the stages; 0 for the layer as it is.
+        error: relative response error.
+        cost: in the unit of the budget (MACs, parameters or bytes).
+        effort: MACs that a runtime with channel blocks carries out; the cost for other budgets.
+        macs: multiply-accumulates.
+        parameters: elements of weights and biases.
+    """
+
+    method: str
+    variant: str
+    rank: int
+    error: float
+    cost: int
+    effort: int
+    macs: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One layer and all ways to write it; the first is to keep it."""
+
+    layer: str
+    candidates: tuple[Candidate, ...]
+    weight: float = 1.0
+
+    @property
+    def keep(self) -> Candidate:
+        """The layer as it is."""
+        return self.candidates[0]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one layer, and why."""
+
+    layer: str
+    op: str
+    decision: str  # keep | factorize
+    method: str
+    variant: str
+    rank: int
+    error: float
+    macs_before: int
+    macs_after: int
+    parameters_before: int
+    parameters_after: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A decision for every layer, and under what it was made.
+
+    Attributes:
+        model: SHA-256 of the model file.
+        target: as asked, ``macs=0.5``.
+        seed: of all random draws.
+        decisions: one for each layer with weights, in topological order.
+    """
+
+    model: str
+    target: str
+    seed: int
+    decisions: tuple[Decision, ...]
+    schema: int = field(default=1)
+
+    def to_json(self) -> str:
+        """The plan as text; equal plans give equal text."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the plan, hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def aligned_ranks(limit: int, groups: int = 1) -> Iterator[int]:
+    """Ranks up to ``limit`` that make channel counts which runtimes like.
+
+    Multiples of 4 below 16, of 8 below 64, of 16 below 128, then of a quarter of the power of two
+    below: counted over all groups, and no finer than a twelfth of the rank, for every one of them
+    costs planning time.
+    """
+    for rank in range(1, limit + 1):
+        channels = rank * groups
+        step = 4 if channels < 16 else 8 if channels < 64 else 2 ** (channels.bit_length() - 3)
+        if channels % step == 0:
+            yield rank
+
+
+def allocate(choices: Sequence[Choice], budget: int, blocked: float = 0.0) -> list[Candidate]:
+    """The candidate of each layer under a budget on the sum of costs.
+
+    Args:
+        choices: the layers.
+        budget: on the sum of costs.
+        blocked: part of the effort in what the multiplier weighs; the rest is the cost.
+
+    Raises:
+        BudgetError: even the cheapest candidates cost more.
+    """
+    least = sum(min(c.cost for c in choice.candidates) for choice in choices)
+    if least > budget:
+        raise BudgetError(f"{least} is the least that these passes reach; {budget} was asked")
+    low, high = 0.0, 1.0 / max(1, *(c.keep.effort for c in choices))
+    chosen = _at(choices, low, blocked)
+    if _cost(chosen) > budget:
+        while _cost(_at(choices, high, blocked)) > budget:
+            low, high = high, high * 2
+            if high > 1e6:  # what is cheapest by effort is not what is cheapest by cost
+                chosen = [min(c.candidates, key=_cheapest) for c in choices]
+                return _fill(choices, chosen, budget, blocked)
+        for _ in range(60):
+            middle = (low + high) / 2
+            over = _cost(_at(choices, middle, blocked)) > budget
+            low, high = (middle, high) if over else (low, middle)
+        chosen = _at(choices, high, blocked)
+    return _fill(choices, chosen, budget, blocked)
+
+
+def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list[Candidate]:
+    """:func:`allocate` for MACs, with as much regard for channel blocks as the budget needs.
+
+    A plan may halve the MACs and leave the time nearly as it was, if its channels fill no blocks.
+    Of growing weights on the effort the first is taken whose plan meets the budget in effort too;
+    where none does, a middling one, for then the layers are too narrow for blocks to be filled.
+
+    Args:
+        choices: the layers.
+        budget: on the sum of their MACs.
+        fixed: MACs of all else.
+
+    Raises:
+        BudgetError: even the cheapest candidates cost more.
+    """
+    whole = sum(c.keep.effort for c in choices) + fixed
+    ratio = (budget + fixed) / max(sum(c.keep.cost for c in choices) + fixed, 1)
+    for blocked in _BLOCKED:
+        chosen = allocate(choices, budget, blocked)
+        if sum(c.effort for c in chosen) + fixed <= _CLOSE * ratio * whole:
+            return chosen
+    return allocate(choices, budget, _MIDDLING)
+
+
+def uniform(choices: Sequence[Choice], budget: int, total: int) -> list[Candidate]:
+    """Every layer cut by the same ratio: its best candidate within it. The baseline of others.
+
+    Args:
+        choices: the layers.
+        budget: on the sum of costs.
+        total: of the costs of all layers as they are.
+    """
+    ratio = budget / total if total else 1.0
+    result = []
+    for choice in choices:
+        within = [c for c in choice.candidates if c.cost <= ratio * choice.keep.cost]
+        cheapest = min(choice.candidates, key=lambda c: c.cost)
+        result.append(min(within, key=lambda c: (c.error, c.cost)) if within else cheapest)
+    return result
+
+
+def _cheapest(candidate: Candidate) -> tuple[int, float]:
+    return candidate.cost, candidate.error
+
+
+def _effort(candidate: Candidate, blocked: float) -> float:
+    return (1 - blocked) * candidate.cost + blocked * candidate.effort
+
+
+def _at(choices: Sequence[Choice], multiplier: float, blocked: float) -> list[Candidate]:
+    return [
+        min(
+            choice.candidates,
+            key=lambda c: (choice.weight * c.error + multiplier * _effort(c, blocked), c.cost),
+        )
+        for choice in choices
+    ]
+
+
+def _cost(chosen: Sequence[Candidate]) -> int:
+    return sum(c.cost for c in chosen)
+
+
+def _fill(
+    choices: Sequence[Choice], chosen: list[Candidate], budget: int, blocked: float
+) -> list[Candidate]:
+    """Spend what is left on the steps that lower the loss most for their effort."""
+    while True:
+        left = budget - _cost(chosen)
+        best: tuple[float, int, Candidate] | None = None
+        for i, (choice, now) in enumerate(zip(choices, chosen, strict=True)):
+            for c in choice.candidates:
+                gain = choice.weight * (now.error - c.error)
+                if c.cost - now.cost > left or gain <= 0:
+                    continue
+                rate = gain / max(_effort(c, blocked) - _effort(now, blocked), 1.0)
+                if best is None or rate > best[0]:
+                    best = (rate, i, c)
+        if best is None:
+            return chosen
+        chosen[best[1]] = best[2]

@@ -1,0 +1,235 @@
+"""Solve each chain again, from input to output, with the layers before it already compressed.
+
+Every layer is fitted to the responses ``y`` of the original model on its actual input ``x``:
+
+    W* = W + (E[y x^T] - W E[x x^T]) (E[x x^T] + lambda I)^-1,     b* = E[y] - W* E[x]
+
+(moments centred) and ``W*`` is factorized anew, in the metric of the actual input, by the method
+and rank of the plan; so errors of earlier layers are repaired rather than handed on. Solving the
+whole chain instead of its last stage costs the larger moments and gives back more: on CIFAR-10
+ResNet-56 at half its MACs one point of accuracy. Layers that the plan keeps are solved alike where
+something before them changed. In front of a residual Add the target is the original sum minus the
+current skip branch. ``lambda`` shrinks towards the weights at hand and is chosen on calibration
+samples that the fit did not see; leaving the weights as they are is among the choices.
+
+Both models advance layer by layer from stored tensors of the last step, so the whole costs about
+one run of each, and only the tensors alive at one point are kept.
+
+Reference:
+    Zhang et al. 2015, section 3.2 (asymmetric reconstruction); He et al. 2017.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import helper
+from scipy import linalg
+
+from onnx_lowrank.calibration import Dataset
+from onnx_lowrank.chain import Chain, Stage
+from onnx_lowrank.collect import drawn_positions
+from onnx_lowrank.graph import Graph
+from onnx_lowrank.layers import Destination, destination
+from onnx_lowrank.moments import Accumulator, Moments
+from onnx_lowrank.progress import Progress
+from onnx_lowrank.rewrite import Written, update_chain
+from onnx_lowrank.runtime import Runtime
+from onnx_lowrank.spool import Spool
+
+__all__ = ["Refit", "Task", "refit"]
+
+Array = npt.NDArray[np.floating[Any]]
+Rows = dict[str, npt.NDArray[Any]]
+
+#: every so many batches one is held out to choose the ridge
+HELD_OUT = 5
+#: ridges tried, in units of the mean variance of the inputs
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, np.inf)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One chain to solve.
+
+    Attributes:
+        written: the chain in the compressed graph.
+        stage: the layer as it was.
+        cut: takes a layer's weights and the moments of its input apart as the plan says.
+    """
+
+    written: Written
+    stage: Stage
+    cut: Callable[[Stage, Moments], Chain]
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What one refit did.
+
+    Attributes:
+        layer: name.
+        ridge: chosen; infinite where the weights stayed.
+        error_before: of the full layer on its actual input, relative, on held-out samples.
+        error_after: the same with the weights ``W*``.
+    """
+
+    layer: str
+    ridge: float
+    error_before: float
+    error_after: float
+
+
+def refit(
+    original: Graph,
+    compressed: Graph,
+    tasks: Sequence[Task],
+    dataset: Dataset,
+    runtime: Runtime,
+    *,
+    size: int,
+    seed: int,
+    memory: int,
+    progress: Progress,
+) -> list[Refit]:
+    """Solve the chains of ``compressed`` again, in place.
+
+    Args:
+        original: the canonical model that was compressed.
+        compressed: the same with chains in it.
+        tasks: in topological order.
+        dataset: calibration samples.
+        runtime: how to run.
+        size: samples at a time.
+        seed: of the drawn positions.
+        memory: bytes of stored tensors; beyond it they wait on disk.
+        progress: is told of every chain.
+    """
+    size = min(size, max(1, len(dataset) // (2 * HELD_OUT)))
+    targets = [destination(compressed, t.written.layer) for t in tasks]
+    reference = _Walker(original, dataset, size, runtime, memory)
+    reference.plan([(t.total,) for t in targets])
+    current = _Walker(compressed, dataset, size, runtime, memory)
+    current.plan([(t.written.layer.input, *g.skip) for t, g in zip(tasks, targets, strict=True)])
+    done = []
+    with progress.task("refit", len(tasks)) as advance:
+        for number, (task, target) in enumerate(zip(tasks, targets, strict=True)):
+            pairs = zip(reference.advance(), current.advance(), strict=True)
+            rng = np.random.default_rng([seed, number])
+            fit, held = _accumulate(task, target, pairs, len(dataset), rng)
+            done.append(_solve(compressed, task, fit, held))
+            advance(1)
+    return done
+
+
+class _Walker:
+    """Runs a model piece by piece over the same batches, keeping only tensors still needed."""
+
+    def __init__(
+        self, graph: Graph, dataset: Dataset, size: int, runtime: Runtime, memory: int
+    ) -> None:
+        self._graph, self._dataset, self._size = graph, dataset, size
+        self._runtime, self._memory = runtime, memory
+        self._steps: list[tuple[str, ...]] = []
+        self._done = set(graph.inputs)
+        self._types = graph.input_types()
+        self._stored: Spool | None = None
+
+    def plan(self, steps: Sequence[tuple[str, ...]]) -> None:
+        """The tensors to come: for each step the one to stop at, then others to look at."""
+        self._steps = list(steps)
+
+    def advance(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        """Batches of the tensors of the next step."""
+        graph, step = self._graph, self._steps.pop(0)
+        self._done |= graph.ancestors(step[:1], self._done)
+        ahead = {t for s in self._steps for t in s}
+        keep = self._done & (graph.reads_between(self._done, ahead) | ahead)
+        part = graph.extract(self._types, sorted(keep | set(step)))
+        session = self._runtime.session(part, lean=True) if part.proto.graph.node else None
+        stored, types = Spool(self._memory), graph.input_types()
+        for number, feed in enumerate(self._dataset.batches(self._size)):
+            values = dict(feed) | (self._stored[number] if self._stored is not None else {})
+            if session is not None:
+                values |= session.run(values)
+            kept = {t: values[t] for t in keep if t not in feed}
+            stored.append(kept)
+            for name, value in kept.items():
+                types[name] = helper.np_dtype_to_tensor_dtype(value.dtype)
+            yield {t: values[t] for t in step}
+        self._stored, self._types = stored, types
+
+
+def _accumulate(
+    task: Task,
+    target: Destination,
+    pairs: Iterator[tuple[Rows, Rows]],
+    samples: int,
+    rng: np.random.Generator,
+) -> tuple[Accumulator, Accumulator]:
+    """Moments of ``[x, y]`` over the batches to fit on, and over those held out."""
+    geometry, layer = task.stage.geometry, task.written.layer
+    groups, outputs, width = task.stage.matrices.shape
+    fit, held = (Accumulator(groups, width + outputs) for _ in range(2))
+    for number, (reference, current) in enumerate(pairs):
+        x = current[layer.input].astype(np.float32, copy=False)
+        y = reference[target.total].astype(np.float32, copy=False)
+        for skip in target.skip:
+            y = y - current[skip].astype(np.float32, copy=False)
+        index = drawn_positions(geometry.positions(x.shape), width, samples, rng)
+        rows = (geometry.patches(x, index), geometry.responses(y, index))
+        part = held if number % HELD_OUT == HELD_OUT - 1 else fit
+        part.update(np.concatenate(rows, axis=2))
+    return fit, held if held.count else fit
+
+
+def _solve(graph: Graph, task: Task, fit: Accumulator, held: Accumulator) -> Refit:
+    start = task.stage.matrices.astype(np.float64)
+    groups = range(len(start))
+    errors = [
+        sum(_held_error(_fitted(start[g], fit, g, ridge), fit, held, g) for g in groups)
+        for ridge in RIDGES
+    ]
+    best = int(np.argmin(errors))
+    both = fit if held is fit else fit.merge(held)
+    weights = np.stack([_fitted(start[g], both, g, RIDGES[best]) for g in groups])
+    width = start.shape[2]
+    inputs, outputs = both.mean[:, :width], both.mean[:, width:]
+    bias = None
+    if task.written.bias is not None:
+        bias = (outputs - np.einsum("gnd,gd->gn", weights, inputs)).reshape(-1)
+    solved = replace(task.stage, weight=weights.reshape(task.stage.weight.shape), bias=bias)
+    chain = task.cut(solved, both.leading(width).moments())
+    update_chain(graph, task.written, chain)
+    energy = sum(float(np.trace(held.covariance[g][width:, width:])) for g in groups) or 1.0
+    name = task.written.layer.name
+    return Refit(name, RIDGES[best], errors[-1] / energy, errors[best] / energy)
+
+
+def _fitted(start: Array, moments: Accumulator, group: int, ridge: float) -> Array:
+    """Weights under one ridge."""
+    width = start.shape[1]
+    covariance = moments.covariance[group]
+    inputs = covariance[:width, :width]
+    unit = float(np.trace(inputs)) / width
+    if not np.isfinite(ridge) or unit <= 0:
+        return start
+    residual = covariance[width:, :width] - start @ inputs
+    shifted = inputs.copy()
+    shifted[np.diag_indices(width)] += ridge * unit
+    step: Array = linalg.solve(shifted, residual.T, assume_a="pos", check_finite=False).T
+    return start + step
+
+
+def _held_error(weight: Array, fit: Accumulator, held: Accumulator, group: int) -> float:
+    """``E ||y - W x - b||^2`` on the held-out part, ``b`` from the fitted part."""
+    width = weight.shape[1]
+    s = held.covariance[group]
+    shift = held.mean[group] - fit.mean[group]
+    offset = shift[width:] - weight @ shift[:width]
+    spread = np.trace(s[width:, width:]) - 2 * np.sum(weight * s[width:, :width])
+    return float(spread + np.sum((weight @ s[:width, :width]) * weight) + offset @ offset)

@@ -1,0 +1,337 @@
+"""Every kind of source, opened as columns of samples.
+
+.npz and dicts of arrays; .npy and arrays; folders of array files, of ``input_*.pb`` or of
+images; iterables of feeds and calibration data readers, which are read once, into a temporary file;
+functions, called without arguments, that return one of the above.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.archives import (
+    Scratch,
+    array_files,
+    npz_keys,
+    read_npy,
+    read_npz,
+    tensor_feeds,
+    tensor_folders,
+)
+from onnx_lowrank.columns import REMEDY, Column, InputSpec, Rows, assemble
+from onnx_lowrank.errors import DataError
+from onnx_lowrank.images import ImageOptions, Picture, image_files
+
+__all__ = ["HELD_OUT", "Loaded", "Loader", "check_names", "describe", "pick"]
+
+Array = npt.NDArray[Any]
+Items = Sequence[tuple[str, Mapping[str, Rows]]]
+
+LABELS = "labels"
+#: An archive may hold a held-out part under the keys ``test.<input>`` and ``test.labels``.
+HELD_OUT = "test"
+ACCEPTED = (
+    ".npz, .npy, a folder of those, of test_data_set_*/input_*.pb or of images, or file.py:function"
+)
+
+
+class Loaded(NamedTuple):
+    """What a source holds."""
+
+    columns: list[Column]
+    labels: npt.NDArray[np.int64] | None
+    notes: tuple[str, ...]
+
+
+def describe(source: Any) -> str:
+    """What to call ``source`` in a message."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    name = getattr(source, "__name__", None)
+    return f"the {type(source).__name__}" + (f" {name!r}" if name else "")
+
+
+def pick(total: int, samples: int | None, seed: int) -> npt.NDArray[np.int64]:
+    """``samples`` of ``range(total)`` at random, sorted; all, where there are no more."""
+    if samples is None or samples >= total:
+        return np.arange(total)
+    return np.sort(np.random.default_rng(seed).choice(total, samples, replace=False))
+
+
+def check_names(where: str, specs: Sequence[InputSpec], found: Sequence[str]) -> None:
+    """Refuse names that are not those of the inputs.
+
+    Raises:
+        DataError: a name is missing, or unknown.
+    """
+    expected = [spec.name for spec in specs]
+    if sorted(found) != sorted(expected):
+        raise DataError(
+            f"{where}: expected arrays named {', '.join(expected)}, found "
+            f"{', '.join(found) or 'none'}; name them as the inputs of the model"
+        )
+
+
+@dataclass(frozen=True)
+class Loader:
+    """How to open sources for one model; the arguments are those of ``load_dataset``."""
+
+    specs: tuple[InputSpec, ...]
+    samples: int | None
+    seed: int
+    images: ImageOptions | None
+    part: str | None
+
+    def load(self, source: Any) -> Loaded:
+        """Open ``source``; values are not looked at yet.
+
+        Raises:
+            DataError: it cannot be read, or its names, shapes or types do not fit.
+        """
+        where = describe(source)
+        if isinstance(source, Mapping):
+            keys = self._select(where, list(source))
+            return self._loaded(
+                where, [(where, {n: _array(where, source[k]) for n, k in keys.items()})]
+            )
+        if isinstance(source, str) and (found := re.fullmatch(r"(.+\.py):([^\W\d]\w*)", source)):
+            return self._function(found[1], found[2])
+        if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == ".npz":
+            return self._archive(Path(source))
+        reader = hasattr(source, "get_next") and not isinstance(source, type)
+        if callable(source) and not reader:
+            with _user_code(where):
+                result = source()
+            return self.load(result)
+        if self.part is not None:
+            raise DataError(f"{where}: no part {self.part!r}; only an .npz or a dict has parts")
+        if isinstance(source, str | os.PathLike):
+            return self._path(Path(source))
+        if hasattr(source, "__array__"):
+            return self._loaded(where, [(where, {self._only(where): _array(where, source)})])
+        if reader:
+            return self._feeds(where, _user_feeds(where, _read(source)))
+        if isinstance(source, Iterable):
+            return self._feeds(where, _user_feeds(where, source))
+        raise DataError(f"{where} is no source of samples; give {ACCEPTED}, arrays or feeds")
+
+    def _path(self, path: Path) -> Loaded:
+        if path.is_dir():
+            return self._folder(path)
+        if path.suffix.lower() == ".npy":
+            with Scratch() as scratch:
+                slot = read_npy(path, scratch)
+                return self._loaded(
+                    str(path), [(str(path), {self._only(str(path)): scratch.view(slot)})]
+                )
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder")
+        raise DataError(f"{path}: not a source of samples; give {ACCEPTED}")
+
+    def _archive(self, path: Path) -> Loaded:
+        with Scratch() as scratch:
+            item = self._read_archive(path, scratch)
+            return self._loaded(
+                str(path), [(str(path), {n: scratch.view(s) for n, s in item.items()})]
+            )
+
+    def _read_archive(self, path: Path, scratch: Scratch) -> dict[str, Any]:
+        keys = self._select(str(path), npz_keys(path))
+        slots = read_npz(path, list(keys.values()), scratch)
+        return {name: slots[key] for name, key in keys.items()}
+
+    def _folder(self, folder: Path) -> Loaded:
+        if tensors := tensor_folders(folder):
+            return self._feeds(str(folder), tensor_feeds(tensors, [s.name for s in self.specs]))
+        files, pictures = array_files(folder), image_files(folder)
+        if files and pictures:
+            raise DataError(f"{folder}: holds arrays and images; keep them in separate folders")
+        if pictures:
+            return self._pictures(folder, pictures)
+        if not files:
+            raise DataError(f"{folder}: holds no samples; expected {ACCEPTED}")
+        with Scratch() as scratch:
+            slots = [
+                self._read_archive(file, scratch)
+                if file.suffix.lower() == ".npz"
+                else {self._only(str(file)): read_npy(file, scratch)}
+                for file in files
+            ]
+            return self._loaded(
+                str(folder),
+                [
+                    (str(file), {name: scratch.view(slot) for name, slot in item.items()})
+                    for file, item in zip(files, slots, strict=True)
+                ],
+            )
+
+    def _pictures(self, folder: Path, files: Sequence[Path]) -> Loaded:
+        name, spec = self._only(str(folder)), self.specs[0]
+        integer = spec.dtype.kind in "iu"
+        if self.images is None and not integer:
+            raise DataError(
+                f"{folder}: expected ImageOptions, found none; say how training scaled and "
+                "normalised its images"
+            )
+        options = self.images or ImageOptions()
+        if integer and (options.mean, options.std) != (ImageOptions.mean, ImageOptions.std):
+            raise DataError(
+                f"{folder}: input {name!r} takes whole pixels as {spec.dtype.name}; leave mean "
+                "and std out"
+            )
+        if self.samples is not None and len(files) >= spec.batch:
+            # choose before opening: the headers of all of ImageNet take long
+            feeds = pick(len(files) // spec.batch, self.samples, self.seed)
+            files = [files[k * spec.batch + j] for k in feeds for j in range(spec.batch)]
+        items = [(str(f), {name: Picture(f, options, integer=integer)}) for f in files]
+        remedy = "set resize, crop, layout and channel_order as in training"
+        return self._loaded(str(folder), items, stacked=False, remedy=remedy)
+
+    def _function(self, file: str, name: str) -> Loaded:
+        if not Path(file).is_file():
+            raise DataError(f"{file}: no such file")
+        with _user_code(file, file):
+            function = runpy.run_path(file).get(name)
+        if not callable(function):
+            raise DataError(f"{file}: defines no function {name!r}")
+        with _user_code(f"{file}:{name}", file):
+            result = function()
+        return self.load(result)
+
+    def _feeds(self, where: str, feeds: Iterable[tuple[str, Any]]) -> Loaded:
+        """Copy feeds to a temporary file, and take those with a free batch apart."""
+        names = [spec.name for spec in self.specs]
+        with Scratch() as scratch:
+            slots = []
+            for place, feed in feeds:
+                if not isinstance(feed, Mapping):
+                    raise DataError(
+                        f"{place}: expected a dict of arrays by input name ({', '.join(names)}), "
+                        f"found {type(feed).__name__}"
+                    )
+                check_names(place, self.specs, list(feed))
+                slots.append((place, {n: scratch.add(_array(place, feed[n])) for n in names}))
+            if not slots:
+                raise DataError(f"{where}: has no samples; give at least one")
+            single = all(spec.free_batch for spec in self.specs) and all(
+                len({slot.shape[:1] for slot in item.values()}) == 1 for _, item in slots
+            )
+            key = ... if single else None  # None: an axis in front, to stack along
+            items = [(p, {n: scratch.view(s)[key] for n, s in item.items()}) for p, item in slots]
+        return self._loaded(where, items, stacked=not single)
+
+    def _loaded(
+        self, where: str, items: Items, *, stacked: bool | None = None, remedy: str = REMEDY
+    ) -> Loaded:
+        columns = assemble(where, self.specs, items, stacked=stacked, remedy=remedy)
+        notes = tuple(
+            f"{where}: the last {c.rows % c.step} of {c.rows} samples of input {c.spec.name!r} "
+            f"do not fill the model's batch of {c.step} and are left out"
+            for c in columns
+            if c.rows % c.step
+        )
+        return Loaded(columns, _labels(where, items, columns), notes)
+
+    def _select(self, where: str, keys: Sequence[str]) -> dict[str, str]:
+        """The keys of the part asked for, by input name; with the labels, if there are any."""
+        names = [spec.name for spec in self.specs]
+        if self.part is not None:
+            prefix = f"{self.part}."
+            chosen = {k.removeprefix(prefix): k for k in keys if k.startswith(prefix)}
+            if not chosen:
+                raise DataError(
+                    f"{where}: no part {self.part!r}; expected keys {prefix}{names[0]} ..., found "
+                    f"{', '.join(keys)}"
+                )
+        else:
+            chosen = {k: k for k in keys if k in names or not k.startswith(f"{HELD_OUT}.")}
+        check_names(where, self.specs, [k for k in chosen if k in names or k != LABELS])
+        return chosen
+
+    def _only(self, where: str) -> str:
+        if len(self.specs) > 1:
+            raise DataError(
+                f"{where}: expected an array for each of the inputs "
+                f"{', '.join(spec.name for spec in self.specs)}, found one without a name; "
+                "give an .npz or a dict"
+            )
+        return self.specs[0].name
+
+
+def _labels(where: str, items: Items, columns: Sequence[Column]) -> npt.NDArray[np.int64] | None:
+    given = [arrays[LABELS] for _, arrays in items if LABELS in arrays]
+    if not given or any(column.spec.name == LABELS for column in columns):
+        return None
+    if len(given) < len(items):
+        raise DataError(
+            f"{where}: {len(given)} of {len(items)} files have labels; give all or none"
+        )
+    longest = max(columns, key=lambda column: column.step)
+    for labels in given:
+        if labels.dtype.kind not in "iu" or len(labels.shape) != 1:
+            raise DataError(
+                f"{where}: expected labels as integers of the shape ({longest.rows},), found "
+                f"{labels.dtype.name} {labels.shape}; give class numbers, as by numpy.argmax of "
+                "one-hot labels over axis 1"
+            )
+    values = np.concatenate([np.asarray(labels[:]) for labels in given]).astype(np.int64)
+    if len(values) != longest.rows:
+        raise DataError(
+            f"{where}: expected {longest.rows} labels, found {len(values)}; give one a sample"
+        )
+    values = values[: len(longest) * longest.step]
+    return values if longest.step == 1 else values.reshape(-1, longest.step)
+
+
+def _array(where: str, values: Any) -> Array:
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise DataError(f"{where}: no array ({error}); give numeric arrays") from error
+    if array.dtype.hasobject:
+        raise DataError(f"{where}: holds Python objects; give numeric arrays of one shape")
+    return array
+
+
+def _read(reader: Any) -> Iterator[Any]:
+    if callable(getattr(reader, "rewind", None)):
+        reader.rewind()
+    while (feed := reader.get_next()) is not None:
+        yield feed
+
+
+def _user_feeds(where: str, source: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    with _user_code(where):
+        feeds = iter(source)
+    count = 0
+    while True:
+        with _user_code(where):
+            try:
+                feed = next(feeds)
+            except StopIteration:
+                return
+        yield f"item {count} of {where}", feed
+        count += 1
+
+
+@contextmanager
+def _user_code(where: str, file: str | None = None) -> Iterator[None]:
+    try:
+        yield
+    # whatever it is, it is the user's, who is told its place; SystemExit: a script that ends itself
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        places = [frame for frame in frames if file in (None, frame.filename)]
+        place = f" (line {places[-1].lineno} of {places[-1].filename})" if places else ""
+        raise DataError(f"{where} failed with {type(error).__name__}: {error}{place}") from error

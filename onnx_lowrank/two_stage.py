@@ -1,0 +1,155 @@
+"""The decomposition of svd, spatial_svd and channel_svd: a basis, then a regression on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.chain import Chain, Stage
+from onnx_lowrank.geometry import ConvGeometry, Geometry
+from onnx_lowrank.layers import Layer
+from onnx_lowrank.linalg.patch_projection import Factors, PatchProjection
+from onnx_lowrank.moments import Moments, response_error
+
+__all__ = ["METRICS", "TwoStage", "two_stage"]
+
+Array = npt.NDArray[np.floating[Any]]
+
+#: ``covariance`` fits the response on the data, ``identity`` the weights.
+METRICS = ("covariance", "identity")
+
+#: rounds of alternating least squares for a chain that is written
+_ROUNDS = 4
+
+#: relative errors for which a plan wants the refined figure; others are never or always taken
+_WORTH_REFINING = (1e-4, 0.6)
+
+
+@dataclass(frozen=True)
+class TwoStage:
+    """A layer projected onto a basis over some of its patch axes, at every rank.
+
+    Each group is taken apart alone; all at one rank, so that the chain is one of grouped layers.
+    """
+
+    variant: str
+    _stage: Stage
+    _moments: Moments
+    _groups: tuple[PatchProjection, ...]
+    _geometries: tuple[Geometry, Geometry]
+    _roles: tuple[str, str]
+    _own_metric: bool
+
+    @property
+    def max_rank(self) -> int:
+        """The smallest of the groups' numerical ranks."""
+        return min(g.max_rank for g in self._groups)
+
+    def error(self, rank: int) -> float:
+        """Relative response error at ``rank``; :meth:`cut` takes it a little lower."""
+        if not self._own_metric:
+            return self._relative(self._chain([g.factors(rank) for g in self._groups]))
+        energy = sum(g.energy for g in self._groups)
+        if energy <= 0:
+            return 0.0
+        plain = sum(g.error(rank) for g in self._groups) / energy
+        if not _WORTH_REFINING[0] < plain < _WORTH_REFINING[1]:
+            return plain
+        return sum(g.refined(rank, rounds=1).error for g in self._groups) / energy
+
+    def outline(self, rank: int) -> Chain:
+        """Two stages of the right shapes, all zero."""
+        groups, zero = len(self._groups), np.zeros(())
+        one, two = self._geometries
+        inputs = self._stage.weight.shape[1]
+        first = np.broadcast_to(zero, (groups * rank, inputs, *one.kernel))
+        last = np.broadcast_to(zero, (self._stage.outputs, rank, *two.kernel))
+        bias = np.broadcast_to(zero, (self._stage.outputs,))
+        return Chain(
+            (Stage(first, None, one, self._roles[0]), Stage(last, bias, two, self._roles[1]))
+        )
+
+    def cut(self, rank: int) -> Chain:
+        """Two stages with ``rank`` channels a group between them."""
+        rounds = _ROUNDS if self._own_metric else 0
+        chain = self._chain([g.refined(rank, rounds) for g in self._groups])
+        bias = self._stage.bias
+        if self._own_metric and self._moments.mean is not None:
+            shift = np.einsum("gnd,gd->gn", self._difference(chain), self._moments.mean).reshape(-1)
+            bias = shift if bias is None else bias + shift
+        return chain.balanced().with_bias(bias)
+
+    def _relative(self, chain: Chain) -> float:
+        energy = response_error(self._stage.matrices, self._moments)
+        return response_error(self._difference(chain), self._moments) / energy if energy else 0.0
+
+    def _difference(self, chain: Chain) -> Array:
+        weight = self._stage.matrices
+        return weight - chain.compose().reshape(weight.shape)
+
+    def _chain(self, groups: Sequence[Factors]) -> Chain:
+        first = np.concatenate([g.basis for g in groups])
+        last = np.concatenate([g.last for g in groups])
+        one, two = self._geometries
+        return Chain(
+            (
+                Stage(first.reshape(*first.shape[:2], *one.kernel), None, one, self._roles[0]),
+                Stage(last.reshape(*last.shape[:2], *two.kernel), None, two, self._roles[1]),
+            )
+        )
+
+
+def two_stage(
+    layer: Layer,
+    moments: Moments,
+    axes: tuple[int, ...],
+    roles: tuple[str, str],
+    metric: str = "covariance",
+    max_parameters: int | None = None,
+    variant: str = "",
+) -> TwoStage:
+    """Take ``layer`` apart over the spatial ``axes`` that its first stage keeps.
+
+    Args:
+        layer: the layer.
+        moments: of its input.
+        axes: spatial axes of the first stage; the last stage has the others.
+        roles: words for the names of the two nodes.
+        metric: ``covariance`` fits the response, ``identity`` the weights.
+        max_parameters: largest chain worth computing.
+        variant: name of this form of the method.
+    """
+    stage = layer.stage
+    geometries = _split(layer.geometry, axes)
+    groups = layer.groups
+    first = (0, *(a + 1 for a in axes))
+    per_rank = groups * (
+        layer.shape[1] * int(np.prod(geometries[0].kernel, dtype=int))
+        + layer.shape[0] // groups * int(np.prod(geometries[1].kernel, dtype=int))
+    )
+    max_rank = None if max_parameters is None else max(max_parameters // per_rank, 1)
+    design = moments.identity if metric == "identity" else moments
+    kernels = stage.weight.reshape(groups, layer.shape[0] // groups, *layer.shape[1:])
+    return TwoStage(
+        variant,
+        stage,
+        moments,
+        tuple(
+            PatchProjection(kernel, design.sigma(g), first, max_rank)
+            for g, kernel in enumerate(kernels)
+        ),
+        geometries,
+        roles,
+        metric == "covariance",
+    )
+
+
+def _split(geometry: Geometry, axes: tuple[int, ...]) -> tuple[Geometry, Geometry]:
+    if isinstance(geometry, ConvGeometry):
+        rest = [a for a in range(geometry.axes) if a not in axes]
+        return geometry.restrict(axes), geometry.restrict(rest)
+    return geometry, replace(geometry, input_axis=geometry.output_axis)
