@@ -7,6 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from onnx_lowrank.base import Decomposition, Factorization
+from onnx_lowrank.blas import blas_for
 from onnx_lowrank.chain import Chain
 from onnx_lowrank.cost import layer_cost
 from onnx_lowrank.errors import OptionError
@@ -65,11 +66,14 @@ def make_choices(
     proposals = Proposals()
     with progress.task("plan", len(layers)) as advance:
         for layer in layers:
-            choice = _choice(layer, passes, moments[layer.name], shapes, metric, proposals.skips)
-            total = totals.get(layer.name, 0.0)
-            if total > 0:
-                energy = moments[layer.name].energy(layer.stage.matrices)
-                choice = replace(choice, weight=energy / total)
+            with blas_for(layer.patch):
+                choice = _choice(
+                    layer, passes, moments[layer.name], shapes, metric, proposals.skips
+                )
+                total = totals.get(layer.name, 0.0)
+                if total > 0:
+                    energy = moments[layer.name].energy(layer.stage.matrices)
+                    choice = replace(choice, weight=energy / total)
             proposals.choices.append(choice)
             advance(1)
     return proposals
@@ -85,9 +89,10 @@ def cut_candidate(
     refusal = factorization.refuses(layer)
     if refusal is not None:
         raise OptionError(f"{layer.name}: {candidate.method}: {refusal.reason}")
-    for decomposition in factorization.propose(layer, moments, candidate.parameters):
-        if decomposition.variant == candidate.variant:
-            return decomposition.cut(min(candidate.rank, decomposition.max_rank))
+    with blas_for(layer.patch):
+        for decomposition in factorization.propose(layer, moments, candidate.parameters):
+            if decomposition.variant == candidate.variant:
+                return decomposition.cut(min(candidate.rank, decomposition.max_rank))
     raise OptionError(f"{layer.name}: {candidate.method} has no form {candidate.variant!r}")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnx_lowrank.blas import blas_for
 from onnx_lowrank.calibration import Dataset
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import Layer, destination
@@ -155,7 +156,8 @@ class _Reader:
             index = drawn_positions(
                 geometry.positions(x.shape), layer.patch, self._samples, self._rng
             )
-            self._inputs[layer.name].update(geometry.patches(x, index))
+            with blas_for(layer.patch):
+                self._inputs[layer.name].update(geometry.patches(x, index))
             total = values[self._ends[layer.name]].astype(np.float32, copy=False)
             self._totals[layer.name].update(geometry.responses(total, index))
 

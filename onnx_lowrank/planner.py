@@ -32,8 +32,8 @@ __all__ = [
 ]
 
 
-#: weights of the effort against the MACs; the middling one; how close to the budget is enough
-_BLOCKED, _MIDDLING, _CLOSE = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0), 0.5, 1.03
+#: weights of the effort against the MACs; the middling one; how near to the budget is enough
+_BLOCKED, _MIDDLING, _CLOSE = tuple(i / 20 for i in range(20)), 0.5, 1.1
 
 
 @dataclass(frozen=True)

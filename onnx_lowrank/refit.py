@@ -30,6 +30,7 @@ import numpy.typing as npt
 from onnx import helper
 from scipy import linalg
 
+from onnx_lowrank.blas import blas_for
 from onnx_lowrank.calibration import Dataset
 from onnx_lowrank.chain import Chain, Stage
 from onnx_lowrank.collect import drawn_positions
@@ -120,8 +121,9 @@ def refit(
         for number, (task, target) in enumerate(zip(tasks, targets, strict=True)):
             pairs = zip(reference.advance(), current.advance(), strict=True)
             rng = np.random.default_rng([seed, number])
-            fit, held = _accumulate(task, target, pairs, len(dataset), rng)
-            done.append(_solve(compressed, task, fit, held))
+            with blas_for(task.written.layer.patch):
+                fit, held = _accumulate(task, target, pairs, len(dataset), rng)
+                done.append(_solve(compressed, task, fit, held))
             advance(1)
     return done
 
