@@ -15,7 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    numpy_helper,
+)
 from onnx.reference import ReferenceEvaluator
 
 from onnx_lowrank.errors import ModelError
@@ -45,7 +53,7 @@ class Graph:
         self.model = model
         source = model.proto.graph
         try:
-            self._graph = gs.import_onnx(model.proto)
+            self._graph = gs.import_onnx(_readable(model.proto))
         except (gs.util.exception.OnnxGraphSurgeonException, UnicodeDecodeError) as error:
             raise ModelError(f"the graph cannot be read: {error}") from error
         self._protos = {id(n): p for n, p in zip(self._graph.nodes, source.node, strict=True)}
@@ -101,6 +109,12 @@ class Graph:
         """Whether ``tensor`` is an output of the graph."""
         return tensor in self._outputs
 
+    def rank(self, tensor: str) -> int | None:
+        """Number of axes of ``tensor``, if the model says."""
+        found = self._tensors.get(tensor)
+        shape = getattr(found, "shape", None)
+        return None if shape is None else len(shape)
+
     def attribute(self, node: Node, name: str, default: Any = None) -> Any:
         """An attribute of ``node``."""
         return node.attrs.get(name, default)
@@ -143,12 +157,12 @@ class Graph:
             node.op in _VIEWS and all(t.is_empty() or self.is_constant(t.name) for t in node.inputs)
         )
 
-    def root(self, tensor: str) -> str:
-        """The constant that ``tensor`` is a view of."""
+    def views(self, tensor: str) -> list[str]:
+        """``tensor`` and what it is a view of, down to the constant."""
         node = self.producer(tensor)
         if node is None or node.op not in _VIEWS:
-            return tensor
-        return self.root(node.inputs[0].name)
+            return [tensor]
+        return [tensor, *self.views(node.inputs[0].name)]
 
     def subgraph_nodes(self) -> Iterator[tuple[NodeProto, str]]:
         """Nodes inside If, Loop, Scan and inside functions, with the name of the place."""
@@ -157,6 +171,7 @@ class Graph:
         for function in self.model.proto.functions:
             for node in function.node:
                 yield node, f"function {function.name}"
+                yield from _inner_nodes(node, f"function {function.name}")
 
     # -- editing ---------------------------------------------------------------------------------
 
@@ -229,17 +244,21 @@ class Graph:
                 _copy_field(proto.graph, field.name, value)
         used = self._used()
         listed = {i.name for i in source.graph.input}
-        kept = [
-            t for t in self._initializers.values() if t.name in used or self._kept(t.name, listed)
-        ]
+        # what nobody read in the original either is not ours to judge
+        orphans = {name for n in source.graph.node for name in _reads(n)} - used
+        kept = [t for t in self._initializers.values() if t.name not in orphans]
         gone = set(self._initializers) - {t.name for t in kept}
         proto.graph.input.extend(i for i in source.graph.input if i.name not in gone)
         proto.graph.initializer.extend(kept)
-        proto.graph.initializer.extend(
+        known = {*self._initializers, *(t.values.name for t in source.graph.sparse_initializer)}
+        made = [
             self._tensor_proto(n)
-            for n in sorted(used)
-            if n not in self._initializers and isinstance(self._tensors.get(n), gs.Constant)
-        )
+            for n in sorted(used - known)
+            if isinstance(self._tensors.get(n), gs.Constant)
+        ]
+        proto.graph.initializer.extend(made)
+        if source.ir_version < 4:  # every initializer must be listed as an input
+            proto.graph.input.extend(_value_info(t.name, t.data_type, t.dims) for t in made)
         proto.graph.node.extend(self._node_proto(n) for n in self._graph.nodes)
         alive = used | {t.name for n in self._graph.nodes for t in n.outputs}
         proto.graph.value_info.extend(
@@ -328,7 +347,7 @@ class Graph:
                 names.update((node.name, *node.input, *node.output))
                 for attribute in node.attribute:
                     for inner in (attribute.g, *attribute.graphs):
-                        if inner.node:
+                        if inner.node or inner.output:
                             visit(inner)
 
         visit(proto.graph)
@@ -355,12 +374,6 @@ class Graph:
         del self._graph.nodes[self._index(node)]
         for name in inputs:
             self._drop_dead(name)
-
-    def _kept(self, name: str, listed: set[str]) -> bool:
-        # an overridable initializer is part of the interface, unless our edits orphaned it
-        if name not in listed:
-            return False
-        return not any(name in _reads(p) for p in self.model.proto.graph.node)
 
     def _used(self) -> set[str]:
         used = {name for n in self._graph.nodes for name in self.reads(n)}
@@ -400,13 +413,13 @@ class Graph:
             return self._initializers[name]
         return numpy_helper.from_array(self._tensors[name].values, name)
 
-    def _values(self, constant: Any) -> npt.NDArray[Any]:
+    def _values(self, constant: Any) -> npt.NDArray[Any] | None:
         proto = self._initializers.get(constant.name)
         if proto is not None:
             return self.model.read(proto)
         if isinstance(constant._values, np.ndarray):
             return constant._values
-        raise ModelError(f"initializer {constant.name!r} is sparse; export it dense")
+        return None  # sparse
 
     def _constant_node(self, node: Node) -> npt.NDArray[Any] | None:
         proto = self._protos.get(id(node))
@@ -432,6 +445,36 @@ class Graph:
         model = onnx.helper.make_model(graph, opset_imports=self.model.proto.opset_import)
         result: list[npt.NDArray[Any]] = ReferenceEvaluator(model).run(None, inputs)  # type: ignore[assignment]
         return result[0]
+
+
+def _readable(proto: ModelProto) -> ModelProto:
+    """``proto``, or a copy without the byte strings that onnx-graphsurgeon would decode.
+
+    Nodes are written back from the original.
+    """
+
+    def binary(attribute: AttributeProto) -> bool:
+        try:
+            for value in (attribute.s, *attribute.strings):
+                value.decode()
+        except UnicodeDecodeError:
+            return True
+        return False
+
+    def nodes(source: ModelProto) -> Iterator[NodeProto]:
+        for node in (*source.graph.node, *(n for f in source.functions for n in f.node)):
+            yield node
+            yield from (inner for inner, _ in _inner_nodes(node, ""))
+
+    if not any(binary(a) for n in nodes(proto) for a in n.attribute):
+        return proto
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    for node in nodes(copy):
+        kept = [a for a in node.attribute if not binary(a)]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    return copy
 
 
 def _copy_field(target: Any, name: str, value: Any) -> None:

@@ -21,6 +21,7 @@ from onnx_lowrank.layers import Layer, find_layers
 from onnx_lowrank.model import load
 from onnx_lowrank.pipeline import DEFAULT_PASSES, made_up
 from onnx_lowrank.registry import parse_list
+from onnx_lowrank.report import short
 from onnx_lowrank.runtime import Feed, Runtime
 
 __all__ = ["Inspection", "LayerInfo", "inspect"]
@@ -86,7 +87,7 @@ class Inspection:
         table.add_column("passes, or why not", overflow="fold", style="dim")
         for layer in self.layers:
             table.add_row(
-                Text(layer.name),
+                Text(short(layer.name)),
                 layer.op,
                 "x".join(map(str, layer.shape)),
                 str(layer.groups) if layer.groups > 1 else "",

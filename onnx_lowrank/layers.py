@@ -114,6 +114,8 @@ def destination(graph: Graph, layer: Layer) -> Destination:
     consumers = graph.consumers(output)
     if len(consumers) == 1 and consumers[0].op == "Add" and not graph.is_output(output):
         add = consumers[0]
+        if not any(add is n for n in graph.nodes):
+            return Destination(output, ())  # inside a subgraph
         others = [t.name for t in add.inputs if t.name != output]
         if len(others) == 1 and not graph.is_constant(others[0]):
             return Destination(add.outputs[0].name, (others[0],))
@@ -131,6 +133,8 @@ def find_layers(graph: Graph) -> tuple[list[Layer], list[Ineligible]]:
     taken: set[str] = set()
     for node in graph.nodes:
         name = node.name if node.name and node.name not in taken else node.outputs[0].name
+        while name in taken:
+            name += "_"
         if node.op in _LINEAR_OPS and node.domain in (None, "", "ai.onnx"):
             taken.add(name)
             try:
@@ -231,8 +235,12 @@ def _matmul(graph: Graph, node: Node, name: str) -> Layer:
     if all(constant):
         raise _No("both operands are constant")
     if not any(constant):
+        for position in (1, 0):
+            _refuse_quantized(graph, node.inputs[position].name)
         raise _No("no operand is constant")
     left = constant[0]
+    if left and graph.rank(node.inputs[1].name) == 1:
+        raise _No("its input is a vector")
     weight = _weight(graph, node, 0 if left else 1)
     weight_name = node.inputs[0 if left else 1].name
     if weight.ndim != 2:
@@ -284,6 +292,8 @@ def _operand(node: Node, position: int) -> str | None:
 
 def _constant(graph: Graph, tensor: str, what: str) -> Array:
     value = graph.constant(tensor)
+    if value is None and graph.is_constant(tensor):
+        raise _No(f"its {what} is sparse")
     if value is None:
         raise _No(f"its {what} is not constant")
     return value
@@ -293,9 +303,7 @@ def _weight(graph: Graph, node: Node, position: int) -> Array:
     name = _operand(node, position)
     if name is None:
         raise _No("it has no weight")
-    producer = graph.producer(name)
-    if producer is not None and producer.op == "DequantizeLinear":
-        raise _No("its weight is quantized (DequantizeLinear)")
+    _refuse_quantized(graph, name)
     value = _constant(graph, name, "weight")
     if value.dtype.name not in _FLOATS:
         raise _No(f"its weight is {value.dtype.name}")
@@ -306,8 +314,18 @@ def _weight(graph: Graph, node: Node, position: int) -> Array:
     return value
 
 
+def _refuse_quantized(graph: Graph, tensor: str) -> None:
+    producer = graph.producer(tensor)
+    if (
+        producer is not None
+        and producer.op == "DequantizeLinear"
+        and graph.is_constant(producer.inputs[0].name)
+    ):
+        raise _No("its weight is quantized (DequantizeLinear)")
+
+
 def _sharers(graph: Graph, tensor: str) -> int:
-    return max(len(graph.consumers(t)) for t in {tensor, graph.root(tensor)})
+    return max(len(graph.consumers(t)) for t in graph.views(tensor))
 
 
 def _bias_add(graph: Graph, tensor: str) -> tuple[Node, str] | None:

@@ -111,8 +111,8 @@ class Accumulator:
         """The first ``width`` columns alone, as a new one."""
         part = Accumulator(len(self.mean), width)
         part.count = self.count
-        part.mean = self.mean[:, :width]
-        part._scatter = self._scatter[:, :width, :width]
+        part.mean = self.mean[:, :width].copy()
+        part._scatter = self._scatter[:, :width, :width].copy()
         return part
 
     @property
@@ -134,6 +134,10 @@ class Accumulator:
             covariance[g] = _oas(s, self.count)
         if not covariance.any():
             return Moments()  # a constant input says nothing about the weights
+        silent = ~covariance.any(axis=(1, 2))
+        if silent.any():  # such a group must keep its weights, at the least weight in the sum
+            trace = np.trace(covariance[~silent], axis1=1, axis2=2).mean()
+            covariance[silent] = np.eye(covariance.shape[1]) * (1e-6 * trace / len(covariance[0]))
         return Moments(self.count, self.mean.copy(), covariance)
 
 

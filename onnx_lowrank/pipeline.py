@@ -144,6 +144,7 @@ def compress(
         original = Graph(canonical)
         layers, others = find_layers(original)
         shapes = _shapes(canonical, original, layers, data.validation, runtime)
+        size = batch_size(list(shapes), shapes, MEMORY)
         layers, left_out = _select(layers, others, shapes, include, exclude)
         moments = _moments(original, layers, data, runtime, shapes, seed, progress)
     with clock("plan"):
@@ -181,15 +182,17 @@ def compress(
                 tasks,
                 data.calibration,
                 runtime,
-                size=batch_size(list(shapes), shapes, MEMORY),
+                size=size,
                 seed=seed,
-                memory=MEMORY // 2,
+                memory=MEMORY // 8,
                 progress=progress,
             )
     result = _sign(compressed.to_model(), plan)
     _check(source, result)
     with clock("validate"):
-        validation = validate_models(source, result, data.validation, runtime, progress=progress)
+        validation = validate_models(
+            source, result, data.validation, runtime, size=size, progress=progress
+        )
         latency = _latency(source, result, data.validation, runtime)
         after = model_cost(result, _source_shapes(result, data, runtime))
     report = Report(

@@ -17,7 +17,7 @@ from onnx_lowrank.planner import Decision
 from onnx_lowrank.refit import Refit
 from onnx_lowrank.validate import Accuracy, LatencyPair, OutputCheck, Validation
 
-__all__ = ["Report", "model_table", "outputs_table"]
+__all__ = ["Report", "model_table", "outputs_table", "short"]
 
 SCHEMA = 1
 
@@ -159,15 +159,15 @@ def _layer_table(decisions: Sequence[Decision]) -> RenderableType:
     table = Table(title="layers", title_justify="left", box=None, pad_edge=False)
     table.add_column("layer", overflow="fold")
     table.add_column("op")
-    table.add_column("decision")
+    table.add_column("decision", no_wrap=True)
     for column in ("rank", "error", "MACs", "left"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("reason", overflow="fold", style="dim")
     for d in decisions:
         done = d.decision == "factorize"
         method = f"{d.method} {d.variant}".strip() if done else d.decision
         table.add_row(
-            Text(d.layer),
+            Text(short(d.layer)),
             d.op,
             method,
             str(d.rank) if done else "",
@@ -177,6 +177,14 @@ def _layer_table(decisions: Sequence[Decision]) -> RenderableType:
             d.reason,
         )
     return Group(table, Text())
+
+
+def short(name: str, width: int = 40) -> str:
+    """A name that leaves room for the rest of a row; converters write some of 500 letters."""
+    if len(name) <= width:
+        return name
+    half = (width - 3) // 2
+    return f"{name[:half]}...{name[-half:]}"
 
 
 def _layer_dict(d: Decision) -> dict[str, Any]:

@@ -46,8 +46,8 @@ class TwoStage:
 
     @property
     def max_rank(self) -> int:
-        """The smallest of the groups' numerical ranks."""
-        return min(g.max_rank for g in self._groups)
+        """The largest of the groups' numerical ranks."""
+        return max(g.max_rank for g in self._groups)
 
     def error(self, rank: int) -> float:
         """Relative response error at ``rank``; :meth:`cut` takes it a little lower."""

@@ -49,9 +49,10 @@ class FoldBatchnorm(Rewrite):
 
 
 def _foldable(graph: Graph, norm: Node) -> Node | None:
-    if graph.attribute(norm, "training_mode", 0) or any(
-        not t.is_empty() and (t.outputs or graph.is_output(t.name)) for t in norm.outputs[1:]
-    ):
+    # before opset 14 more than one output means training mode, before 9 statistics can be images
+    if graph.attribute(norm, "training_mode", 0) or not graph.attribute(norm, "spatial", 1):
+        return None
+    if norm.domain not in (None, "", "ai.onnx") or any(not t.is_empty() for t in norm.outputs[1:]):
         return None
     tensor = norm.inputs[0].name
     layer = graph.producer(tensor)
@@ -60,7 +61,7 @@ def _foldable(graph: Graph, norm: Node) -> Node | None:
     if len(graph.consumers(tensor)) != 1 or graph.is_output(tensor):
         return None
     weight = layer.inputs[1].name
-    if max(len(graph.consumers(t)) for t in (weight, graph.root(weight))) > 1:
+    if max(len(graph.consumers(t)) for t in graph.views(weight)) > 1:
         return None
     return layer
 
@@ -86,16 +87,19 @@ def _fold(graph: Graph, layer: Node, norm: Node) -> bool:
     else:
         new_weight = _scaled(layer, weight.astype(np.float64), scale)
     new_bias = np.broadcast_to(scale * (bias.astype(np.float64) - mean) + beta, scale.shape)
+    dtype = weight.dtype
+    with np.errstate(over="ignore"):
+        new_weight, new_bias = new_weight.astype(dtype), new_bias.astype(dtype)
     if not (np.isfinite(new_weight).all() and np.isfinite(new_bias).all()):
         return False
-    dtype, source, stem = weight.dtype, layer.inputs[0].name, layer.inputs[1].name
+    source, stem = layer.inputs[0].name, layer.inputs[1].name
     output = norm.outputs[0].name
 
     def make() -> list[Node]:
         inputs = [
             source,
-            graph.add_constant(f"{stem}_folded", new_weight.astype(dtype)),
-            graph.add_constant(f"{stem}_folded_bias", new_bias.astype(dtype)),
+            graph.add_constant(f"{stem}_folded", new_weight),
+            graph.add_constant(f"{stem}_folded_bias", new_bias),
         ]
         return [graph.make_node(layer.op, layer.name, inputs, output, attrs)]
 

@@ -83,13 +83,13 @@ class PatchProjection:
 
     def error(self, rank: int) -> float:
         """``tr((W - What) Sigma (W - What)^T)`` at ``rank``, before refinement."""
-        return max(self.energy - float(self._explained[rank]), 0.0)
+        return max(self.energy - float(self._explained[min(rank, self.max_rank)]), 0.0)
 
     def factors(self, rank: int) -> Factors:
-        """Basis and last map of ``rank``, before refinement."""
-        width = rank * self._b
+        """Basis and last map of ``rank``, before refinement; zeros beyond :attr:`max_rank`."""
+        width = min(rank, self.max_rank) * self._b
         last = _solved(self._factor[:width, :width], self._cross[:, :width])
-        return self._shaped(self._basis[:rank], last, self.error(rank))
+        return self._shaped(self._basis[:rank], last, self.error(rank), rank)
 
     def refined(self, rank: int, rounds: int, steps: int = 8) -> Factors:
         """Basis and last map of ``rank`` after ``rounds`` of alternating least squares.
@@ -102,15 +102,16 @@ class PatchProjection:
         if self._metric is None or self._b == 1 or rank == 0:
             return self.factors(rank)  # optimal already
         best = self.factors(rank)
-        basis, last = self._basis[:rank], best.last.reshape(-1, rank, self._b)
+        basis = self._basis[:rank]
+        last = best.last[:, : len(basis)].reshape(-1, len(basis), self._b)
         for _ in range(rounds):
             basis = _unit_rows(self._improved(basis, last, steps))
             factor, cross, gains = self._regression(basis)
-            last = _solved(factor, cross).reshape(-1, rank, self._b)
+            last = _solved(factor, cross).reshape(-1, len(basis), self._b)
             error = max(self.energy - float(gains.sum()), 0.0)
             if error >= best.error:
                 break
-            best = self._shaped(basis, last, error)
+            best = self._shaped(basis, last, error, rank)
         return best
 
     def _improved(self, basis: Array, last: Array, steps: int) -> Array:
@@ -151,8 +152,10 @@ class PatchProjection:
         gains = linalg.solve_triangular(factor, cross.T, lower=True, check_finite=False)
         return factor, cross, np.sum(gains**2, axis=1).reshape(len(basis), self._b).sum(axis=1)
 
-    def _shaped(self, basis: Array, last: Array, error: float) -> Factors:
-        rank = len(basis)
+    def _shaped(self, basis: Array, last: Array, error: float, rank: int) -> Factors:
+        short = rank - len(basis)
+        basis = np.pad(basis, [(0, short), (0, 0)])
+        last = np.pad(last.reshape(-1, rank - short, self._b), [(0, 0), (0, short), (0, 0)])
         return Factors(
             basis.reshape(rank, *self._first), last.reshape(-1, rank, *self._rest), error
         )

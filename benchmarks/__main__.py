@@ -1,0 +1,87 @@
+"""``python -m benchmarks``: every model by every method, as JSON and as a table.
+
+Each cell runs in a process of its own, so that its peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from benchmarks.methods import METHODS
+from benchmarks.metrics import measure
+from benchmarks.models import MODELS
+
+COLUMNS = ("threads 1, batch 1", "threads 1, batch 16", "threads 2, batch 1", "threads 2, batch 16")
+
+
+def main() -> None:
+    """Measure what the arguments name."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each timing")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/benchmark.json"))
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    print(_header())
+    for name in arguments.models:
+        benchmark = MODELS[name]
+        if not benchmark.path.is_file():
+            print(f"| {name} | not at hand |")
+            continue
+        with TemporaryDirectory() as folder:
+            archive = Path(folder) / "samples.npz"
+            np.savez(archive, **benchmark.read())  # type: ignore[arg-type]
+            for ratio, method in product(benchmark.ratios, arguments.methods):
+                job = (benchmark, archive, ratio, METHODS[method], arguments.seconds)
+                row = {"model": name, "target": ratio, "method": method, **_alone(job)}
+                rows.append(row)
+                print(_line(row), flush=True)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"cpu": platform.processor(), "onnxruntime": onnxruntime.__version__}
+    arguments.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
+
+
+def _alone(job: tuple[Any, ...]) -> dict[str, Any]:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(measure, *job).result()
+
+
+def _header() -> str:
+    names = ["model", "method", "MACs", "params", "top-1", "same answer", "SNR", *COLUMNS,
+             "seconds", "peak MB"]  # fmt: skip
+    return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
+
+
+def _line(row: dict[str, Any]) -> str:
+    before, after = row["accuracy_before"], row["accuracy"]
+    accuracy = "" if after is None else f"{before:.1%} -> {after:.1%} of {row['samples']}"
+    cells = [
+        row["model"],
+        row["method"],
+        f"{row['macs']:.2f}",
+        f"{row['params']:.2f}",
+        accuracy,
+        "" if row["agreement"] is None else f"{row['agreement']:.1%}",
+        f"{row['snr_db']:.1f} dB",
+        *(f"{row['speedup'][c]:.2f}x" for c in COLUMNS),
+        f"{row['seconds']:.0f}",
+        f"{row['peak_bytes'] / 1e6:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

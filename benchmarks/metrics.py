@@ -1,0 +1,78 @@
+"""What is measured of one compressed model."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+import onnx_lowrank
+from benchmarks.models import Benchmark
+from onnx_lowrank.model import load
+from onnx_lowrank.runtime import Runtime
+from onnx_lowrank.validate import measure_latency
+
+__all__ = ["measure"]
+
+
+def measure(
+    benchmark: Benchmark, archive: Path, ratio: float, options: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """Compress once, in this process, and measure.
+
+    Args:
+        benchmark: the model.
+        archive: its data.
+        ratio: budget on MACs.
+        options: of :func:`onnx_lowrank.compress`.
+        seconds: to time each of the four settings.
+
+    Returns:
+        Ratios, accuracies, speed-ups by threads and batch, wall seconds, peak resident bytes.
+    """
+    with TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        result = onnx_lowrank.compress(
+            benchmark.path,
+            calib=archive,
+            samples=benchmark.calibration,
+            target=f"macs={ratio}",
+            seed=0,
+            force=True,
+            **options,
+        )
+        wall = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak *= 1 if sys.platform == "darwin" else 1024
+        output = Path(folder) / "out.onnx"
+        result.save(output)
+        counted = onnx_lowrank.inspect(output).cost
+        with np.load(archive, allow_pickle=False) as samples:
+            inputs = {k: samples[k][:16] for k in samples.files if "." not in k}
+        pair = load(benchmark.path), load(output)
+        speed = {}
+        for threads in (1, 2):
+            feeds = [(b, {k: v[:b] for k, v in inputs.items()}) for b in (1, 16)]
+            for timed in measure_latency(*pair, feeds, Runtime(threads=threads), seconds):
+                speed[f"threads {threads}, batch {timed.batch}"] = round(timed.speedup, 3)
+    report = result.report
+    accuracy = report.validation.accuracy
+    first = report.validation.outputs[0]
+    return {
+        "macs": counted.macs / report.before.macs,
+        "params": counted.parameters / report.before.parameters,
+        "bytes": counted.bytes / report.before.bytes,
+        "samples": report.validation.samples,
+        "accuracy_before": None if accuracy is None else accuracy.reference,
+        "accuracy": None if accuracy is None else accuracy.new,
+        "agreement": first.top1_agreement,
+        "snr_db": first.snr_db,
+        "speedup": speed,
+        "seconds": round(wall, 1),
+        "peak_bytes": peak,
+    }

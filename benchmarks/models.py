@@ -1,0 +1,124 @@
+"""What is measured: a model, its calibration samples and its labelled test samples."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["MODELS", "Benchmark", "Samples"]
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+Array = npt.NDArray[Any]
+#: inputs by name, and the held-out labelled part as ``test.<input>`` and ``test.labels``
+Samples = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One model with its data.
+
+    Attributes:
+        path: of the model.
+        read: its data.
+        calibration: samples to draw, None for all that there are.
+        ratios: budgets on MACs to measure.
+    """
+
+    path: Path
+    read: Callable[[], Samples]
+    calibration: int | None
+    ratios: tuple[float, ...]
+
+
+def _digits() -> Samples:
+    with np.load(ROOT / "models" / "digits.npz", allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def _cifar10(mean: list[float], std: list[float]) -> Callable[[], Samples]:
+    def read() -> Samples:
+        def prepared(x: Array) -> Array:
+            scaled: Array = (x / 255.0 - np.array(mean)) / np.array(std)
+            return _channels_first(scaled)
+
+        with np.load(SHARED / "data" / "cifar10.npz", allow_pickle=False) as z:
+            return {
+                "input": prepared(z["x_train"]),
+                "test.input": prepared(z["x_test"]),
+                "test.labels": z["y_test"].astype(np.int64),
+            }
+
+    return read
+
+
+def _imagenet(name: str, prepare: Callable[[Array], Array]) -> Callable[[], Samples]:
+    """One image a class; a random half calibrates, the other half tests."""
+
+    def read() -> Samples:
+        from PIL import Image
+
+        with np.load(SHARED / "data" / "imagenet_sample.npz", allow_pickle=False) as z:
+            data, at, labels = z["jpeg"], z["offsets"], z["labels"].astype(np.int64)
+        files = [data[a:b].tobytes() for a, b in pairwise(at)]
+        pixels = np.stack([np.asarray(Image.open(io.BytesIO(f)).convert("RGB")) for f in files])
+        order = np.random.default_rng(0).permutation(len(pixels))
+        one, other = np.split(order, 2)
+        return {
+            name: prepare(pixels[one]),
+            f"test.{name}": prepare(pixels[other]),
+            "test.labels": labels[other],
+        }
+
+    return read
+
+
+def _channels_first(x: Array) -> Array:
+    moved: Array = x.transpose(0, 3, 1, 2).astype(np.float32)
+    return moved
+
+
+def _mobilenet(x: Array) -> Array:
+    return _channels_first(x / 127.5 - 1)
+
+
+def _squeezenet(x: Array) -> Array:
+    return _channels_first(x[..., ::-1] - np.array([104.0, 117.0, 123.0]))
+
+
+_RESNET = _cifar10([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+_VGG = _cifar10([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
+
+MODELS: dict[str, Benchmark] = {
+    **{
+        name: Benchmark(ROOT / "models" / f"{name}.onnx", _digits, None, (0.5, 0.25))
+        for name in ("digits_mlp", "digits_vgg", "digits_resnet")
+    },
+    "cifar10_resnet20": Benchmark(
+        SHARED / "models" / "cifar10_resnet20.onnx", _RESNET, 500, (0.5, 0.33)
+    ),
+    "cifar10_resnet56": Benchmark(
+        SHARED / "models" / "cifar10_resnet56.onnx", _RESNET, 500, (0.5,)
+    ),
+    "cifar10_vgg_s": Benchmark(SHARED / "models" / "cifar10_vgg_s.onnx", _VGG, 500, (0.5, 0.33)),
+    "imagenet_squeezenet11": Benchmark(
+        SHARED / "models" / "imagenet_squeezenet11.onnx",
+        _imagenet("data_0", _squeezenet),
+        None,
+        (0.7,),
+    ),
+    "imagenet_mobilenetv2_1.0": Benchmark(
+        SHARED / "models" / "imagenet_mobilenetv2_1.0.onnx",
+        _imagenet("input", _mobilenet),
+        None,
+        (0.8,),
+    ),
+}

@@ -1,0 +1,230 @@
+"""Tiny models, and ways to run and compare them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from hypothesis import settings
+from hypothesis import strategies as st
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from onnx_lowrank.base import Decomposition, Factorization
+from onnx_lowrank.chain import Chain
+from onnx_lowrank.geometry import ConvGeometry
+from onnx_lowrank.graph import Graph
+from onnx_lowrank.layers import Layer, find_layers
+from onnx_lowrank.model import Model
+from onnx_lowrank.moments import Moments, response_error
+from onnx_lowrank.rewrite import apply_chain
+from onnx_lowrank.runtime import Runtime
+
+Array = npt.NDArray[np.floating[Any]]
+AnyArray = npt.NDArray[Any]
+
+#: IR version that goes with an opset, for runtimes that insist
+_IR = {9: 4, 11: 6, 13: 7, 17: 8, 21: 10}
+
+
+def quick(max_examples: int) -> settings:
+    """Hypothesis settings: the same examples at each run, no clock."""
+    return settings(deadline=None, max_examples=max_examples, derandomize=True)
+
+
+def rng(*seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def make_model(
+    nodes: Sequence[NodeProto],
+    inputs: Mapping[str, Sequence[int | str | None]],
+    outputs: Sequence[str],
+    weights: Mapping[str, AnyArray],
+    *,
+    opset: int = 17,
+    ir: int | None = None,
+    element: int = TensorProto.FLOAT,
+    domains: Sequence[str] = (),
+) -> ModelProto:
+    """A model from its nodes; the shapes of its outputs are inferred."""
+    graph = helper.make_graph(
+        list(nodes),
+        "tiny",
+        [helper.make_tensor_value_info(n, element, s) for n, s in inputs.items()],
+        [
+            helper.make_tensor_value_info(n, element, weights[n].shape if n in weights else None)
+            for n in outputs
+        ],
+        [numpy_helper.from_array(np.asarray(v), n) for n, v in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in domains)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir or _IR[opset])
+    inferred = onnx.shape_inference.infer_shapes(model).graph.output
+    for value, found in zip(model.graph.output, inferred, strict=True):
+        value.CopyFrom(found)
+    return model
+
+
+def graph_of(proto: ModelProto) -> Graph:
+    return Graph(Model(proto))
+
+
+def layers_of(proto: ModelProto) -> list[Layer]:
+    return find_layers(graph_of(proto))[0]
+
+
+def only_layer(proto: ModelProto) -> Layer:
+    (layer,) = layers_of(proto)
+    return layer
+
+
+def checked(graph: Graph) -> ModelProto:
+    """The edited model, valid by the checker."""
+    proto = graph.to_model().proto
+    onnx.checker.check_model(proto)
+    return proto
+
+
+def run(proto: ModelProto, feed: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+    """Outputs in ONNX Runtime, graph optimisations off."""
+    return Runtime(threads=1).session(Model(proto), optimise=False).run(feed)
+
+
+def replaced(proto: ModelProto, layer_name: str, chain: Chain) -> ModelProto:
+    """The model with one layer replaced."""
+    graph = graph_of(proto)
+    (layer,) = [x for x in find_layers(graph)[0] if x.name == layer_name]
+    apply_chain(graph, layer, chain)
+    return checked(graph)
+
+
+def relative(wanted: AnyArray, got: AnyArray) -> float:
+    """``||wanted - got|| / ||wanted||``; the error of a reconstruction."""
+    assert wanted.shape == got.shape, (wanted.shape, got.shape)
+    wanted, got = wanted.astype(np.float64), got.astype(np.float64)
+    norm = float(np.linalg.norm(wanted))
+    distance = float(np.linalg.norm(wanted - got))
+    return distance / norm if norm else distance
+
+
+def random_moments(layer: Layer, seed: int, *, condition: float = 100.0) -> Moments:
+    """Positive definite covariances of a given condition, and means, for the groups of a layer."""
+    random, d = rng(seed, 7), layer.patch
+    covariances = []
+    for _ in range(layer.groups):
+        q, _r = np.linalg.qr(random.normal(size=(d, d)))
+        covariances.append((q * np.geomspace(1.0, 1.0 / condition, d)) @ q.T)
+    return Moments(1000, random.normal(size=(layer.groups, d)), np.stack(covariances))
+
+
+def conv_node(geometry: ConvGeometry, inputs: Sequence[str], output: str = "y") -> NodeProto:
+    """A Conv of this geometry, independent of how the engine writes one."""
+    padding: dict[str, Any] = {"auto_pad": geometry.auto_pad}
+    if geometry.auto_pad == "NOTSET":
+        padding["pads"] = geometry.pads
+    return helper.make_node(
+        "Conv",
+        list(inputs),
+        [output],
+        name="conv",
+        strides=geometry.strides,
+        dilations=geometry.dilations,
+        group=geometry.groups,
+        **padding,
+    )
+
+
+def conv_model(
+    geometry: ConvGeometry, weight: AnyArray, bias: AnyArray | None, **options: Any
+) -> ModelProto:
+    """One Conv from ``x`` to ``y``."""
+    weights = {"w": weight} if bias is None else {"w": weight, "b": bias}
+    channels = weight.shape[1] * geometry.groups
+    shape = [None, channels, *[None] * geometry.axes]
+    return make_model(
+        [conv_node(geometry, ["x", *weights])], {"x": shape}, ["y"], weights, **options
+    )
+
+
+@st.composite
+def geometries(
+    draw: st.DrawFn, axes: tuple[int, ...] = (1, 2, 3), kernels: tuple[int, int] = (1, 3)
+) -> ConvGeometry:
+    """Convolutions that ONNX Runtime runs: it refuses SAME with dilations."""
+    count = draw(st.sampled_from(axes))
+    auto_pad = draw(st.sampled_from(["NOTSET", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"]))
+
+    def each(low: int, high: int, length: int = count) -> tuple[int, ...]:
+        return draw(st.tuples(*[st.integers(low, high)] * length))
+
+    return ConvGeometry(
+        kernel=each(*kernels),
+        strides=each(1, 3),
+        dilations=(1,) * count if auto_pad.startswith("SAME") else each(1, 2),
+        pads=each(0, 2, 2 * count) if auto_pad == "NOTSET" else (0,) * (2 * count),
+        groups=draw(st.sampled_from([1, 1, 2, 3])),
+        auto_pad=auto_pad,
+    )
+
+
+def sizes(geometry: ConvGeometry, extra: int = 2) -> tuple[int, ...]:
+    """Extents that the dilated kernel fits into, different on each axis."""
+    return tuple(
+        (k - 1) * d + extra + i
+        for i, (k, d) in enumerate(zip(geometry.kernel, geometry.dilations, strict=True))
+    )
+
+
+def assert_faithful(decomposition: Decomposition, layer: Layer, moments: Moments) -> None:
+    """What every decomposition promises: true errors, falling; cuts no worse; fitting outlines."""
+    stage = layer.stage
+    kernel = stage.matrices
+    energy = moments.energy(kernel)
+    last = np.inf
+    for rank in range(1, decomposition.max_rank + 1):
+        chain = decomposition.cut(rank)
+        found = response_error(kernel - chain.compose().reshape(kernel.shape), moments) / energy
+        claimed = decomposition.error(rank)
+        assert found <= claimed + 1e-9, (rank, found, claimed)
+        assert -1e-12 <= claimed <= 1 + 1e-9
+        assert claimed <= last + 1e-6
+        last = claimed
+        outline = decomposition.outline(rank)
+        assert [s.weight.shape for s in outline.stages] == [s.weight.shape for s in chain.stages]
+        assert [s.geometry for s in outline.stages] == [s.geometry for s in chain.stages]
+        assert [s.role for s in outline.stages] == [s.role for s in chain.stages]
+
+
+def assert_identity_at_full_rank(
+    factorization: Factorization, proto: ModelProto, feed: Mapping[str, AnyArray], seed: int
+) -> None:
+    """Every form, in both metrics, at its largest rank, equals the original in ONNX Runtime."""
+    layer = only_layer(proto)
+    wanted = run(proto, feed)["y"]
+    for moments in (Moments(), random_moments(layer, seed)):
+        forms = factorization.propose(layer, moments)
+        assert forms
+        for form in forms:
+            again = replaced(proto, layer.name, form.cut(form.max_rank))
+            assert len(again.graph.node) > len(proto.graph.node)
+            assert relative(wanted, run(again, feed)["y"]) < 1e-4, form.variant
+
+
+def conv_example(
+    geometry: ConvGeometry, seed: int, dtype: str = "float32", **options: Any
+) -> tuple[ModelProto, dict[str, AnyArray]]:
+    """A convolution of a few channels a group, and an input for it."""
+    random, g = rng(seed), geometry.groups
+    weight = random.normal(size=(4 * g, 3, *geometry.kernel)).astype(dtype)
+    bias = random.normal(size=4 * g).astype(dtype) if seed % 2 else None
+    x = random.normal(size=(2, 3 * g, *sizes(geometry, 3))).astype(dtype)
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return conv_model(geometry, weight, bias, element=element, **options), {"x": x}
+
+
+def wide(geometry: ConvGeometry) -> int:
+    """Number of kernel axes above 1."""
+    return sum(k > 1 for k in geometry.kernel)
