@@ -20,7 +20,7 @@ from onnx_lowrank._version import __version__
 from onnx_lowrank.calibration import ImageOptions
 from onnx_lowrank.errors import LowRankError, OptionError, ValidationError
 from onnx_lowrank.inspection import inspect
-from onnx_lowrank.model import atomic_write
+from onnx_lowrank.model import atomic_write, check_output, load
 from onnx_lowrank.pipeline import ALLOCATIONS, DEFAULT_PASSES, compress
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.registry import available, pass_class
@@ -54,9 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compress(a: argparse.Namespace, out: Console) -> int:
+    source = load(a.model)
+    check_output(a.output, source)
+    if a.report:
+        check_output(a.report, source)
     with _progress(a.quiet) as progress:
         result = compress(
-            a.model,
+            source,
             calib=a.calib,
             target=a.target,
             passes=a.passes,
@@ -114,7 +118,7 @@ def _validate(a: argparse.Namespace, out: Console) -> int:
             accuracy = checks.accuracy
             out.print(
                 f"top-1 of {accuracy.samples} samples: {accuracy.reference:.2%} -> "
-                f"{accuracy.new:.2%} ({-100 * accuracy.drop:+.2f} points)"
+                f"{accuracy.new:.2%} ({0.0 - 100 * accuracy.drop:+.2f} points)"
             )
     if limit is None:
         return 0

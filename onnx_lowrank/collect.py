@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ class MomentStore(Mapping[str, Moments]):
         self.totals: dict[str, float] = {}
         self._held: dict[str, Moments] = {}
         self._spilled: dict[str, Path] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
 
     def add(self, name: str, moments: Moments) -> None:
         """Take the moments of one layer."""
@@ -48,8 +50,9 @@ class MomentStore(Mapping[str, Moments]):
             self._held[name] = moments
             return
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="onnx-lowrank-")
-        path = Path(self._folder.name) / f"{len(self._spilled)}.npz"
+            self._folder = Path(tempfile.mkdtemp(prefix="onnx-lowrank-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        path = self._folder / f"{len(self._spilled)}.npz"
         np.savez(path, count=moments.count, mean=moments.mean, covariance=moments.covariance)
         self._spilled[name] = path
 

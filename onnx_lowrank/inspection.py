@@ -139,9 +139,12 @@ def inspect(
         shapes = tensor_shapes(source, given)
         notes.append(f"MACs are not counted everywhere: {error}")
     macs = {node.outputs[0].name: node_macs(graph, node, shapes) for node in graph.nodes}
+    by_name = {n.name: macs[n.outputs[0].name] for n in graph.nodes} | macs
     _, passes = parse_list(DEFAULT_PASSES)
     infos = [_info(layer, passes, macs[layer.nodes[0].outputs[0].name]) for layer in layers]
-    infos += [LayerInfo(o.name, o.op, (), 1, None, 0, False, o.reason) for o in others]
+    infos += [
+        LayerInfo(o.name, o.op, (), 1, by_name.get(o.name), 0, False, o.reason) for o in others
+    ]
     return Inspection(model_cost(source, shapes), tuple(infos), tuple(notes))
 
 

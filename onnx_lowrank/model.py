@@ -19,7 +19,7 @@ from onnx import TensorProto, checker, external_data_helper, numpy_helper
 
 from onnx_lowrank.errors import ModelError
 
-__all__ = ["Model", "atomic_write", "load", "save"]
+__all__ = ["Model", "atomic_write", "check_output", "load", "save"]
 
 #: Protobuf refuses to serialise 2 GiB; stay clear of it.
 LARGEST_PROTO = 1_900_000_000
@@ -109,13 +109,7 @@ def save(model: Model, path: str | os.PathLike[str], *, source: Model | None = N
     Raises:
         ModelError: ``path`` is the source itself, a folder, or cannot be written.
     """
-    target = Path(path)
-    if source is not None and source.path is not None and _same_file(source.path, target):
-        raise ModelError(f"{target} is the input itself; name another output")
-    if target.is_dir():
-        raise ModelError(f"{target} is a folder; name a file in it")
-    if not target.parent.is_dir():
-        raise ModelError(f"{target.parent} does not exist; create it first")
+    target = check_output(path, source)
     outside = model.external or (source is not None and source.external)
     if outside or model.bytes > LARGEST_PROTO:
         return _save_external(model, target)
@@ -123,6 +117,24 @@ def save(model: Model, path: str | os.PathLike[str], *, source: Model | None = N
     with atomic_write(target) as file:
         file.write(payload)
     return len(payload)
+
+
+def check_output(path: str | os.PathLike[str], source: Model | None = None) -> Path:
+    """Refuse a path that cannot be written to, before any work is done for it.
+
+    Raises:
+        ModelError: it is the input itself or a folder, or its folder is absent or read-only.
+    """
+    target = Path(path)
+    if source is not None and source.path is not None and _same_file(source.path, target):
+        raise ModelError(f"{target} is the input itself; name another output")
+    if target.is_dir():
+        raise ModelError(f"{target} is a folder; name a file in it")
+    if not target.parent.is_dir():
+        raise ModelError(f"{target.parent} does not exist; create it first")
+    if not os.access(target.parent, os.W_OK):
+        raise ModelError(f"{target.parent} is read-only; name another folder")
+    return target
 
 
 @contextmanager

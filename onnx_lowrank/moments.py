@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Accumulator", "Moments", "Spread", "response_error"]
+from onnx_lowrank.chain import Chain, Stage
+
+__all__ = ["Accumulator", "Moments", "Spread", "relative_error", "response_error"]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -177,6 +179,14 @@ def response_error(difference: Array, moments: Moments) -> float:
     if moments.covariance is None:
         return float(np.sum(np.square(difference)))
     return float(np.sum((difference @ moments.covariance) * difference))
+
+
+def relative_error(stage: Stage, chain: Chain, moments: Moments) -> float:
+    """``eps`` of a chain in the place of ``stage``, its bias corrected; see the module."""
+    weight = stage.matrices
+    energy = response_error(weight, moments)
+    difference = weight - chain.compose().reshape(weight.shape)
+    return response_error(difference, moments) / energy if energy > 0 else 0.0
 
 
 def _oas(sample: Array, count: int) -> Array:

@@ -34,7 +34,7 @@ from onnx_lowrank.errors import BudgetError, GuardError, OptionError
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import Ineligible, Layer, find_layers
 from onnx_lowrank.model import Model, load, save
-from onnx_lowrank.moments import Moments
+from onnx_lowrank.moments import Moments, relative_error
 from onnx_lowrank.planner import Candidate, Decision, Plan, allocate, allocate_blocked, uniform
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.refit import Refit, Task, refit
@@ -53,6 +53,8 @@ ALLOCATIONS = ("lagrangian", "uniform")
 MEMORY = 512 << 20
 #: samples that a validation looks at, at the most
 LARGEST_VALIDATION = 1000
+#: bytes that the plan's digest and our version may add to a model that stays as it is
+SIGNATURE = 256
 #: a time within this ratio of the original's counts as no slower: clocks are noisy
 SLOWER = 1.05
 
@@ -83,7 +85,7 @@ class Result:
 
 
 def compress(
-    model: str | os.PathLike[str] | onnx.ModelProto,
+    model: str | os.PathLike[str] | onnx.ModelProto | Model,
     *,
     calib: Any = None,
     target: str = "macs=0.5",
@@ -170,7 +172,12 @@ def compress(
             for layer, candidate in zip(layers, chosen, strict=True)
             if candidate.method
         }
-        decisions = _decide(layers, chosen, written, moments, proposals, left_out, shapes)
+        errors = {
+            layer.name: relative_error(layer.stage, written[layer.name].chain, moments[layer.name])
+            for layer in layers
+            if layer.name in written
+        }
+        decisions = _decide(layers, chosen, errors, proposals, left_out)
         plan = Plan(source.digest, f"{metric}={ratio:g}", seed, tuple(decisions))
     refits: list[Refit] = []
     with clock("refit"):
@@ -286,6 +293,12 @@ def made_up(
     Raises:
         OptionError: a shape is needed that nobody gave.
     """
+    unknown = set(shapes) - {spec.name for spec in specs}
+    if unknown:
+        raise OptionError(
+            f"the model has no input {', '.join(map(repr, sorted(unknown)))}; it has "
+            f"{', '.join(spec.name for spec in specs)}"
+        )
     rng = np.random.default_rng(seed)
     feeds = []
     for _ in range(count):
@@ -412,11 +425,9 @@ def _allocate(
 def _decide(
     layers: Sequence[Layer],
     chosen: Sequence[Candidate],
-    written: Mapping[str, Written],
-    moments: Mapping[str, Moments],
+    errors: Mapping[str, float],
     proposals: Proposals,
     left_out: Sequence[Ineligible],
-    shapes: Mapping[str, tuple[int, ...]],
 ) -> list[Decision]:
     decisions = []
     for layer, candidate, choice in zip(layers, chosen, proposals.choices, strict=True):
@@ -438,7 +449,7 @@ def _decide(
                 candidate.method,
                 candidate.variant,
                 candidate.rank,
-                candidate.error,
+                errors.get(layer.name, 0.0),
                 keep.macs,
                 candidate.macs,
                 keep.parameters,
@@ -516,7 +527,7 @@ def _latency(
 
 
 def _guard(report: Report) -> None:
-    if report.after.bytes > report.before.bytes:
+    if report.after.bytes > report.before.bytes + SIGNATURE:
         raise GuardError(
             f"the result has {report.after.bytes} bytes, the original {report.before.bytes}; "
             "nothing was written (--force writes it all the same)"

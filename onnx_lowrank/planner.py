@@ -148,7 +148,7 @@ def allocate(choices: Sequence[Choice], budget: int, blocked: float = 0.0) -> li
     least = sum(min(c.cost for c in choice.candidates) for choice in choices)
     if least > budget:
         raise BudgetError(f"{least} is the least that these passes reach; {budget} was asked")
-    low, high = 0.0, 1.0 / max(1, *(c.keep.effort for c in choices))
+    low, high = 0.0, 1.0 / max([1, *(c.keep.effort for c in choices)])
     chosen = _at(choices, low, blocked)
     if _cost(chosen) > budget:
         while _cost(_at(choices, high, blocked)) > budget:

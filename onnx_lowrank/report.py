@@ -131,7 +131,7 @@ def model_table(
             f"top-1 of {accuracy.samples}",
             f"{accuracy.reference:.2%}",
             f"{accuracy.new:.2%}",
-            f"{-accuracy.drop * 100:+.2f} points",
+            f"{0.0 - accuracy.drop * 100:+.2f} points",
         )
     return table
 

@@ -24,6 +24,8 @@ _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     for error in vars(_state).values()
     if isinstance(error, type) and issubclass(error, Exception)
 )
+#: the Python part of ONNX Runtime checks feeds before the rest of it does
+_RUN_ERRORS: tuple[type[Exception], ...] = (*_ORT_ERRORS, ValueError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Session:
         wanted = {k: v for k, v in feed.items() if k in self._inputs}
         try:
             values = self._inner.run(names, wanted)
-        except _ORT_ERRORS as error:
+        except _RUN_ERRORS as error:
             raise ModelError(f"ONNX Runtime cannot run the model: {_first_line(error)}") from error
         return dict(zip(names, values, strict=True))
 

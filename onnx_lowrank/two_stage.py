@@ -13,7 +13,7 @@ from onnx_lowrank.chain import Chain, Stage
 from onnx_lowrank.geometry import ConvGeometry, Geometry
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.patch_projection import Factors, PatchProjection
-from onnx_lowrank.moments import Moments, response_error
+from onnx_lowrank.moments import Moments, relative_error
 
 __all__ = ["METRICS", "TwoStage", "two_stage"]
 
@@ -27,6 +27,9 @@ _ROUNDS = 4
 
 #: relative errors for which a plan wants the refined figure; others are never or always taken
 _WORTH_REFINING = (1e-4, 0.6)
+
+#: rank times squared patch length up to which a plan refines at every rank
+_AFFORDABLE = 400_000_000
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,33 @@ class TwoStage:
     def error(self, rank: int) -> float:
         """Relative response error at ``rank``; :meth:`cut` takes it a little lower."""
         if not self._own_metric:
-            return self._relative(self._chain([g.factors(rank) for g in self._groups]))
-        energy = sum(g.energy for g in self._groups)
-        if energy <= 0:
-            return 0.0
-        plain = sum(g.error(rank) for g in self._groups) / energy
+            chain = self._chain([g.factors(rank) for g in self._groups])
+            return relative_error(self._stage, chain, self._moments)
+        plain = self._plain(rank)
         if not _WORTH_REFINING[0] < plain < _WORTH_REFINING[1]:
             return plain
-        return sum(g.refined(rank, rounds=1).error for g in self._groups) / energy
+        if rank <= self._affordable:
+            return self._refined(rank)
+        # refining a wide layer at every rank would take minutes: carry the gain over
+        reference = self._plain(self._affordable)
+        gain = self._refined(self._affordable) / reference if reference > 0 else 1.0
+        return plain * min(gain, 1.0)
+
+    @property
+    def _affordable(self) -> int:
+        width = int(self._stage.matrices.shape[2])
+        return max(min(_AFFORDABLE // width**2, self.max_rank), 1)
+
+    @property
+    def _energy(self) -> float:
+        return sum(g.energy for g in self._groups)
+
+    def _plain(self, rank: int) -> float:
+        energy = self._energy
+        return sum(g.error(rank) for g in self._groups) / energy if energy > 0 else 0.0
+
+    def _refined(self, rank: int) -> float:
+        return sum(g.refined(rank, rounds=1).error for g in self._groups) / self._energy
 
     def outline(self, rank: int) -> Chain:
         """Two stages of the right shapes, all zero."""
@@ -79,17 +101,11 @@ class TwoStage:
         chain = self._chain([g.refined(rank, rounds) for g in self._groups])
         bias = self._stage.bias
         if self._own_metric and self._moments.mean is not None:
-            shift = np.einsum("gnd,gd->gn", self._difference(chain), self._moments.mean).reshape(-1)
+            weight = self._stage.matrices
+            difference = weight - chain.compose().reshape(weight.shape)
+            shift = np.einsum("gnd,gd->gn", difference, self._moments.mean).reshape(-1)
             bias = shift if bias is None else bias + shift
         return chain.balanced().with_bias(bias)
-
-    def _relative(self, chain: Chain) -> float:
-        energy = response_error(self._stage.matrices, self._moments)
-        return response_error(self._difference(chain), self._moments) / energy if energy else 0.0
-
-    def _difference(self, chain: Chain) -> Array:
-        weight = self._stage.matrices
-        return weight - chain.compose().reshape(weight.shape)
 
     def _chain(self, groups: Sequence[Factors]) -> Chain:
         first = np.concatenate([g.basis for g in groups])

@@ -139,12 +139,12 @@ class _Tally:
             raise ValidationError(
                 f"output {self.name!r} has shape {new.shape}, the reference {reference.shape}"
             )
-        if np.isfinite(reference).all() and not np.isfinite(new).all():
-            raise ValidationError(f"output {self.name!r} has NaN or Inf; the reference has none")
-        a = np.nan_to_num(reference.astype(np.float64)).reshape(
-            max(len(np.atleast_1d(reference)), 1), -1
-        )
-        b = np.nan_to_num(new.astype(np.float64)).reshape(a.shape)
+        if reference.dtype.kind == "f" and not np.isfinite(new[np.isfinite(reference)]).all():
+            raise ValidationError(
+                f"output {self.name!r} has NaN or Inf where the reference has none"
+            )
+        samples = max(len(np.atleast_1d(reference)), 1)
+        a, b = (_finite(values).reshape(samples, -1) for values in (reference, new))
         self.signal += float(np.sum(a * a))
         self.noise += float(np.sum((b - a) ** 2))
         self.largest = max(self.largest, float(np.max(np.abs(b - a), initial=0.0)))
@@ -172,6 +172,10 @@ class _Tally:
             self.hits1 / count if self.scores else None,
             self.hits5 / count if self.scores else None,
         )
+
+
+def _finite(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    return np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
 
 
 def looks_like_scores(output: npt.NDArray[Any]) -> bool:

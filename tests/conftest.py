@@ -1,0 +1,48 @@
+"""Compressed models that several test files look at, each made once."""
+
+from __future__ import annotations
+
+import os
+
+# before numpy is imported: matrices here are small, and BLAS threads that wait for each other on
+# a busy machine make them ten times slower
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_lowrank.pipeline import Result
+from tests import fixtures_models as fm
+
+Compressed = Callable[..., Result]
+
+
+@pytest.fixture(scope="session")
+def compressed() -> Compressed:
+    """``compressed(net, **options)``: a digits net compressed without a clock, and remembered."""
+    made: dict[str, Result] = {}
+
+    def make(net: str, **options: Any) -> Result:
+        key = f"{net} {sorted(options.items())}"
+        if key not in made:
+            made[key] = fm.quick_compress(fm.digits(net), **{"calib": fm.DIGITS, **options})
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small classifier ``tiny.onnx`` and data for it, ``data.npz``."""
+    folder = tmp_path_factory.mktemp("tiny")
+    onnx.save(fm.classifier(), folder / "tiny.onnx")
+    x, labels = fm.classified(400)
+    parts: dict[str, Any] = {"x": x[:300], "test.x": x[300:], "test.labels": labels[300:]}
+    np.savez(folder / "data.npz", **parts)
+    return folder

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import ModelProto
+
+from onnx_lowrank import pipeline
+from onnx_lowrank.errors import GuardError, ModelError
+from onnx_lowrank.pipeline import Result, compress
+from tests import fixtures_models as fm
+
+X, _ = fm.classified(300)
+
+
+def slow(monkeypatch: pytest.MonkeyPatch, ratio: float, **options: Any) -> Result:
+    fm.without_clock(monkeypatch, ratio)
+    return compress(fm.classifier(), calib={"x": X}, target="macs=0.6", threads=1, **options)
+
+
+def test_the_guard_refuses_what_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GuardError, match=r"takes 1\.2 ms, the original 1 ms \(batch 1\)"):
+        slow(monkeypatch, 1.2)
+    assert slow(monkeypatch, 1.2, force=True).report.latency[0].new_ms == 1.2
+    assert slow(monkeypatch, 1.01).report.latency[0].new_ms == 1.01
+
+
+def test_the_guard_refuses_what_is_bigger(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = fm.classifier()
+    sign = pipeline._sign
+
+    def padded(*arguments: Any) -> Any:
+        model = sign(*arguments)
+        model.proto.doc_string = "x" * 10**5
+        return model
+
+    monkeypatch.setattr(pipeline, "_sign", padded)
+    with pytest.raises(GuardError, match=r"bytes, the original .*--force writes it all the same"):
+        fm.quick_compress(proto, calib={"x": X}, target="macs=0.6")
+    assert fm.quick_compress(proto, calib={"x": X}, target="macs=0.6", force=True)
+
+
+def test_the_clock_itself() -> None:
+    result = compress(fm.classifier(), calib={"x": X}, target="macs=0.6", threads=1, force=True)
+    assert [p.batch for p in result.report.latency] == [1, 16]
+    assert all(p.speedup > 0 for p in result.report.latency)
+    assert list(result.report.seconds) == ["calibrate", "plan", "rewrite", "refit", "validate"]
+    options = ort.SessionOptions()
+    assert ort.InferenceSession(result.model.SerializeToString(), options).get_inputs()
+
+
+def test_nothing_is_written_over_the_input(tmp_path: Path) -> None:
+    path = tmp_path / "in.onnx"
+    onnx.save(fm.classifier(), path)
+    result = fm.quick_compress(path, calib={"x": X}, target="macs=0.6")
+    with pytest.raises(ModelError, match="is the input itself"):
+        result.save(path)
+    assert isinstance(onnx.load(path), ModelProto)
