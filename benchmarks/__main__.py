@@ -6,6 +6,7 @@ Each cell runs in a process of its own, so that its peak memory is its own.
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import multiprocessing
 import platform
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+import onnx_lowrank
 from benchmarks.methods import METHODS
 from benchmarks.metrics import measure
 from benchmarks.models import MODELS
@@ -44,13 +46,22 @@ def main() -> None:
             archive = Path(folder) / "samples.npz"
             np.savez(archive, **benchmark.read())  # type: ignore[arg-type]
             for ratio, method in product(benchmark.ratios, arguments.methods):
-                job = (benchmark, archive, ratio, METHODS[method], arguments.seconds)
+                options = {"samples": benchmark.calibration, **METHODS[method]}
+                if options.get("allocation") == "uniform":
+                    options["exclude"] = _ends(benchmark.path)
+                job = (benchmark.path, archive, ratio, options, arguments.seconds)
                 row = {"model": name, "target": ratio, "method": method, **_alone(job)}
                 rows.append(row)
                 print(_line(row), flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     machine = {"cpu": platform.processor(), "onnxruntime": onnxruntime.__version__}
     arguments.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
+
+
+def _ends(model: Path) -> list[str]:
+    """First and last layer, which uniform methods leave alone, as is usual."""
+    layers = [layer.name for layer in onnx_lowrank.inspect(model).layers if layer.shape]
+    return [glob.escape(layers[0]), glob.escape(layers[-1])]
 
 
 def _alone(job: tuple[Any, ...]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 import onnx_lowrank
-from benchmarks.models import Benchmark
 from onnx_lowrank.model import load
 from onnx_lowrank.runtime import Runtime
 from onnx_lowrank.validate import measure_latency
@@ -21,12 +20,12 @@ __all__ = ["measure"]
 
 
 def measure(
-    benchmark: Benchmark, archive: Path, ratio: float, options: dict[str, Any], seconds: float
+    model: Path, archive: Path, ratio: float, options: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
     """Compress once, in this process, and measure.
 
     Args:
-        benchmark: the model.
+        model: its path.
         archive: its data.
         ratio: budget on MACs.
         options: of :func:`onnx_lowrank.compress`.
@@ -38,9 +37,8 @@ def measure(
     with TemporaryDirectory() as folder:
         start = time.perf_counter()
         result = onnx_lowrank.compress(
-            benchmark.path,
+            model,
             calib=archive,
-            samples=benchmark.calibration,
             target=f"macs={ratio}",
             seed=0,
             force=True,
@@ -54,7 +52,7 @@ def measure(
         counted = onnx_lowrank.inspect(output).cost
         with np.load(archive, allow_pickle=False) as samples:
             inputs = {k: samples[k][:16] for k in samples.files if "." not in k}
-        pair = load(benchmark.path), load(output)
+        pair = load(model), load(output)
         speed = {}
         for threads in (1, 2):
             feeds = [(b, {k: v[:b] for k, v in inputs.items()}) for b in (1, 16)]

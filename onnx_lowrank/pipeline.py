@@ -156,7 +156,7 @@ def compress(
         )
         budget, movable = _budget(proposals, before, model_cost(canonical, shapes), metric, ratio)
         if allocation == "uniform":
-            chosen = uniform(proposals.choices, budget, movable)
+            chosen = uniform(proposals.choices, budget / max(movable, 1))
         else:
             chosen = _allocate(proposals, budget, movable, before, metric)
     with clock("rewrite"):

@@ -188,21 +188,18 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
     return allocate(choices, budget, _MIDDLING)
 
 
-def uniform(choices: Sequence[Choice], budget: int, total: int) -> list[Candidate]:
-    """Every layer cut by the same ratio: its best candidate within it. The baseline of others.
+def uniform(choices: Sequence[Choice], ratio: float) -> list[Candidate]:
+    """Every layer at the rank nearest to one ratio of its cost, the best of the forms there.
 
-    Args:
-        choices: the layers.
-        budget: on the sum of costs.
-        total: of the costs of all layers as they are.
+    What other tools do, for comparison; the budget is met as nearly as the ranks allow.
     """
-    ratio = budget / total if total else 1.0
-    result = []
-    for choice in choices:
-        within = [c for c in choice.candidates if c.cost <= ratio * choice.keep.cost]
-        cheapest = min(choice.candidates, key=lambda c: c.cost)
-        result.append(min(within, key=lambda c: (c.error, c.cost)) if within else cheapest)
-    return result
+    return [
+        min(
+            choice.candidates,
+            key=lambda c: (abs(c.cost - ratio * choice.keep.cost), c.error),
+        )
+        for choice in choices
+    ]
 
 
 def _cheapest(candidate: Candidate) -> tuple[int, float]:

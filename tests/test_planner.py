@@ -163,17 +163,12 @@ def test_a_budget_that_cannot_be_met_names_the_least() -> None:
 # the baseline
 
 
-def test_uniform_cuts_every_layer_by_the_same_ratio() -> None:
-    a = choice("a", (100, 0.0), (50, 0.3), (40, 0.2), (20, 0.6))
+def test_uniform_takes_the_rank_nearest_to_the_ratio() -> None:
+    a = choice("a", (100, 0.0), (52, 0.3), (52, 0.2), (20, 0.6))
     b = choice("b", (1000, 0.0), (501, 0.1), (400, 0.4))
-    assert [c.cost for c in uniform([a, b], 550, 1100)] == [40, 400]
-    assert [c.cost for c in uniform([a, b], 1100, 1100)] == [100, 1000]
-
-
-def test_uniform_takes_the_cheapest_where_none_is_cheap_enough() -> None:
-    a = choice("a", (100, 0.0), (90, 0.3))
-    assert [c.cost for c in uniform([a], 50, 100)] == [90]
-    assert uniform([], 0, 0) == []
+    c = choice("c", (7, 0.0))
+    assert [(x.cost, x.error) for x in uniform([a, b, c], 0.5)] == [(52, 0.2), (501, 0.1), (7, 0.0)]
+    assert [x.cost for x in uniform([a, b], 1.0)] == [100, 1000]
 
 
 # ranks
