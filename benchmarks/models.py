@@ -108,9 +108,7 @@ MODELS: dict[str, Benchmark] = {
     "cifar10_resnet56": Benchmark(
         SHARED / "models" / "cifar10_resnet56.onnx", _RESNET, 500, (0.5,)
     ),
-    "cifar10_vgg_s": Benchmark(
-        SHARED / "models" / "cifar10_vgg_s.onnx", _VGG, 500, (0.5, 0.33), "/0/Conv"
-    ),
+    "cifar10_vgg_s": Benchmark(SHARED / "models" / "cifar10_vgg_s.onnx", _VGG, 500, (0.5, 0.33)),
     "imagenet_squeezenet11": Benchmark(
         SHARED / "models" / "imagenet_squeezenet11.onnx",
         _imagenet("data_0", _squeezenet),
