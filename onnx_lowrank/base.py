@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Protocol
 
-from onnx_lowrank.chain import Chain
+from onnx_lowrank.chain import Chain, Rank
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.moments import Moments
@@ -35,18 +35,17 @@ class Decomposition(Protocol):
     def variant(self) -> str:
         """Which form of the method this is; empty where there is only one."""
 
-    @property
-    def max_rank(self) -> int:
-        """The largest rank that :meth:`cut` accepts; the smallest is 1."""
+    def ranks(self) -> Iterable[Rank]:
+        """Ranks worth considering, on the grid that runtimes like."""
 
-    def error(self, rank: int) -> float:
+    def error(self, rank: Rank) -> float:
         """Relative response error at ``rank``, between 0 and 1, cheap for a whole grid."""
 
-    def outline(self, rank: int) -> Chain:
+    def outline(self, rank: Rank) -> Chain:
         """The chain of ``rank`` without its numbers, for counting its cost."""
 
-    def cut(self, rank: int) -> Chain:
-        """The chain of ``rank``, its bias corrected, float64."""
+    def cut(self, rank: Rank) -> Chain:
+        """The chain of ``rank``, or of what there is of it, its bias corrected, float64."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from onnx_lowrank.cost import layer_cost
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.moments import Moments
-from onnx_lowrank.planner import Candidate, Choice, aligned_ranks
+from onnx_lowrank.planner import Candidate, Choice
 from onnx_lowrank.progress import Progress
 
 __all__ = ["METRICS", "Proposals", "cut_candidate", "make_choices", "selected"]
@@ -92,7 +92,7 @@ def cut_candidate(
     with blas_for(layer.patch):
         for decomposition in factorization.propose(layer, moments, candidate.parameters):
             if decomposition.variant == candidate.variant:
-                return decomposition.cut(min(candidate.rank, decomposition.max_rank))
+                return decomposition.cut(candidate.rank)
     raise OptionError(f"{layer.name}: {candidate.method} has no form {candidate.variant!r}")
 
 
@@ -132,7 +132,7 @@ def _candidates(
     keep: Candidate,
     metric: str,
 ) -> Iterator[Candidate]:
-    for rank in aligned_ranks(decomposition.max_rank, layer.groups):
+    for rank in decomposition.ranks():
         outline = decomposition.outline(rank)
         macs, parameters = outline.macs(shape), outline.parameters
         if macs >= keep.macs or parameters >= keep.parameters:

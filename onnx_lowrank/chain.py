@@ -15,9 +15,12 @@ import numpy.typing as npt
 
 from onnx_lowrank.geometry import ConvGeometry, Geometry
 
-__all__ = ["BLOCK", "Chain", "Stage"]
+__all__ = ["BLOCK", "Chain", "Rank", "Stage", "aligned_ranks"]
 
 Array = npt.NDArray[np.floating[Any]]
+
+#: channels a group between the stages: one number, or one for each place
+Rank = int | tuple[int, ...]
 
 #: Channels that ONNX Runtime's blocked convolutions (NCHWc) compute at a time: 16 with AVX-512, a
 #: divisor of it elsewhere. A block is paid for whole, on the input as on the output side.
@@ -123,14 +126,14 @@ class Chain:
     def compose(self) -> Array:
         """The one kernel that the chain equals, ``(N, C / groups, *kernel)``, float64.
 
-        Each spatial axis must be wider than 1 in one stage at most.
+        The groups of the whole are those that all stages share; a stage of more groups (depthwise)
+        is written out as a block diagonal. Each spatial axis must be wider than 1 in one stage at
+        most.
         """
-        groups = self.stages[0].geometry.groups
-        if any(s.geometry.groups != groups for s in self.stages):
-            raise ValueError("stages of different groups do not compose to one grouped kernel")
-        total = _grouped(self.stages[0].weight, groups)
+        groups = math.gcd(*(s.geometry.groups for s in self.stages))
+        total = _dense(self.stages[0], groups)
         for stage in self.stages[1:]:
-            weight = _grouped(stage.weight, groups)
+            weight = _dense(stage, groups)
             wider = [i for i in range(3, weight.ndim) if weight.shape[i] > 1 and total.shape[i] > 1]
             if wider:
                 raise ValueError("two stages share a spatial axis")
@@ -194,6 +197,21 @@ def _grouped(weight: Array, groups: int) -> Array:
     return weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:]).astype(np.float64)
 
 
+def _dense(stage: Stage, groups: int) -> Array:
+    """Weight ``(groups, N / groups, C / groups, *kernel)``, finer groups as block diagonals."""
+    finer = stage.geometry.groups // groups
+    blocks = _grouped(stage.weight, stage.geometry.groups)
+    if finer == 1:
+        return blocks
+    outputs, inputs, *kernel = blocks.shape[1:]
+    dense = np.zeros((groups, finer, outputs, finer, inputs, *kernel))
+    index = np.arange(finer)
+    dense[:, index, :, index] = blocks.reshape(groups, finer, outputs, inputs, *kernel).swapaxes(
+        0, 1
+    )
+    return dense.reshape(groups, finer * outputs, finer * inputs, *kernel)
+
+
 def _scaled(weight: Array, scale: Array, axis: int) -> Array:
     return weight * scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
 
@@ -202,3 +220,17 @@ def _scaled_inputs(weight: Array, scale: Array, groups: int) -> Array:
     grouped = _grouped(weight, groups)
     by_group = scale.reshape(groups, 1, -1, *([1] * (weight.ndim - 2)))
     return (grouped * by_group).reshape(weight.shape)
+
+
+def aligned_ranks(limit: int, groups: int = 1) -> Iterator[int]:
+    """Ranks up to ``limit`` that make channel counts which runtimes like.
+
+    Multiples of 4 below 16, of 8 below 64, of 16 below 128, then of a quarter of the power of two
+    below: counted over all groups, and no finer than a twelfth of the rank, for every one of them
+    costs planning time.
+    """
+    for rank in range(1, limit + 1):
+        channels = rank * groups
+        step = 4 if channels < 16 else 8 if channels < 64 else 2 ** (channels.bit_length() - 3)
+        if channels % step == 0:
+            yield rank

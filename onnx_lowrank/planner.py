@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from onnx_lowrank.chain import Rank
 from onnx_lowrank.errors import BudgetError
 
 __all__ = [
@@ -25,7 +26,6 @@ __all__ = [
     "Choice",
     "Decision",
     "Plan",
-    "aligned_ranks",
     "allocate",
     "allocate_blocked",
     "uniform",
@@ -43,7 +43,8 @@ class Candidate:
     Attributes:
         method: spec of the pass; empty for the layer as it is.
         variant: which form of the method.
-        rank: channels a group between the stages; 0 for the layer as it is.
+        rank: channels a group between the stages, one number or one for each place; 0 for the
+            layer as it is.
         error: relative response error.
         cost: in the unit of the budget (MACs, parameters or bytes).
         effort: MACs that a runtime with channel blocks carries out; the cost for other budgets.
@@ -53,7 +54,7 @@ class Candidate:
 
     method: str
     variant: str
-    rank: int
+    rank: Rank
     error: float
     cost: int
     effort: int
@@ -84,7 +85,7 @@ class Decision:
     decision: str  # keep | factorize
     method: str
     variant: str
-    rank: int
+    rank: Rank
     error: float
     macs_before: int
     macs_after: int
@@ -118,20 +119,6 @@ class Plan:
     def digest(self) -> str:
         """SHA-256 of the plan, hexadecimal."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
-
-
-def aligned_ranks(limit: int, groups: int = 1) -> Iterator[int]:
-    """Ranks up to ``limit`` that make channel counts which runtimes like.
-
-    Multiples of 4 below 16, of 8 below 64, of 16 below 128, then of a quarter of the power of two
-    below: counted over all groups, and no finer than a twelfth of the rank, for every one of them
-    costs planning time.
-    """
-    for rank in range(1, limit + 1):
-        channels = rank * groups
-        step = 4 if channels < 16 else 8 if channels < 64 else 2 ** (channels.bit_length() - 3)
-        if channels % step == 0:
-            yield rank
 
 
 def allocate(choices: Sequence[Choice], budget: int, blocked: float = 0.0) -> list[Candidate]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.chain import Chain, Stage
+from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks
 from onnx_lowrank.geometry import ConvGeometry, Geometry
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.patch_projection import Factors, PatchProjection
@@ -52,8 +52,13 @@ class TwoStage:
         """The largest of the groups' numerical ranks."""
         return max(g.max_rank for g in self._groups)
 
-    def error(self, rank: int) -> float:
+    def ranks(self) -> Iterator[int]:
+        """Aligned ranks up to :attr:`max_rank`."""
+        return aligned_ranks(self.max_rank, len(self._groups))
+
+    def error(self, rank: Rank) -> float:
         """Relative response error at ``rank``; :meth:`cut` takes it a little lower."""
+        rank = self._one(rank)
         if not self._own_metric:
             chain = self._chain([g.factors(rank) for g in self._groups])
             return relative_error(self._stage, chain, self._moments)
@@ -66,6 +71,12 @@ class TwoStage:
         reference = self._plain(self._affordable)
         gain = self._refined(self._affordable) / reference if reference > 0 else 1.0
         return plain * min(gain, 1.0)
+
+    @staticmethod
+    def _one(rank: Rank) -> int:
+        if not isinstance(rank, int):
+            raise ValueError(f"one rank is wanted, not {rank}")
+        return rank
 
     @property
     def _affordable(self) -> int:
@@ -83,8 +94,9 @@ class TwoStage:
     def _refined(self, rank: int) -> float:
         return sum(g.refined(rank, rounds=1).error for g in self._groups) / self._energy
 
-    def outline(self, rank: int) -> Chain:
+    def outline(self, rank: Rank) -> Chain:
         """Two stages of the right shapes, all zero."""
+        rank = self._one(rank)
         groups, zero = len(self._groups), np.zeros(())
         one, two = self._geometries
         inputs = self._stage.weight.shape[1]
@@ -95,8 +107,9 @@ class TwoStage:
             (Stage(first, None, one, self._roles[0]), Stage(last, bias, two, self._roles[1]))
         )
 
-    def cut(self, rank: int) -> Chain:
+    def cut(self, rank: Rank) -> Chain:
         """Two stages with ``rank`` channels a group between them."""
+        rank = min(self._one(rank), self.max_rank)
         rounds = _ROUNDS if self._own_metric else 0
         chain = self._chain([g.refined(rank, rounds) for g in self._groups])
         bias = self._stage.bias

@@ -197,8 +197,14 @@ def test_shared_axes_do_not_compose() -> None:
         Chain(tuple(stages)).compose()
 
 
-def test_mixed_groups_do_not_compose() -> None:
-    first = Stage(np.zeros((4, 4, 3, 1)), None, conv((3, 1)))
-    last = Stage(np.zeros((4, 2, 1, 3)), None, conv((1, 3), groups=2))
-    with pytest.raises(ValueError, match="different groups"):
-        Chain((first, last)).compose()
+def test_finer_groups_compose_as_block_diagonals() -> None:
+    rng = np.random.default_rng(0)
+    first = Stage(rng.normal(size=(4, 3, 1, 1)), None, conv((1, 1)))
+    middle = Stage(rng.normal(size=(4, 1, 3, 1)), None, conv((3, 1), groups=4))
+    last = Stage(rng.normal(size=(5, 4, 1, 1)), None, conv((1, 1)))
+    whole = Chain((first, middle, last)).compose()
+    expected = np.einsum(
+        "nk,ki,kc->nci", last.weight[..., 0, 0], middle.weight[:, 0, :, 0], first.weight[..., 0, 0]
+    )
+    assert whole.shape == (5, 3, 3, 1)
+    assert np.abs(whole[..., 0] - expected).max() < 1e-12

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnx_lowrank.chain import aligned_ranks
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.planner import (
     Candidate,
     Choice,
     Decision,
     Plan,
-    aligned_ranks,
     allocate,
     allocate_blocked,
     uniform,
