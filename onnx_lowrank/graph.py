@@ -15,19 +15,19 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import (
-    AttributeProto,
-    GraphProto,
-    ModelProto,
-    NodeProto,
-    TensorProto,
-    ValueInfoProto,
-    numpy_helper,
-)
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.model import Model
+from onnx_lowrank.protobuf import (
+    all_names,
+    copy_field,
+    inner_nodes,
+    readable,
+    reads,
+    value_info,
+)
 
 __all__ = ["Graph", "Node"]
 
@@ -53,7 +53,7 @@ class Graph:
         self.model = model
         source = model.proto.graph
         try:
-            self._graph = gs.import_onnx(_readable(model.proto))
+            self._graph = gs.import_onnx(readable(model.proto))
         except (gs.util.exception.OnnxGraphSurgeonException, UnicodeDecodeError) as error:
             raise ModelError(f"the graph cannot be read: {error}") from error
         self._protos = {id(n): p for n, p in zip(self._graph.nodes, source.node, strict=True)}
@@ -62,7 +62,7 @@ class Graph:
         self._initializers = {t.name: t for t in source.initializer}
         self._tensors: dict[str, Any] = dict(self._graph.tensors())
         self._outputs = {o.name for o in source.output}
-        self._names = self._all_names(model.proto)
+        self._names = all_names(model.proto)
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -167,11 +167,11 @@ class Graph:
     def subgraph_nodes(self) -> Iterator[tuple[NodeProto, str]]:
         """Nodes inside If, Loop, Scan and inside functions, with the name of the place."""
         for node in self.model.proto.graph.node:
-            yield from _inner_nodes(node, node.name or node.op_type)
+            yield from inner_nodes(node, node.name or node.op_type)
         for function in self.model.proto.functions:
             for node in function.node:
                 yield node, f"function {function.name}"
-                yield from _inner_nodes(node, f"function {function.name}")
+                yield from inner_nodes(node, f"function {function.name}")
 
     # -- editing ---------------------------------------------------------------------------------
 
@@ -238,14 +238,14 @@ class Graph:
         for field, value in source.ListFields():
             if field.name == "graph":
                 continue
-            _copy_field(proto, field.name, value)
+            copy_field(proto, field.name, value)
         for field, value in source.graph.ListFields():
             if field.name not in {"node", "initializer", "input", "value_info"}:
-                _copy_field(proto.graph, field.name, value)
+                copy_field(proto.graph, field.name, value)
         used = self._used()
         listed = {i.name for i in source.graph.input}
         # what nobody read in the original either is not ours to judge
-        orphans = {name for n in source.graph.node for name in _reads(n)} - used
+        orphans = {name for n in source.graph.node for name in reads(n)} - used
         kept = [t for t in self._initializers.values() if t.name not in orphans]
         gone = set(self._initializers) - {t.name for t in kept}
         proto.graph.input.extend(i for i in source.graph.input if i.name not in gone)
@@ -258,7 +258,7 @@ class Graph:
         ]
         proto.graph.initializer.extend(made)
         if source.ir_version < 4:  # every initializer must be listed as an input
-            proto.graph.input.extend(_value_info(t.name, t.data_type, t.dims) for t in made)
+            proto.graph.input.extend(value_info(t.name, t.data_type, t.dims) for t in made)
         proto.graph.node.extend(self._node_proto(n) for n in self._graph.nodes)
         alive = used | {t.name for n in self._graph.nodes for t in n.outputs}
         proto.graph.value_info.extend(
@@ -276,7 +276,7 @@ class Graph:
         wanted = [o for o in dict.fromkeys(outputs) if o not in inputs]
         nodes = self._between(set(inputs), wanted)
         protos = [self._node_proto(n) for n in nodes]
-        used = {name for p in protos for name in _reads(p)} | set(wanted)
+        used = {name for p in protos for name in reads(p)} | set(wanted)
         proto = ModelProto(ir_version=self.model.proto.ir_version)
         proto.opset_import.extend(self.model.proto.opset_import)
         proto.functions.extend(self.model.proto.functions)
@@ -290,12 +290,12 @@ class Graph:
                 proto.graph.initializer.append(self._tensor_proto(name))
         for name, element in inputs.items():
             if name in used:
-                proto.graph.input.append(_value_info(name, element))
+                proto.graph.input.append(value_info(name, element))
         # before IR 4 every initializer must be listed as an input
         if proto.ir_version < 4:
             for tensor in proto.graph.initializer:
                 proto.graph.input.append(
-                    fed.get(tensor.name) or _value_info(tensor.name, tensor.data_type, tensor.dims)
+                    fed.get(tensor.name) or value_info(tensor.name, tensor.data_type, tensor.dims)
                 )
         proto.graph.output.extend(ValueInfoProto(name=o) for o in wanted)
         return Model(proto, self.model.folder)
@@ -311,7 +311,7 @@ class Graph:
 
     def reads(self, node: Node) -> set[str]:
         """Tensors that ``node`` reads, those that its subgraphs capture included."""
-        return set(_reads(self._node_proto(node)))
+        return set(reads(self._node_proto(node)))
 
     def initializers(self) -> Iterator[tuple[str, tuple[int, ...], int]]:
         """Name, shape and ONNX element type of every initializer and Constant in use."""
@@ -334,24 +334,6 @@ class Graph:
                     yield node.outputs[0].name, values.shape, element
 
     # -- inside ----------------------------------------------------------------------------------
-
-    @staticmethod
-    def _all_names(proto: ModelProto) -> set[str]:
-        names: set[str] = set()
-
-        def visit(graph: GraphProto) -> None:
-            names.update(t.name for t in graph.initializer)
-            for values in (graph.input, graph.output, graph.value_info):
-                names.update(v.name for v in values)
-            for node in graph.node:
-                names.update((node.name, *node.input, *node.output))
-                for attribute in node.attribute:
-                    for inner in (attribute.g, *attribute.graphs):
-                        if inner.node or inner.output:
-                            visit(inner)
-
-        visit(proto.graph)
-        return names
 
     def _tensor(self, name: str) -> Any:
         if name not in self._tensors:
@@ -437,7 +419,7 @@ class Graph:
             [proto],
             "constant",
             [
-                _value_info(k, int(onnx.helper.np_dtype_to_tensor_dtype(v.dtype)))
+                value_info(k, int(onnx.helper.np_dtype_to_tensor_dtype(v.dtype)))
                 for k, v in inputs.items()
             ],
             [ValueInfoProto(name=proto.output[0])],
@@ -445,68 +427,3 @@ class Graph:
         model = onnx.helper.make_model(graph, opset_imports=self.model.proto.opset_import)
         result: list[npt.NDArray[Any]] = ReferenceEvaluator(model).run(None, inputs)  # type: ignore[assignment]
         return result[0]
-
-
-def _readable(proto: ModelProto) -> ModelProto:
-    """``proto``, or a copy without the byte strings that onnx-graphsurgeon would decode.
-
-    Nodes are written back from the original.
-    """
-
-    def binary(attribute: AttributeProto) -> bool:
-        try:
-            for value in (attribute.s, *attribute.strings):
-                value.decode()
-        except UnicodeDecodeError:
-            return True
-        return False
-
-    def nodes(source: ModelProto) -> Iterator[NodeProto]:
-        for node in (*source.graph.node, *(n for f in source.functions for n in f.node)):
-            yield node
-            yield from (inner for inner, _ in _inner_nodes(node, ""))
-
-    if not any(binary(a) for n in nodes(proto) for a in n.attribute):
-        return proto
-    copy = ModelProto()
-    copy.CopyFrom(proto)
-    for node in nodes(copy):
-        kept = [a for a in node.attribute if not binary(a)]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-    return copy
-
-
-def _copy_field(target: Any, name: str, value: Any) -> None:
-    if isinstance(value, (str, bytes, int, float)):
-        setattr(target, name, value)
-    elif hasattr(value, "CopyFrom"):
-        getattr(target, name).CopyFrom(value)
-    else:
-        getattr(target, name).extend(value)
-
-
-def _inner_nodes(node: NodeProto, place: str) -> Iterator[tuple[NodeProto, str]]:
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                yield inner, place
-                yield from _inner_nodes(inner, place)
-
-
-def _reads(node: NodeProto) -> Iterator[str]:
-    """Inputs of a node and what its subgraphs capture from outside."""
-    yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            if not graph.node and not graph.output:
-                continue
-            own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
-            own |= {name for n in graph.node for name in n.output}
-            for inner in graph.node:
-                yield from (name for name in _reads(inner) if name not in own)
-            yield from (o.name for o in graph.output if o.name not in own)
-
-
-def _value_info(name: str, element: int, dims: Sequence[int] | None = None) -> ValueInfoProto:
-    return onnx.helper.make_tensor_value_info(name, element, dims)

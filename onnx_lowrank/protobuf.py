@@ -1,0 +1,98 @@
+"""Helpers on ONNX protobufs alone, without a linked graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
+
+__all__ = ["all_names", "copy_field", "inner_nodes", "readable", "reads", "value_info"]
+
+
+def all_names(proto: ModelProto) -> set[str]:
+    """Every name of a node or tensor, those in subgraphs included."""
+    names: set[str] = set()
+
+    def visit(graph: GraphProto) -> None:
+        names.update(t.name for t in graph.initializer)
+        for values in (graph.input, graph.output, graph.value_info):
+            names.update(v.name for v in values)
+        for node in graph.node:
+            names.update((node.name, *node.input, *node.output))
+            for attribute in node.attribute:
+                for inner in (attribute.g, *attribute.graphs):
+                    if inner.node or inner.output:
+                        visit(inner)
+
+    visit(proto.graph)
+    return names
+
+
+def readable(proto: ModelProto) -> ModelProto:
+    """``proto``, or a copy without the byte strings that onnx-graphsurgeon would decode.
+
+    Nodes are written back from the original.
+    """
+
+    def binary(attribute: AttributeProto) -> bool:
+        try:
+            for value in (attribute.s, *attribute.strings):
+                value.decode()
+        except UnicodeDecodeError:
+            return True
+        return False
+
+    def nodes(source: ModelProto) -> Iterator[NodeProto]:
+        for node in (*source.graph.node, *(n for f in source.functions for n in f.node)):
+            yield node
+            yield from (inner for inner, _ in inner_nodes(node, ""))
+
+    if not any(binary(a) for n in nodes(proto) for a in n.attribute):
+        return proto
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    for node in nodes(copy):
+        kept = [a for a in node.attribute if not binary(a)]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    return copy
+
+
+def copy_field(target: Any, name: str, value: Any) -> None:
+    """Set a field of a message, whatever its kind."""
+    if isinstance(value, (str, bytes, int, float)):
+        setattr(target, name, value)
+    elif hasattr(value, "CopyFrom"):
+        getattr(target, name).CopyFrom(value)
+    else:
+        getattr(target, name).extend(value)
+
+
+def inner_nodes(node: NodeProto, place: str) -> Iterator[tuple[NodeProto, str]]:
+    """Nodes in the subgraphs of a node, at any depth, with the name of the place."""
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield inner, place
+                yield from inner_nodes(inner, place)
+
+
+def reads(node: NodeProto) -> Iterator[str]:
+    """Inputs of a node and what its subgraphs capture from outside."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            if not graph.node and not graph.output:
+                continue
+            own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+            own |= {name for n in graph.node for name in n.output}
+            for inner in graph.node:
+                yield from (name for name in reads(inner) if name not in own)
+            yield from (o.name for o in graph.output if o.name not in own)
+
+
+def value_info(name: str, element: int, dims: Sequence[int] | None = None) -> ValueInfoProto:
+    """A tensor's name, element type and shape."""
+    return onnx.helper.make_tensor_value_info(name, element, dims)
