@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnx_lowrank._version import __version__
 from onnx_lowrank.calibration import ImageOptions
+from onnx_lowrank.curves import Curves, curves
 from onnx_lowrank.errors import (
     BudgetError,
     DataError,
@@ -21,6 +22,7 @@ from onnx_lowrank.validate import Validation, validate
 
 __all__ = [
     "BudgetError",
+    "Curves",
     "DataError",
     "Decision",
     "GuardError",
@@ -36,6 +38,7 @@ __all__ = [
     "ValidationError",
     "__version__",
     "compress",
+    "curves",
     "inspect",
     "validate",
 ]

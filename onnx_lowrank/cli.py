@@ -18,6 +18,8 @@ from rich.progress import Progress as Bars
 
 from onnx_lowrank._version import __version__
 from onnx_lowrank.calibration import ImageOptions
+from onnx_lowrank.curve_plot import check_picture
+from onnx_lowrank.curves import curves
 from onnx_lowrank.errors import LowRankError, OptionError, ValidationError
 from onnx_lowrank.inspection import inspect
 from onnx_lowrank.model import atomic_write, check_output, load
@@ -88,11 +90,46 @@ def _compress(a: argparse.Namespace, out: Console) -> int:
 
 
 def _inspect(a: argparse.Namespace, out: Console) -> int:
+    if a.curves:
+        return _curves(a, out)
+    for option in ("calib", "layer", "passes", "plot", "samples"):
+        if getattr(a, option):
+            raise OptionError(f"--{option} goes with --curves")
     inspection = inspect(a.model, input_shapes=_shapes(a.input_shape))
     if a.json:
         _print_json(inspection.to_dict())
-    else:
+    elif not a.quiet:
         inspection.print(out)
+    return 0
+
+
+def _curves(a: argparse.Namespace, out: Console) -> int:
+    source = load(a.model)
+    if a.plot:
+        check_output(check_picture(a.plot), source)
+    with _progress(a.quiet) as progress:
+        found = curves(
+            source,
+            calib=a.calib,
+            layers=a.layer,
+            passes=a.passes,
+            samples=a.samples,
+            images=_images(a),
+            input_shapes=_shapes(a.input_shape),
+            seed=a.seed,
+            threads=a.threads,
+            provider=a.provider,
+            progress=progress,
+        )
+    if a.json:
+        _print_json(found.to_dict())
+    elif a.plot:
+        found.plot(a.plot)
+        if not a.quiet:
+            found.print_notes(out)
+            out.print(f"wrote {a.plot}", markup=False)
+    elif not a.quiet:
+        found.print(out)
     return 0
 
 
@@ -179,8 +216,17 @@ def _parser() -> argparse.ArgumentParser:
 
     i = commands.add_parser("inspect", help="list layers, costs, and what can be taken apart")
     i.add_argument("model", metavar="IN")
-    i.add_argument("--json", action="store_true", help="print JSON")
+    i.add_argument("--curves", action="store_true",
+                   help="error against MACs of every layer by every method")  # fmt: skip
+    i.add_argument("--calib", metavar="PATH", help="for --curves: typical inputs, as of compress")
+    i.add_argument("--layer", action="append", default=[], metavar="GLOB",
+                   help="for --curves: only these layers; may be repeated")  # fmt: skip
+    i.add_argument("--passes", metavar="LIST", help="for --curves: passes with options (all)")
+    form = i.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--plot", metavar="FILE", help="for --curves: draw them, .png or .svg")
     _shape_option(i)
+    _run_options(i)
     i.set_defaults(run=_inspect)
 
     v = commands.add_parser("validate", help="compare a model with its original")

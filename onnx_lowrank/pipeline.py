@@ -142,13 +142,13 @@ def compress(
     data = _samples(source, calib, samples, images, input_shapes, seed)
 
     with clock("calibrate"):
-        canonical = _canonicalise(source, rewrites)
+        canonical = canonicalise(source, rewrites)
         original = Graph(canonical)
         layers, others = find_layers(original)
-        shapes = _shapes(canonical, original, layers, data.validation, runtime)
+        shapes = measured_shapes(canonical, original, layers, data.validation, runtime)
         size = batch_size(list(shapes), shapes, MEMORY)
         layers, left_out = _select(layers, others, shapes, include, exclude)
-        moments = _moments(original, layers, data, runtime, shapes, seed, progress)
+        moments = moments_of(original, layers, data.calibration, runtime, shapes, seed, progress)
     with clock("plan"):
         before = model_cost(source, _source_shapes(source, data, runtime))
         proposals = make_choices(
@@ -335,7 +335,8 @@ def concrete_shape(spec: InputSpec, shapes: Mapping[str, Sequence[int]]) -> tupl
     return tuple(1 if d is None else d for d in spec.shape)
 
 
-def _canonicalise(source: Model, rewrites: Sequence[Rewrite]) -> Model:
+def canonicalise(source: Model, rewrites: Sequence[Rewrite]) -> Model:
+    """The model as the passes see it: BatchNormalization folded, and the like."""
     graph = Graph(source)
     for rewrite in rewrites:
         rewrite.run(graph)
@@ -343,12 +344,13 @@ def _canonicalise(source: Model, rewrites: Sequence[Rewrite]) -> Model:
 
 
 def _source_shapes(model: Model, data: _Data, runtime: Runtime) -> dict[str, tuple[int, ...]]:
-    return _shapes(model, Graph(model), [], data.validation, runtime)
+    return measured_shapes(model, Graph(model), [], data.validation, runtime)
 
 
-def _shapes(
+def measured_shapes(
     model: Model, graph: Graph, layers: Sequence[Layer], dataset: Dataset, runtime: Runtime
 ) -> dict[str, tuple[int, ...]]:
+    """Shapes at the first sample of what layers read, and of all that costs are counted from."""
     feed = dataset.feed(0)
     needed = dict.fromkeys([layer.input for layer in layers])
     needed |= dict.fromkeys(t for n in graph.nodes for t in node_tensors(n))
@@ -375,22 +377,23 @@ def _select(
     return kept, left
 
 
-def _moments(
+def moments_of(
     graph: Graph,
     layers: Sequence[Layer],
-    data: _Data,
+    calibration: Dataset | None,
     runtime: Runtime,
     shapes: Mapping[str, tuple[int, ...]],
     seed: int,
     progress: Progress,
 ) -> MomentStore:
-    if data.calibration is None:
+    """Moments of the layers' inputs; without data those of weight space."""
+    if calibration is None:
         store = MomentStore()
         for layer in layers:
             store.add(layer.name, Moments())
         return store
     return collect_moments(
-        graph, layers, data.calibration, runtime, shapes,
+        graph, layers, calibration, runtime, shapes,
         seed=seed, memory=MEMORY, progress=progress,
     )  # fmt: skip
 

@@ -15,12 +15,15 @@ from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.patch_projection import Factors, PatchProjection
 from onnx_lowrank.moments import Moments, relative_error
 
-__all__ = ["METRICS", "TwoStage", "two_stage"]
+__all__ = ["METRICS", "TWO_STAGE_METRICS", "TwoStage", "two_stage"]
 
 Array = npt.NDArray[np.floating[Any]]
 
 #: ``covariance`` fits the response on the data, ``identity`` the weights.
 METRICS = ("covariance", "identity")
+
+#: ``diagonal`` knows of the data how much each input varies, not how inputs vary together.
+TWO_STAGE_METRICS = (*METRICS, "diagonal")
 
 #: rounds of alternating least squares for a chain that is written
 _ROUNDS = 4
@@ -45,7 +48,12 @@ class TwoStage:
     _groups: tuple[PatchProjection, ...]
     _geometries: tuple[Geometry, Geometry]
     _roles: tuple[str, str]
-    _own_metric: bool
+    _metric: str
+
+    @property
+    def _own_metric(self) -> bool:
+        """Whether the chain is made under the metric that errors are reported in."""
+        return self._metric == "covariance"
 
     @property
     def max_rank(self) -> int:
@@ -113,7 +121,7 @@ class TwoStage:
         rounds = _ROUNDS if self._own_metric else 0
         chain = self._chain([g.refined(rank, rounds) for g in self._groups])
         bias = self._stage.bias
-        if self._own_metric and self._moments.mean is not None:
+        if self._metric != "identity" and self._moments.mean is not None:
             weight = self._stage.matrices
             difference = weight - chain.compose().reshape(weight.shape)
             shift = np.einsum("gnd,gd->gn", difference, self._moments.mean).reshape(-1)
@@ -148,7 +156,7 @@ def two_stage(
         moments: of its input.
         axes: spatial axes of the first stage; the last stage has the others.
         roles: words for the names of the two nodes.
-        metric: ``covariance`` fits the response, ``identity`` the weights.
+        metric: one of :data:`TWO_STAGE_METRICS`, to fit; errors are those of the response.
         max_parameters: largest chain worth computing.
         variant: name of this form of the method.
     """
@@ -161,20 +169,26 @@ def two_stage(
         + layer.shape[0] // groups * int(np.prod(geometries[1].kernel, dtype=int))
     )
     max_rank = None if max_parameters is None else max(max_parameters // per_rank, 1)
-    design = moments.identity if metric == "identity" else moments
     kernels = stage.weight.reshape(groups, layer.shape[0] // groups, *layer.shape[1:])
     return TwoStage(
         variant,
         stage,
         moments,
         tuple(
-            PatchProjection(kernel, design.sigma(g), first, max_rank)
+            PatchProjection(kernel, _design(moments.sigma(g), metric), first, max_rank)
             for g, kernel in enumerate(kernels)
         ),
         geometries,
         roles,
-        metric == "covariance",
+        metric,
     )
+
+
+def _design(sigma: Array | None, metric: str) -> Array | None:
+    """The matrix ``(d, d)`` that the chain is fitted under; None is the identity."""
+    if sigma is None or metric == "identity":
+        return None
+    return np.diag(np.diag(sigma)) if metric == "diagonal" else sigma
 
 
 def _split(geometry: Geometry, axes: tuple[int, ...]) -> tuple[Geometry, Geometry]:

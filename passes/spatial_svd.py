@@ -24,7 +24,7 @@ from typing import ClassVar
 from onnx_lowrank.base import Decomposition, Factorization, Skip
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.moments import Moments
-from onnx_lowrank.two_stage import METRICS, two_stage
+from onnx_lowrank.two_stage import TWO_STAGE_METRICS, two_stage
 
 __all__ = ["SpatialSvd"]
 
@@ -39,7 +39,7 @@ class SpatialSvd(Factorization):
     split: str = "both"
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {
-        "metric": METRICS,
+        "metric": TWO_STAGE_METRICS,
         "split": ("both", "vh", "hv"),
     }
 

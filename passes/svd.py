@@ -20,7 +20,7 @@ from typing import ClassVar
 from onnx_lowrank.base import Decomposition, Factorization, Skip
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.moments import Moments
-from onnx_lowrank.two_stage import METRICS, two_stage
+from onnx_lowrank.two_stage import TWO_STAGE_METRICS, two_stage
 
 __all__ = ["Svd"]
 
@@ -33,7 +33,7 @@ class Svd(Factorization):
 
     metric: str = "covariance"
 
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {"metric": METRICS}
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"metric": TWO_STAGE_METRICS}
 
     def refuses(self, layer: Layer) -> Skip | None:
         """See the module."""
