@@ -27,11 +27,12 @@ from onnx_lowrank.errors import OptionError
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.model import Model, load
-from onnx_lowrank.pipeline import canonicalise, made_up, measured_shapes, moments_of
+from onnx_lowrank.pipeline import canonicalise, measured_shapes, moments_of
 from onnx_lowrank.planner import Candidate
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.registry import available, parse_list
 from onnx_lowrank.report import short
+from onnx_lowrank.run_data import made_up
 from onnx_lowrank.runtime import Runtime
 
 __all__ = ["Curve", "Curves", "Point", "curves"]

@@ -19,9 +19,10 @@ from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import Layer, find_layers
 from onnx_lowrank.model import load
-from onnx_lowrank.pipeline import DEFAULT_PASSES, made_up
+from onnx_lowrank.pipeline import DEFAULT_PASSES
 from onnx_lowrank.registry import parse_list
 from onnx_lowrank.report import short
+from onnx_lowrank.run_data import made_up
 from onnx_lowrank.runtime import Feed, Runtime
 
 __all__ = ["Inspection", "LayerInfo", "inspect"]

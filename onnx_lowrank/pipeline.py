@@ -9,38 +9,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import checker
 
 from onnx_lowrank._version import __version__
 from onnx_lowrank.base import Factorization, Pass, Rewrite
 from onnx_lowrank.calibration import (
-    HELD_OUT,
     Dataset,
     ImageOptions,
-    InputSpec,
-    has_part,
-    input_specs,
-    load_dataset,
-    split,
 )
-from onnx_lowrank.candidates import METRICS, Proposals, cut_candidate, make_choices, selected
+from onnx_lowrank.candidates import METRICS, cut_candidate, make_choices, selected
 from onnx_lowrank.chain import Chain, Stage
 from onnx_lowrank.collect import MomentStore, batch_size, collect_moments
-from onnx_lowrank.cost import Cost, model_cost, node_tensors, tensor_shapes
-from onnx_lowrank.errors import BudgetError, GuardError, OptionError
+from onnx_lowrank.cost import model_cost, node_tensors, tensor_shapes
+from onnx_lowrank.decide import budget_of, choose, decide
+from onnx_lowrank.errors import GuardError, OptionError, ValidationError
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import Ineligible, Layer, find_layers
 from onnx_lowrank.model import Model, load, save
 from onnx_lowrank.moments import Moments, relative_error
-from onnx_lowrank.planner import Candidate, Decision, Plan, allocate, allocate_blocked, uniform
+from onnx_lowrank.planner import Candidate, Plan, uniform
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.refit import Refit, Task, refit
 from onnx_lowrank.registry import parse_list
 from onnx_lowrank.report import Report
 from onnx_lowrank.rewrite import Written, apply_chain
+from onnx_lowrank.run_data import RunData, gather
 from onnx_lowrank.runtime import Runtime
 from onnx_lowrank.validate import LatencyPair, measure_latency, validate_models
 
@@ -51,8 +45,6 @@ ALLOCATIONS = ("lagrangian", "uniform")
 
 #: bytes for moments and stored tensors at a time
 MEMORY = 512 << 20
-#: samples that a validation looks at, at the most
-LARGEST_VALIDATION = 1000
 #: bytes that the plan's digest and our version may add to a model that stays as it is
 SIGNATURE = 256
 #: a time within this ratio of the original's counts as no slower: clocks are noisy
@@ -139,7 +131,7 @@ def compress(
         raise OptionError("no factorization among the passes; add spatial_svd, for one")
     runtime = Runtime(provider, threads)
     source = load(model)
-    data = _samples(source, calib, samples, images, input_shapes, seed)
+    data = gather(source, calib, samples, images, input_shapes, seed)
 
     with clock("calibrate"):
         canonical = canonicalise(source, rewrites)
@@ -154,11 +146,11 @@ def compress(
         proposals = make_choices(
             layers, factorizations, moments, shapes, metric, moments.totals, progress
         )
-        budget, movable = _budget(proposals, before, model_cost(canonical, shapes), metric, ratio)
+        budget, movable = budget_of(proposals, before, model_cost(canonical, shapes), metric, ratio)
         if allocation == "uniform":
             chosen = uniform(proposals.choices, budget / max(movable, 1))
         else:
-            chosen = _allocate(proposals, budget, movable, before, metric)
+            chosen = choose(proposals, budget, movable, before, metric)
     with clock("rewrite"):
         compressed = Graph(canonical)
         targets, _ = find_layers(compressed)
@@ -177,7 +169,7 @@ def compress(
             for layer in layers
             if layer.name in written
         }
-        decisions = _decide(layers, chosen, errors, proposals, left_out)
+        decisions = decide(layers, chosen, errors, proposals, left_out)
         plan = Plan(source.digest, f"{metric}={ratio:g}", seed, tuple(decisions))
     refits: list[Refit] = []
     with clock("refit"):
@@ -242,99 +234,6 @@ class _Clock:
         self.seconds[step] = round(time.perf_counter() - start, 3)
 
 
-@dataclass(frozen=True)
-class _Data:
-    calibration: Dataset | None
-    validation: Dataset
-    notes: tuple[str, ...]
-
-
-def _samples(
-    source: Model,
-    calib: Any,
-    samples: int | None,
-    images: ImageOptions | None,
-    input_shapes: Mapping[str, Sequence[int]] | None,
-    seed: int,
-) -> _Data:
-    specs = input_specs(source)
-    if calib is None:
-        made = load_dataset(made_up(specs, input_shapes or {}, seed), specs)
-        return _Data(None, made, (
-            "no calibration data: weights are fitted instead of responses, and the check ran on "
-            "random inputs; give --calib for better accuracy and a check that means something",
-        ))  # fmt: skip
-    if has_part(calib):
-        calibration = load_dataset(calib, specs, samples=samples, seed=seed, images=images)
-        held = load_dataset(
-            calib, specs, samples=LARGEST_VALIDATION, seed=seed, images=images, part=HELD_OUT
-        )
-        return _Data(calibration, held, calibration.notes)
-    everything = load_dataset(calib, specs, seed=seed, images=images)
-    total = len(everything)
-    if samples is not None and samples < total:
-        rest, calibration = split(everything, samples, seed)
-        if len(rest) > LARGEST_VALIDATION:
-            _, rest = split(rest, LARGEST_VALIDATION, seed)
-        return _Data(calibration, rest, everything.notes)
-    if total < 2:
-        note = "one sample only: it served to calibrate and to validate"
-        return _Data(everything, everything, (*everything.notes, note))
-    calibration, held = split(everything, min(max(total // 5, 1), LARGEST_VALIDATION), seed)
-    note = f"{len(held)} of {total} samples were held out of calibration to validate on"
-    return _Data(calibration, held, (*everything.notes, note))
-
-
-def made_up(
-    specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]], seed: int, count: int = 8
-) -> list[dict[str, npt.NDArray[Any]]]:
-    """Random feeds, where there is no data.
-
-    Raises:
-        OptionError: a shape is needed that nobody gave.
-    """
-    unknown = set(shapes) - {spec.name for spec in specs}
-    if unknown:
-        raise OptionError(
-            f"the model has no input {', '.join(map(repr, sorted(unknown)))}; it has "
-            f"{', '.join(spec.name for spec in specs)}"
-        )
-    rng = np.random.default_rng(seed)
-    feeds = []
-    for _ in range(count):
-        feed: dict[str, npt.NDArray[Any]] = {}
-        for spec in specs:
-            shape = concrete_shape(spec, shapes)
-            if spec.dtype.kind in "iub":
-                feed[spec.name] = np.zeros(shape, spec.dtype)
-            else:
-                feed[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
-        feeds.append(feed)
-    return feeds
-
-
-def concrete_shape(spec: InputSpec, shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
-    """A shape without dynamic axes: the one given, else batch 1.
-
-    Raises:
-        OptionError: another axis is dynamic and no shape was given.
-    """
-    if spec.name in shapes:
-        given = tuple(shapes[spec.name])
-        if spec.shape is not None and (
-            len(given) != len(spec.shape)
-            or any(d is not None and d != g for d, g in zip(spec.shape, given, strict=True))
-        ):
-            raise OptionError(f"input {spec.name!r} has shape {spec.shape}; {given} does not fit")
-        return given
-    if spec.shape is None or any(d is None for d in spec.shape[1:]):
-        raise OptionError(
-            f"input {spec.name!r} has dynamic axes {spec.shape}; give --input-shape "
-            f"{spec.name}:1,3,224,224 (with your numbers) or --calib"
-        )
-    return tuple(1 if d is None else d for d in spec.shape)
-
-
 def canonicalise(source: Model, rewrites: Sequence[Rewrite]) -> Model:
     """The model as the passes see it: BatchNormalization folded, and the like."""
     graph = Graph(source)
@@ -343,7 +242,7 @@ def canonicalise(source: Model, rewrites: Sequence[Rewrite]) -> Model:
     return graph.to_model()
 
 
-def _source_shapes(model: Model, data: _Data, runtime: Runtime) -> dict[str, tuple[int, ...]]:
+def _source_shapes(model: Model, data: RunData, runtime: Runtime) -> dict[str, tuple[int, ...]]:
     return measured_shapes(model, Graph(model), [], data.validation, runtime)
 
 
@@ -398,74 +297,6 @@ def moments_of(
     )  # fmt: skip
 
 
-def _budget(
-    proposals: Proposals, before: Cost, canonical: Cost, metric: str, ratio: float
-) -> tuple[int, int]:
-    """Cost that the layers may have, and cost that they have now."""
-    whole = {"macs": before.macs, "params": before.parameters, "size": before.bytes}[metric]
-    now = {"macs": canonical.macs, "params": canonical.parameters, "size": canonical.bytes}[metric]
-    movable = sum(c.keep.cost for c in proposals.choices)
-    return int(ratio * whole) - (now - movable), movable
-
-
-def _allocate(
-    proposals: Proposals, budget: int, movable: int, before: Cost, metric: str
-) -> list[Candidate]:
-    choices = proposals.choices
-    whole = {"macs": before.macs, "params": before.parameters, "size": before.bytes}[metric]
-    least = sum(min(c.cost for c in choice.candidates) for choice in choices)
-    if least > budget:
-        reachable = (least + whole - movable) / max(whole, 1)
-        raise BudgetError(
-            f"{metric}: these passes reach {reachable:.3f} of the original at the least, with all "
-            f"accuracy lost; ask for more, or give more passes or layers"
-        )
-    if metric == "macs":
-        return allocate_blocked(choices, budget, whole - movable)
-    return allocate(choices, budget)
-
-
-def _decide(
-    layers: Sequence[Layer],
-    chosen: Sequence[Candidate],
-    errors: Mapping[str, float],
-    proposals: Proposals,
-    left_out: Sequence[Ineligible],
-) -> list[Decision]:
-    decisions = []
-    for layer, candidate, choice in zip(layers, chosen, proposals.choices, strict=True):
-        keep = choice.keep
-        if candidate.method:
-            reason = (
-                f"{candidate.macs / max(keep.macs, 1):.2f} of its MACs, "
-                f"{candidate.parameters / max(keep.parameters, 1):.2f} of its parameters"
-            )
-        elif len(choice.candidates) > 1:
-            reason = "the budget is met with less error elsewhere"
-        else:
-            reason = "; ".join(proposals.skips[layer.name])
-        decisions.append(
-            Decision(
-                layer.name,
-                layer.op,
-                "factorize" if candidate.method else "keep",
-                candidate.method,
-                candidate.variant,
-                candidate.rank,
-                errors.get(layer.name, 0.0),
-                keep.macs,
-                candidate.macs,
-                keep.parameters,
-                candidate.parameters,
-                reason,
-            )
-        )
-    decisions += [
-        Decision(o.name, o.op, "skip", "", "", 0, 0.0, 0, 0, 0, 0, o.reason) for o in left_out
-    ]
-    return decisions
-
-
 def _tasks(
     compressed: Graph,
     layers: Sequence[Layer],
@@ -517,7 +348,12 @@ def _check(source: Model, result: Model) -> None:
         checker.check_model(source.proto)
     except (checker.ValidationError, ValueError):
         return
-    checker.check_model(result.proto)
+    try:
+        checker.check_model(result.proto)
+    except checker.ValidationError as error:
+        raise ValidationError(
+            f"the result does not pass onnx.checker, please report it: {error}"
+        ) from error
 
 
 def _latency(

@@ -15,9 +15,10 @@ from onnx_lowrank.inspection import inspect
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.model import Model, load
 from onnx_lowrank.moments import Moments
-from onnx_lowrank.pipeline import DEFAULT_PASSES, concrete_shape
+from onnx_lowrank.pipeline import DEFAULT_PASSES
 from onnx_lowrank.registry import parse_list
 from onnx_lowrank.rewrite import apply_chain
+from onnx_lowrank.run_data import concrete_shape
 from onnx_lowrank.runtime import Feed
 from tests import fixtures_models as fm
 

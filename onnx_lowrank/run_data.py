@@ -1,0 +1,128 @@
+"""Which samples calibrate and which validate; random inputs where there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.calibration import (
+    HELD_OUT,
+    Dataset,
+    ImageOptions,
+    InputSpec,
+    has_part,
+    input_specs,
+    load_dataset,
+    split,
+)
+from onnx_lowrank.errors import OptionError
+from onnx_lowrank.model import Model
+
+__all__ = ["RunData", "concrete_shape", "gather", "made_up"]
+
+#: samples that a validation looks at, at the most
+LARGEST_VALIDATION = 1000
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Samples of a run: to calibrate on (None without data), to validate on, and what to say."""
+
+    calibration: Dataset | None
+    validation: Dataset
+    notes: tuple[str, ...]
+
+
+def gather(
+    source: Model,
+    calib: Any,
+    samples: int | None,
+    images: ImageOptions | None,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+    seed: int,
+) -> RunData:
+    """Samples to calibrate on and others to validate on.
+
+    Validation takes the held-out part of an archive, else samples that calibration did not draw,
+    else a fifth of all.
+    """
+    specs = input_specs(source)
+    if calib is None:
+        made = load_dataset(made_up(specs, input_shapes or {}, seed), specs)
+        return RunData(None, made, (
+            "no calibration data: weights are fitted instead of responses, and the check ran on "
+            "random inputs; give --calib for better accuracy and a check that means something",
+        ))  # fmt: skip
+    if has_part(calib):
+        calibration = load_dataset(calib, specs, samples=samples, seed=seed, images=images)
+        held = load_dataset(
+            calib, specs, samples=LARGEST_VALIDATION, seed=seed, images=images, part=HELD_OUT
+        )
+        return RunData(calibration, held, calibration.notes)
+    everything = load_dataset(calib, specs, seed=seed, images=images)
+    total = len(everything)
+    if samples is not None and samples < total:
+        rest, calibration = split(everything, samples, seed)
+        if len(rest) > LARGEST_VALIDATION:
+            _, rest = split(rest, LARGEST_VALIDATION, seed)
+        return RunData(calibration, rest, everything.notes)
+    if total < 2:
+        note = "one sample only: it served to calibrate and to validate"
+        return RunData(everything, everything, (*everything.notes, note))
+    calibration, held = split(everything, min(max(total // 5, 1), LARGEST_VALIDATION), seed)
+    note = f"{len(held)} of {total} samples were held out of calibration to validate on"
+    return RunData(calibration, held, (*everything.notes, note))
+
+
+def made_up(
+    specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]], seed: int, count: int = 8
+) -> list[dict[str, npt.NDArray[Any]]]:
+    """Random feeds, where there is no data.
+
+    Raises:
+        OptionError: a shape is needed that nobody gave.
+    """
+    unknown = set(shapes) - {spec.name for spec in specs}
+    if unknown:
+        raise OptionError(
+            f"the model has no input {', '.join(map(repr, sorted(unknown)))}; it has "
+            f"{', '.join(spec.name for spec in specs)}"
+        )
+    rng = np.random.default_rng(seed)
+    feeds = []
+    for _ in range(count):
+        feed: dict[str, npt.NDArray[Any]] = {}
+        for spec in specs:
+            shape = concrete_shape(spec, shapes)
+            if spec.dtype.kind in "iub":
+                feed[spec.name] = np.zeros(shape, spec.dtype)
+            else:
+                feed[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+        feeds.append(feed)
+    return feeds
+
+
+def concrete_shape(spec: InputSpec, shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+    """A shape without dynamic axes: the one given, else batch 1.
+
+    Raises:
+        OptionError: another axis is dynamic and no shape was given.
+    """
+    if spec.name in shapes:
+        given = tuple(shapes[spec.name])
+        if spec.shape is not None and (
+            len(given) != len(spec.shape)
+            or any(d is not None and d != g for d, g in zip(spec.shape, given, strict=True))
+        ):
+            raise OptionError(f"input {spec.name!r} has shape {spec.shape}; {given} does not fit")
+        return given
+    if spec.shape is None or any(d is None for d in spec.shape[1:]):
+        raise OptionError(
+            f"input {spec.name!r} has dynamic axes {spec.shape}; give --input-shape "
+            f"{spec.name}:1,3,224,224 (with your numbers) or --calib"
+        )
+    return tuple(1 if d is None else d for d in spec.shape)
