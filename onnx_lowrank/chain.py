@@ -26,6 +26,9 @@ Rank = int | tuple[int, ...]
 #: divisor of it elsewhere. A block is paid for whole, on the input as on the output side.
 BLOCK = 16
 
+#: What a MAC of a depthwise convolution costs in others, for it waits for memory
+DEPTHWISE = 3
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -70,14 +73,18 @@ class Stage:
         return int(self.weight.size) * int(self.geometry.rows(shape))
 
     def effort(self, shape: Sequence[int]) -> int:
-        """MACs that a runtime with channel blocks carries out for an input of ``shape``."""
-        if not isinstance(self.geometry, ConvGeometry) or self.geometry.groups > 1:
+        """MACs that a runtime with channel blocks could do in the time of this stage."""
+        geometry = self.geometry
+        if not isinstance(geometry, ConvGeometry):
             return self.macs(shape)
         outputs, inputs = (math.ceil(n / BLOCK) * BLOCK for n in self.weight.shape[:2])
-        if self.inputs < 4:  # the first convolution reads its few channels unblocked
+        if geometry.groups == self.inputs == self.outputs:
+            inputs = DEPTHWISE
+        elif geometry.groups > 1:
+            return self.macs(shape)
+        elif self.inputs < 4:  # the first convolution reads its few channels unblocked
             inputs = self.inputs
-        taps = math.prod(self.geometry.kernel)
-        return int(outputs * inputs * taps * self.geometry.rows(shape))
+        return int(outputs * inputs * math.prod(geometry.kernel) * geometry.rows(shape))
 
     def with_matrices(self, matrices: Array, bias: Array | None) -> Stage:
         """The same stage with other numbers; ``matrices`` as :attr:`matrices`."""
@@ -133,10 +140,14 @@ class Chain:
         groups = math.gcd(*(s.geometry.groups for s in self.stages))
         total = _dense(self.stages[0], groups)
         for stage in self.stages[1:]:
-            weight = _dense(stage, groups)
-            wider = [i for i in range(3, weight.ndim) if weight.shape[i] > 1 and total.shape[i] > 1]
-            if wider:
+            shape = stage.weight.shape
+            if any(shape[i] > 1 and total.shape[i + 1] > 1 for i in range(2, len(shape))):
                 raise ValueError("two stages share a spatial axis")
+            if stage.geometry.groups == stage.inputs == stage.outputs:  # depthwise: no sum
+                own = stage.weight.astype(np.float64).reshape(groups, -1, 1, *shape[2:])
+                total = total * own
+                continue
+            weight = _dense(stage, groups)
             # (g, n, k, 1, *spatial) * (g, 1, k, c, *spatial), summed over the rank k
             total = np.einsum("gnk...,gkc...->gnc...", weight, total)
         return total.reshape(-1, *total.shape[2:])

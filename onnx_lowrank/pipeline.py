@@ -40,7 +40,7 @@ from onnx_lowrank.validate import LatencyPair, measure_latency, validate_models
 
 __all__ = ["DEFAULT_PASSES", "Result", "compress"]
 
-DEFAULT_PASSES = "fold_batchnorm,svd,spatial_svd,channel_svd"
+DEFAULT_PASSES = "fold_batchnorm,svd,spatial_svd,channel_svd,cp{form=three}"
 ALLOCATIONS = ("lagrangian", "uniform")
 
 #: bytes for moments and stored tensors at a time

@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 
 from onnx_lowrank.chain import Rank
 from onnx_lowrank.errors import BudgetError
@@ -32,8 +33,11 @@ __all__ = [
 ]
 
 
-#: weights of the effort against the MACs; the middling one; how near to the budget is enough
-_BLOCKED, _MIDDLING, _CLOSE = tuple(i / 20 for i in range(20)), 0.5, 1.1
+#: budgets and weights of the effort against the MACs that are looked at
+_SCALES, _BLOCKED = (1.0, 0.9, 0.8, 0.7, 0.6), (0.0, 0.5, 0.8, 1.0)
+
+#: how much more loss than that of MACs alone is borne: by a factor, or by so much a layer
+_BEARABLE, _NEGLIGIBLE = 1.5, 0.02
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ def allocate(choices: Sequence[Choice], budget: int, blocked: float = 0.0) -> li
             if high > 1e6:  # what is cheapest by effort is not what is cheapest by cost
                 chosen = [min(c.candidates, key=_cheapest) for c in choices]
                 return _fill(choices, chosen, budget, blocked)
-        for _ in range(60):
+        for _ in range(40):
             middle = (low + high) / 2
             over = _cost(_at(choices, middle, blocked)) > budget
             low, high = (middle, high) if over else (low, middle)
@@ -152,11 +156,12 @@ def allocate(choices: Sequence[Choice], budget: int, blocked: float = 0.0) -> li
 
 
 def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list[Candidate]:
-    """:func:`allocate` for MACs, with as much regard for channel blocks as the budget needs.
+    """:func:`allocate` for MACs, which keeps the budget in effort too where that is worth it.
 
     A plan may halve the MACs and leave the time nearly as it was, if its channels fill no blocks.
-    Of growing weights on the effort the first is taken whose plan meets the budget in effort too;
-    where none does, a middling one, for then the layers are too narrow for blocks to be filled.
+    So plans of several weights on the effort, and of smaller budgets, are looked at. Of those that
+    keep the budget in effort the one of least loss is taken; where none does, the one of least
+    effort; and none whose loss is far above that of the plan by MACs alone.
 
     Args:
         choices: the layers.
@@ -166,13 +171,26 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
     Raises:
         BudgetError: even the cheapest candidates cost more.
     """
-    whole = sum(c.keep.effort for c in choices) + fixed
+
+    def loss(plan: Sequence[Candidate]) -> float:
+        return sum(c.weight * p.error for c, p in zip(choices, plan, strict=True))
+
+    def effort(plan: Sequence[Candidate]) -> int:
+        return sum(p.effort for p in plan) + fixed
+
+    free = allocate(choices, budget)
+    bearable = max(_BEARABLE * loss(free), loss(free) + _NEGLIGIBLE * len(choices))
     ratio = (budget + fixed) / max(sum(c.keep.cost for c in choices) + fixed, 1)
-    for blocked in _BLOCKED:
-        chosen = allocate(choices, budget, blocked)
-        if sum(c.effort for c in chosen) + fixed <= _CLOSE * ratio * whole:
-            return chosen
-    return allocate(choices, budget, _MIDDLING)
+    wanted = ratio * (sum(c.keep.effort for c in choices) + fixed)
+    least = sum(min(c.cost for c in choice.candidates) for choice in choices)
+    plans = [free]
+    for scale, blocked in product(_SCALES, _BLOCKED):
+        if scale * budget >= least:
+            plan = allocate(choices, int(scale * budget), blocked)
+            if loss(plan) <= bearable:
+                plans.append(plan)
+    fast = [plan for plan in plans if effort(plan) <= wanted]
+    return min(fast, key=loss) if fast else min(plans, key=effort)
 
 
 def uniform(choices: Sequence[Choice], ratio: float) -> list[Candidate]:

@@ -165,7 +165,8 @@ def _layer_table(decisions: Sequence[Decision]) -> RenderableType:
     table.add_column("reason", overflow="fold", style="dim")
     for d in decisions:
         done = d.decision == "factorize"
-        method = f"{d.method} {d.variant}".strip() if done else d.decision
+        form = "" if f"={d.variant}" in d.method else d.variant
+        method = f"{d.method} {form}".strip() if done else d.decision
         table.add_row(
             Text(short(d.layer)),
             d.op,

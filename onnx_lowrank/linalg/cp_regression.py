@@ -1,0 +1,166 @@
+"""A kernel as R rank-one terms that fit its responses rather than its weights.
+
+    What[n, a, b, ...] = sum_r B[n, r] U[r, a] V[r, b] ...,    min tr((W - What) Sigma (W - What)^T)
+
+The terms' input factors ``U, V, ...`` come from alternating least squares on the weights
+(:mod:`onnx_lowrank.linalg.cp`), twice: on the kernel as it is, and with its channels under their
+marginal covariance ``S = sum_s Sigma[(., s), (., s)]``, brought back afterwards. Then
+
+    B = W Sigma Z^T (Z Sigma Z^T)^-1,      z_r = <u_r (x) v_r (x) ..., x>
+
+is the exact regression of the responses on the R features, and the better of the two is kept: on
+trained networks many terms favour the first, few the second. From there each input factor by
+conjugate gradients and ``B`` exactly, in turn, take another 3 to 10 % of the error in one round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import linalg
+
+from onnx_lowrank.linalg.cp import cp_als
+
+__all__ = ["CpRegression", "cp_regression", "outer_rows"]
+
+Array = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class CpRegression:
+    """Terms of one group's kernel.
+
+    Attributes:
+        rows: unit rows of each input mode, channels first, ``(R, I)``.
+        last: the map from features to outputs ``(N, R)``.
+        error: ``tr(D Sigma D^T)``, of the reconstruction.
+    """
+
+    rows: tuple[Array, ...]
+    last: Array
+    error: float
+
+
+def cp_regression(
+    kernel: Array,
+    sigma: Array | None,
+    rank: int,
+    *,
+    starts: int,
+    seed: int,
+    sweeps: int,
+    rounds: int = 0,
+    steps: int = 8,
+) -> CpRegression:
+    """Write ``kernel`` with ``rank`` terms.
+
+    Args:
+        kernel: ``(N, C, I_2, ...)``.
+        sigma: covariance ``(d, d)`` of the flattened patch, positive definite; None is the
+            identity.
+        rank: number of terms.
+        starts: of the alternating least squares.
+        seed: of the random ones.
+        sweeps: limit of the alternating least squares.
+        rounds: of the refinement under ``sigma``.
+        steps: conjugate-gradient steps for each input factor.
+    """
+    best: CpRegression | None = None
+    for root in (None,) if sigma is None else (None, _root(sigma, kernel.shape[1])):
+        seen = kernel
+        if root is not None:
+            seen = np.moveaxis(np.tensordot(kernel, root, (1, 0)), -1, 1)
+        terms = cp_als(seen, rank, starts=starts, seed=seed, tolerance=1e-4, max_iterations=sweeps)
+        rows = [f.T for f in terms.factors[1:]]
+        if root is not None:
+            rows[0] = linalg.solve_triangular(root.T, rows[0].T, check_finite=False).T
+        found = _regressed(kernel, rows, sigma)
+        if best is None or found.error < best.error:
+            best = found
+    assert best is not None
+    if sigma is None:
+        return best
+    for _ in range(rounds):
+        rows = list(best.rows)
+        for mode in range(len(rows)):
+            rows[mode] = _improved(kernel, rows, best.last, sigma, mode, steps)
+        found = _regressed(kernel, rows, sigma)
+        if found.error >= best.error:
+            break
+        best = found
+    return best
+
+
+def outer_rows(rows: Sequence[Array]) -> Array:
+    """The terms' input kernels ``(R, d)``: the outer product of each term's factors."""
+    product = rows[0]
+    for other in rows[1:]:
+        product = (product[:, :, None] * other[:, None]).reshape(len(product), -1)
+    return product
+
+
+def _regressed(kernel: Array, rows: Sequence[Array], sigma: Array | None) -> CpRegression:
+    norms = [np.linalg.norm(r, axis=1, keepdims=True) for r in rows]
+    unit = tuple(r / np.where(n > 0, n, 1.0) for r, n in zip(rows, norms, strict=True))
+    weight, features = kernel.reshape(len(kernel), -1), outer_rows(unit)
+    seen = features if sigma is None else features @ sigma
+    gram = seen @ features.T
+    # terms that nearly cancel leave the Gram matrix singular to float64
+    gram[np.diag_indices(len(gram))] += max(1e-13 * np.trace(gram), np.finfo(np.float64).tiny)
+    factor = linalg.cho_factor(gram, lower=True, check_finite=False)
+    last = linalg.cho_solve(factor, seen @ weight.T, check_finite=False).T
+    left = weight - last @ features
+    error = float(np.sum((left if sigma is None else left @ sigma) * left))
+    return CpRegression(unit, last, error)
+
+
+def _improved(
+    kernel: Array, rows: Sequence[Array], last: Array, sigma: Array, mode: int, steps: int
+) -> Array:
+    """Conjugate gradients on the error in the rows of one input mode, the rest at rest."""
+    gram, weight = last.T @ last, kernel.reshape(len(kernel), -1)
+    letters = "abcdefgh"[: len(rows)]
+    others = [m for m in range(len(rows)) if m != mode]
+    equation = ",".join(["r" + letters, *("r" + letters[m] for m in others)])
+    equation += "->r" + letters[mode]
+    operands = [rows[m] for m in others]
+    shape = [r.shape[1] for r in rows]
+
+    def expanded(v: Array) -> Array:
+        return outer_rows([v if m == mode else r for m, r in enumerate(rows)])
+
+    def contracted(gradient: Array) -> Array:
+        # one operand at a time is what einsum does quickest
+        result: Array = np.einsum(
+            equation, gradient.reshape(-1, *shape), *operands, optimize=len(operands) > 1
+        )
+        return result
+
+    def normal(v: Array) -> Array:
+        return contracted(gram @ (expanded(v) @ sigma))
+
+    point = rows[mode]
+    residual = contracted((last.T @ weight - gram @ expanded(point)) @ sigma)
+    direction, square = residual, float(np.sum(residual**2))
+    for _ in range(steps):
+        moved = normal(direction)
+        curvature = float(np.sum(direction * moved))
+        if curvature <= 0 or square == 0:
+            break
+        point = point + (square / curvature) * direction
+        residual = residual - (square / curvature) * moved
+        square, before = float(np.sum(residual**2)), square
+        direction = residual + (square / before) * direction
+    return point
+
+
+def _root(sigma: Array, channels: int) -> Array:
+    """Lower factor ``(C, C)`` of the covariance of the channels, summed over kernel positions."""
+    taps = len(sigma) // channels
+    marginal = np.einsum("asbs->ab", sigma.reshape(channels, taps, channels, taps))
+    root: Array = linalg.cholesky(marginal, lower=True)
+    return root

@@ -1,0 +1,232 @@
+"""cp: a convolution as a sum of R rank-one kernels.
+
+Before:      Conv k1 x k2 x ...                              W (N, C, *k)
+After:       Conv 1x1, C -> R; depthwise k1 x 1; depthwise 1 x k2; ...; Conv 1x1, R -> N
+                                                             (form = four)
+             Conv 1x1, C -> R; depthwise k1 x k2 x ...; Conv 1x1, R -> N
+                                                             (form = three)
+             the depthwise stages take stride, pad and dilation of their own axes
+Conditions:  some kernel axis > 1, two for form = four; not depthwise; saves when
+             R < N C k1 k2 ... / (C + k1 + k2 + ... + N)
+
+Formula:     W[n, c, i, j] ~ sum_r B[n, r] A[c, r] H[i, r] V[j, r]  by alternating least squares;
+             then B by least squares on the responses of the R features
+             z_r = <a_r (x) h_r (x) v_r, x>:   B = W Sigma Z^T (Z Sigma Z^T)^-1.
+             Response metric: A, H, V once from the kernel as it is and once with its input
+             channels under S = sum_s Sigma[(., s), (., s)], the better of them improved under the
+             full Sigma. Ranks are not nested: each is a decomposition of its own.
+
+Reference:   Lebedev, Ganin, Rakhuba, Oseledets & Lempitsky 2015, Speeding-up convolutional neural
+             networks using fine-tuned CP-decomposition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.base import Decomposition, Factorization, Skip
+from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks
+from onnx_lowrank.geometry import ConvGeometry
+from onnx_lowrank.layers import Layer
+from onnx_lowrank.linalg.cp_regression import CpRegression, cp_regression, outer_rows
+from onnx_lowrank.moments import Moments, response_error
+from onnx_lowrank.two_stage import METRICS
+
+__all__ = ["Cp"]
+
+Array = npt.NDArray[np.floating[Any]]
+
+#: ranks of a layer that are tried, and the least of them as a part of the largest
+_RANKS, _LEAST = 8, 1 / 12
+
+#: multiply-adds that the alternating least squares of one rank may take; sweeps at least, at most
+_WORK, _SWEEPS = 2e9, (10, 100)
+
+#: rank times squared patch length up to which the terms are improved under the full Sigma
+_REFINABLE = 400_000_000
+
+
+@dataclass(frozen=True)
+class Cp(Factorization):
+    """A convolution as a sum of R rank-one kernels."""
+
+    name: ClassVar[str] = "cp"
+
+    metric: str = "covariance"
+    form: str = "both"
+    starts: int = 1
+    seed: int = 0
+
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {
+        "metric": METRICS,
+        "form": ("both", "three", "four"),
+    }
+
+    def refuses(self, layer: Layer) -> Skip | None:
+        """See the module."""
+        if not _wide(layer):
+            return Skip("has no spatial kernel")
+        if self.form == "four" and len(_wide(layer)) < 2:
+            return Skip("has fewer than two kernel axes to split")
+        if layer.depthwise:
+            return Skip("is depthwise: each group reads one channel")
+        return None
+
+    def propose(
+        self, layer: Layer, moments: Moments, max_parameters: int | None = None
+    ) -> Sequence[Decomposition]:
+        """See the module."""
+        wide = _wide(layer)
+        narrow = [a for a in range(len(layer.geometry.kernel)) if a not in wide]
+        # an axis of kernel 1 may have a stride or a pad all the same
+        forms = {"three": [[*wide, *narrow]]}
+        if len(wide) > 1:
+            forms["four"] = [[wide[0], *narrow], *([a] for a in wide[1:])]
+        return [
+            _Terms(variant, layer, layer.stage, moments, parts, self, max_parameters)
+            for variant, parts in forms.items()
+            if self.form in ("both", variant)
+        ]
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """A layer as sums of rank-one terms, one sum for each group, at any rank.
+
+    ``_parts`` are the kernel axes of each depthwise stage.
+    """
+
+    variant: str
+    _layer: Layer
+    _stage: Stage
+    _moments: Moments
+    _parts: list[list[int]]
+    _options: Cp
+    _max_parameters: int | None
+    _found: dict[int, tuple[list[Array], Array]] = field(default_factory=dict)
+
+    @property
+    def _geometry(self) -> ConvGeometry:
+        assert isinstance(self._layer.geometry, ConvGeometry)
+        return self._layer.geometry
+
+    @property
+    def _modes(self) -> tuple[int, ...]:
+        """Extents of one group's kernel as a tensor: outputs, channels, each part."""
+        outputs, inputs = self._layer.shape[0] // self._layer.groups, self._layer.shape[1]
+        kernel = self._geometry.kernel
+        return outputs, inputs, *(math.prod(kernel[a] for a in part) for part in self._parts)
+
+    @property
+    def max_rank(self) -> int:
+        """Terms that any kernel of this shape can be written with."""
+        return math.prod(self._modes) // max(self._modes)
+
+    def ranks(self) -> Iterator[int]:
+        """A few aligned ranks, none dearer than the layer or than was asked for."""
+        groups, whole = self._layer.groups, math.prod(self._layer.shape)
+        most = whole if self._max_parameters is None else min(self._max_parameters, whole)
+        limit = min(most // (groups * sum(self._modes)), self.max_rank)
+        found = [r for r in aligned_ranks(limit, groups) if r >= limit * _LEAST]
+        yield from sorted({found[i] for i in _spread(len(found), _RANKS)})
+
+    def error(self, rank: Rank) -> float:
+        """Relative response error of :meth:`cut` at ``rank``."""
+        weight = self._stage.matrices
+        energy = response_error(weight, self._moments)
+        left = response_error(weight - self._composed(self._one(rank)), self._moments)
+        return left / energy if energy > 0 else 0.0
+
+    def outline(self, rank: Rank) -> Chain:
+        """The stages of the right shapes, all zero."""
+        rank, zero = self._one(rank), np.zeros(())
+        groups, (outputs, *inputs) = self._layer.groups, self._modes
+        rows = [np.broadcast_to(zero, (groups, rank, n)) for n in inputs]
+        last = np.broadcast_to(zero, (groups, outputs, rank))
+        return self._chain(rows, last, np.broadcast_to(zero, (groups * outputs,)))
+
+    def cut(self, rank: Rank) -> Chain:
+        """The stages with ``rank`` channels a group between them, all of equal norms."""
+        rank = self._one(rank)
+        rows, last = self._solved(rank)
+        bias = self._stage.bias
+        if self._options.metric == "covariance" and self._moments.mean is not None:
+            difference = self._stage.matrices - self._composed(rank)
+            shift = np.einsum("gnd,gd->gn", difference, self._moments.mean).reshape(-1)
+            bias = shift if bias is None else bias + shift
+        norms = np.linalg.norm(last, axis=1)
+        share = norms ** (1 / (len(rows) + 1))
+        rest = share / np.where(norms > 0, norms, 1.0)
+        return self._chain([r * share[..., None] for r in rows], last * rest[:, None], bias)
+
+    def _one(self, rank: Rank) -> int:
+        if not isinstance(rank, int):
+            raise ValueError(f"one rank is wanted, not {rank}")
+        return min(rank, self.max_rank)
+
+    def _solved(self, rank: int) -> tuple[list[Array], Array]:
+        """Of all groups, unit rows of each input mode ``(g, R, I)`` and the last map ``(g, N, R)``.
+
+        Kept, since plans ask for an error and then for its cut.
+        """
+        if rank not in self._found:
+            kernels = self._stage.weight.reshape(self._layer.groups, *self._modes)
+            groups = [self._group(kernel, g, rank) for g, kernel in enumerate(kernels)]
+            rows = [np.stack(mode) for mode in zip(*(x.rows for x in groups), strict=True)]
+            self._found[rank] = rows, np.stack([x.last for x in groups])
+        return self._found[rank]
+
+    def _group(self, kernel: Array, group: int, rank: int) -> CpRegression:
+        own = self._options.metric == "covariance"
+        least, most = _SWEEPS
+        affordable = rank * self._layer.patch**2 <= _REFINABLE
+        return cp_regression(
+            kernel,
+            self._moments.sigma(group) if own else None,
+            rank,
+            starts=self._options.starts,
+            seed=self._options.seed,
+            sweeps=int(min(max(_WORK / (kernel.size * rank * kernel.ndim), least), most)),
+            rounds=1 if affordable else 0,
+        )
+
+    def _composed(self, rank: int) -> Array:
+        """``(groups, N / groups, d)``."""
+        rows, last = self._solved(rank)
+        return np.stack([b @ outer_rows([r[g] for r in rows]) for g, b in enumerate(last)])
+
+    def _chain(self, rows: Sequence[Array], last: Array, bias: Array | None) -> Chain:
+        groups, _, rank = last.shape
+        geometry, one = self._geometry, ConvGeometry.pointwise(self._geometry.axes, groups)
+        reduce = Stage(_kernels(rows[0], one), None, one, "reduce")
+        stages = [reduce]
+        for number, (part, values) in enumerate(zip(self._parts, rows[1:], strict=True)):
+            own = replace(geometry.restrict(part), groups=groups * rank)
+            role = "depthwise" if len(self._parts) == 1 else self._role(number)
+            stages.append(Stage(_kernels(values[:, :, None], own), None, own, role))
+        return Chain((*stages, Stage(_kernels(last, one), bias, one, "expand")))
+
+    def _role(self, number: int) -> str:
+        if len(self._parts) == 2:
+            return ("vertical", "horizontal")[number]
+        return f"axis{self._parts[number][0]}"
+
+
+def _wide(layer: Layer) -> list[int]:
+    return [a for a, k in enumerate(layer.geometry.kernel) if k > 1]
+
+
+def _spread(count: int, at_most: int) -> list[int]:
+    """Indices of ``at_most`` of ``count`` places, evenly spread, the ends among them."""
+    return [round(x) for x in np.linspace(0, count - 1, min(count, at_most))]
+
+
+def _kernels(values: Array, geometry: ConvGeometry) -> Array:
+    """``(groups, a, b, [kernel])`` to ``(groups * a, b, *kernel)``."""
+    return values.reshape(values.shape[0] * values.shape[1], -1, *geometry.kernel)

@@ -1,0 +1,200 @@
+"""tucker2: 1x1 to few channels, a small k x k core, 1x1 back to all outputs.
+
+Before:      Conv k1 x k2 x ...                                   W (N, C, *k)
+After:       Conv 1x1, C -> q; Conv k, q -> p; Conv 1x1, p -> N   core (p, q, *k)
+             strides, pads and dilations are those of the core
+Conditions:  some kernel axis > 1; not depthwise; q < C and p < N in each group (one side alone,
+             Tucker-1, is channel_svd); saves when C q + q p k + p N < N C k
+
+Formula:     What[n, c, s] = sum_pq U[n, p] G[p, q, s] V[q, c].  V: basis over the input channels
+             under the marginal covariance; U, G: reduced-rank regression of the response on V x
+             under the full Sigma, all p of one q at once; then V by conjugate gradients and U, G
+             exactly, in turn. With Sigma = I: higher-order orthogonal iteration.
+
+Reference:   Kim et al. 2015, Compression of deep convolutional neural networks for fast and low
+             power mobile applications.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.base import Decomposition, Factorization, Skip
+from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks
+from onnx_lowrank.geometry import ConvGeometry
+from onnx_lowrank.layers import Layer
+from onnx_lowrank.linalg.tucker import Tucker
+from onnx_lowrank.moments import Moments, relative_error
+from onnx_lowrank.two_stage import METRICS
+
+__all__ = ["Tucker2"]
+
+Array = npt.NDArray[np.floating[Any]]
+
+#: pairs of ranks that a plan is offered for one layer
+_PAIRS = 60
+
+#: rounds of alternation for a chain that is written; a plan takes one
+_ROUNDS = 4
+
+#: squared patch length times q up to which every pair is refined in a plan
+_AFFORDABLE = 100_000_000
+
+#: relative errors for which a plan wants the refined figure; others are never or always taken
+_WORTH_REFINING = (1e-4, 0.6)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A layer taken apart at every pair of ranks, each group alone, all at one pair."""
+
+    _stage: Stage
+    _geometry: ConvGeometry
+    _moments: Moments
+    _groups: tuple[Tucker, ...]
+    _own_metric: bool
+    _limit: int
+    variant: str = ""
+
+    @property
+    def max_rank(self) -> tuple[int, int]:
+        """The largest of the groups' numerical ranks, on either side."""
+        q, p = zip(*(g.max_ranks for g in self._groups), strict=True)
+        return max(q), max(p)
+
+    def ranks(self) -> Iterator[Rank]:
+        """Aligned pairs ``(q, p)`` that save parameters; the most balanced, where they are many."""
+        groups, most = len(self._groups), self.max_rank
+        full = (self._stage.weight.shape[1], self._stage.outputs // groups)
+        axes = [
+            [r for r in aligned_ranks(limit, groups) if r < whole]
+            for limit, whole in zip(most, full, strict=True)
+        ]
+        while len(axes[0]) * len(axes[1]) > 2 * _PAIRS:
+            longer = max(axes, key=len)
+            longer[:] = longer[1::2]  # from a grid of 4, 8, 12, 16 ... the better aligned half
+        taps = math.prod(self._geometry.kernel)  # no side holds more than the other's patches
+        pairs = [(q, p) for q, p in product(*axes) if q <= p * taps and p <= q * taps]
+        pairs = [r for r in pairs if self.outline(r).parameters < self._limit]
+        pairs.sort(key=lambda r: abs(math.log(r[0] * most[1] / (r[1] * most[0]))))
+        return iter(sorted(pairs[:_PAIRS]))
+
+    def error(self, rank: Rank) -> float:
+        """Relative response error at ``rank``; :meth:`cut` takes it a little lower."""
+        q, p = self._two(rank)
+        if not self._own_metric:
+            return relative_error(self._stage, self._chain(q, p), self._moments)
+        plain = self._fitted(q, p, 0)
+        if not _WORTH_REFINING[0] < plain < _WORTH_REFINING[1]:
+            return plain
+        if q <= self._affordable:
+            return self._fitted(q, p, 1)
+        # refining a wide layer at every pair would take minutes: carry the gain over
+        return plain * self._gain
+
+    @property
+    def _affordable(self) -> int:
+        width = int(self._stage.matrices.shape[2])
+        return max(min(_AFFORDABLE // width**2, self.max_rank[0]), 1)
+
+    @cached_property
+    def _gain(self) -> float:
+        """What a round makes of the error, at the widest pair that it is affordable at."""
+        q, most = self._affordable, self.max_rank
+        p = max(q * most[1] // most[0], 1)
+        plain = self._fitted(q, p, 0)
+        return min(self._fitted(q, p, 1) / plain, 1.0) if plain > 0 else 1.0
+
+    def _fitted(self, q: int, p: int, rounds: int) -> float:
+        energy = sum(g.energy for g in self._groups)
+        parts = (g.pair(q, p, rounds).error if rounds else g.pair_error(q, p) for g in self._groups)
+        return sum(parts) / energy if energy > 0 else 0.0
+
+    def outline(self, rank: Rank) -> Chain:
+        """Three stages of the right shapes, all zero."""
+        q, p = self._two(rank)
+        outputs, inputs, *kernel = self._stage.weight.shape
+        groups, one, zero = len(self._groups), [1] * len(kernel), np.zeros(())
+        shapes = [(groups * q, inputs, *one), (groups * p, q, *kernel), (outputs, p, *one)]
+        reduce, core, expand, bias = (np.broadcast_to(zero, s) for s in (*shapes, (outputs,)))
+        return self._stages((reduce, core, expand), bias)
+
+    def cut(self, rank: Rank) -> Chain:
+        """Three stages with ``q`` and ``p`` channels a group between them."""
+        q, p = (min(r, most) for r, most in zip(self._two(rank), self.max_rank, strict=True))
+        chain = self._chain(q, p)
+        bias = self._stage.bias
+        if self._own_metric and self._moments.mean is not None:
+            weight = self._stage.matrices
+            difference = weight - chain.compose().reshape(weight.shape)
+            shift = np.einsum("gnd,gd->gn", difference, self._moments.mean).reshape(-1)
+            bias = shift if bias is None else bias + shift
+        return chain.balanced().with_bias(bias)
+
+    @staticmethod
+    def _two(rank: Rank) -> tuple[int, int]:
+        if isinstance(rank, int) or len(rank) != 2:
+            raise ValueError(f"two ranks are wanted, not {rank}")
+        return rank[0], rank[1]
+
+    def _chain(self, q: int, p: int) -> Chain:
+        # weight space cuts every pair already to judge it: no rounds for wide layers there
+        rounds = _ROUNDS if self._own_metric or q <= self._affordable else 0
+        groups = [g.pair(q, p, rounds) for g in self._groups]
+        one = (1,) * self._geometry.axes
+        weights = [
+            np.concatenate([g.reduce.reshape(*g.reduce.shape, *one) for g in groups]),
+            np.concatenate([g.core for g in groups]),
+            np.concatenate([g.expand.reshape(*g.expand.shape, *one) for g in groups]),
+        ]
+        return self._stages(weights, None)
+
+    def _stages(self, weights: Sequence[Array], bias: Array | None) -> Chain:
+        one = ConvGeometry.pointwise(self._geometry.axes, len(self._groups))
+        reduce, core, expand = weights
+        first, middle = (
+            Stage(reduce, None, one, "reduce"),
+            Stage(core, None, self._geometry, "core"),
+        )
+        return Chain((first, middle, Stage(expand, bias, one, "expand")))
+
+
+@dataclass(frozen=True)
+class Tucker2(Factorization):
+    """1x1 to few channels, a small k x k core, 1x1 back to all outputs."""
+
+    name: ClassVar[str] = "tucker2"
+
+    metric: str = "covariance"
+
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"metric": METRICS}
+
+    def refuses(self, layer: Layer) -> Skip | None:
+        """See the module."""
+        if all(k == 1 for k in layer.geometry.kernel):
+            return Skip("has no spatial kernel")
+        if layer.depthwise:
+            return Skip("is depthwise: each group reads one channel")
+        return None
+
+    def propose(
+        self, layer: Layer, moments: Moments, max_parameters: int | None = None
+    ) -> Sequence[Decomposition]:
+        """See the module."""
+        stage, geometry, groups = layer.stage, layer.geometry, layer.groups
+        assert isinstance(geometry, ConvGeometry)  # only a convolution has a kernel
+        kernels = stage.weight.reshape(groups, -1, *layer.shape[1:])
+        a_rank = groups * (layer.shape[1] + math.prod(geometry.kernel))  # with p = 1
+        most = None if max_parameters is None else max(max_parameters // a_rank, 1)
+        design = moments.identity if self.metric == "identity" else moments
+        solved = tuple(Tucker(k, design.sigma(g), most) for g, k in enumerate(kernels))
+        own, limit = self.metric == "covariance", max_parameters or stage.parameters
+        return [_Form(stage, geometry, moments, solved, own, limit)]

@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from onnx import ModelProto
+
+from onnx_lowrank.base import Decomposition, Skip
+from onnx_lowrank.chain import aligned_ranks
+from onnx_lowrank.geometry import ConvGeometry
+from onnx_lowrank.layers import Layer
+from onnx_lowrank.linalg.cp import cp_compose
+from onnx_lowrank.moments import Moments, relative_error
+from onnx_lowrank.passes import Cp
+from onnx_lowrank.pipeline import DEFAULT_PASSES
+from onnx_lowrank.registry import parse
+from tests.support import (
+    AnyArray,
+    Array,
+    conv_example,
+    conv_model,
+    geometries,
+    only_layer,
+    quick,
+    random_moments,
+    relative,
+    replaced,
+    rng,
+    run,
+    sizes,
+    wide,
+)
+
+SQUARE = ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+
+
+def planted_kernel(
+    geometry: ConvGeometry, outputs: int, inputs: int, terms: int, seed: int
+) -> Array:
+    """``(groups * outputs, inputs, *kernel)``: rank-one terms in every group.
+
+    Orthogonal in every mode that is wide enough, so that no fit stops on its way.
+    """
+    random = rng(seed, 3)
+    groups = []
+    for _ in range(geometry.groups):
+        factors = [random.normal(size=(n, terms)) for n in (outputs, inputs, *geometry.kernel)]
+        factors = [np.linalg.qr(f)[0] if len(f) >= terms else np.sign(f) for f in factors]
+        groups.append(cp_compose(factors, np.arange(1.0, 1.0 + terms)))
+    return np.concatenate(groups)
+
+
+def planted(
+    geometry: ConvGeometry, seed: int, terms: int = 2, **options: int
+) -> tuple[ModelProto, dict[str, AnyArray]]:
+    """A convolution of ``terms`` rank-one terms a group, and an input for it."""
+    weight = planted_kernel(geometry, 5, 4, terms, seed).astype(np.float32)
+    random = rng(seed)
+    bias = random.normal(size=len(weight)).astype(np.float32) if seed % 2 else None
+    x = random.normal(size=(2, 4 * geometry.groups, *sizes(geometry, 3))).astype(np.float32)
+    return conv_model(geometry, weight, bias, **options), {"x": x}
+
+
+def forms(options: Cp, layer: Layer, moments: Moments) -> Sequence[Decomposition]:
+    assert options.refuses(layer) is None
+    return options.propose(layer, moments)
+
+
+def flat(form: Decomposition) -> list[int]:
+    ranks = list(form.ranks())
+    assert all(isinstance(r, int) for r in ranks)
+    return [r for r in ranks if isinstance(r, int)]
+
+
+@quick(40)
+@given(geometries(), st.sampled_from([11, 13, 17, 21]), st.booleans(), st.integers(0, 99))
+def test_planted_terms_in_onnx_runtime(
+    geometry: ConvGeometry, opset: int, data: bool, seed: int
+) -> None:
+    assume(wide(geometry) > 0)
+    proto, feed = planted(geometry, seed, opset=opset)
+    layer = only_layer(proto)
+    moments = random_moments(layer, seed) if data else Moments()
+    wanted = run(proto, feed)["y"]
+    found = forms(Cp(starts=4), layer, moments)
+    assert [f.variant for f in found] == ["three", "four"][: 2 if wide(geometry) > 1 else 1]
+    for form in found:
+        again = replaced(proto, layer.name, form.cut(2))
+        depthwise = 1 if form.variant == "three" else wide(geometry)
+        assert len(again.graph.node) == 2 + depthwise
+        assert relative(wanted, run(again, feed)["y"]) < 1e-4, form.variant
+
+
+@quick(12)
+@given(geometries(axes=(1, 2), kernels=(2, 3)), st.booleans(), st.integers(0, 99))
+def test_a_chain_is_what_it_says(geometry: ConvGeometry, data: bool, seed: int) -> None:
+    layer = only_layer(conv_example(geometry, seed)[0])
+    moments = random_moments(layer, seed) if data else Moments()
+    for metric in ("covariance", "identity"):
+        for form in forms(Cp(metric=metric), layer, moments):
+            for rank in (1, 2, 5):
+                chain, outline = form.cut(rank), form.outline(rank)
+                wanted = relative_error(layer.stage, chain, moments)
+                assert abs(form.error(rank) - wanted) < 1e-10
+                assert 0 <= wanted < (1 + 1e-9 if metric == "covariance" else np.inf)
+                for a, b in zip(chain.stages, outline.stages, strict=True):
+                    assert a.weight.shape == b.weight.shape
+                    assert (a.geometry, a.role) == (b.geometry, b.role)
+                assert chain.parameters - len(layer.stage.weight) <= outline.parameters
+
+
+@quick(12)
+@given(geometries(axes=(1, 2), kernels=(2, 3)), st.integers(0, 99))
+def test_intermediate_channels_are_balanced(geometry: ConvGeometry, seed: int) -> None:
+    layer = only_layer(conv_example(geometry, seed)[0])
+    rank = 3
+    for form in forms(Cp(), layer, random_moments(layer, seed)):
+        chain = form.cut(rank)
+        *inner, last = chain.stages
+        norms = [np.linalg.norm(s.weight.reshape(rank * layer.groups, -1), axis=1) for s in inner]
+        norms.append(np.linalg.norm(last.matrices, axis=1).reshape(-1))
+        for other in norms[1:]:
+            np.testing.assert_allclose(norms[0], other, rtol=1e-6)
+        # the engine's own balance finds nothing left to do
+        for a, b in zip(chain.stages, chain.balanced().stages, strict=True):
+            np.testing.assert_allclose(a.weight, b.weight, rtol=1e-6, atol=1e-12)
+
+
+@quick(10)
+@given(geometries(axes=(1, 2), kernels=(2, 3)), st.integers(0, 99))
+def test_the_response_metric_wins_in_its_own_norm(geometry: ConvGeometry, seed: int) -> None:
+    # exactly: the terms of the weight-space metric are among its starts, and then improved
+    layer = only_layer(conv_example(geometry, seed)[0])
+    moments = random_moments(layer, seed)
+    for ours, plain in zip(
+        forms(Cp(), layer, moments), forms(Cp(metric="identity"), layer, moments), strict=True
+    ):
+        for rank in (1, 3, 6):
+            assert ours.error(rank) <= plain.error(rank) + 1e-12
+
+
+@quick(10)
+@given(st.integers(0, 99))
+def test_without_data_both_metrics_are_the_same(seed: int) -> None:
+    layer = only_layer(conv_example(SQUARE, seed)[0])
+    for one, two in zip(
+        forms(Cp(), layer, Moments()), forms(Cp(metric="identity"), layer, Moments()), strict=True
+    ):
+        assert one.error(4) == two.error(4)
+
+
+@pytest.mark.parametrize("form", ["three", "four"])
+def test_enough_terms_are_exact(form: str) -> None:
+    proto, feed = conv_example(SQUARE, 1)
+    layer = only_layer(proto)
+    (found,) = forms(Cp(form=form), layer, random_moments(layer, 1))
+    # (4, 3, 9) and (4, 3, 3, 3): the product of all extents but the largest
+    rank = {"three": 12, "four": 27}[form]
+    assert found.error(rank) < 1e-8
+    again = replaced(proto, layer.name, found.cut(rank))
+    assert relative(run(proto, feed)["y"], run(again, feed)["y"]) < 1e-4
+    beyond = found.cut(rank + 5)
+    assert beyond.stages[0].outputs == rank
+
+
+def test_bias_keeps_the_mean_response() -> None:
+    layer = only_layer(conv_example(SQUARE, 1)[0])
+    moments = random_moments(layer, 1)
+    assert moments.mean is not None
+    for form in forms(Cp(), layer, moments):
+        chain = form.cut(2)
+        assert layer.stage.bias is not None
+        assert chain.last.bias is not None
+        wanted = layer.stage.matrices[0] @ moments.mean[0] + layer.stage.bias
+        kernel = chain.compose().reshape(4, -1)
+        assert relative(wanted, kernel @ moments.mean[0] + chain.last.bias) < 1e-12
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_ranks_are_few_aligned_and_pay(groups: int) -> None:
+    geometry = ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1, 1, 1), groups)
+    weight = rng(0).normal(size=(64 * groups, 48, 3, 3)).astype(np.float32)
+    layer = only_layer(conv_model(geometry, weight, None))
+    for form in forms(Cp(), layer, Moments()):
+        ranks = flat(form)
+        assert 4 <= len(ranks) <= 8
+        assert ranks == sorted(set(ranks))
+        assert set(ranks) <= set(aligned_ranks(1000, groups))
+        assert all(form.outline(r).parameters <= weight.size + 64 * groups for r in ranks)
+        for halved in Cp(form=form.variant).propose(layer, Moments(), weight.size // 2):
+            most = max(flat(halved))
+            assert most < max(ranks)
+            assert halved.outline(most).parameters <= weight.size // 2 + 64 * groups
+
+
+def test_roles_and_geometry() -> None:
+    geometry = ConvGeometry((3, 2), (2, 3), (1, 2), (1, 2, 3, 4), 2)
+    layer = only_layer(conv_example(geometry, 0)[0])
+    three, four = (f.cut(2) for f in forms(Cp(), layer, Moments()))
+    one = ConvGeometry.pointwise(2, 2)
+    whole = ConvGeometry((3, 2), (2, 3), (1, 2), (1, 2, 3, 4), 4)
+    vertical = ConvGeometry((3, 1), (2, 1), (1, 1), (1, 0, 3, 0), 4)
+    horizontal = ConvGeometry((1, 2), (1, 3), (1, 2), (0, 2, 0, 4), 4)
+    assert [s.geometry for s in three.stages] == [one, whole, one]
+    assert [s.geometry for s in four.stages] == [one, vertical, horizontal, one]
+    assert [s.role for s in three.stages] == ["reduce", "depthwise", "expand"]
+    assert [s.role for s in four.stages] == ["reduce", "vertical", "horizontal", "expand"]
+
+
+def test_a_narrow_axis_keeps_its_stride() -> None:
+    geometry = ConvGeometry((3, 1, 2), (1, 2, 3), (1, 1, 1), (0, 1, 0, 0, 0, 0))
+    layer = only_layer(conv_example(geometry, 0)[0])
+    (four,) = forms(Cp(form="four"), layer, Moments())
+    stages = four.cut(2).stages
+    assert [s.role for s in stages] == ["reduce", "vertical", "horizontal", "expand"]
+    spatial = [s.geometry for s in stages if isinstance(s.geometry, ConvGeometry)]
+    strides = [g.strides for g in spatial]
+    assert strides == [(1, 1, 1), (1, 2, 1), (1, 1, 3), (1, 1, 1)]
+    assert math.prod(g.kernel[1] for g in spatial) == 1
+
+
+def test_three_axes_have_a_stage_each() -> None:
+    geometry = ConvGeometry((2, 3, 2), (1,) * 3, (1,) * 3, (0,) * 6)
+    layer = only_layer(conv_example(geometry, 0)[0])
+    (four,) = forms(Cp(form="four"), layer, Moments())
+    assert [s.role for s in four.cut(2).stages] == ["reduce", "axis0", "axis1", "axis2", "expand"]
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    layer = only_layer(conv_example(SQUARE, 0)[0])
+    moments = random_moments(layer, 0)
+    for one, two in zip(
+        forms(Cp(starts=3), layer, moments), forms(Cp(starts=3), layer, moments), strict=True
+    ):
+        two.error(2)  # what was asked before does not matter
+        for a, b in zip(one.cut(4).stages, two.cut(4).stages, strict=True):
+            np.testing.assert_array_equal(a.weight, b.weight)
+
+
+def test_a_dead_kernel_gives_a_dead_chain() -> None:
+    layer = only_layer(conv_model(SQUARE, np.zeros((4, 3, 3, 3), np.float32), None))
+    for form in forms(Cp(), layer, random_moments(layer, 0)):
+        assert form.error(2) == 0.0
+        assert not form.cut(2).compose().any()
+
+
+def test_one_rank_is_wanted() -> None:
+    layer = only_layer(conv_example(SQUARE, 0)[0])
+    with pytest.raises(ValueError, match="one rank"):
+        forms(Cp(), layer, Moments())[0].error((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "geometry", "shape", "reason"),
+    [
+        (Cp(), ConvGeometry.pointwise(2), (4, 3, 1, 1), "has no spatial kernel"),
+        (Cp(), ConvGeometry((3, 3), (1, 1), (1, 1), (0,) * 4, 4), (8, 1, 3, 3), "is depthwise"),
+        (
+            Cp(form="four"),
+            ConvGeometry((3, 1), (1, 1), (1, 1), (0,) * 4),
+            (4, 3, 3, 1),
+            "has fewer than two kernel axes",
+        ),
+    ],
+)
+def test_left_alone(
+    options: Cp, geometry: ConvGeometry, shape: tuple[int, ...], reason: str
+) -> None:
+    skip = options.refuses(only_layer(conv_model(geometry, np.ones(shape, np.float32), None)))
+    assert isinstance(skip, Skip)
+    assert skip.reason.startswith(reason)
+
+
+def test_options_are_read_and_cp_is_asked_for_by_name() -> None:
+    assert parse("cp{form=three,starts=3,seed=5}") == Cp(form="three", starts=3, seed=5)
+    assert "cp" not in DEFAULT_PASSES.split(",")
