@@ -52,7 +52,7 @@ def test_layers_with_costs_and_reasons() -> None:
     plain, depthwise, up, hidden = found.layers
     assert (plain.shape, plain.groups, plain.params) == ((8, 8, 3, 3), 1, 576)
     assert plain.macs == 576 * 36
-    assert plain.reason == "spatial_svd, channel_svd"
+    assert plain.reason == "spatial_svd, channel_svd, cp"
     assert (depthwise.groups, depthwise.macs) == (8, 72 * 36)
     assert "is depthwise" in depthwise.reason
     assert up.reason == "ConvTranspose is not factorized"
