@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.chain import Chain, Stage
 
-__all__ = ["Accumulator", "Moments", "Spread", "relative_error", "response_error"]
+__all__ = ["Accumulator", "Moments", "Spread", "corrected_bias", "relative_error", "response_error"]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -187,6 +187,20 @@ def relative_error(stage: Stage, chain: Chain, moments: Moments) -> float:
     energy = response_error(weight, moments)
     difference = weight - chain.compose().reshape(weight.shape)
     return response_error(difference, moments) / energy if energy > 0 else 0.0
+
+
+def corrected_bias(stage: Stage, matrices: Array, moments: Moments) -> Array | None:
+    """``b + (W - What) mu``: what the mean response loses comes back by the bias.
+
+    Args:
+        stage: the layer as it is.
+        matrices: ``What (groups, N / groups, d)``.
+        moments: of its input; without a mean the bias stays as it is.
+    """
+    if moments.mean is None:
+        return stage.bias
+    shift: Array = np.einsum("gnd,gd->gn", stage.matrices - matrices, moments.mean).reshape(-1)
+    return shift if stage.bias is None else stage.bias + shift
 
 
 def _oas(sample: Array, count: int) -> Array:

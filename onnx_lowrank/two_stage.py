@@ -13,7 +13,7 @@ from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks
 from onnx_lowrank.geometry import ConvGeometry, Geometry
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.patch_projection import Factors, PatchProjection
-from onnx_lowrank.moments import Moments, relative_error
+from onnx_lowrank.moments import Moments, corrected_bias, relative_error
 
 __all__ = ["METRICS", "TWO_STAGE_METRICS", "TwoStage", "two_stage"]
 
@@ -120,13 +120,9 @@ class TwoStage:
         rank = min(self._one(rank), self.max_rank)
         rounds = _ROUNDS if self._own_metric else 0
         chain = self._chain([g.refined(rank, rounds) for g in self._groups])
-        bias = self._stage.bias
-        if self._metric != "identity" and self._moments.mean is not None:
-            weight = self._stage.matrices
-            difference = weight - chain.compose().reshape(weight.shape)
-            shift = np.einsum("gnd,gd->gn", difference, self._moments.mean).reshape(-1)
-            bias = shift if bias is None else bias + shift
-        return chain.balanced().with_bias(bias)
+        design = self._moments if self._metric != "identity" else Moments()
+        matrices = chain.compose().reshape(self._stage.matrices.shape)
+        return chain.balanced().with_bias(corrected_bias(self._stage, matrices, design))
 
     def _chain(self, groups: Sequence[Factors]) -> Chain:
         first = np.concatenate([g.basis for g in groups])

@@ -35,7 +35,7 @@ from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks
 from onnx_lowrank.geometry import ConvGeometry
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.cp_regression import CpRegression, cp_regression, outer_rows
-from onnx_lowrank.moments import Moments, response_error
+from onnx_lowrank.moments import Moments, corrected_bias, response_error
 from onnx_lowrank.two_stage import METRICS
 
 __all__ = ["Cp"]
@@ -155,11 +155,8 @@ class _Terms:
         """The stages with ``rank`` channels a group between them, all of equal norms."""
         rank = self._one(rank)
         rows, last = self._solved(rank)
-        bias = self._stage.bias
-        if self._options.metric == "covariance" and self._moments.mean is not None:
-            difference = self._stage.matrices - self._composed(rank)
-            shift = np.einsum("gnd,gd->gn", difference, self._moments.mean).reshape(-1)
-            bias = shift if bias is None else bias + shift
+        design = self._moments if self._options.metric == "covariance" else Moments()
+        bias = corrected_bias(self._stage, self._composed(rank), design)
         norms = np.linalg.norm(last, axis=1)
         share = norms ** (1 / (len(rows) + 1))
         rest = share / np.where(norms > 0, norms, 1.0)

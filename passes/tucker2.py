@@ -32,7 +32,7 @@ from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks
 from onnx_lowrank.geometry import ConvGeometry
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.tucker import Tucker
-from onnx_lowrank.moments import Moments, relative_error
+from onnx_lowrank.moments import Moments, corrected_bias, relative_error
 from onnx_lowrank.two_stage import METRICS
 
 __all__ = ["Tucker2"]
@@ -131,13 +131,9 @@ class _Form:
         """Three stages with ``q`` and ``p`` channels a group between them."""
         q, p = (min(r, most) for r, most in zip(self._two(rank), self.max_rank, strict=True))
         chain = self._chain(q, p)
-        bias = self._stage.bias
-        if self._own_metric and self._moments.mean is not None:
-            weight = self._stage.matrices
-            difference = weight - chain.compose().reshape(weight.shape)
-            shift = np.einsum("gnd,gd->gn", difference, self._moments.mean).reshape(-1)
-            bias = shift if bias is None else bias + shift
-        return chain.balanced().with_bias(bias)
+        design = self._moments if self._own_metric else Moments()
+        matrices = chain.compose().reshape(self._stage.matrices.shape)
+        return chain.balanced().with_bias(corrected_bias(self._stage, matrices, design))
 
     @staticmethod
     def _two(rank: Rank) -> tuple[int, int]:

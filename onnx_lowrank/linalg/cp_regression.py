@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from onnx_lowrank.linalg.conjugate_gradients import conjugate_gradients
 from onnx_lowrank.linalg.cp import cp_als
 
 __all__ = ["CpRegression", "cp_regression", "outer_rows"]
@@ -143,19 +144,8 @@ def _improved(
     def normal(v: Array) -> Array:
         return contracted(gram @ (expanded(v) @ sigma))
 
-    point = rows[mode]
-    residual = contracted((last.T @ weight - gram @ expanded(point)) @ sigma)
-    direction, square = residual, float(np.sum(residual**2))
-    for _ in range(steps):
-        moved = normal(direction)
-        curvature = float(np.sum(direction * moved))
-        if curvature <= 0 or square == 0:
-            break
-        point = point + (square / curvature) * direction
-        residual = residual - (square / curvature) * moved
-        square, before = float(np.sum(residual**2)), square
-        direction = residual + (square / before) * direction
-    return point
+    target = contracted(last.T @ weight @ sigma)
+    return conjugate_gradients(normal, target, rows[mode], steps)
 
 
 def _root(sigma: Array, channels: int) -> Array:

@@ -30,6 +30,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from onnx_lowrank.linalg.conjugate_gradients import conjugate_gradients
+
 __all__ = ["Factors", "PatchProjection"]
 
 Array = npt.NDArray[np.floating[Any]]
@@ -128,18 +130,7 @@ class PatchProjection:
             return product
 
         target = np.tensordot(last, self._weighted.reshape(-1, a, b), ((0, 2), (0, 2)))
-        residual = target - normal(basis)
-        direction, square = residual, float(np.sum(residual**2))
-        for _ in range(steps):
-            moved = normal(direction)
-            curvature = float(np.sum(direction * moved))
-            if curvature <= 0 or square == 0:
-                break
-            basis = basis + (square / curvature) * direction
-            residual = residual - (square / curvature) * moved
-            square, before = float(np.sum(residual**2)), square
-            direction = residual + (square / before) * direction
-        return basis
+        return conjugate_gradients(normal, target, basis, steps)
 
     def _regression(self, basis: Array) -> tuple[Array, Array, Array]:
         """Cholesky factor of the features' Gram matrix, ``W Sigma Z^T``, and gain of each rank."""

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from onnx_lowrank.linalg.conjugate_gradients import conjugate_gradients
+
+
+def test_exact_after_as_many_steps_as_unknowns() -> None:
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(12, 12))
+    matrix = root @ root.T + np.eye(12)
+    target = rng.normal(size=(3, 4))
+
+    def normal(x: np.ndarray) -> np.ndarray:
+        return (matrix @ x.reshape(-1)).reshape(3, 4)
+
+    found = conjugate_gradients(normal, target, np.zeros((3, 4)), steps=12)
+    assert np.abs(normal(found) - target).max() < 1e-8
+
+
+def test_each_step_lowers_the_quadratic() -> None:
+    rng = np.random.default_rng(1)
+    root = rng.normal(size=(20, 20))
+    matrix, target, start = root @ root.T, rng.normal(size=20), rng.normal(size=20)
+
+    def quadratic(x: np.ndarray) -> float:
+        return float(x @ matrix @ x / 2 - target @ x)
+
+    values = [
+        quadratic(conjugate_gradients(lambda x: matrix @ x, target, start, steps))
+        for steps in range(8)
+    ]
+    assert all(b < a for a, b in itertools.pairwise(values))
+
+
+def test_it_rests_at_the_solution() -> None:
+    start = np.array([1.0, 2.0])
+    found = conjugate_gradients(lambda x: 2 * x, 2 * start, start, steps=5)
+    np.testing.assert_array_equal(found, start)
