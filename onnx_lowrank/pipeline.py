@@ -194,9 +194,13 @@ def compress(
         )
         latency = _latency(source, result, data.validation, runtime)
         after = model_cost(result, _source_shapes(result, data, runtime))
+    notes = list(data.notes)
+    if metric == "size" and after.bytes > ratio * before.bytes:
+        left = after.bytes / before.bytes
+        notes.append(f"{left:.4f} of the bytes are left, {ratio:g} was asked: names took the rest")
     report = Report(
         before, after, plan.target, plan.decisions, tuple(refits), validation, latency,
-        tuple(data.notes), clock.seconds, __version__, plan.digest, seed,
+        tuple(notes), clock.seconds, __version__, plan.digest, seed,
     )  # fmt: skip
     if not force:
         _guard(report)
