@@ -156,10 +156,6 @@ class Chain:
         """The same chain with another bias on the last stage."""
         return Chain((*self.stages[:-1], replace(self.last, bias=bias)))
 
-    def with_last(self, stage: Stage) -> Chain:
-        """The same chain with another last stage."""
-        return Chain((*self.stages[:-1], stage))
-
     def balanced(self) -> Chain:
         """Give the intermediate channels of each pair of stages equal norms on both sides.
 

@@ -8,7 +8,7 @@ from onnx_lowrank.candidates import Proposals
 from onnx_lowrank.cost import Cost
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.layers import Ineligible, Layer
-from onnx_lowrank.planner import Candidate, Decision, allocate, allocate_blocked
+from onnx_lowrank.planner import Candidate, Decision, allocate, allocate_blocked, least_cost
 
 __all__ = ["budget_of", "choose", "decide"]
 
@@ -33,7 +33,7 @@ def choose(
     """
     choices = proposals.choices
     whole = {"macs": before.macs, "params": before.parameters, "size": before.bytes}[metric]
-    least = sum(min(c.cost for c in choice.candidates) for choice in choices)
+    least = least_cost(choices)
     if least > budget:
         reachable = (least + whole - movable) / max(whole, 1)
         raise BudgetError(

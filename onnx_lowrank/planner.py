@@ -29,6 +29,7 @@ __all__ = [
     "Plan",
     "allocate",
     "allocate_blocked",
+    "least_cost",
     "uniform",
 ]
 
@@ -125,6 +126,11 @@ class Plan:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
+def least_cost(choices: Sequence[Choice]) -> int:
+    """Cost of the cheapest candidates of all layers together."""
+    return sum(min(c.cost for c in choice.candidates) for choice in choices)
+
+
 def allocate(choices: Sequence[Choice], budget: int, blocked: float = 0.0) -> list[Candidate]:
     """The candidate of each layer under a budget on the sum of costs.
 
@@ -136,7 +142,7 @@ def allocate(choices: Sequence[Choice], budget: int, blocked: float = 0.0) -> li
     Raises:
         BudgetError: even the cheapest candidates cost more.
     """
-    least = sum(min(c.cost for c in choice.candidates) for choice in choices)
+    least = least_cost(choices)
     if least > budget:
         raise BudgetError(f"{least} is the least that these passes reach; {budget} was asked")
     low, high = 0.0, 1.0 / max([1, *(c.keep.effort for c in choices)])
@@ -182,7 +188,7 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
     bearable = max(_BEARABLE * loss(free), loss(free) + _NEGLIGIBLE * len(choices))
     ratio = (budget + fixed) / max(sum(c.keep.cost for c in choices) + fixed, 1)
     wanted = ratio * (sum(c.keep.effort for c in choices) + fixed)
-    least = sum(min(c.cost for c in choice.candidates) for choice in choices)
+    least = least_cost(choices)
     plans = [free]
     for scale, blocked in product(_SCALES, _BLOCKED):
         if scale * budget >= least:

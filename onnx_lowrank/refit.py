@@ -22,7 +22,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -204,7 +204,7 @@ def _solve(graph: Graph, task: Task, fit: Accumulator, held: Accumulator) -> Ref
     bias = None
     if task.written.bias is not None:
         bias = (outputs - np.einsum("gnd,gd->gn", weights, inputs)).reshape(-1)
-    solved = replace(task.stage, weight=weights.reshape(task.stage.weight.shape), bias=bias)
+    solved = task.stage.with_matrices(weights, bias)
     chain = task.cut(solved, both.leading(width).moments())
     update_chain(graph, task.written, chain)
     energy = sum(float(np.trace(held.covariance[g][width:, width:])) for g in groups) or 1.0
