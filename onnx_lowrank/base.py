@@ -75,7 +75,17 @@ class Pass(abc.ABC):
 
 @dataclass(frozen=True)
 class Factorization(Pass):
-    """Replaces one layer by a chain of cheaper ones."""
+    """Replaces one layer by a chain of cheaper ones.
+
+    Attributes:
+        ops: operators whose layers it may be asked about; others are skipped for it.
+    """
+
+    ops: ClassVar[frozenset[str]] = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+    def skips(self, layer: Layer) -> Skip | None:
+        """Why this pass leaves ``layer`` alone; None if it does not."""
+        return self.refuses(layer) if layer.op in self.ops else Skip(f"is not for {layer.op}")
 
     @abc.abstractmethod
     def refuses(self, layer: Layer) -> Skip | None:

@@ -86,7 +86,7 @@ def cut_candidate(
     factorization = next((p for p in passes if p.spec == candidate.method), None)
     if factorization is None:
         raise OptionError(f"{layer.name}: pass {candidate.method!r} is not among those given")
-    refusal = factorization.refuses(layer)
+    refusal = factorization.skips(layer)
     if refusal is not None:
         raise OptionError(f"{layer.name}: {candidate.method}: {refusal.reason}")
     with blas_for(layer.patch):
@@ -112,7 +112,7 @@ def _choice(
     found = [Candidate("", "", 0, 0.0, cost, effort, whole.macs, whole.parameters)]
     reasons = skips.setdefault(layer.name, [])
     for factorization in passes:
-        refusal = factorization.refuses(layer)
+        refusal = factorization.skips(layer)
         if refusal is not None:
             reasons.append(f"{factorization.name}: {refusal.reason}")
             continue

@@ -1,6 +1,8 @@
 """Stage and Chain: a replacement of a layer as a value, before it becomes nodes.
 
 A layer itself is a chain of one stage, so cost and error of both are counted by the same lines.
+Most chains are stages one after the other; what else a method may need (channels picked out,
+branches that are added, tensor trains) are other :class:`Step` s, in :mod:`onnx_lowrank.steps`.
 """
 
 from __future__ import annotations
@@ -8,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.geometry import ConvGeometry, Geometry
 
-__all__ = ["BLOCK", "Chain", "Rank", "Stage", "aligned_ranks"]
+__all__ = ["BLOCK", "Chain", "Rank", "Stage", "Step", "aligned_ranks"]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -30,9 +32,55 @@ BLOCK = 16
 DEPTHWISE = 3
 
 
+class Step(Protocol):
+    """One linear map of a chain, in whatever form it is written."""
+
+    @property
+    def role(self) -> str:
+        """A word for the name of its node (``vertical``, ``core`` ...)."""
+
+    @property
+    def inputs(self) -> int:
+        """Number of input channels."""
+
+    @property
+    def outputs(self) -> int:
+        """Number of output channels."""
+
+    @property
+    def groups(self) -> int:
+        """Into how many groups the map falls apart."""
+
+    @property
+    def bias(self) -> Array | None:
+        """``(outputs,)``, or None."""
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all its floating-point constants."""
+
+    def macs(self, shape: Sequence[int]) -> int:
+        """Multiply-accumulates for an input of ``shape``, over its whole batch."""
+
+    def effort(self, shape: Sequence[int]) -> int:
+        """MACs that a runtime with channel blocks could do in the time of this step."""
+
+    def output_shape(self, shape: Sequence[int]) -> Sequence[int]:
+        """Shape of the output for an input of ``shape``."""
+
+    def dense(self, groups: int) -> Array:
+        """The kernel ``(groups, N / groups, C / groups, *kernel)``, finer groups written out."""
+
+    def with_bias(self, bias: Array | None) -> Step:
+        """The same step with another bias."""
+
+    def astype(self, dtype: npt.DTypeLike) -> Step:
+        """The same step in another floating type."""
+
+
 @dataclass(frozen=True)
 class Stage:
-    """One linear map ``y = W x + b``.
+    """One linear map ``y = W x + b``, written as one operator.
 
     Attributes:
         weight: ``(N, C / groups, *kernel)``.
@@ -57,6 +105,16 @@ class Stage:
         return int(self.weight.shape[1]) * self.geometry.groups
 
     @property
+    def groups(self) -> int:
+        """Number of groups."""
+        return self.geometry.groups
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each channel is convolved on its own."""
+        return self.groups == self.inputs == self.outputs
+
+    @property
     def matrices(self) -> Array:
         """The weight group by group: ``(groups, N / groups, C / groups * prod(kernel))``."""
         g = self.geometry.groups
@@ -70,15 +128,15 @@ class Stage:
 
     def macs(self, shape: Sequence[int]) -> int:
         """Multiply-accumulates for an input of ``shape``, over its whole batch."""
-        return int(self.weight.size) * int(self.geometry.rows(shape))
+        return int(self.weight.size) * int(self.geometry.applications(shape))
 
     def effort(self, shape: Sequence[int]) -> int:
         """MACs that a runtime with channel blocks could do in the time of this stage."""
         geometry = self.geometry
-        if not isinstance(geometry, ConvGeometry):
+        if not isinstance(geometry, ConvGeometry) or geometry.transposed:
             return self.macs(shape)
         outputs, inputs = (math.ceil(n / BLOCK) * BLOCK for n in self.weight.shape[:2])
-        if geometry.groups == self.inputs == self.outputs:
+        if self.depthwise:
             inputs = DEPTHWISE
         elif geometry.groups > 1:
             return self.macs(shape)
@@ -86,36 +144,69 @@ class Stage:
             inputs = self.inputs
         return int(outputs * inputs * math.prod(geometry.kernel) * geometry.rows(shape))
 
+    def output_shape(self, shape: Sequence[int]) -> Sequence[int]:
+        """Shape of the output for an input of ``shape``."""
+        return self.geometry.output_shape(shape, self.outputs)
+
+    def dense(self, groups: int) -> Array:
+        """The kernel ``(groups, N / groups, C / groups, *kernel)``, finer groups written out."""
+        finer = self.groups // groups
+        blocks = _grouped(self.weight, self.groups)
+        if finer == 1:
+            return blocks
+        outputs, inputs, *kernel = blocks.shape[1:]
+        dense = np.zeros((groups, finer, outputs, finer, inputs, *kernel))
+        index = np.arange(finer)
+        dense[:, index, :, index] = blocks.reshape(
+            groups, finer, outputs, inputs, *kernel
+        ).swapaxes(0, 1)
+        return dense.reshape(groups, finer * outputs, finer * inputs, *kernel)
+
     def with_matrices(self, matrices: Array, bias: Array | None) -> Stage:
         """The same stage with other numbers; ``matrices`` as :attr:`matrices`."""
         return replace(self, weight=matrices.reshape(self.weight.shape), bias=bias)
 
+    def with_bias(self, bias: Array | None) -> Stage:
+        """The same stage with another bias."""
+        return replace(self, bias=bias)
+
+    def astype(self, dtype: npt.DTypeLike) -> Stage:
+        """The same stage in another floating type."""
+        bias = None if self.bias is None else self.bias.astype(dtype)
+        return replace(self, weight=self.weight.astype(dtype), bias=bias)
+
 
 @dataclass(frozen=True)
 class Chain:
-    """Stages applied one after the other. Only the last may have a bias.
+    """Steps applied one after the other. Only the last that has weights may have a bias.
 
     A bias before a padded stage would be missing in the padding, so the pads would not be exact.
     """
 
-    stages: tuple[Stage, ...]
+    stages: tuple[Step, ...]
 
     def __post_init__(self) -> None:
-        if any(s.bias is not None for s in self.stages[:-1]):
+        weighted = [s for s in self.stages if s.parameters]
+        if any(s.bias is not None for s in weighted[:-1]):
             raise ValueError("only the last stage of a chain may have a bias")
         for first, second in zip(self.stages, self.stages[1:], strict=False):
             if first.outputs != second.inputs:
                 raise ValueError(f"{first.outputs} outputs feed {second.inputs} inputs")
 
     @property
-    def last(self) -> Stage:
-        """The stage that makes the output; the one that a refit solves again."""
+    def last(self) -> Step:
+        """The step that makes the output."""
         return self.stages[-1]
 
     @property
     def parameters(self) -> int:
         """Elements of all weights and biases."""
         return sum(s.parameters for s in self.stages)
+
+    @property
+    def groups(self) -> int:
+        """The groups that all stages share."""
+        return math.gcd(*(s.groups for s in self.stages))
 
     def macs(self, shape: Sequence[int]) -> int:
         """Multiply-accumulates for an input of ``shape``, over its whole batch."""
@@ -125,98 +216,78 @@ class Chain:
         """MACs that a runtime with channel blocks carries out for an input of ``shape``."""
         return sum(stage.effort(s) for stage, s in self._with_shapes(shape))
 
-    def _with_shapes(self, shape: Sequence[int]) -> Iterator[tuple[Stage, Sequence[int]]]:
+    def _with_shapes(self, shape: Sequence[int]) -> Iterator[tuple[Step, Sequence[int]]]:
         for stage in self.stages:
             yield stage, shape
-            shape = stage.geometry.output_shape(shape, stage.outputs)
+            shape = stage.output_shape(shape)
 
-    def compose(self) -> Array:
-        """The one kernel that the chain equals, ``(N, C / groups, *kernel)``, float64.
+    def dense(self, groups: int) -> Array:
+        """The one kernel that the chain equals, ``(groups, N / groups, C / groups, *kernel)``.
 
-        The groups of the whole are those that all stages share; a stage of more groups (depthwise)
-        is written out as a block diagonal. Each spatial axis must be wider than 1 in one stage at
-        most.
+        A stage of more groups (depthwise) is written out as a block diagonal. Each spatial axis
+        must be wider than 1 in one stage at most.
         """
-        groups = math.gcd(*(s.geometry.groups for s in self.stages))
-        total = _dense(self.stages[0], groups)
+        total = self.stages[0].dense(groups)
         for stage in self.stages[1:]:
-            shape = stage.weight.shape
-            if any(shape[i] > 1 and total.shape[i + 1] > 1 for i in range(2, len(shape))):
-                raise ValueError("two stages share a spatial axis")
-            if stage.geometry.groups == stage.inputs == stage.outputs:  # depthwise: no sum
+            if isinstance(stage, Stage) and stage.depthwise:  # no sum
+                shape = stage.weight.shape
                 own = stage.weight.astype(np.float64).reshape(groups, -1, 1, *shape[2:])
+                _refuse_shared_axes(own, total)
                 total = total * own
                 continue
-            weight = _dense(stage, groups)
+            weight = stage.dense(groups)
+            _refuse_shared_axes(weight, total)
             # (g, n, k, 1, *spatial) * (g, 1, k, c, *spatial), summed over the rank k
             total = np.einsum("gnk...,gkc...->gnc...", weight, total)
-        return total.reshape(-1, *total.shape[2:])
+        return total
+
+    def compose(self) -> Array:
+        """The one kernel that the chain equals, ``(N, C / groups, *kernel)``, float64."""
+        kernel = self.dense(self.groups)
+        return kernel.reshape(-1, *kernel.shape[2:])
 
     def with_bias(self, bias: Array | None) -> Chain:
         """The same chain with another bias on the last stage."""
-        return Chain((*self.stages[:-1], replace(self.last, bias=bias)))
+        return Chain((*self.stages[:-1], self.last.with_bias(bias)))
+
+    def unbiased(self) -> Chain:
+        """The same chain without a bias."""
+        return Chain(tuple(s.with_bias(None) for s in self.stages))
 
     def balanced(self) -> Chain:
         """Give the intermediate channels of each pair of stages equal norms on both sides.
 
         The product does not change; float16 and quantization are served better.
         """
-        stages = list(self.stages)
-        for i in range(len(stages) - 1):
-            first, second = stages[i], stages[i + 1]
+        steps = list(self.stages)
+        for i in range(len(steps) - 1):
+            first, second = steps[i], steps[i + 1]
+            if not isinstance(first, Stage) or not isinstance(second, Stage):
+                continue
             out_norm = np.linalg.norm(first.weight.reshape(first.outputs, -1), axis=1)
-            columns = np.moveaxis(_grouped(second.weight, second.geometry.groups), 2, 1)
+            columns = np.moveaxis(_grouped(second.weight, second.groups), 2, 1)
             in_norm = np.linalg.norm(columns.reshape(first.outputs, -1), axis=1)
             alive = (out_norm > 0) & (in_norm > 0)
             scale = np.ones(first.outputs)
             scale[alive] = np.sqrt(in_norm[alive] / out_norm[alive])
-            stages[i] = replace(first, weight=_scaled(first.weight, scale, axis=0))
-            stages[i + 1] = replace(
-                second, weight=_scaled_inputs(second.weight, 1 / scale, second.geometry.groups)
+            steps[i] = replace(first, weight=_scaled(first.weight, scale, axis=0))
+            steps[i + 1] = replace(
+                second, weight=_scaled_inputs(second.weight, 1 / scale, second.groups)
             )
-        return Chain(tuple(stages))
+        return Chain(tuple(steps))
 
     def astype(self, dtype: npt.DTypeLike) -> Chain:
         """The same chain in another floating type."""
-        return Chain(
-            tuple(
-                replace(
-                    s,
-                    weight=s.weight.astype(dtype),
-                    bias=None if s.bias is None else s.bias.astype(dtype),
-                )
-                for s in self.stages
-            )
-        )
-
-    def shapes(self) -> str:
-        """Kernel extents and widths, for people: ``3x1:16 > 1x3:64``."""
-        return " > ".join(_shape(s) for s in self.stages)
+        return Chain(tuple(s.astype(dtype) for s in self.stages))
 
 
-def _shape(stage: Stage) -> str:
-    geometry = stage.geometry
-    kernel = "x".join(map(str, geometry.kernel)) if isinstance(geometry, ConvGeometry) else ""
-    return f"{kernel}:{stage.outputs}" if kernel else str(stage.outputs)
+def _refuse_shared_axes(weight: Array, total: Array) -> None:
+    if any(a > 1 and b > 1 for a, b in zip(weight.shape[3:], total.shape[3:], strict=True)):
+        raise ValueError("two stages share a spatial axis")
 
 
 def _grouped(weight: Array, groups: int) -> Array:
     return weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:]).astype(np.float64)
-
-
-def _dense(stage: Stage, groups: int) -> Array:
-    """Weight ``(groups, N / groups, C / groups, *kernel)``, finer groups as block diagonals."""
-    finer = stage.geometry.groups // groups
-    blocks = _grouped(stage.weight, stage.geometry.groups)
-    if finer == 1:
-        return blocks
-    outputs, inputs, *kernel = blocks.shape[1:]
-    dense = np.zeros((groups, finer, outputs, finer, inputs, *kernel))
-    index = np.arange(finer)
-    dense[:, index, :, index] = blocks.reshape(groups, finer, outputs, inputs, *kernel).swapaxes(
-        0, 1
-    )
-    return dense.reshape(groups, finer * outputs, finer * inputs, *kernel)
 
 
 def _scaled(weight: Array, scale: Array, axis: int) -> Array:

@@ -148,8 +148,9 @@ class _Reader:
         self._layers, self._rng, self._samples = layers, rng, samples
         self._ends = {la.name: destination(graph, la).total for la in layers}
         self._inputs = {la.name: Accumulator(la.groups, la.patch) for la in layers}
-        self._totals = {la.name: Spread() for la in layers}
-        self.tensors = list(dict.fromkeys([*(la.input for la in layers), *self._ends.values()]))
+        self._totals = {la.name: Spread() for la in layers if self._ends[la.name]}
+        ends = filter(None, self._ends.values())
+        self.tensors = list(dict.fromkeys([*(la.input for la in layers), *ends]))
         self.part = graph.extract(graph.input_types(), self.tensors)
 
     def read(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -161,10 +162,12 @@ class _Reader:
             )
             with blas_for(layer.patch):
                 self._inputs[layer.name].update(geometry.patches(x, index))
-            total = values[self._ends[layer.name]].astype(np.float32, copy=False)
-            self._totals[layer.name].update(geometry.responses(total, index))
+            if layer.name in self._totals:
+                total = values[self._ends[layer.name]].astype(np.float32, copy=False)
+                self._totals[layer.name].update(geometry.responses(total, index))
 
     def finish(self, store: MomentStore) -> None:
         for layer in self._layers:
             store.add(layer.name, self._inputs.pop(layer.name).moments())
-            store.totals[layer.name] = self._totals[layer.name].variance
+            if layer.name in self._totals:
+                store.totals[layer.name] = self._totals[layer.name].variance

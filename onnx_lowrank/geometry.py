@@ -22,6 +22,10 @@ Array = npt.NDArray[np.floating[Any]]
 class ConvGeometry:
     """Strides, dilations, pads and groups of a convolution over any number of spatial axes.
 
+    A transposed convolution is seen as the plain one that it equals: the input with
+    ``stride - 1`` zeros between its elements, read at stride 1 by the kernel turned around. Its
+    moments then hold, exactly, that each output position meets few taps only.
+
     Attributes:
         kernel: extent of each spatial axis.
         strides: one for each spatial axis.
@@ -29,6 +33,8 @@ class ConvGeometry:
         pads: begins of all axes, then ends of all axes (ONNX order); unused under ``auto_pad``.
         groups: number of groups ``g``.
         auto_pad: ``NOTSET | VALID | SAME_UPPER | SAME_LOWER``.
+        transposed: whether it is a transposed convolution; pads then are cut off the output.
+        output_padding: of a transposed one, one for each spatial axis; empty for none.
     """
 
     kernel: tuple[int, ...]
@@ -37,6 +43,8 @@ class ConvGeometry:
     pads: tuple[int, ...]
     groups: int = 1
     auto_pad: str = "NOTSET"
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
 
     @classmethod
     def pointwise(cls, axes: int, groups: int = 1) -> ConvGeometry:
@@ -54,6 +62,8 @@ class ConvGeometry:
 
         ``SAME`` padding splits exactly: an axis of kernel 1 and stride 1 is padded by nothing.
         """
+        if not axes:
+            return self.pointwise(self.axes, self.groups)
 
         def keep(values: Sequence[int], neutral: int) -> tuple[int, ...]:
             return tuple(v if i % self.axes in axes else neutral for i, v in enumerate(values))
@@ -64,6 +74,7 @@ class ConvGeometry:
             strides=keep(self.strides, 1),
             dilations=keep(self.dilations, 1),
             pads=keep(self.pads, 0),
+            output_padding=keep(self.output_padding, 0),
         )
 
     def padding(self, spatial: Sequence[int]) -> list[tuple[int, int]]:
@@ -81,14 +92,18 @@ class ConvGeometry:
 
     def output_spatial(self, spatial: Sequence[int]) -> tuple[int, ...]:
         """Extent of the output for an input of extent ``spatial``."""
+        extra = self.output_padding or (0,) * self.axes
         return tuple(
-            (size + lo + hi - (k - 1) * d - 1) // s + 1
-            for size, (lo, hi), k, s, d in zip(
+            (size - 1) * s + (k - 1) * d + 1 + more - lo - hi
+            if self.transposed
+            else (size + lo + hi - (k - 1) * d - 1) // s + 1
+            for size, (lo, hi), k, s, d, more in zip(
                 spatial,
                 self.padding(spatial),
                 self.kernel,
                 self.strides,
                 self.dilations,
+                extra,
                 strict=True,
             )
         )
@@ -105,6 +120,10 @@ class ConvGeometry:
         """Patches in an input of ``shape``, over the whole batch."""
         return shape[0] * self.positions(shape)
 
+    def applications(self, shape: Sequence[int]) -> int:
+        """How often each weight is used on an input of ``shape``, over the whole batch."""
+        return shape[0] * math.prod(shape[2:]) if self.transposed else self.rows(shape)
+
     def patches(self, x: Array, index: npt.NDArray[np.intp] | None = None) -> Array:
         """Rows that the kernel is multiplied with.
 
@@ -120,7 +139,8 @@ class ConvGeometry:
         out = self.output_spatial(spatial)
         if index is None:
             index = np.arange(math.prod(out))
-        padded = np.pad(x, [(0, 0), (0, 0), *self.padding(spatial)])
+        padded = self._stuffed(x) if self.transposed else _padded(x, self.padding(spatial))
+        strides = (1,) * self.axes if self.transposed else self.strides
         where = np.unravel_index(index, out)
         offsets = np.meshgrid(
             *(np.arange(k) * d for k, d in zip(self.kernel, self.dilations, strict=True)),
@@ -128,7 +148,7 @@ class ConvGeometry:
         )
         at = tuple(
             (w * s)[:, None] + o.reshape(1, -1)
-            for w, s, o in zip(where, self.strides, offsets, strict=True)
+            for w, s, o in zip(where, strides, offsets, strict=True)
         )
         selection: tuple[Any, ...] = (slice(None), slice(None), *at)
         read: Array = padded[selection]
@@ -136,6 +156,20 @@ class ConvGeometry:
         grouped = read.reshape(batch, self.groups, channels // self.groups, count, taps)
         rows: Array = grouped.transpose(1, 0, 3, 2, 4).reshape(self.groups, batch * count, -1)
         return rows
+
+    def _stuffed(self, x: Array) -> Array:
+        """The input of the plain convolution that a transposed one equals."""
+        extents = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], self.strides, strict=True)]
+        wide = np.zeros((*x.shape[:2], *extents), x.dtype)
+        sparse = [slice(None), slice(None), *(slice(None, None, s) for s in self.strides)]
+        wide[tuple(sparse)] = x
+        extra = self.output_padding or (0,) * self.axes
+        reach = [(k - 1) * d for k, d in zip(self.kernel, self.dilations, strict=True)]
+        pads = [
+            (r - lo, r - hi + more)
+            for r, (lo, hi), more in zip(reach, self.padding(x.shape[2:]), extra, strict=True)
+        ]
+        return _padded(wide, pads)
 
     def responses(self, y: Array, index: npt.NDArray[np.intp] | None = None) -> Array:
         """Rows ``(groups, rows, N / groups)`` of an output ``(batch, N, *spatial)``."""
@@ -176,6 +210,10 @@ class LinearGeometry:
         """Rows of an input of ``shape``, over the whole batch."""
         return math.prod(shape) // max(shape[self.input_axis], 1)
 
+    def applications(self, shape: Sequence[int]) -> int:
+        """How often each weight is used on an input of ``shape``, over the whole batch."""
+        return self.rows(shape)
+
     def patches(self, x: Array, index: npt.NDArray[np.intp] | None = None) -> Array:
         """Rows ``(1, rows, C)`` that the weight is multiplied with."""
         return self._rows(x, self.input_axis, index)
@@ -193,6 +231,16 @@ class LinearGeometry:
         if index is not None:
             batched = batched[:, index]
         return batched.reshape(1, -1, moved.shape[-1])
+
+
+def _padded(x: Array, pads: Sequence[tuple[int, int]]) -> Array:
+    """``x`` with zeros around its spatial axes; a negative pad cuts off."""
+    whole: list[slice] = [slice(None), slice(None)]
+    inner = [
+        slice(max(-lo, 0), n - max(-hi, 0)) for n, (lo, hi) in zip(x.shape[2:], pads, strict=True)
+    ]
+    outer = [(max(lo, 0), max(hi, 0)) for lo, hi in pads]
+    return np.pad(x[tuple(whole + inner)], [(0, 0), (0, 0), *outer])
 
 
 Geometry = ConvGeometry | LinearGeometry

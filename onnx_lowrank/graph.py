@@ -63,6 +63,7 @@ class Graph:
         self._tensors: dict[str, Any] = dict(self._graph.tensors())
         self._outputs = {o.name for o in source.output}
         self._names = all_names(model.proto)
+        self._forgotten: set[str] = set()
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -200,16 +201,20 @@ class Graph:
         op: str,
         name: str,
         inputs: Sequence[str],
-        output: str,
+        output: str | Sequence[str],
         attrs: Mapping[str, Any] | None = None,
     ) -> Node:
-        """A node for :meth:`replace`; ``output`` may be a tensor of a node that is replaced."""
+        """A node for :meth:`replace`; ``output`` may be a tensor of a node that is replaced.
+
+        An empty name stands for an operand or output that is left out.
+        """
+        outputs = [output] if isinstance(output, str) else output
         return gs.Node(
             op,
             name,
             attrs=dict(attrs or {}),
             inputs=[self._tensor(i) if i else gs.Variable.empty() for i in inputs],
-            outputs=[self._tensor(output)],
+            outputs=[self._tensor(o) if o else gs.Variable.empty() for o in outputs],
         )
 
     def replace(self, old: Sequence[Node], make: Callable[[], Sequence[Node]]) -> None:
@@ -228,6 +233,38 @@ class Graph:
             del self._graph.nodes[self._index(node)]
         for name in inputs:
             self._drop_dead(name)
+
+    def change(
+        self, node: Node, inputs: Mapping[int, str], attrs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Let ``node`` read other tensors.
+
+        Args:
+            node: it is replaced by its like.
+            inputs: names by position; positions beyond the last input are appended.
+            attrs: attributes that get another value, or go where it is None.
+        """
+        names = [t.name for t in node.inputs]
+        names += [""] * (max([-1, *inputs]) + 1 - len(names))
+        for index, name in inputs.items():
+            names[index] = name
+        outputs = list(node.outputs)
+        changed = {**node.attrs, **(attrs or {})}
+
+        def make() -> list[Node]:
+            operands = [self._tensor(n) if n else gs.Variable.empty() for n in names]
+            kept = {k: v for k, v in changed.items() if v is not None}
+            return [gs.Node(node.op, node.name, kept, operands, outputs, domain=node.domain)]
+
+        self.replace([node], make)
+
+    def insert(self, node: Node, make: Callable[[], Node]) -> None:
+        """Put the node that ``make`` returns in front of ``node``."""
+        self._graph.nodes.insert(self._index(node), make())
+
+    def forget_shape(self, tensor: str) -> None:
+        """Leave out what the model says about the shape of ``tensor``; an edit changed it."""
+        self._forgotten.add(tensor)
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -261,6 +298,7 @@ class Graph:
             proto.graph.input.extend(value_info(t.name, t.data_type, t.dims) for t in made)
         proto.graph.node.extend(self._node_proto(n) for n in self._graph.nodes)
         alive = used | {t.name for n in self._graph.nodes for t in n.outputs}
+        alive -= self._forgotten
         proto.graph.value_info.extend(
             v for v in source.graph.value_info if v.name in alive or v.name in listed
         )

@@ -150,7 +150,7 @@ def inspect(
 
 
 def _info(layer: Layer, passes: Sequence[Factorization], macs: int | None) -> LayerInfo:
-    refusals = {p.name: p.refuses(layer) for p in passes}
+    refusals = {p.name: p.skips(layer) for p in passes}
     able = [name for name, refusal in refusals.items() if refusal is None]
     reason = ", ".join(able) or "; ".join(
         f"{name}: {skip.reason}" for name, skip in refusals.items() if skip is not None

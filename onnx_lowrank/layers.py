@@ -13,15 +13,16 @@ from onnx_lowrank.chain import Stage
 from onnx_lowrank.geometry import ConvGeometry, LinearGeometry
 from onnx_lowrank.graph import Graph, Node
 
-__all__ = ["Destination", "Ineligible", "Layer", "destination", "find_layers"]
+__all__ = ["Destination", "Ineligible", "Layer", "destination", "find_layers", "turned"]
 
 Array = npt.NDArray[np.floating[Any]]
 
-_LINEAR_OPS = frozenset({"Conv", "Gemm", "MatMul"})
+_RECURRENT = {"LSTM": 4, "GRU": 3, "RNN": 1}  # and the number of their gates
+_LINEAR_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", *_RECURRENT})
 #: Operators that hold weights, but that no pass takes apart.
 _OTHER_OPS = {
     op: f"{op} is not factorized"
-    for op in ("ConvTranspose", "LSTM", "GRU", "RNN", "ConvInteger", "QLinearConv",
+    for op in ("ConvInteger", "QLinearConv",
                "MatMulInteger", "QLinearMatMul", "QGemm", "FusedConv", "DeformConv", "Einsum")
 }  # fmt: skip
 _FLOATS = frozenset({"float16", "float32", "float64", "bfloat16"})
@@ -33,15 +34,17 @@ class Layer:
 
     Attributes:
         name: unique in the model: the node's name, else that of its output.
-        op: ``Conv | Gemm | MatMul``.
+        op: ``Conv | ConvTranspose | Gemm | MatMul | LSTM | GRU | RNN``. Of a recurrent node the
+            layer is the product with the input weights alone, ``y (directions * gates * hidden)``.
         input: tensor that it reads.
-        output: tensor that it makes, bias included.
+        output: tensor that it makes, bias included; of a recurrent node its first output.
         nodes: the nodes that a replacement takes out.
         dtype: type of the weight in the file.
         shape: of the weight as a stage has it, ``(N, C / groups, *kernel)``.
         geometry: how it reads its input.
         sharers: nodes that use this weight, this one included.
         bias_shape: of the bias in the file, where it is an operand of an Add.
+        directions: of a recurrent node; its rows are (direction, gate, hidden).
     """
 
     name: str
@@ -55,6 +58,7 @@ class Layer:
     sharers: int
     bias_shape: tuple[int, ...] | None
     _load: Callable[[], tuple[Array, Array | None]]
+    directions: int = 1
 
     @property
     def stage(self) -> Stage:
@@ -74,6 +78,11 @@ class Layer:
     def groups(self) -> int:
         """Number of groups."""
         return self.geometry.groups
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether its response stays inside a recurrent node."""
+        return self.op in _RECURRENT
 
     @property
     def depthwise(self) -> bool:
@@ -100,7 +109,7 @@ class Destination:
     """Where a layer's response ends up: in a residual sum, or in its own output.
 
     Attributes:
-        total: the sum, else the output itself.
+        total: the sum, else the output itself; empty where the response is no tensor.
         skip: the other branch of the sum; empty without one.
     """
 
@@ -111,6 +120,8 @@ class Destination:
 def destination(graph: Graph, layer: Layer) -> Destination:
     """The residual sum that a layer's output goes into and nowhere else, if there is one."""
     output = layer.output
+    if layer.recurrent:
+        return Destination("", ())
     consumers = graph.consumers(output)
     if len(consumers) == 1 and consumers[0].op == "Add" and not graph.is_output(output):
         add = consumers[0]
@@ -152,13 +163,15 @@ def find_layers(graph: Graph) -> tuple[list[Layer], list[Ineligible]]:
 
 
 def _conv(graph: Graph, node: Node, name: str) -> Layer:
+    transposed = node.op == "ConvTranspose"
     weight = _weight(graph, node, 1)
     if weight.ndim < 3:
         raise _No(f"weight has {weight.ndim} axes; a convolution has 3 or more")
     axes = weight.ndim - 2
     groups = int(graph.attribute(node, "group", 1))
     if groups < 1 or weight.shape[0] % groups:
-        raise _No(f"{weight.shape[0]} outputs do not divide into {groups} groups")
+        side = "inputs" if transposed else "outputs"
+        raise _No(f"{weight.shape[0]} {side} do not divide into {groups} groups")
 
     def ints(key: str, default: int, count: int = axes) -> tuple[int, ...]:
         return tuple(map(int, graph.attribute(node, key) or [default] * count))
@@ -172,24 +185,93 @@ def _conv(graph: Graph, node: Node, name: str) -> Layer:
         groups=groups,
         auto_pad=auto_pad,
     )
+    if transposed:
+        if graph.attribute(node, "output_shape"):
+            raise _No("its output_shape fixes the pads by the size of the input")
+        if any(geometry.kernel[a] == 1 and geometry.strides[a] > 1 for a in range(axes)):
+            raise _No("its stride leaves gaps that no tap fills")
+        geometry = _transposed(geometry, ints("output_padding", 0))
     weight_name, bias_name = node.inputs[1].name, _operand(node, 2)
     if bias_name:
         _constant(graph, bias_name, "bias")
+
+    def read() -> tuple[Array, Array | None]:
+        values = _constant(graph, weight_name, "weight")
+        bias = _constant(graph, bias_name, "bias") if bias_name else None
+        return (turned(values, groups) if transposed else values), bias
+
     return Layer(
         name=name,
-        op="Conv",
+        op=str(node.op),
         input=node.inputs[0].name,
         output=node.outputs[0].name,
         nodes=(node,),
         dtype=weight.dtype,
-        shape=weight.shape,
+        shape=turned(weight, groups).shape if transposed else weight.shape,
         geometry=geometry,
         sharers=_sharers(graph, weight_name),
         bias_shape=None,
-        _load=lambda: (
-            _constant(graph, weight_name, "weight"),
-            _constant(graph, bias_name, "bias") if bias_name else None,
-        ),
+        _load=read,
+    )
+
+
+def _transposed(geometry: ConvGeometry, output_padding: tuple[int, ...]) -> ConvGeometry:
+    """The geometry of a transposed convolution; ``SAME`` pads do not depend on the input there."""
+    pads = geometry.pads
+    if geometry.auto_pad.startswith("SAME"):
+        extra = [
+            max((k - 1) * d + 1 + more - s, 0)
+            for k, d, s, more in zip(
+                geometry.kernel, geometry.dilations, geometry.strides, output_padding, strict=True
+            )
+        ]
+        small, large = [e // 2 for e in extra], [e - e // 2 for e in extra]
+        upper = geometry.auto_pad == "SAME_UPPER"
+        pads = (*small, *large) if upper else (*large, *small)
+    return replace(
+        geometry, pads=pads, auto_pad="NOTSET", transposed=True, output_padding=output_padding
+    )
+
+
+def turned(weight: Array, groups: int) -> Array:
+    """Weight of a transposed convolution ``(C, N / groups, *kernel)`` as that of the plain one.
+
+    That is ``(N, C / groups, *kernel)``, the kernel turned around; and the same way back.
+    """
+    grouped = weight.reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)
+    plain: Array = np.flip(grouped, tuple(range(3, grouped.ndim)))
+    return plain.reshape(-1, *plain.shape[2:])
+
+
+def _recurrent(graph: Graph, node: Node, name: str) -> Layer:
+    weight = _weight(graph, node, 1)
+    if weight.ndim != 3:
+        raise _No(f"weight has {weight.ndim} axes; that of a {node.op} has 3")
+    weight_name, bias_name = node.inputs[1].name, _operand(node, 3)
+    if bias_name:
+        _constant(graph, bias_name, "bias")
+    directions, rows, inputs = weight.shape
+
+    def read() -> tuple[Array, Array | None]:
+        values = _constant(graph, weight_name, "weight").reshape(-1, inputs)
+        if not bias_name:
+            return values, None
+        # the second half belongs to the recurrent product
+        return values, _constant(graph, bias_name, "bias")[:, :rows].reshape(-1)
+
+    return Layer(
+        name=name,
+        op=str(node.op),
+        input=node.inputs[0].name,
+        output=next(t.name for t in node.outputs if t.name),
+        nodes=(node,),
+        dtype=weight.dtype,
+        shape=(directions * rows, inputs),
+        geometry=LinearGeometry(),
+        sharers=_sharers(graph, weight_name),
+        bias_shape=None,
+        _load=read,
+        directions=directions,
     )
 
 
@@ -281,7 +363,13 @@ def _matmul(graph: Graph, node: Node, name: str) -> Layer:
     )
 
 
-_READERS = {"Conv": _conv, "Gemm": _gemm, "MatMul": _matmul}
+_READERS = {
+    "Conv": _conv,
+    "ConvTranspose": _conv,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    **dict.fromkeys(_RECURRENT, _recurrent),
+}
 
 
 def _operand(node: Node, position: int) -> str | None:

@@ -185,7 +185,7 @@ def relative_error(stage: Stage, chain: Chain, moments: Moments) -> float:
     """``eps`` of a chain in the place of ``stage``, its bias corrected; see the module."""
     weight = stage.matrices
     energy = response_error(weight, moments)
-    difference = weight - chain.compose().reshape(weight.shape)
+    difference = weight - chain.dense(stage.groups).reshape(weight.shape)
     return response_error(difference, moments) / energy if energy > 0 else 0.0
 
 

@@ -113,7 +113,9 @@ def refit(
     size = min(size, max(1, len(dataset) // (2 * HELD_OUT)))
     targets = [destination(compressed, t.written.layer) for t in tasks]
     reference = _Walker(original, dataset, size, runtime, memory)
-    reference.plan([(t.total,) for t in targets])
+    # a response that is no tensor is made anew from what the original layer reads
+    seen = [g.total or t.written.layer.input for t, g in zip(tasks, targets, strict=True)]
+    reference.plan([(tensor,) for tensor in seen])
     current = _Walker(compressed, dataset, size, runtime, memory)
     current.plan([(t.written.layer.input, *g.skip) for t, g in zip(tasks, targets, strict=True)])
     done = []
@@ -179,14 +181,27 @@ def _accumulate(
     fit, held = (Accumulator(groups, width + outputs) for _ in range(2))
     for number, (reference, current) in enumerate(pairs):
         x = current[layer.input].astype(np.float32, copy=False)
-        y = reference[target.total].astype(np.float32, copy=False)
-        for skip in target.skip:
-            y = y - current[skip].astype(np.float32, copy=False)
         index = drawn_positions(geometry.positions(x.shape), width, samples, rng)
-        rows = (geometry.patches(x, index), geometry.responses(y, index))
+        if target.total:
+            y = reference[target.total].astype(np.float32, copy=False)
+            for skip in target.skip:
+                y = y - current[skip].astype(np.float32, copy=False)
+            responses = geometry.responses(y, index)
+        else:
+            responses = _responses(task.stage, reference[layer.input], index)
+        rows = (geometry.patches(x, index), responses)
         part = held if number % HELD_OUT == HELD_OUT - 1 else fit
         part.update(np.concatenate(rows, axis=2))
     return fit, held if held.count else fit
+
+
+def _responses(stage: Stage, values: npt.NDArray[Any], index: npt.NDArray[np.intp] | None) -> Array:
+    patches = stage.geometry.patches(values.astype(np.float32, copy=False), index)
+    weights = stage.matrices.astype(np.float32)
+    made: Array = patches @ weights.swapaxes(1, 2)
+    if stage.bias is not None:
+        made += stage.bias.astype(np.float32).reshape(len(weights), 1, -1)
+    return made
 
 
 def _solve(graph: Graph, task: Task, fit: Accumulator, held: Accumulator) -> Refit:
@@ -202,7 +217,7 @@ def _solve(graph: Graph, task: Task, fit: Accumulator, held: Accumulator) -> Ref
     width = start.shape[2]
     inputs, outputs = both.mean[:, :width], both.mean[:, width:]
     bias = None
-    if task.written.bias is not None:
+    if task.written.biased:
         bias = (outputs - np.einsum("gnd,gd->gn", weights, inputs)).reshape(-1)
     solved = task.stage.with_matrices(weights, bias)
     chain = task.cut(solved, both.leading(width).moments())

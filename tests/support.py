@@ -16,7 +16,7 @@ from onnx_lowrank.base import Decomposition, Factorization
 from onnx_lowrank.chain import Chain
 from onnx_lowrank.geometry import ConvGeometry
 from onnx_lowrank.graph import Graph
-from onnx_lowrank.layers import Layer, find_layers
+from onnx_lowrank.layers import Layer, find_layers, turned
 from onnx_lowrank.model import Model
 from onnx_lowrank.moments import Moments, response_error
 from onnx_lowrank.rewrite import apply_chain
@@ -121,12 +121,14 @@ def random_moments(layer: Layer, seed: int, *, condition: float = 100.0) -> Mome
 
 
 def conv_node(geometry: ConvGeometry, inputs: Sequence[str], output: str = "y") -> NodeProto:
-    """A Conv of this geometry, independent of how the engine writes one."""
+    """A convolution of this geometry, independent of how the engine writes one."""
     padding: dict[str, Any] = {"auto_pad": geometry.auto_pad}
     if geometry.auto_pad == "NOTSET":
         padding["pads"] = geometry.pads
+    if geometry.output_padding:
+        padding["output_padding"] = geometry.output_padding
     return helper.make_node(
-        "Conv",
+        "ConvTranspose" if geometry.transposed else "Conv",
         list(inputs),
         [output],
         name="conv",
@@ -140,9 +142,11 @@ def conv_node(geometry: ConvGeometry, inputs: Sequence[str], output: str = "y") 
 def conv_model(
     geometry: ConvGeometry, weight: AnyArray, bias: AnyArray | None, **options: Any
 ) -> ModelProto:
-    """One Conv from ``x`` to ``y``."""
-    weights = {"w": weight} if bias is None else {"w": weight, "b": bias}
+    """One convolution from ``x`` to ``y``; ``weight`` as a stage has it."""
     channels = weight.shape[1] * geometry.groups
+    if geometry.transposed:
+        weight = turned(weight, geometry.groups)
+    weights = {"w": weight} if bias is None else {"w": weight, "b": bias}
     shape = [None, channels, *[None] * geometry.axes]
     return make_model(
         [conv_node(geometry, ["x", *weights])], {"x": shape}, ["y"], weights, **options
@@ -167,6 +171,26 @@ def geometries(
         pads=each(0, 2, 2 * count) if auto_pad == "NOTSET" else (0,) * (2 * count),
         groups=draw(st.sampled_from([1, 1, 2, 3])),
         auto_pad=auto_pad,
+    )
+
+
+@st.composite
+def transposed_geometries(draw: st.DrawFn) -> ConvGeometry:
+    """Transposed convolutions, their gaps filled and their output not empty."""
+    count = draw(st.sampled_from([1, 2]))
+
+    def each(low: int, high: int, length: int = count) -> tuple[int, ...]:
+        return draw(st.tuples(*[st.integers(low, high)] * length))
+
+    kernel, strides = each(2, 4), each(1, 3)
+    return ConvGeometry(
+        kernel=kernel,
+        strides=strides,
+        dilations=each(1, 2),
+        pads=each(0, 2, 2 * count),
+        groups=draw(st.sampled_from([1, 1, 2])),
+        transposed=True,
+        output_padding=tuple(draw(st.integers(0, s - 1)) for s in strides),
     )
 
 

@@ -172,12 +172,6 @@ def test_astype_converts_every_array() -> None:
     assert chain.last.bias.dtype == np.float16
 
 
-def test_shapes_for_people() -> None:
-    assert split_chain(conv((3, 5)), 0).shapes() == "3x1:2 > 1x5:3"
-    matrix = Stage(np.zeros((4, 2)), None, LinearGeometry())
-    assert Chain((matrix,)).shapes() == "4"
-
-
 def test_a_bias_before_the_last_stage_is_refused() -> None:
     chain = split_chain(conv((3, 3)), 0)
     first = chain.stages[0]

@@ -46,7 +46,7 @@ def test_layers_with_costs_and_reasons() -> None:
     assert [(la.name, la.op, la.eligible) for la in found.layers] == [
         ("plain", "Conv", True),
         ("depthwise", "Conv", False),
-        ("up", "ConvTranspose", False),
+        ("up", "ConvTranspose", True),
         ("hidden", "Conv", False),
     ]
     plain, depthwise, up, hidden = found.layers
@@ -55,7 +55,7 @@ def test_layers_with_costs_and_reasons() -> None:
     assert plain.reason == "spatial_svd, channel_svd, cp"
     assert (depthwise.groups, depthwise.macs) == (8, 72 * 36)
     assert "is depthwise" in depthwise.reason
-    assert up.reason == "ConvTranspose is not factorized"
+    assert up.reason == "svd"
     assert up.macs == 64 * 36
     assert hidden.macs is None
     assert hidden.reason == "inside branch"
