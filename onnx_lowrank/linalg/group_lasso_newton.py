@@ -1,0 +1,226 @@
+"""Group lasso, fast: an active set, FISTA for the support and Newton steps for the values.
+
+Only groups that are not zero, or whose residual correlation exceeds ``lam``, enter the problem
+that is solved; the others are looked at again afterwards, until none of them objects.
+
+Inside, short runs of FISTA find the support, and Newton steps the values on it. With X = M^T,
+``U_j = X_j / ||X_j||`` and the gradient ``F = R X - B^T + lam U``, the Hessian is
+
+    A (x) I - lam sum_j u_j u_j^T / ||X_j||,      A = R + lam diag(1 / ||X_j||),  u_j = vec(U_j)
+
+a matrix on one side but for one rank-one term a group, so a step costs one inverse (Woodbury):
+
+    P = -A^-1 (F + diag(a) U),      (diag(||X_j|| / lam) - T) a = <U, A^-1 F>
+    T_ij = <U_i, (A^-1)_ij U_j>
+
+A line search on the objective follows; groups that a step takes across zero are set to zero where
+that is optimal. About ten such steps replace hundreds of FISTA's.
+
+Reference:
+    Li, Sun & Toh 2018, A highly efficient semismooth Newton augmented Lagrangian method for
+    solving lasso problems; Johnson & Guestrin 2015, Blitz (working sets); Tibshirani et al. 2012,
+    Strong rules for discarding predictors in lasso-type problems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import linalg
+
+from onnx_lowrank.linalg.group_lasso import TINY, Fista, GroupLasso, Problem, require_positive
+
+__all__ = ["Solution", "group_lasso"]
+
+Array = npt.NDArray[np.floating[Any]]
+Indices = npt.NDArray[np.intp]
+
+#: steps of the first run of FISTA, their growth, and most steps
+_BURST, _GROWTH, _LONGEST = 10, 1.5, 200
+
+#: Newton steps after each run, and on the support as it was before the first
+_NEWTON, _AHEAD = 3, 2
+
+#: the shortest step of a line search
+_SHORTEST = 1e-4
+
+
+def group_lasso(
+    R: Array,
+    B: Array,
+    widths: Sequence[int] | Indices,
+    lam: float,
+    *,
+    penalties: Array | None = None,
+    start: Array | None = None,
+    tolerance: float = 1e-6,
+    max_rounds: int = 100,
+) -> GroupLasso:
+    """Solve for one penalty, by an active set and Newton steps.
+
+    Args:
+        R: ``E[x x^T] (d, d)``.
+        B: ``E[y x^T] (N, d)``.
+        widths: columns of each group, side by side; they add up to d.
+        lam: weight of the penalty, positive.
+        penalties: ``p (G,)``, positive; equal by default.
+        start: ``M (N, d)`` to begin at; zero by default.
+        tolerance: certificate at which to stop.
+        max_rounds: most runs of FISTA, a few Newton steps after each.
+
+    Raises:
+        ValueError: shapes that do not belong together, ``lam`` or a penalty not positive.
+    """
+    problem = Problem.of(R, B, widths, penalties)
+    require_positive(lam)
+    solution = Solution(problem, lam, problem.start(start), tolerance, max_rounds)
+    return solution.result(tolerance)
+
+
+class Solution:
+    """The solution at one penalty, found on construction.
+
+    Args:
+        problem: all groups.
+        lam: weight of the penalty.
+        X: where to begin ``(d, k)``.
+        tolerance: certificate at which to stop.
+        max_rounds: most runs of FISTA; none takes ``X`` as it is.
+    """
+
+    def __init__(
+        self, problem: Problem, lam: float, X: Array, tolerance: float, max_rounds: int = 30
+    ) -> None:
+        self.problem, self.lam, self.X, self.rounds = problem, lam, X.copy(), 0
+        self._look()
+        while self.rounds < max_rounds and self.certificate > tolerance:
+            groups = problem.groups
+            working = np.flatnonzero((self.norms > 0) | (self.pulls > lam))
+            columns = groups.columns(working)
+            inner = _Inner(problem.restricted(working), lam, self.X[columns])
+            self.rounds += inner.solve(tolerance / 2, max_rounds - self.rounds)
+            self.X[columns] = inner.X
+            self._look()
+
+    def _look(self) -> None:
+        """Norms, residual correlations and certificate, over all groups."""
+        problem = self.problem
+        self.norms = problem.groups.norms(self.X)
+        columns = problem.groups.columns(np.flatnonzero(self.norms))
+        residual = problem.cross - problem.R[:, columns] @ self.X[columns]
+        self.pulls = problem.groups.norms(residual)
+        self.certificate = problem.distance(residual, self.X, self.lam)
+
+    @property
+    def count(self) -> int:
+        """Groups left."""
+        return int(np.count_nonzero(self.norms))
+
+    @property
+    def top(self) -> float:
+        """The least penalty that leaves nothing, or a trifle."""
+        return max(float(self.problem.groups.norms(self.problem.cross).max()), TINY)
+
+    def leading(self, keep: int) -> Indices:
+        """The first ``keep`` groups by norm, then by residual correlation; rising."""
+        order = np.lexsort((-self.pulls, -self.norms))
+        return np.sort(order[:keep])
+
+    def result(self, tolerance: float) -> GroupLasso:
+        """As weights."""
+        return self.problem.result(self.X, self.lam, self.certificate, self.rounds, tolerance)
+
+
+class _Inner:
+    """The problem of the working set.
+
+    Args:
+        problem: of these groups alone.
+        lam: weight of the penalty.
+        X: where to begin ``(d, k)``.
+    """
+
+    def __init__(self, problem: Problem, lam: float, X: Array) -> None:
+        self.problem, self.lam, self.X = problem, lam, X
+
+    def solve(self, tolerance: float, max_rounds: int) -> int:
+        """Bring the certificate within the tolerance; rounds taken."""
+        problem, lam, burst = self.problem, self.lam, float(_BURST)
+        self._residual = problem.cross - problem.R @ self.X
+        for _ in range(_AHEAD):
+            self._newton()
+        for taken in range(1, max_rounds + 1):
+            self.X = Fista(problem, lam, self.X).run(int(burst))
+            self._residual = problem.cross - problem.R @ self.X
+            for _ in range(_NEWTON):
+                if problem.distance(self._residual, self.X, lam) <= tolerance:
+                    return taken
+                if not self._newton():
+                    break
+            burst = min(burst * _GROWTH, _LONGEST)
+        return max_rounds
+
+    def _newton(self) -> bool:
+        """One step on the support; whether there was one that lowers the objective."""
+        problem, lam = self.problem, self.lam
+        support = np.flatnonzero(problem.groups.norms(self.X) > 0)
+        if support.size == 0:
+            return False
+        part, columns = problem.restricted(support), problem.groups.columns(support)
+        X, residual = self.X[columns], self._residual[columns]
+        step = _direction(part, lam, X, residual)
+        if step is None:
+            return False
+        groups = part.groups
+        change = problem.R[:, columns] @ step
+        norms2, cross = groups.inner(X, X), groups.inner(X, step)
+        step2 = groups.inner(step, step)
+        curvature, slope = float(np.vdot(step, change[columns])), float(np.vdot(step, residual))
+
+        def objective(t: float) -> float:
+            moved = np.maximum(norms2 + 2 * t * cross + t**2 * step2, 0.0)
+            return 0.5 * t**2 * curvature - t * slope + lam * float(np.sqrt(moved).sum())
+
+        t, here = 1.0, objective(0.0)
+        while objective(t) > here and t > _SHORTEST:
+            t /= 2
+        if objective(t) > here:
+            return False
+        self.X[columns] = X + t * step
+        self._residual -= t * change
+        self._drop(support[cross <= -norms2])
+        return True
+
+    def _drop(self, candidates: Indices) -> None:
+        """Set to zero, one after the other, the groups whose best value given the rest is zero."""
+        groups, R = self.problem.groups, self.problem.R
+        for j in candidates:
+            own = slice(groups.starts[j], groups.starts[j] + groups.widths[j])
+            if np.linalg.norm(self._residual[own] + R[own, own] @ self.X[own]) <= self.lam:
+                self._residual += R[:, own] @ self.X[own]
+                self.X[own] = 0.0
+
+
+def _direction(problem: Problem, lam: float, X: Array, residual: Array) -> Array | None:
+    """Newton's step ``P (d, k)`` where no group is zero; None where the Hessian is singular."""
+    groups = problem.groups
+    norms = groups.norms(X)
+    unit = X / groups.spread(norms)
+    weighted = problem.R + np.diag(lam / groups.spread(norms)[:, 0])
+    try:
+        factor = linalg.cholesky(weighted, lower=True, overwrite_a=True, check_finite=False)
+        lower = linalg.lapack.dpotri(factor, lower=1)[0]
+        inverse = np.tril(lower) + np.tril(lower, -1).T
+        inner = inverse * (unit @ unit.T)
+        if groups.widths.max() > 1:
+            inner = np.add.reduceat(np.add.reduceat(inner, groups.starts, 0), groups.starts, 1)
+        gradient = inverse @ (lam * unit - residual)
+        small = linalg.cho_factor(np.diag(norms / lam) - inner, lower=True, check_finite=False)
+    except linalg.LinAlgError:
+        return None
+    shares = linalg.cho_solve(small, groups.inner(unit, gradient), check_finite=False)
+    step: Array = -(gradient + inverse @ (unit * groups.spread(shares)))
+    return step

@@ -1,0 +1,152 @@
+"""Group lasso for a given number of groups: a search for the penalty, or a walk down them.
+
+The number of groups left rises as ``lam`` falls (not strictly always). Every solve starts at the
+nearest solution known. Below 1e-4 of the penalty that leaves nothing there is next to no error
+left, and solves get slow; what has not entered by then is ranked by its residual correlation.
+
+After least squares on the support, backward elimination (:mod:`onnx_lowrank.linalg.group_scores`)
+nearly always left less error at the same count, and is faster: on synthetic inputs the lasso's was
+1 to 6 % higher with penalties ``1 / ||W_j||`` and 27 to 260 % higher with equal ones; on the pixels
+of digits it was about twice to seven times as high.
+
+Reference:
+    Yuan & Lin 2006; Friedman, Hastie & Tibshirani 2010, Regularization paths for generalized
+    linear models via coordinate descent (warm starts); He, Zhang & Sun 2017 (the penalty raised
+    until the number of channels is as wished).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.linalg.group_lasso import TINY, GroupLasso, Problem
+from onnx_lowrank.linalg.group_lasso_newton import Solution
+from onnx_lowrank.linalg.groups import Groups
+
+__all__ = ["path", "select_groups", "weight_penalties"]
+
+Array = npt.NDArray[np.floating[Any]]
+Indices = npt.NDArray[np.intp]
+
+#: least norm of a group's weights that counts, relative to the largest
+_WEAKEST = 1e-6
+
+#: least penalty tried, relative to the one that leaves nothing
+_LEAST = 1e-4
+
+#: fall of the penalty while it is too high; narrowest interval of its logarithm
+_FALL, _NARROW = 0.7, 1e-4
+
+
+def weight_penalties(W: Array, widths: Sequence[int] | Indices) -> Array:
+    """``p_j = 1 / ||W_j|| (G,)``, for ``W (N, d)`` the map to imitate; finite where it is zero."""
+    norms = Groups.of(widths).norms(np.asarray(W, dtype=np.float64).T)
+    penalties: Array = 1 / np.maximum(norms, max(_WEAKEST * float(norms.max()), TINY))
+    return penalties
+
+
+def select_groups(
+    R: Array,
+    B: Array,
+    widths: Sequence[int] | Indices,
+    keep: int,
+    *,
+    penalties: Array | None = None,
+    tolerance: float = 1e-3,
+    max_searches: int = 12,
+) -> GroupLasso:
+    """The groups that the penalty leaves when it leaves ``keep``.
+
+    Where no ``lam`` leaves just so many (ties, or inputs that tell nothing), the support holds the
+    largest of the solution that leaves the fewest more, by norm and then by residual
+    correlation; weights and certificate are that solution's.
+
+    Args:
+        R: ``E[x x^T] (d, d)``.
+        B: ``E[y x^T] (N, d)``.
+        widths: columns of each group, side by side; they add up to d.
+        keep: how many groups.
+        penalties: ``p (G,)``, positive; equal by default.
+        tolerance: certificate of each solve.
+        max_searches: most penalties tried once there is one that leaves ``keep`` or more.
+
+    Raises:
+        ValueError: shapes that do not belong together, a penalty not positive, or
+            ``keep`` not between 1 and G.
+    """
+    problem = Problem.of(R, B, widths, penalties)
+    _require_counts([keep], problem.groups)
+    above, best = _nothing(problem), None
+    while best is None and above.lam > above.top * _LEAST:
+        found = Solution(problem, above.lam * _FALL, above.X, tolerance)
+        above, best = (found, None) if found.count < keep else (above, found)
+    for _ in range(max_searches):
+        if best is None or best.count == keep or math.log(above.lam / best.lam) < _NARROW:
+            break
+        # where the count should pass keep, drawn towards the middle of the interval
+        part = 0.125 + 0.75 * (best.count - keep + 0.5) / (best.count - above.count + 1)
+        start = best.X if part < 0.5 else above.X
+        found = Solution(problem, best.lam * (above.lam / best.lam) ** part, start, tolerance)
+        above, best = (found, best) if found.count < keep else (above, found)
+    chosen = best or above
+    return replace(chosen.result(tolerance), support=chosen.leading(keep))
+
+
+def path(
+    R: Array,
+    B: Array,
+    widths: Sequence[int] | Indices,
+    keeps: Sequence[int],
+    *,
+    penalties: Array | None = None,
+    ratio: float = 0.85,
+    tolerance: float = 1e-2,
+) -> list[Indices]:
+    """Supports of several sizes from one walk down the penalties.
+
+    Each is the largest groups, by norm, of the first solution that leaves as many; a search for
+    the penalty that leaves just so many would cost several solves each. They need not be
+    nested.
+
+    Args:
+        R: ``E[x x^T] (d, d)``.
+        B: ``E[y x^T] (N, d)``.
+        widths: columns of each group, side by side; they add up to d.
+        keeps: how many groups, in any order; all of them costs nothing.
+        penalties: ``p (G,)``, positive; equal by default.
+        ratio: of a penalty to the one before.
+        tolerance: certificate of each solve.
+
+    Raises:
+        ValueError: shapes that do not belong together, a penalty not positive, or
+            a count not between 1 and G.
+    """
+    problem = Problem.of(R, B, widths, penalties)
+    _require_counts(keeps, problem.groups)
+    everything = len(problem.groups.widths)
+    supports: dict[int, Indices] = {everything: np.arange(everything)}
+    current = _nothing(problem)
+    for keep in sorted(set(keeps) - {everything}):
+        while current.count < keep and current.lam > current.top * _LEAST:
+            current = Solution(problem, current.lam * ratio, current.X, tolerance)
+        supports[keep] = current.leading(keep)
+    return [supports[keep] for keep in keeps]
+
+
+def _nothing(problem: Problem) -> Solution:
+    """The solution without groups, at the least penalty that leaves none."""
+    lam = max(float(problem.groups.norms(problem.cross).max()), TINY)
+    return Solution(problem, lam, np.zeros_like(problem.cross), np.inf, 0)
+
+
+def _require_counts(keeps: Sequence[int], groups: Groups) -> None:
+    count = len(groups.widths)
+    for keep in keeps:
+        if not 1 <= keep <= count:
+            raise ValueError(f"{keep} groups asked for; there are {count}, keep 1 at least")
