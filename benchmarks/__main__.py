@@ -47,7 +47,7 @@ def main() -> None:
             np.savez(archive, **benchmark.read())  # type: ignore[arg-type]
             for ratio, method in product(benchmark.ratios, arguments.methods):
                 options = {"samples": benchmark.calibration, **METHODS[method]}
-                if options.get("allocation") == "uniform":
+                if options.get("ranks") == "ratio":
                     options["exclude"] = _ends(benchmark.path)
                 job = (benchmark.path, archive, ratio, options, arguments.seconds)
                 row = {"model": name, "target": ratio, "method": method, **_alone(job)}

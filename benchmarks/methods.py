@@ -9,12 +9,12 @@ __all__ = ["METHODS"]
 METHODS: dict[str, dict[str, Any]] = {
     "weight space, uniform": {
         "passes": "fold_batchnorm,svd{metric=identity},spatial_svd{metric=identity}",
-        "allocation": "uniform",
+        "ranks": "ratio",
         "repair": False,
     },
     "response metric, uniform": {
         "passes": "fold_batchnorm,svd,spatial_svd",
-        "allocation": "uniform",
+        "ranks": "ratio",
         "repair": False,
     },
     "planned": {"repair": False},

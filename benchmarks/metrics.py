@@ -39,10 +39,9 @@ def measure(
         result = onnx_lowrank.compress(
             model,
             calib=archive,
-            target=f"macs={ratio}",
             seed=0,
             force=True,
-            **options,
+            **_asked(ratio, options),
         )
         wall = time.perf_counter() - start
         peak = _peak_bytes()
@@ -73,6 +72,13 @@ def measure(
         "seconds": round(wall, 1),
         "peak_bytes": peak,
     }
+
+
+def _asked(ratio: float, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with the ratio as a budget or as that of every layer."""
+    if options.get("ranks") == "ratio":
+        return {**options, "ranks": f"ratio={ratio}"}
+    return {**options, "target": f"macs={ratio}"}
 
 
 def _peak_bytes() -> int:

@@ -11,14 +11,19 @@ import abc
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
 
 from onnx_lowrank.chain import Chain, Rank
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.moments import Moments
 
-__all__ = ["Decomposition", "Edit", "Factorization", "Pass", "Rewrite", "Skip"]
+__all__ = ["Decomposition", "Edit", "Factorization", "Pass", "Rewrite", "Skip", "Unfolded"]
+
+Array = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,14 @@ class Decomposition(Protocol):
 
     def cut(self, rank: Rank) -> Chain:
         """The chain of ``rank``, or of what there is of it, its bias corrected, float64."""
+
+
+@runtime_checkable
+class Unfolded(Protocol):
+    """A decomposition whose ranks are those of matrices that its layer's weights unfold to."""
+
+    def unfoldings(self) -> Sequence[Sequence[Array]]:
+        """The matrices of each group, one for each place of a rank."""
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from onnx_lowrank.base import Decomposition, Factorization
+from scipy.linalg import svdvals
+
+from onnx_lowrank.base import Decomposition, Factorization, Unfolded
 from onnx_lowrank.blas import blas_for
-from onnx_lowrank.chain import Chain
+from onnx_lowrank.chain import Chain, Rank
 from onnx_lowrank.cost import layer_cost
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.layers import Layer
+from onnx_lowrank.linalg.rank_rules import RankRule, evbmf_rank
 from onnx_lowrank.moments import Moments
 from onnx_lowrank.planner import Candidate, Choice
 from onnx_lowrank.progress import Progress
@@ -50,6 +54,7 @@ def make_choices(
     metric: str,
     totals: Mapping[str, float],
     progress: Progress,
+    rule: RankRule | None = None,
 ) -> Proposals:
     """Candidates of every layer, on aligned ranks, none dearer than the layer itself.
 
@@ -62,13 +67,14 @@ def make_choices(
         totals: variance of what each layer's response ends up in, where it is known. In front of
             a residual Add an error counts against the sum, not against the branch alone.
         progress: is told of every layer.
+        rule: where it gives the ranks itself (``fixed``, ``evbmf``), only these are candidates.
     """
     proposals = Proposals()
     with progress.task("plan", len(layers)) as advance:
         for layer in layers:
             with blas_for(layer.patch):
                 choice = _choice(
-                    layer, passes, moments[layer.name], shapes, metric, proposals.skips
+                    layer, passes, moments[layer.name], shapes, metric, proposals.skips, rule
                 )
                 total = totals.get(layer.name, 0.0)
                 if total > 0:
@@ -103,6 +109,7 @@ def _choice(
     shapes: Mapping[str, tuple[int, ...]],
     metric: str,
     skips: dict[str, list[str]],
+    rule: RankRule | None,
 ) -> Choice:
     shape = shapes[layer.input]
     whole = layer_cost(layer, shapes)
@@ -112,32 +119,61 @@ def _choice(
     found = [Candidate("", "", 0, 0.0, cost, effort, whole.macs, whole.parameters)]
     reasons = skips.setdefault(layer.name, [])
     for factorization in passes:
-        refusal = factorization.skips(layer)
+        if layer.op not in factorization.ops:
+            continue
+        refusal = factorization.refuses(layer)
         if refusal is not None:
             reasons.append(f"{factorization.name}: {refusal.reason}")
             continue
         before = len(found)
         for decomposition in factorization.propose(layer, moments, whole.parameters):
-            found += _candidates(layer, factorization, decomposition, shape, found[0], metric)
+            ranks = _ranks(decomposition, rule)
+            found += _candidates(
+                layer, factorization, decomposition, ranks, shape, found[0], metric
+            )
         if len(found) == before:
             reasons.append(f"{factorization.name}: no rank saves anything")
+    if not reasons and len(found) == 1:
+        reasons.append(f"no pass is for {layer.op}")
     return Choice(layer.name, tuple(found))
+
+
+def _ranks(decomposition: Decomposition, rule: RankRule | None) -> Iterable[Rank]:
+    """The grid of a decomposition, or what of it a rule asks for."""
+    grid = list(decomposition.ranks())
+    if rule is None or rule.kind not in ("fixed", "evbmf") or not grid:
+        return grid
+    places = 1 if isinstance(grid[0], int) else len(grid[0])
+    if rule.kind == "fixed":
+        wanted = [int(rule.value)] * places
+        return [wanted[0] if places == 1 else tuple(wanted)]
+    if not isinstance(decomposition, Unfolded):
+        return []
+    found = [[evbmf_rank(svdvals(m), m.shape) for m in g] for g in decomposition.unfoldings()]
+    wanted = [max(r) for r in zip(*found, strict=True)]
+    large = [r for r in grid if all(a >= b for a, b in zip(_places(r), wanted, strict=True))]
+    return sorted(large, key=lambda r: math.prod(_places(r)))[:1]
+
+
+def _places(rank: Rank) -> tuple[int, ...]:
+    return (rank,) if isinstance(rank, int) else rank
 
 
 def _candidates(
     layer: Layer,
     factorization: Factorization,
     decomposition: Decomposition,
+    ranks: Iterable[Rank],
     shape: tuple[int, ...],
     keep: Candidate,
     metric: str,
 ) -> Iterator[Candidate]:
-    for rank in decomposition.ranks():
+    for rank in ranks:
         outline = decomposition.outline(rank)
         macs, parameters = outline.macs(shape), outline.parameters
         if macs >= keep.macs or parameters >= keep.parameters:
             continue
-        size = parameters * layer.dtype.itemsize + _NODE_BYTES * (len(outline.stages) - 1)
+        size = parameters * layer.dtype.itemsize + _NODE_BYTES * (outline.nodes - 1)
         cost = {"macs": macs, "params": parameters, "size": size}[metric]
         yield Candidate(
             factorization.spec,

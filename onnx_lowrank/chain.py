@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.geometry import ConvGeometry, Geometry
 
-__all__ = ["BLOCK", "Chain", "Rank", "Stage", "Step", "aligned_ranks"]
+__all__ = ["BLOCK", "Chain", "Rank", "Stage", "Step", "aligned_ranks", "one_rank", "two_ranks"]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -58,6 +58,10 @@ class Step(Protocol):
     @property
     def parameters(self) -> int:
         """Elements of all its floating-point constants."""
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that it is written as, about."""
 
     def macs(self, shape: Sequence[int]) -> int:
         """Multiply-accumulates for an input of ``shape``, over its whole batch."""
@@ -125,6 +129,11 @@ class Stage:
     def parameters(self) -> int:
         """Elements of weight and bias."""
         return int(self.weight.size) + (0 if self.bias is None else int(self.bias.size))
+
+    @property
+    def nodes(self) -> int:
+        """One."""
+        return 1
 
     def macs(self, shape: Sequence[int]) -> int:
         """Multiply-accumulates for an input of ``shape``, over its whole batch."""
@@ -204,6 +213,11 @@ class Chain:
         return sum(s.parameters for s in self.stages)
 
     @property
+    def nodes(self) -> int:
+        """Nodes that it is written as, about."""
+        return sum(s.nodes for s in self.stages)
+
+    @property
     def groups(self) -> int:
         """The groups that all stages share."""
         return math.gcd(*(s.groups for s in self.stages))
@@ -247,8 +261,17 @@ class Chain:
         return kernel.reshape(-1, *kernel.shape[2:])
 
     def with_bias(self, bias: Array | None) -> Chain:
-        """The same chain with another bias on the last stage."""
-        return Chain((*self.stages[:-1], self.last.with_bias(bias)))
+        """The same chain with another bias at its end.
+
+        It stands on the last stage that has weights: what comes after it only puts channels in
+        another order, each output channel being one of its own.
+        """
+        steps = list(self.stages)
+        place = max(i for i, s in enumerate(steps) if s.parameters)
+        for step in reversed(steps[place + 1 :]):
+            bias = None if bias is None else step.dense(1).reshape(step.outputs, -1).T @ bias
+        steps[place] = steps[place].with_bias(bias)
+        return Chain(tuple(steps))
 
     def unbiased(self) -> Chain:
         """The same chain without a bias."""
@@ -312,3 +335,25 @@ def aligned_ranks(limit: int, groups: int = 1) -> Iterator[int]:
         step = 4 if channels < 16 else 8 if channels < 64 else 2 ** (channels.bit_length() - 3)
         if channels % step == 0:
             yield rank
+
+
+def one_rank(rank: Rank) -> int:
+    """``rank``, of a method that has one.
+
+    Raises:
+        ValueError: it is several.
+    """
+    if not isinstance(rank, int):
+        raise ValueError(f"one rank is wanted, not {rank}")
+    return rank
+
+
+def two_ranks(rank: Rank) -> tuple[int, int]:
+    """``rank``, of a method that has two.
+
+    Raises:
+        ValueError: it is not a pair.
+    """
+    if isinstance(rank, int) or len(rank) != 2:
+        raise ValueError(f"two ranks are wanted, not {rank}")
+    return rank[0], rank[1]

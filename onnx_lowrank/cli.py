@@ -23,7 +23,7 @@ from onnx_lowrank.curves import curves
 from onnx_lowrank.errors import LowRankError, OptionError, ValidationError
 from onnx_lowrank.inspection import inspect
 from onnx_lowrank.model import atomic_write, check_output, load
-from onnx_lowrank.pipeline import ALLOCATIONS, DEFAULT_PASSES, compress
+from onnx_lowrank.pipeline import DEFAULT_PASSES, DEFAULT_TARGET, compress
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.registry import available, pass_class
 from onnx_lowrank.report import outputs_table
@@ -74,7 +74,7 @@ def _compress(a: argparse.Namespace, out: Console) -> int:
             seed=a.seed,
             threads=a.threads,
             provider=a.provider,
-            allocation=a.allocation,
+            ranks=a.ranks,
             repair=not a.no_refit,
             force=a.force,
             progress=progress,
@@ -195,16 +195,20 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("output", metavar="OUT", help="where to write the compressed model")
     c.add_argument("--calib", metavar="PATH", help="typical inputs: .npz, .npy, a folder of these, "
                    "of images or of test_data_set_*, or file.py:function")  # fmt: skip
-    c.add_argument("--target", default="macs=0.5", metavar="WHAT=R",
-                   help="macs=R, params=R or size=R left (default: %(default)s)")  # fmt: skip
+    c.add_argument(
+        "--target",
+        metavar="WHAT=R",
+        help=f"macs=R, params=R or size=R left (default: {DEFAULT_TARGET})",
+    )
     c.add_argument("--passes", default=DEFAULT_PASSES, metavar="LIST",
                    help="passes with options (default: %(default)s)")  # fmt: skip
     c.add_argument("--include", action="append", default=[], metavar="GLOB",
                    help="touch only these layers; may be repeated")  # fmt: skip
     c.add_argument("--exclude", action="append", default=[], metavar="GLOB",
                    help="leave these layers alone; may be repeated")  # fmt: skip
-    c.add_argument("--allocation", default="lagrangian", choices=ALLOCATIONS,
-                   help="how ranks are chosen (default: %(default)s)")  # fmt: skip
+    c.add_argument("--ranks", default="planner", metavar="RULE",
+                   help="planner, or for every layer alike fixed=R, ratio=R, energy=R, error=R, "
+                   "evbmf (default: %(default)s)")  # fmt: skip
     c.add_argument("--no-refit", action="store_true", help="do not solve the chains again")
     c.add_argument("--report", metavar="FILE", help="write the report as JSON")
     c.add_argument(

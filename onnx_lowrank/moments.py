@@ -21,7 +21,15 @@ import numpy.typing as npt
 
 from onnx_lowrank.chain import Chain, Stage
 
-__all__ = ["Accumulator", "Moments", "Spread", "corrected_bias", "relative_error", "response_error"]
+__all__ = [
+    "Accumulator",
+    "Moments",
+    "Spread",
+    "corrected",
+    "corrected_bias",
+    "relative_error",
+    "response_error",
+]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -201,6 +209,12 @@ def corrected_bias(stage: Stage, matrices: Array, moments: Moments) -> Array | N
         return stage.bias
     shift: Array = np.einsum("gnd,gd->gn", stage.matrices - matrices, moments.mean).reshape(-1)
     return shift if stage.bias is None else stage.bias + shift
+
+
+def corrected(stage: Stage, chain: Chain, moments: Moments) -> Chain:
+    """``chain``, its bias such that it answers to the mean input what ``stage`` did."""
+    matrices = chain.dense(stage.groups).reshape(stage.matrices.shape)
+    return chain.with_bias(corrected_bias(stage, matrices, moments))
 
 
 def _oas(sample: Array, count: int) -> Array:

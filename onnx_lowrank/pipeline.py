@@ -26,9 +26,10 @@ from onnx_lowrank.decide import budget_of, choose, decide
 from onnx_lowrank.errors import GuardError, OptionError, ValidationError
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import Ineligible, Layer, find_layers
+from onnx_lowrank.linalg.rank_rules import RankRule
 from onnx_lowrank.model import Model, load, save
 from onnx_lowrank.moments import Moments, relative_error
-from onnx_lowrank.planner import Candidate, Plan, uniform
+from onnx_lowrank.planner import Candidate, Plan, by_rule
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.refit import Refit, Task, refit
 from onnx_lowrank.registry import parse_list
@@ -40,8 +41,9 @@ from onnx_lowrank.validate import LatencyPair, measure_latency, validate_models
 
 __all__ = ["DEFAULT_PASSES", "Result", "compress"]
 
-DEFAULT_PASSES = "fold_batchnorm,svd,spatial_svd,channel_svd,cp{form=three}"
-ALLOCATIONS = ("lagrangian", "uniform")
+DEFAULT_PASSES = "fold_batchnorm,svd,spatial_svd,channel_svd,cp{form=three},recurrent_svd"
+
+DEFAULT_TARGET = "macs=0.5"
 
 #: bytes for moments and stored tensors at a time
 MEMORY = 512 << 20
@@ -80,7 +82,8 @@ def compress(
     model: str | os.PathLike[str] | onnx.ModelProto | Model,
     *,
     calib: Any = None,
-    target: str = "macs=0.5",
+    target: str | None = None,
+    ranks: str = "planner",
     passes: str | Sequence[str | Pass] = DEFAULT_PASSES,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -90,7 +93,6 @@ def compress(
     seed: int = 0,
     threads: int = 0,
     provider: str = "CPUExecutionProvider",
-    allocation: str = "lagrangian",
     repair: bool = True,
     force: bool = False,
     progress: Progress | None = None,
@@ -102,7 +104,11 @@ def compress(
         calib: typical inputs, without labels: anything that
             :func:`onnx_lowrank.calibration.load_dataset` reads. None fits weights instead of
             responses, at a price in accuracy.
-        target: ``macs=R``, ``params=R`` or ``size=R``: what is left, as a part of the original.
+        target: ``macs=R``, ``params=R`` or ``size=R``: what is left, as a part of the original;
+            ``macs=0.5`` where nothing is said.
+        ranks: ``planner`` plans them under the target by response error. A rule instead gives
+            every layer its own: ``fixed=R``, ``ratio=R`` of its MACs, ``energy=R`` of its
+            response kept, ``error=R`` of it lost, or ``evbmf``.
         passes: names with options, ``svd,spatial_svd{split=vh}``, or Pass objects.
         include: globs of layer names; only these are touched.
         exclude: globs of layer names; these are not touched.
@@ -113,7 +119,6 @@ def compress(
         seed: of every random draw.
         threads: of ONNX Runtime; 0 leaves the choice to it.
         provider: ONNX Runtime execution provider.
-        allocation: ``lagrangian`` plans ranks by response error; ``uniform`` cuts all alike.
         repair: solve the chains again from input to output with the prefix compressed.
         force: return the model even if it is slower or bigger than the original.
         progress: told of each step.
@@ -123,9 +128,10 @@ def compress(
     """
     clock = _Clock()
     progress = progress or Progress()
-    metric, ratio = parse_target(target)
-    if allocation not in ALLOCATIONS:
-        raise OptionError(f"allocation {allocation!r}; choose from {', '.join(ALLOCATIONS)}")
+    rule = parse_ranks(ranks)
+    if rule is not None and target is not None:
+        raise OptionError(f"ranks by {rule} know of no target; give one of the two")
+    metric, ratio = parse_target(target or DEFAULT_TARGET)
     rewrites, factorizations = parse_list(passes)
     if not factorizations:
         raise OptionError("no factorization among the passes; add spatial_svd, for one")
@@ -144,12 +150,13 @@ def compress(
     with clock("plan"):
         before = model_cost(source, _source_shapes(source, data, runtime))
         proposals = make_choices(
-            layers, factorizations, moments, shapes, metric, moments.totals, progress
+            layers, factorizations, moments, shapes, metric, moments.totals, progress, rule
         )
-        budget, movable = budget_of(proposals, before, model_cost(canonical, shapes), metric, ratio)
-        if allocation == "uniform":
-            chosen = uniform(proposals.choices, budget / max(movable, 1))
+        if rule is not None:
+            chosen = by_rule(proposals.choices, rule)
         else:
+            now = model_cost(canonical, shapes)
+            budget, movable = budget_of(proposals, before, now, metric, ratio)
             chosen = choose(proposals, budget, movable, before, metric)
     with clock("rewrite"):
         compressed = Graph(canonical)
@@ -170,7 +177,8 @@ def compress(
             if layer.name in written
         }
         decisions = decide(layers, chosen, errors, proposals, left_out)
-        plan = Plan(source.digest, f"{metric}={ratio:g}", seed, tuple(decisions))
+        asked = f"{metric}={ratio:g}" if rule is None else f"ranks {rule}"
+        plan = Plan(source.digest, asked, seed, tuple(decisions))
     refits: list[Refit] = []
     with clock("refit"):
         if repair and data.calibration is not None and written:
@@ -195,7 +203,7 @@ def compress(
         latency = _latency(source, result, data.validation, runtime)
         after = model_cost(result, _source_shapes(result, data, runtime))
     notes = list(data.notes)
-    if metric == "size" and after.bytes > ratio * before.bytes:
+    if rule is None and metric == "size" and after.bytes > ratio * before.bytes:
         left = after.bytes / before.bytes
         notes.append(f"{left:.4f} of the bytes are left, {ratio:g} was asked: names took the rest")
     report = Report(
@@ -205,6 +213,20 @@ def compress(
     if not force:
         _guard(report)
     return Result(result.proto, plan, report, result, source)
+
+
+def parse_ranks(text: str) -> RankRule | None:
+    """The rule for ranks; None for the planner.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    if text == "planner":
+        return None
+    try:
+        return RankRule.parse(text)
+    except ValueError as error:
+        raise OptionError(f"{error}, or planner") from error
 
 
 def parse_target(text: str) -> tuple[str, float]:

@@ -21,6 +21,7 @@ from itertools import product
 
 from onnx_lowrank.chain import Rank
 from onnx_lowrank.errors import BudgetError
+from onnx_lowrank.linalg.rank_rules import RankRule
 
 __all__ = [
     "Candidate",
@@ -29,8 +30,8 @@ __all__ = [
     "Plan",
     "allocate",
     "allocate_blocked",
+    "by_rule",
     "least_cost",
-    "uniform",
 ]
 
 
@@ -199,18 +200,26 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
     return min(fast, key=loss) if fast else min(plans, key=effort)
 
 
-def uniform(choices: Sequence[Choice], ratio: float) -> list[Candidate]:
-    """Every layer at the rank nearest to one ratio of its cost, the best of the forms there.
+def by_rule(choices: Sequence[Choice], rule: RankRule) -> list[Candidate]:
+    """Every layer by one rule, whatever becomes of the whole; what it finds nothing for is kept.
 
-    What other tools do, for comparison; the budget is met as nearly as the ranks allow.
+    ``ratio`` takes the least error at that part of a layer's cost, at most; ``error`` and
+    ``energy`` (of the response, 1 less the error) the least cost at that error, at most; for
+    ``fixed`` and ``evbmf`` the ranks are given, and the form of least error is taken.
     """
-    return [
-        min(
-            choice.candidates,
-            key=lambda c: (abs(c.cost - ratio * choice.keep.cost), c.error),
-        )
-        for choice in choices
-    ]
+    return [_by_rule(choice, rule) for choice in choices]
+
+
+def _by_rule(choice: Choice, rule: RankRule) -> Candidate:
+    found = choice.candidates[1:]
+    if rule.kind == "ratio":
+        found = tuple(c for c in found if c.cost <= rule.value * choice.keep.cost)
+    elif rule.kind in ("error", "energy"):
+        bound = rule.value if rule.kind == "error" else 1 - rule.value
+        # what float64 cannot tell from exact counts as exact
+        found = tuple(c for c in found if c.error <= bound + 1e-12)
+        return min(found, key=_cheapest, default=choice.keep)
+    return min(found, key=lambda c: (c.error, c.cost), default=choice.keep)
 
 
 def _cheapest(candidate: Candidate) -> tuple[int, float]:

@@ -125,7 +125,7 @@ class _Writer:
         ]
         self.constants += numbers
         if isinstance(step, Select):
-            attributes = {"axis": step.channel_axis}
+            attributes = {"axis": step.axis}
             yield self._graph.make_node("Gather", name, [source, *numbers], target, attributes)
         elif isinstance(step, TensorTrainStep):
             yield from self._train(step, name, source, target, numbers)
@@ -191,13 +191,14 @@ class _Writer:
         elif missing:
             work.append(("Pad", [integers(0, 0, 0, missing)], {}))
         for k, core in enumerate(step.cores):
-            beside = math.prod(columns[k + 1 :]) * math.prod(rows[:k])
-            rank = int(core.shape[0])
-            work.append(("Reshape", [integers(0, columns[k], beside * rank)], {}))
-            work.append(("Transpose", [], {"perm": [0, 2, 1]}))
-            if rank > 1:
-                work.append(("Reshape", [integers(0, beside, rank * columns[k])], {}))
-            work.append(("MatMul", [numbers[k]], {}))
+            before, beside = math.prod(rows[:k]), math.prod(columns[k + 1 :])
+            inner = int(core.shape[0]) * columns[k]
+            if k < len(step.cores) - 1:
+                work.append(("Reshape", [integers(0, before, inner, beside)], {}))
+                work.append(("MatMul", [numbers[k]], {"left": True}))
+            else:
+                work.append(("Reshape", [integers(0, before, inner)], {}))
+                work.append(("MatMul", [numbers[k]], {}))
         work.append(("Reshape", [integers(0, math.prod(rows))], {}))
         if math.prod(rows) > step.outputs:
             work.append(window(0, step.outputs, 1))
@@ -213,7 +214,8 @@ class _Writer:
         for number, (op, extra, attributes) in enumerate(work, 1):
             last = number == len(work)
             output = target if last else graph.fresh(f"{target}_{op.lower()}")
-            yield node(op, [source, *extra], output, attributes)
+            operands = [*extra, source] if attributes.pop("left", False) else [source, *extra]
+            yield node(op, operands, output, attributes)
             source = output
 
 

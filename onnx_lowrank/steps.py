@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.chain import Chain
-from onnx_lowrank.geometry import LinearGeometry
+from onnx_lowrank.geometry import ConvGeometry, Geometry, LinearGeometry
 
 __all__ = ["Branches", "Select", "TensorTrainStep"]
 
@@ -25,19 +25,20 @@ class Select:
     Attributes:
         index: ``(N,)``; which input channel each output channel is.
         inputs: number of input channels.
-        axes: spatial axes of the feature map; None for a matrix product, whose channels are last.
+        geometry: of a stage that could read the same input.
         role: a word for the name of its node.
         groups: with more than one, output group g picks from input group g alone.
     """
 
     index: tuple[int, ...]
     inputs: int
-    axes: int | None
+    geometry: Geometry
     role: str = "select"
     groups: int = 1
 
     bias: None = None
     parameters: int = 0
+    nodes: int = 1
 
     def __post_init__(self) -> None:
         picked = np.array(self.index).reshape(self.groups, -1) // (self.inputs // self.groups)
@@ -50,9 +51,9 @@ class Select:
         return len(self.index)
 
     @property
-    def channel_axis(self) -> int:
+    def axis(self) -> int:
         """The axis that is picked from."""
-        return -1 if self.axes is None else 1
+        return 1 if isinstance(self.geometry, ConvGeometry) else self.geometry.input_axis
 
     def macs(self, shape: Sequence[int]) -> int:
         """None are needed."""
@@ -65,14 +66,14 @@ class Select:
     def output_shape(self, shape: Sequence[int]) -> Sequence[int]:
         """Shape of the output for an input of ``shape``."""
         moved = list(shape)
-        moved[self.channel_axis] = self.outputs
+        moved[self.axis] = self.outputs
         return moved
 
     def dense(self, groups: int) -> Array:
         """Ones where a channel is picked, ``(groups, N / groups, C / groups, 1 ...)``."""
         index = np.array(self.index).reshape(groups, -1) % (self.inputs // groups)
         picked: Array = np.eye(self.inputs // groups)[index]
-        return picked.reshape(*picked.shape, *(1,) * (self.axes or 0))
+        return picked.reshape(*picked.shape, *(1,) * len(self.geometry.kernel))
 
     def with_bias(self, bias: Array | None) -> Select:
         """The same; it has no bias.
@@ -128,6 +129,11 @@ class Branches:
         """Elements of all weights and biases."""
         return sum(c.parameters for c in self.chains)
 
+    @property
+    def nodes(self) -> int:
+        """Those of the branches, and their Add."""
+        return sum(c.nodes for c in self.chains) + len(self.chains) - 1
+
     def macs(self, shape: Sequence[int]) -> int:
         """Multiply-accumulates for an input of ``shape``, over its whole batch."""
         return sum(c.macs(shape) for c in self.chains)
@@ -160,8 +166,11 @@ class Branches:
 class TensorTrainStep:
     """A matrix as a tensor train, ``W[(a1 .. ad), (b1 .. bd)] = G1[a1, b1] .. Gd[ad, bd]``.
 
-    The input is folded to ``(b1, .., bd)`` and meets one core after the other: what is left of the
-    input and what there is of the output stand in front, the rank and the next ``b`` at the end.
+    The input is folded to ``(b1, .., bd)`` and meets one core after the other,
+
+        (A, r b_k, B) -> (A, a_k r', B)      A = a1 .. a(k-1),  B = b(k+1) .. bd
+
+    each a matrix product and a new reading of the same numbers: nothing is ever transposed.
 
     Attributes:
         cores: ``G_k (r, a, b, r')``, the first ``r`` and the last ``r'`` being 1.
@@ -193,15 +202,25 @@ class TensorTrainStep:
 
     @property
     def matrices(self) -> tuple[Array, ...]:
-        """Each core as it is multiplied from the right: ``(r b, a r')``."""
-        return tuple(
-            c.transpose(0, 2, 1, 3).reshape(c.shape[0] * c.shape[2], -1) for c in self.cores
+        """Each core as it is multiplied: ``(a r', r b)`` from the left, the last from the right."""
+        *first, last = self.cores
+        return (
+            *(
+                c.transpose(1, 3, 0, 2).reshape(c.shape[1] * c.shape[3], c.shape[0] * c.shape[2])
+                for c in first
+            ),
+            last.transpose(0, 2, 1, 3).reshape(last.shape[0] * last.shape[2], last.shape[1]),
         )
 
     @property
     def parameters(self) -> int:
         """Elements of the cores and the bias."""
         return sum(int(c.size) for c in self.cores) + (0 if self.bias is None else self.bias.size)
+
+    @property
+    def nodes(self) -> int:
+        """A Reshape and a MatMul for each core, and a Reshape."""
+        return 2 * len(self.cores) + 1
 
     def macs(self, shape: Sequence[int]) -> int:
         """Multiply-accumulates for an input of ``shape``, over its whole batch."""

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks
+from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks, one_rank
 from onnx_lowrank.geometry import ConvGeometry, Geometry
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.patch_projection import Factors, PatchProjection
-from onnx_lowrank.moments import Moments, corrected_bias, relative_error
+from onnx_lowrank.moments import Moments, corrected, relative_error
 
-__all__ = ["METRICS", "TWO_STAGE_METRICS", "TwoStage", "two_stage"]
+__all__ = [
+    "METRICS",
+    "TWO_STAGE_METRICS",
+    "Projection",
+    "TwoStage",
+    "split_geometry",
+    "two_stage",
+    "unfolded",
+]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -35,6 +43,27 @@ _WORTH_REFINING = (1e-4, 0.6)
 _AFFORDABLE = 400_000_000
 
 
+class Projection(Protocol):
+    """One group of a layer as two maps, at every rank."""
+
+    @property
+    def energy(self) -> float:
+        """``tr(W Sigma W^T)``."""
+
+    @property
+    def max_rank(self) -> int:
+        """Rank beyond which nothing is gained."""
+
+    def error(self, rank: int) -> float:
+        """``tr(D Sigma D^T)`` of :meth:`factors`."""
+
+    def factors(self, rank: int) -> Factors:
+        """The maps of ``rank``, in closed form."""
+
+    def refined(self, rank: int, rounds: int) -> Factors:
+        """The maps of ``rank`` after so many rounds more."""
+
+
 @dataclass(frozen=True)
 class TwoStage:
     """A layer projected onto a basis over some of its patch axes, at every rank.
@@ -45,7 +74,7 @@ class TwoStage:
     variant: str
     _stage: Stage
     _moments: Moments
-    _groups: tuple[PatchProjection, ...]
+    _groups: tuple[Projection, ...]
     _geometries: tuple[Geometry, Geometry]
     _roles: tuple[str, str]
     _metric: str
@@ -64,9 +93,20 @@ class TwoStage:
         """Aligned ranks up to :attr:`max_rank`."""
         return aligned_ranks(self.max_rank, len(self._groups))
 
+    def unfoldings(self) -> Sequence[Sequence[Array]]:
+        """Of each group, first stage's patch by outputs with the other taps."""
+        kernel = self._geometries[0].kernel
+        first = [1, *(a + 2 for a, k in enumerate(kernel) if k > 1)]
+        return [[unfolded(k, first)] for k in self._kernels]
+
+    @property
+    def _kernels(self) -> Array:
+        weight: Array = self._stage.weight
+        return weight.reshape(len(self._groups), -1, *weight.shape[1:])
+
     def error(self, rank: Rank) -> float:
         """Relative response error at ``rank``; :meth:`cut` takes it a little lower."""
-        rank = self._one(rank)
+        rank = one_rank(rank)
         if not self._own_metric:
             chain = self._chain([g.factors(rank) for g in self._groups])
             return relative_error(self._stage, chain, self._moments)
@@ -79,12 +119,6 @@ class TwoStage:
         reference = self._plain(self._affordable)
         gain = self._refined(self._affordable) / reference if reference > 0 else 1.0
         return plain * min(gain, 1.0)
-
-    @staticmethod
-    def _one(rank: Rank) -> int:
-        if not isinstance(rank, int):
-            raise ValueError(f"one rank is wanted, not {rank}")
-        return rank
 
     @property
     def _affordable(self) -> int:
@@ -104,7 +138,7 @@ class TwoStage:
 
     def outline(self, rank: Rank) -> Chain:
         """Two stages of the right shapes, all zero."""
-        rank = self._one(rank)
+        rank = one_rank(rank)
         groups, zero = len(self._groups), np.zeros(())
         one, two = self._geometries
         inputs = self._stage.weight.shape[1]
@@ -117,12 +151,11 @@ class TwoStage:
 
     def cut(self, rank: Rank) -> Chain:
         """Two stages with ``rank`` channels a group between them."""
-        rank = min(self._one(rank), self.max_rank)
+        rank = min(one_rank(rank), self.max_rank)
         rounds = _ROUNDS if self._own_metric else 0
         chain = self._chain([g.refined(rank, rounds) for g in self._groups])
         design = self._moments if self._metric != "identity" else Moments()
-        matrices = chain.compose().reshape(self._stage.matrices.shape)
-        return chain.balanced().with_bias(corrected_bias(self._stage, matrices, design))
+        return corrected(self._stage, chain.balanced(), design)
 
     def _chain(self, groups: Sequence[Factors]) -> Chain:
         first = np.concatenate([g.basis for g in groups])
@@ -144,6 +177,7 @@ def two_stage(
     metric: str = "covariance",
     max_parameters: int | None = None,
     variant: str = "",
+    solve: Callable[[Array, Array | None, tuple[int, ...], int | None], Projection] | None = None,
 ) -> TwoStage:
     """Take ``layer`` apart over the spatial ``axes`` that its first stage keeps.
 
@@ -155,9 +189,11 @@ def two_stage(
         metric: one of :data:`TWO_STAGE_METRICS`, to fit; errors are those of the response.
         max_parameters: largest chain worth computing.
         variant: name of this form of the method.
+        solve: takes kernel, covariance, kernel axes of the first stage and largest rank; None is
+            :class:`PatchProjection`, the best basis.
     """
     stage = layer.stage
-    geometries = _split(layer.geometry, axes)
+    geometries = split_geometry(layer.geometry, axes)
     groups = layer.groups
     first = (0, *(a + 1 for a in axes))
     per_rank = groups * (
@@ -171,13 +207,19 @@ def two_stage(
         stage,
         moments,
         tuple(
-            PatchProjection(kernel, _design(moments.sigma(g), metric), first, max_rank)
+            (solve or PatchProjection)(kernel, _design(moments.sigma(g), metric), first, max_rank)
             for g, kernel in enumerate(kernels)
         ),
         geometries,
         roles,
         metric,
     )
+
+
+def unfolded(kernel: Array, rows: Sequence[int]) -> Array:
+    """``kernel (N, C, *k)`` as a matrix, the axes of one side named (the first axis being N)."""
+    front = np.moveaxis(kernel, list(rows), list(range(len(rows))))
+    return front.reshape(int(np.prod(front.shape[: len(rows)])), -1)
 
 
 def _design(sigma: Array | None, metric: str) -> Array | None:
@@ -187,7 +229,8 @@ def _design(sigma: Array | None, metric: str) -> Array | None:
     return np.diag(np.diag(sigma)) if metric == "diagonal" else sigma
 
 
-def _split(geometry: Geometry, axes: tuple[int, ...]) -> tuple[Geometry, Geometry]:
+def split_geometry(geometry: Geometry, axes: tuple[int, ...]) -> tuple[Geometry, Geometry]:
+    """Geometries of two stages that share a kernel, the first with the spatial ``axes``."""
     if isinstance(geometry, ConvGeometry):
         rest = [a for a in range(geometry.axes) if a not in axes]
         return geometry.restrict(axes), geometry.restrict(rest)

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from onnx_lowrank.base import Pass
+from onnx_lowrank.passes.bicluster import BiclusterPass
 from onnx_lowrank.passes.channel_svd import ChannelSvd
+from onnx_lowrank.passes.circulant import Circulant
 from onnx_lowrank.passes.cp import Cp
 from onnx_lowrank.passes.fold_batchnorm import FoldBatchnorm
+from onnx_lowrank.passes.lowrank_sparse import LowrankSparse
+from onnx_lowrank.passes.monochromatic import MonochromaticPass
 from onnx_lowrank.passes.recurrent_svd import RecurrentSvd
 from onnx_lowrank.passes.spatial_svd import SpatialSvd
 from onnx_lowrank.passes.svd import Svd
+from onnx_lowrank.passes.tensor_train import TensorTrainPass
 from onnx_lowrank.passes.tucker2 import Tucker2
 
 __all__ = [
     "BUILT_IN",
+    "BiclusterPass",
     "ChannelSvd",
+    "Circulant",
     "Cp",
     "FoldBatchnorm",
+    "LowrankSparse",
+    "MonochromaticPass",
     "RecurrentSvd",
     "SpatialSvd",
     "Svd",
+    "TensorTrainPass",
     "Tucker2",
 ]
 
@@ -29,5 +39,10 @@ BUILT_IN: tuple[type[Pass], ...] = (
     ChannelSvd,
     Tucker2,
     Cp,
+    TensorTrainPass,
     RecurrentSvd,
+    MonochromaticPass,
+    BiclusterPass,
+    LowrankSparse,
+    Circulant,
 )

@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.base import Decomposition, Factorization, Skip
-from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks
+from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks, one_rank
 from onnx_lowrank.geometry import ConvGeometry
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.cp_regression import CpRegression, cp_regression, outer_rows
@@ -163,9 +163,7 @@ class _Terms:
         return self._chain([r * share[..., None] for r in rows], last * rest[:, None], bias)
 
     def _one(self, rank: Rank) -> int:
-        if not isinstance(rank, int):
-            raise ValueError(f"one rank is wanted, not {rank}")
-        return min(rank, self.max_rank)
+        return min(one_rank(rank), self.max_rank)
 
     def _solved(self, rank: int) -> tuple[list[Array], Array]:
         """Of all groups, unit rows of each input mode ``(g, R, I)`` and the last map ``(g, N, R)``.

@@ -28,12 +28,12 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.base import Decomposition, Factorization, Skip
-from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks
+from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks, two_ranks
 from onnx_lowrank.geometry import ConvGeometry
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.tucker import Tucker
-from onnx_lowrank.moments import Moments, corrected_bias, relative_error
-from onnx_lowrank.two_stage import METRICS
+from onnx_lowrank.moments import Moments, corrected, relative_error
+from onnx_lowrank.two_stage import METRICS, unfolded
 
 __all__ = ["Tucker2"]
 
@@ -87,9 +87,14 @@ class _Form:
         pairs.sort(key=lambda r: abs(math.log(r[0] * most[1] / (r[1] * most[0]))))
         return iter(sorted(pairs[:_PAIRS]))
 
+    def unfoldings(self) -> Sequence[Sequence[Array]]:
+        """Of each group, inputs by all else, and outputs by all else."""
+        kernels = self._stage.weight.reshape(len(self._groups), -1, *self._stage.weight.shape[1:])
+        return [[unfolded(k, [1]), unfolded(k, [0])] for k in kernels]
+
     def error(self, rank: Rank) -> float:
         """Relative response error at ``rank``; :meth:`cut` takes it a little lower."""
-        q, p = self._two(rank)
+        q, p = two_ranks(rank)
         if not self._own_metric:
             return relative_error(self._stage, self._chain(q, p), self._moments)
         plain = self._fitted(q, p, 0)
@@ -120,7 +125,7 @@ class _Form:
 
     def outline(self, rank: Rank) -> Chain:
         """Three stages of the right shapes, all zero."""
-        q, p = self._two(rank)
+        q, p = two_ranks(rank)
         outputs, inputs, *kernel = self._stage.weight.shape
         groups, one, zero = len(self._groups), [1] * len(kernel), np.zeros(())
         shapes = [(groups * q, inputs, *one), (groups * p, q, *kernel), (outputs, p, *one)]
@@ -129,17 +134,10 @@ class _Form:
 
     def cut(self, rank: Rank) -> Chain:
         """Three stages with ``q`` and ``p`` channels a group between them."""
-        q, p = (min(r, most) for r, most in zip(self._two(rank), self.max_rank, strict=True))
+        q, p = (min(r, most) for r, most in zip(two_ranks(rank), self.max_rank, strict=True))
         chain = self._chain(q, p)
         design = self._moments if self._own_metric else Moments()
-        matrices = chain.compose().reshape(self._stage.matrices.shape)
-        return chain.balanced().with_bias(corrected_bias(self._stage, matrices, design))
-
-    @staticmethod
-    def _two(rank: Rank) -> tuple[int, int]:
-        if isinstance(rank, int) or len(rank) != 2:
-            raise ValueError(f"two ranks are wanted, not {rank}")
-        return rank[0], rank[1]
+        return corrected(self._stage, chain.balanced(), design)
 
     def _chain(self, q: int, p: int) -> Chain:
         # weight space cuts every pair already to judge it: no rounds for wide layers there

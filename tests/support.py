@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_lowrank.base import Decomposition, Factorization
-from onnx_lowrank.chain import Chain
+from onnx_lowrank.chain import Chain, Rank
 from onnx_lowrank.geometry import ConvGeometry
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import Layer, find_layers, turned
 from onnx_lowrank.model import Model
-from onnx_lowrank.moments import Moments, response_error
+from onnx_lowrank.moments import Moments, relative_error, response_error
 from onnx_lowrank.rewrite import apply_chain
 from onnx_lowrank.runtime import Runtime
 
@@ -220,6 +220,33 @@ def assert_faithful(decomposition: Decomposition, layer: Layer, moments: Moments
         assert [s.weight.shape for s in outline.stages] == [s.weight.shape for s in chain.stages]
         assert [s.geometry for s in outline.stages] == [s.geometry for s in chain.stages]
         assert [s.role for s in outline.stages] == [s.role for s in chain.stages]
+
+
+def assert_true(
+    decomposition: Decomposition,
+    layer: Layer,
+    moments: Moments,
+    ranks: Iterable[Rank],
+    kept: float = 1.0,
+) -> list[float]:
+    """Claimed errors are those of the cut, or it is better by a factor of no less than ``kept``.
+
+    Outlines cost what the cuts cost. Returns the errors of the cuts.
+    """
+    found = []
+    size = (2, layer.shape[1] * layer.groups, *[12] * len(layer.geometry.kernel))
+    for rank in ranks:
+        chain, outline = decomposition.cut(rank), decomposition.outline(rank)
+        error, claimed = relative_error(layer.stage, chain, moments), decomposition.error(rank)
+        assert kept * claimed - 1e-9 <= error <= claimed + 1e-9, (rank, error, claimed)
+        assert -1e-12 <= claimed <= 1 + 1e-9
+        biased = chain.with_bias(np.zeros(layer.shape[0]))
+        assert outline.parameters == biased.parameters
+        assert outline.macs(size) == chain.macs(size)
+        assert [type(s) for s in outline.stages] == [type(s) for s in chain.stages]
+        assert [s.role for s in outline.stages] == [s.role for s in chain.stages]
+        found.append(error)
+    return found
 
 
 def assert_identity_at_full_rank(

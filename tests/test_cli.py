@@ -68,7 +68,7 @@ def test_options_reach_the_library(arguments: list[str], monkeypatch: pytest.Mon
     monkeypatch.setattr(cli, "compress", fake)
     more = [
         "--include", "a*", "--include", "b*", "--exclude", "c", "--passes", "svd", "--samples",
-        "9", "--seed", "4", "--no-refit", "--force", "--allocation", "uniform", "--resize",
+        "9", "--seed", "4", "--no-refit", "--force", "--ranks", "ratio=0.5", "--resize",
         "32x48", "--crop", "24", "--mean", "1,2,3", "--channel-order", "BGR", "--input-shape",
         "x:1,3,8,8", "--input-shape", "a:b:2",
     ]  # fmt: skip
@@ -76,7 +76,7 @@ def test_options_reach_the_library(arguments: list[str], monkeypatch: pytest.Mon
     assert got["include"] == ["a*", "b*"]
     assert got["exclude"] == ["c"]
     assert (got["passes"], got["samples"], got["seed"]) == ("svd", 9, 4)
-    assert (got["repair"], got["force"], got["allocation"]) == (False, True, "uniform")
+    assert (got["repair"], got["force"], got["ranks"]) == (False, True, "ratio=0.5")
     assert got["input_shapes"] == {"x": (1, 3, 8, 8), "a:b": (2,)}
     images = got["images"]
     assert (images.resize, images.crop, images.mean) == ((32, 48), 24, (1.0, 2.0, 3.0))
@@ -122,7 +122,7 @@ def _narrow(a: list[str], folder: Path) -> list[str]:
         (_more("--samples", "0"), 2, "samples must be 1 or more"),
         (_more("--samples", "many"), 2, "--samples"),
         (_more("--threads", "-1"), 2, "threads"),
-        (_more("--allocation", "fair"), 2, "--allocation"),
+        (_more("--ranks", "fair"), 2, "rank rule 'fair'"),
         (_more("--resize", "big"), 2, "size 'big'"),
         (_more("--mean", "a,b"), 2, "--mean 'a,b'"),
         (_more("--input-shape", "x=3"), 2, "--input-shape 'x=3'; write name:1,3,224,224"),

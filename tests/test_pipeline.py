@@ -79,9 +79,7 @@ def test_the_interface_is_kept(net: str, compressed: Compressed) -> None:
 
 def test_planned_responses_beat_uniform_weights(compressed: Compressed) -> None:
     weights = "fold_batchnorm,svd{metric=identity},spatial_svd{metric=identity}"
-    uniform = compressed(
-        "resnet", passes=weights, allocation="uniform", repair=False, target="macs=0.4"
-    )
+    uniform = compressed("resnet", passes=weights, ranks="ratio=0.4", repair=False, target=None)
     planned = compressed("resnet", target="macs=0.4")
     assert planned.report.macs_ratio <= 0.4
     assert error(planned) < 0.7 * error(uniform)
@@ -93,6 +91,22 @@ def test_the_plan_names_every_layer_and_says_why(compressed: Compressed) -> None
     assert all(d.reason for d in plan.decisions)
     assert {d.decision for d in plan.decisions} <= {"keep", "factorize", "skip"}
     assert plan.model == hashlib.sha256(fm.digits("resnet").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("rule", ["fixed=10", "ratio=0.4", "energy=0.99", "error=0.02", "evbmf"])
+def test_ranks_by_rule(rule: str, compressed: Compressed) -> None:
+    passes = "fold_batchnorm,svd,spatial_svd,tucker2"
+    plan = compressed("vgg", passes=passes, ranks=rule, target=None, repair=False).plan
+    assert plan.target == f"ranks {rule}"
+    made = [d for d in plan.decisions if d.method]
+    assert made
+    for decision in made:
+        if rule == "fixed=10":
+            assert decision.rank in (10, (10, 10))
+        elif rule == "ratio=0.4":
+            assert decision.macs_after <= 0.4 * decision.macs_before
+        elif rule != "evbmf":
+            assert decision.error <= 0.02 if rule == "error=0.02" else 0.01
 
 
 # the same again
@@ -278,5 +292,7 @@ def test_options_that_make_no_sense() -> None:
         tiny(passes="fold_batchnorm")
     with pytest.raises(OptionError, match="no pass named 'magic'"):
         tiny(passes="magic")
-    with pytest.raises(OptionError, match="allocation 'fair'; choose from lagrangian, uniform"):
-        tiny(allocation="fair")
+    with pytest.raises(OptionError, match=r"'fair' is none of fixed=32, .* evbmf, or planner"):
+        tiny(ranks="fair")
+    with pytest.raises(OptionError, match=r"ranks by energy=0\.9 know of no target"):
+        tiny(ranks="energy=0.9", target="macs=0.5")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from onnx_lowrank.chain import aligned_ranks
 from onnx_lowrank.errors import BudgetError
+from onnx_lowrank.linalg.rank_rules import RankRule
 from onnx_lowrank.planner import (
     Candidate,
     Choice,
@@ -17,7 +18,7 @@ from onnx_lowrank.planner import (
     Plan,
     allocate,
     allocate_blocked,
-    uniform,
+    by_rule,
 )
 
 Layers = list[Choice]
@@ -163,12 +164,25 @@ def test_a_budget_that_cannot_be_met_names_the_least() -> None:
 # the baseline
 
 
-def test_uniform_takes_the_rank_nearest_to_the_ratio() -> None:
-    a = choice("a", (100, 0.0), (52, 0.3), (52, 0.2), (20, 0.6))
+@pytest.mark.parametrize(
+    ("rule", "taken"),
+    [
+        ("ratio=0.5", [(50, 0.2), (400, 0.4), (7, 0.0)]),
+        ("ratio=0.1", [(100, 0.0), (1000, 0.0), (7, 0.0)]),
+        ("error=0.25", [(50, 0.2), (501, 0.1), (7, 0.0)]),
+        ("energy=0.75", [(50, 0.2), (501, 0.1), (7, 0.0)]),
+        ("energy=0.5", [(50, 0.2), (400, 0.4), (7, 0.0)]),
+        ("error=0.01", [(100, 0.0), (1000, 0.0), (7, 0.0)]),
+        ("fixed=3", [(50, 0.2), (501, 0.1), (7, 0.0)]),
+        ("evbmf", [(50, 0.2), (501, 0.1), (7, 0.0)]),
+    ],
+)
+def test_rules(rule: str, taken: list[tuple[int, float]]) -> None:
+    a = choice("a", (100, 0.0), (50, 0.3), (50, 0.2), (20, 0.6))
     b = choice("b", (1000, 0.0), (501, 0.1), (400, 0.4))
     c = choice("c", (7, 0.0))
-    assert [(x.cost, x.error) for x in uniform([a, b, c], 0.5)] == [(52, 0.2), (501, 0.1), (7, 0.0)]
-    assert [x.cost for x in uniform([a, b], 1.0)] == [100, 1000]
+    found = by_rule([a, b, c], RankRule.parse(rule))
+    assert [(x.cost, x.error) for x in found] == taken
 
 
 # ranks

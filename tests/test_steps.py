@@ -69,19 +69,19 @@ def conv_of(chain: Chain, geometry: ConvGeometry) -> ModelProto:
 
 SHUFFLED = Chain(
     (
-        Select((3, 1, 0, 2), 4, 2, "order"),
+        Select((3, 1, 0, 2), 4, POINT, "order"),
         stage(6, 4, ConvGeometry((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), 2), 1),
-        Select((0, 2, 4, 1, 3, 5), 6, 2, "shuffle"),
+        Select((0, 2, 4, 1, 3, 5), 6, POINT, "shuffle"),
         stage(4, 6, SQUARE, 2),
         stage(6, 4, ConvGeometry((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), 2), 3, bias=True),
-        Select((5, 4, 3, 2, 1, 0), 6, 2, "back"),
+        Select((5, 4, 3, 2, 1, 0), 6, POINT, "back"),
     )
 )
 BRANCHED = Chain(
     (
         Branches(
             (
-                Chain((Select((2, 0), 4, 2), stage(5, 2, SQUARE, 1))),
+                Chain((Select((2, 0), 4, SQUARE), stage(5, 2, SQUARE, 1))),
                 Chain((stage(5, 4, SQUARE, 4),)),
                 Chain((stage(3, 4, SQUARE, 2), stage(5, 3, POINT, 3, bias=True))),
             )
@@ -182,7 +182,7 @@ def test_tensor_train_cost(modes: list[tuple[int, int]], data: st.DataObject) ->
 def test_numbers_and_picks_can_be_changed(chain: Chain) -> None:
     def other(step: Step) -> Step:
         if isinstance(step, Select):
-            return Select(step.index[::-1], step.inputs, step.axes, step.role)
+            return Select(step.index[::-1], step.inputs, step.geometry, step.role)
         if isinstance(step, Branches):
             return Branches(
                 tuple(Chain(tuple(other(s) for s in c.stages)) for c in step.chains), step.role
@@ -204,7 +204,7 @@ def test_numbers_and_picks_can_be_changed(chain: Chain) -> None:
 
 
 def test_groups_pick_from_themselves() -> None:
-    select = Select((1, 2, 5), 6, 2, groups=3)
+    select = Select((1, 2, 5), 6, POINT, groups=3)
     np.testing.assert_array_equal(select.dense(3)[..., 0, 0], [[[0, 1]], [[1, 0]], [[0, 1]]])
     grouped = ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1, 1, 1), 3)
     chain = Chain((select, stage(6, 3, grouped, 1)))
@@ -214,7 +214,7 @@ def test_groups_pick_from_themselves() -> None:
     again = replaced(proto, "conv", chain)
     assert relative(run(proto, {"x": x})["y"], run(again, {"x": x})["y"]) < 1e-5
     with pytest.raises(ValueError, match="leaves its group"):
-        Select((1, 1, 5), 6, 2, groups=3)
+        Select((1, 1, 5), 6, POINT, groups=3)
 
 
 def test_what_does_not_fit_together() -> None:
@@ -225,9 +225,35 @@ def test_what_does_not_fit_together() -> None:
     with pytest.raises(ValueError, match="only the last branch"):
         Branches((biased, Chain((one,))))
     with pytest.raises(ValueError, match="no bias"):
-        Select((0,), 2, 2).with_bias(np.zeros(1))
+        Select((0,), 2, POINT).with_bias(np.zeros(1))
     with pytest.raises(ValueError, match="only the last stage"):
-        Chain((stage(4, 4, POINT, 1, bias=True), Select((0, 1, 2, 3), 4, 2), stage(4, 4, POINT, 1)))
+        Chain(
+            (
+                stage(4, 4, POINT, 1, bias=True),
+                Select((0, 1, 2, 3), 4, POINT),
+                stage(4, 4, POINT, 1),
+            )
+        )
+
+
+@pytest.mark.parametrize("op", ["MatMul", "left", "Gemm", "transA"])
+def test_picking_rows_and_columns(op: str) -> None:
+    """Channels lie where the product contracts them."""
+    axis = -2 if op in ("left", "transA") else -1
+    geometry = LinearGeometry(axis, -2 if op == "left" else -1)
+    chain = Chain((Select((3, 0, 2), 5, geometry), stage(4, 3, geometry, 1)))
+    matrix = chain.compose().astype(np.float32)
+    operands = ["w", "x"] if op == "left" else ["x", "w"]
+    attributes = {"transA": 1} if op == "transA" else {}
+    kind = "MatMul" if op in ("MatMul", "left") else "Gemm"
+    node = helper.make_node(kind, operands, ["y"], name="layer", **attributes)
+    size = (6, 5) if axis == -1 else (5, 6)
+    weights = {"w": matrix if op == "left" else matrix.T.copy()}
+    proto = make_model([node], {"x": [None, None]}, ["y"], weights)
+    x = rng(4).normal(size=size).astype(np.float32)
+    again = replaced(proto, "layer", chain)
+    assert again.graph.node[0].op_type == "Gather"
+    assert relative(run(proto, {"x": x})["y"], run(again, {"x": x})["y"]) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

@@ -148,6 +148,39 @@ def test_identity_metric_is_judged_by_the_response_and_keeps_the_bias() -> None:
         np.testing.assert_array_equal(chain.last.bias, layer.stage.bias)
 
 
+def test_elementwise_is_optimal_in_its_own_norm() -> None:
+    """Independent of the solver: no other rank-2 matrix at hand is better under Omega."""
+    layer, weight, moments = matrices(3)
+    assert moments.covariance is not None
+    sigma, rank = moments.covariance[0], 2
+    response = weight @ sigma
+    square = np.outer(np.sum(response * weight, 1), np.diag(sigma)) + 2 * response**2
+
+    def lost(metric: str) -> float:
+        chain = Svd(metric=metric).propose(layer, moments)[0].cut(rank)
+        return float(np.sum(square * (weight - chain.compose()) ** 2))
+
+    ours = lost("elementwise")
+    assert all(ours < lost(m) for m in ("identity", "diagonal", "covariance"))
+    # E[(y_n x_c)^2], by drawing
+    x = rng(0).multivariate_normal(np.zeros(len(sigma)), sigma, size=200_000)
+    drawn = (x @ weight.T).T ** 2 @ x**2 / len(x)
+    assert relative(square, drawn) < 0.02
+
+
+def test_elementwise_judges_by_the_response() -> None:
+    layer, weight, moments = matrices(3)
+    (form,) = Svd(metric="elementwise").propose(layer, moments)
+    errors = [form.error(r) for r in range(1, form.max_rank + 1)]
+    for rank, claimed in enumerate(errors, 1):
+        chain = form.cut(rank)
+        found = response_error(weight - chain.compose(), moments) / moments.energy(weight)
+        assert abs(claimed - found) < 1e-10
+    assert errors[-1] < 1e-9
+    (shrunk,) = Svd(metric="elementwise", ridge=0.1).propose(layer, moments)
+    assert np.linalg.norm(shrunk.cut(3).compose()) < 0.95 * np.linalg.norm(form.cut(3).compose())
+
+
 def test_the_bias_makes_up_for_the_mean() -> None:
     layer, weight, moments = matrices(5)
     assert moments.mean is not None

@@ -1,0 +1,166 @@
+"""lowrank_sparse: few channels read in full, the others through few features.
+
+Before:      Conv | Gemm | MatMul                     W (N, C, *k)
+After:       Gather of s channels -> the kernel on them             A
+             Gather of the others -> the kernel with r filters -> 1x1 to N (or a product)    B
+             Add
+Conditions:  not depthwise; saves when N s k + r (C - s) k + r N < N C k
+
+Formula:     min ||W x - (A + B) x||^2 + l1 ||A||_{2,1} + l2 ||B||_*, by ADMM, orders the channels;
+             beside it forward selection does; then A and B of wanted sizes in closed form: what
+             B does with the columns of A, A undoes, so B reads the other channels alone.
+
+Reference:   Robin et al. 2019; Boyd et al. 2011 (ADMM); Cai, Candès & Shen 2010 (singular value
+             thresholding); Izenman 1975.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.base import Decomposition, Factorization, Skip
+from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks, two_ranks
+from onnx_lowrank.geometry import ConvGeometry, Geometry
+from onnx_lowrank.layers import Layer
+from onnx_lowrank.linalg.lowrank_sparse_sizes import LowRankSparseSizes
+from onnx_lowrank.moments import Moments, corrected, relative_error
+from onnx_lowrank.steps import Branches, Select
+from onnx_lowrank.two_stage import METRICS, split_geometry
+
+__all__ = ["LowrankSparse"]
+
+Array = npt.NDArray[np.floating[Any]]
+
+#: pairs of sizes that a plan is offered for one layer
+_PAIRS = 60
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A layer at every pair ``(s, r)``, each group alone, all at one pair."""
+
+    _stage: Stage
+    _geometry: Geometry
+    _moments: Moments
+    _metric: Moments
+    _groups: tuple[LowRankSparseSizes, ...]
+    _limit: int
+    variant: str = ""
+
+    @property
+    def max_rank(self) -> tuple[int, int]:
+        """All channels but one, as many features as outputs: exact."""
+        return self._groups[0].channels - 1, self._groups[0].outputs
+
+    def ranks(self) -> Iterator[Rank]:
+        """Pairs ``(s, r)`` that save parameters."""
+        groups = len(self._groups)
+        axes = [list(aligned_ranks(most, groups)) for most in self.max_rank]
+        while len(axes[0]) * len(axes[1]) > 2 * _PAIRS:
+            longer = max(axes, key=len)
+            longer[:] = longer[1::2]  # the better aligned half
+        pairs = [p for p in product(*axes) if self.outline(p).parameters < self._limit]
+        return iter(pairs)
+
+    def error(self, rank: Rank) -> float:
+        """Relative response error of ``s`` channels and ``r`` features a group."""
+        keep, inner = two_ranks(rank)
+        if self._metric is not self._moments:
+            return relative_error(self._stage, self.cut(rank), self._moments)
+        energy = sum(g.energy for g in self._groups)
+        return sum(g.error(keep, inner) for g in self._groups) / energy if energy > 0 else 0.0
+
+    def outline(self, rank: Rank) -> Chain:
+        """Two branches of the right shapes, all zero."""
+        keep, inner = two_ranks(rank)
+        outputs, channels = self._stage.weight.shape[:2]
+        groups, kernel, zero = len(self._groups), self._geometry.kernel, np.zeros(())
+        supports = np.broadcast_to(np.arange(keep), (groups, keep))
+        columns = np.broadcast_to(zero, (outputs, keep, *kernel))
+        basis = np.broadcast_to(zero, (groups * inner, channels - keep, *kernel))
+        last = np.broadcast_to(zero, (outputs, inner))
+        bias = np.broadcast_to(zero, (outputs,))
+        return self._chain(supports, columns, basis, last).with_bias(bias)
+
+    def cut(self, rank: Rank) -> Chain:
+        """Two branches, of ``s`` channels a group and of ``r`` features."""
+        keep, inner = two_ranks(rank)
+        parts = [g.cut(keep, inner) for g in self._groups]
+        channels, kernel = self._groups[0].channels, self._geometry.kernel
+        columns, bases = [], []
+        for part in parts:
+            others = np.setdiff1d(np.arange(channels), part.support)
+            columns.append(part.columns.reshape(len(part.columns), keep, *kernel))
+            bases.append(part.basis.reshape(len(part.basis), channels, *kernel)[:, others])
+        chain = self._chain(
+            np.stack([p.support for p in parts]),
+            np.concatenate(columns),
+            np.concatenate(bases),
+            np.concatenate([p.last for p in parts]),
+        )
+        return corrected(self._stage, chain, self._metric)
+
+    def _chain(
+        self, supports: npt.NDArray[np.intp], columns: Array, basis: Array, last: Array
+    ) -> Chain:
+        """Channels ``(g, s)`` of the sparse branch, and the weights of the three stages."""
+        groups, channels = len(supports), self._groups[0].channels
+        every = np.arange(channels)
+        rest = [np.setdiff1d(every, s) for s in supports]
+        first, back = split_geometry(self._geometry, tuple(range(len(self._geometry.kernel))))
+
+        def pick(index: Sequence[npt.NDArray[np.intp]], role: str) -> Select:
+            flat = np.concatenate([i + g * channels for g, i in enumerate(index)])
+            return Select(tuple(flat.tolist()), groups * channels, self._geometry, role, groups)
+
+        one = (1,) * (len(self._geometry.kernel) if isinstance(back, ConvGeometry) else 0)
+        sparse = Chain((pick(list(supports), "few"), Stage(columns, None, self._geometry, "whole")))
+        low_rank = Chain(
+            (
+                pick(rest, "others"),
+                Stage(basis, None, first, "reduce"),
+                Stage(last.reshape(*last.shape, *one), None, back, "expand"),
+            )
+        )
+        return Chain((Branches((sparse, low_rank)),))
+
+
+@dataclass(frozen=True)
+class LowrankSparse(Factorization):
+    """Few channels read in full, the others through few features."""
+
+    name: ClassVar[str] = "lowrank_sparse"
+
+    metric: str = "covariance"
+
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"metric": METRICS}
+
+    def refuses(self, layer: Layer) -> Skip | None:
+        """See the module."""
+        if layer.depthwise:
+            return Skip("is depthwise: each group reads one channel")
+        if layer.shape[1] < 2:
+            return Skip("reads a single channel")
+        return None
+
+    def propose(
+        self, layer: Layer, moments: Moments, max_parameters: int | None = None
+    ) -> Sequence[Decomposition]:
+        """See the module."""
+        stage = layer.stage
+        metric = moments if self.metric == "covariance" else moments.identity
+        width = math.prod(layer.geometry.kernel)
+        most = layer.shape[1] - 1
+        groups = tuple(
+            LowRankSparseSizes(matrix, metric.sigma(g), width, max_keep=most)
+            for g, matrix in enumerate(stage.matrices)
+        )
+        limit = max_parameters or stage.parameters
+        return [_Form(stage, layer.geometry, moments, metric, groups, limit)]

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import helper
+
+from onnx_lowrank.base import Skip
+from onnx_lowrank.geometry import ConvGeometry
+from onnx_lowrank.layers import Layer
+from onnx_lowrank.moments import Moments, relative_error
+from onnx_lowrank.passes import ChannelSvd, LowrankSparse
+from onnx_lowrank.steps import Branches, Select
+from tests.support import (
+    assert_identity_at_full_rank,
+    assert_true,
+    conv_example,
+    conv_model,
+    geometries,
+    make_model,
+    only_layer,
+    quick,
+    random_moments,
+    relative,
+    replaced,
+    rng,
+    run,
+)
+
+SQUARE = ConvGeometry((3, 3), (2, 1), (1, 1), (1, 0, 1, 1))
+
+
+@quick(25)
+@given(geometries(), st.sampled_from([11, 17]), st.integers(0, 99))
+def test_full_rank(geometry: ConvGeometry, opset: int, seed: int) -> None:
+    proto, feed = conv_example(geometry, seed, opset=opset)
+    assert_identity_at_full_rank(LowrankSparse(), proto, feed, seed)
+
+
+@pytest.mark.parametrize("op", ["MatMul", "left", "Gemm", "transA"])
+def test_full_rank_of_products(op: str) -> None:
+    matrix = rng(3).normal(size=(6, 5)).astype(np.float32)
+    operands = ["w", "x"] if op == "left" else ["x", "w"]
+    attributes = {"transA": 1} if op == "transA" else {}
+    kind = "MatMul" if op in ("MatMul", "left") else "Gemm"
+    node = helper.make_node(kind, operands, ["y"], name="layer", **attributes)
+    weights = {"w": matrix if op == "left" else matrix.T.copy()}
+    proto = make_model([node], {"x": [None, None]}, ["y"], weights)
+    size = (5, 7) if op in ("left", "transA") else (7, 5)
+    feed = {"x": rng(4).normal(size=size).astype(np.float32)}
+    assert_identity_at_full_rank(LowrankSparse(), proto, feed, 1)
+
+
+@quick(12)
+@given(geometries(axes=(1, 2)), st.booleans(), st.integers(0, 99))
+def test_errors_are_true(geometry: ConvGeometry, data: bool, seed: int) -> None:
+    layer = only_layer(conv_example(geometry, seed)[0])
+    moments = random_moments(layer, seed) if data else Moments()
+    (form,) = LowrankSparse().propose(layer, moments)
+    assert form.max_rank == (2, 4)
+    pairs = list(itertools.product([1, 2], [1, 2, 3, 4]))
+    errors = dict(zip(pairs, assert_true(form, layer, moments, pairs), strict=True))
+    for keep, rank in pairs:
+        assert rank == 1 or errors[keep, rank] <= errors[keep, rank - 1] + 1e-9
+
+
+@quick(10)
+@given(st.integers(0, 99), st.sampled_from([1, 2]))
+def test_the_response_metric_wins_in_its_own_norm(seed: int, groups: int) -> None:
+    geometry = ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1, 1, 1), groups)
+    layer = only_layer(conv_example(geometry, seed)[0])
+    moments = random_moments(layer, seed)
+    (ours,), (plain,) = (
+        LowrankSparse(metric).propose(layer, moments) for metric in ("covariance", "identity")
+    )
+    for pair in itertools.product([1, 2], [1, 2, 3]):
+        theirs = relative_error(layer.stage, plain.cut(pair), moments)
+        assert plain.error(pair) == theirs
+        # the same channels may be missed by both, but not the numbers on them
+        assert ours.error(pair) <= theirs * 1.05 + 1e-9
+
+
+def planted_layer(seed: int) -> Layer:
+    """Two channels that the outputs read in full, and one direction of the ten others."""
+    random = rng(seed)
+    weight = np.zeros((8, 12, 3, 3))
+    weight[:, [3, 7]] = random.normal(size=(8, 2, 3, 3))
+    others = np.setdiff1d(np.arange(12), [3, 7])
+    one = np.multiply.outer(random.normal(size=8), random.normal(size=(10, 3, 3)))
+    weight[:, others] = one
+    return only_layer(conv_model(SQUARE, weight.astype(np.float32), None))
+
+
+@pytest.mark.parametrize("data", [False, True])
+def test_planted_parts(data: bool) -> None:
+    layer = planted_layer(1)
+    moments = random_moments(layer, 1) if data else Moments()
+    (form,) = LowrankSparse().propose(layer, moments)
+    assert form.error((2, 1)) < 1e-9
+    branches = form.cut((2, 1)).stages[0]
+    assert isinstance(branches, Branches)
+    few, others = (chain.stages[0] for chain in branches.chains)
+    assert isinstance(few, Select)
+    assert isinstance(others, Select)
+    assert few.index == (3, 7)
+    assert sorted(few.index + others.index) == list(range(12))
+    assert min(f.error(2) for f in ChannelSvd().propose(layer, moments)) > 1e-2
+
+
+def test_the_mean_is_kept() -> None:
+    layer = planted_layer(2)
+    moments = random_moments(layer, 2)
+    (form,) = LowrankSparse().propose(layer, moments)
+    chain = form.cut((1, 1))
+    assert moments.mean is not None
+    wanted = layer.stage.matrices[0] @ moments.mean[0]
+    got = chain.compose().reshape(8, -1) @ moments.mean[0] + chain.last.bias
+    assert relative(wanted, got) < 1e-10
+
+
+def test_no_more_pairs_than_a_plan_can_use() -> None:
+    weight = rng(0).normal(size=(64, 64, 3, 3)).astype(np.float32)
+    layer = only_layer(conv_model(SQUARE, weight, None))
+    (form,) = LowrankSparse().propose(layer, Moments())
+    pairs = list(form.ranks())
+    assert 20 <= len(pairs) <= 120
+    assert all(form.outline(p).parameters < layer.stage.parameters for p in pairs)
+    with pytest.raises(ValueError, match="two ranks"):
+        form.cut(3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups", "reason"),
+    [
+        ((4, 1, 3, 3), 4, "is depthwise: each group reads one channel"),
+        ((4, 1, 3, 3), 1, "reads a single channel"),
+    ],
+)
+def test_left_alone(shape: tuple[int, ...], groups: int, reason: str) -> None:
+    geometry = ConvGeometry((3, 3), (1, 1), (1, 1), (0, 0, 0, 0), groups)
+    layer = only_layer(conv_model(geometry, np.ones(shape, np.float32), None))
+    assert LowrankSparse().refuses(layer) == Skip(reason)
+
+
+def test_written_as_two_branches() -> None:
+    layer = planted_layer(3)
+    weight = layer.stage.weight.astype(np.float32)
+    proto = conv_model(SQUARE, weight, None)
+    (form,) = LowrankSparse().propose(layer, Moments())
+    again = replaced(proto, "conv", form.cut((2, 1)))
+    kinds = [n.op_type for n in again.graph.node]
+    assert kinds == ["Gather", "Conv", "Gather", "Conv", "Conv", "Add"]
+    x = rng(5).normal(size=(2, 12, 8, 8)).astype(np.float32)
+    assert relative(run(proto, {"x": x})["y"], run(again, {"x": x})["y"]) < 1e-5
