@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import re
+import shutil
 import tempfile
+import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from google.protobuf.message import DecodeError
-from onnx import checker, numpy_helper
+from onnx import numpy_helper
 
 from onnx_lowrank.errors import DataError
 
@@ -37,6 +40,10 @@ Array = npt.NDArray[Any]
 #: open file, and a folder may have more of them than a process may open.
 MAP_IN_PLACE = 64 << 20  # bytes
 ALIGNMENT = 64  # bytes
+#: of the header of an .npy file: numpy itself reads no longer one, but only after it is in memory
+LARGEST_HEADER = 10_000  # bytes
+#: no protobuf is longer
+LARGEST_TENSOR = 1 << 31  # bytes
 
 
 class Slot(NamedTuple):
@@ -50,7 +57,7 @@ class Slot(NamedTuple):
     @property
     def bytes(self) -> int:
         """Size of the array, in bytes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Scratch:
@@ -72,6 +79,7 @@ class Scratch:
     def add(self, array: Array) -> Slot:
         """Append an array."""
         with self._writing():
+            self._make_room(array.nbytes)
             slot = Slot(self._start(), array.dtype, array.shape, False)
             self._file.write(array.tobytes())
         return slot
@@ -80,16 +88,21 @@ class Scratch:
         """Append the array of an open .npy file, in small pieces.
 
         Raises:
-            ValueError: no .npy file, or one that is cut off.
+            ValueError: no .npy file, or one that is longer or shorter than it declares.
         """
         shape, fortran, dtype = _header(stream)
         with self._writing():
             slot = Slot(self._start(), dtype, shape, fortran)
-        while piece := stream.read(1 << 20):
+            self._make_room(slot.bytes)
+        left = slot.bytes
+        while piece := stream.read(min(left + 1, 1 << 20)):
+            left -= len(piece)
+            if left < 0:
+                break
             with self._writing():
                 self._file.write(piece)
-        if self._file.tell() - slot.offset != slot.bytes:
-            raise ValueError("truncated")
+        if left:
+            raise ValueError(f"{'truncated' if left > 0 else 'longer than its header declares'}")
         return slot
 
     def view(self, slot: Slot | Array) -> Array:
@@ -107,6 +120,12 @@ class Scratch:
             self._mapped = np.asarray(raw)
         values = self._mapped[slot.offset : slot.offset + slot.bytes].view(slot.dtype)
         return values.reshape(slot.shape, order="F" if slot.fortran else "C")
+
+    def _make_room(self, size: int) -> None:
+        """Refuse what the disk cannot take, before it is full: an archive unpacks to 1000 times."""
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        if size > free:
+            raise OSError(errno.ENOSPC, f"{size:,} bytes are needed, {free:,} are free")
 
     def _start(self) -> int:
         self._file.write(bytes(-self._file.tell() % ALIGNMENT))
@@ -153,6 +172,8 @@ def read_npy(path: Path, scratch: Scratch) -> Slot | Array:
         if path.stat().st_size < MAP_IN_PLACE:
             return scratch.add_npy(file)
         shape, fortran, dtype = _header(file)
+        if path.stat().st_size - file.tell() != math.prod(shape) * dtype.itemsize:
+            raise ValueError("truncated, or longer than its header declares")
         order: Any = "F" if fortran else "C"
         return np.asarray(np.memmap(file, dtype, "r", file.tell(), shape, order))
 
@@ -195,16 +216,15 @@ def tensor_feeds(folders: Sequence[Path], names: Sequence[str]) -> Iterator[tupl
 def _tensor(path: Path) -> Array:
     tensor = onnx.TensorProto()
     try:
+        _check_file(path)
+        if path.stat().st_size > LARGEST_TENSOR:
+            raise ValueError("larger than 2 GiB")
         tensor.ParseFromString(path.read_bytes())
-        return numpy_helper.to_array(tensor, str(path.parent))
-    except (
-        OSError,
-        DecodeError,
-        ValueError,
-        TypeError,
-        KeyError,
-        checker.ValidationError,
-    ) as error:
+        if tensor.external_data or min(tensor.dims, default=0) < 0:
+            raise ValueError(f"its values are elsewhere, or its shape is {list(tensor.dims)}")
+        return numpy_helper.to_array(tensor)
+    # decoders of broken files raise what they like
+    except Exception as error:
         raise DataError(
             f"{path}: not a TensorProto, or truncated ({error}); write it again"
         ) from error
@@ -217,33 +237,42 @@ def _number(path: Path) -> tuple[int, str]:
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
-    else:
+    if version not in ((1, 0), (2, 0)):
         raise ValueError(f"format version {version} is only used for structured arrays")
+    size = stream.read(2 * version[0])
+    length = int.from_bytes(size, "little")
+    if length > LARGEST_HEADER:
+        raise ValueError(f"its header has {length} bytes")
+    header = BytesIO(size + stream.read(length))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # headers by Python 2
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
+        else:
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(header)
     if dtype.hasobject:
         raise ValueError("it holds pickled Python objects, which are never loaded")
+    if min(shape, default=0) < 0 or dtype.itemsize == 0:
+        raise ValueError(f"its shape is {shape}, its type {dtype}")
     return tuple(map(int, shape)), fortran, dtype
+
+
+def _check_file(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise OSError("no plain file")  # a pipe would block
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
+        _check_file(path)
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path}: no such file") from None
-    # RuntimeError: an encrypted or oddly compressed member; KeyError: a member without .npy
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except DataError:
+        raise
+    # decoders of broken files raise what they like: zipfile, zlib, numpy's header, its tokenizer
+    except Exception as error:
         raise DataError(
             f"{path}: cannot be read ({error}); write numeric arrays with numpy.savez or numpy.save"
         ) from error

@@ -13,6 +13,7 @@ Reference: He et al. 2017, Channel pruning for accelerating very deep neural net
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,28 @@ from onnx_lowrank.graph import Graph, Node
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.rewrite import apply_chain
 
-__all__ = ["cut_channels", "cut_groups", "gather_input"]
+__all__ = ["Remains", "cut_channels", "cut_groups", "gather_input"]
 
 Array = npt.NDArray[np.floating[Any]]
 Weights = Mapping[str, tuple[Array, Array | None]]
 
 
+@dataclass(frozen=True)
+class Remains:
+    """What a cut has left of the tensors.
+
+    Attributes:
+        shapes: of the tensors of the graph that is left.
+        kept: masks along the axes of those that lost something, by tensor.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    kept: Mapping[str, Mapping[int, Mask]]
+
+
 def cut_channels(
     graph: Graph, group: ChannelGroup, keep: Sequence[int], weights: Weights | None = None
-) -> dict[str, tuple[int, ...]]:
+) -> Remains:
     """Remove all channels of ``group`` but those in ``keep``; see :func:`cut_groups`."""
     return cut_groups(graph, [(group, keep)], weights)
 
@@ -43,11 +57,11 @@ def cut_groups(
     graph: Graph,
     cuts: Sequence[tuple[ChannelGroup, Sequence[int]]],
     weights: Weights | None = None,
-) -> dict[str, tuple[int, ...]]:
+) -> Remains:
     """Remove channels of several groups at once.
 
     Groups describe the graph as it was when they were found: look for them again after a cut (the
-    shapes returned here save the inference).
+    shapes in what is returned save the inference).
 
     Args:
         graph: the graph that the groups were found in, or an equal one; changed.
@@ -57,7 +71,7 @@ def cut_groups(
             consumers: only the kept columns, but all rows as they are before the cut.
 
     Returns:
-        Shapes of the tensors of the graph that is left.
+        What is left of the tensors.
 
     Raises:
         ValueError: a group is frozen or of another graph, a channel out of range, nothing would be
@@ -84,7 +98,7 @@ def cut_groups(
         for operand in node.inputs if node is not None and node.op == "Add" else ():
             if not graph.is_constant(operand.name):  # a product that got a bias
                 shapes.setdefault(operand.name, shapes[output])
-    return shapes
+    return Remains(shapes, cut.kept)
 
 
 def gather_input(

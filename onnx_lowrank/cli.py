@@ -57,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compress(a: argparse.Namespace, out: Console) -> int:
     source = load(a.model)
-    check_output(a.output, source)
+    check_output(a.output, source, keep=[a.calib])
     if a.report:
-        check_output(a.report, source)
+        check_output(a.report, source, keep=[a.calib, a.output])
     with _progress(a.quiet) as progress:
         result = compress(
             source,

@@ -36,7 +36,7 @@ Node: TypeAlias = Any  # gs.Node; onnx-graphsurgeon is untyped
 #: Operators that a constant weight may stand behind.
 _VIEWS = frozenset({"Identity", "Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 
-gs.logger.G_LOGGER.severity = logging.CRITICAL
+gs.logger.G_LOGGER.severity = logging.CRITICAL + 1  # it raises as well
 
 
 class Graph:
@@ -121,7 +121,11 @@ class Graph:
         return node.attrs.get(name, default)
 
     def constant(self, tensor: str) -> npt.NDArray[Any] | None:
-        """The value of ``tensor`` if constant, also behind Identity, Transpose, Cast ..."""
+        """The value of ``tensor`` if constant, also behind Identity, Transpose, Cast ...
+
+        None too where these cannot be computed.
+        """
+        tensor = self._behind_identities(tensor)
         found = self._tensors.get(tensor)
         if found is None:
             return None
@@ -146,6 +150,7 @@ class Graph:
 
     def is_constant(self, tensor: str) -> bool:
         """Whether ``tensor`` is constant, without reading it."""
+        tensor = self._behind_identities(tensor)
         found = self._tensors.get(tensor)
         if found is None:
             return False
@@ -160,10 +165,10 @@ class Graph:
 
     def views(self, tensor: str) -> list[str]:
         """``tensor`` and what it is a view of, down to the constant."""
-        node = self.producer(tensor)
-        if node is None or node.op not in _VIEWS:
-            return [tensor]
-        return [tensor, *self.views(node.inputs[0].name)]
+        names = [tensor]
+        while (node := self.producer(names[-1])) is not None and node.op in _VIEWS:
+            names.append(node.inputs[0].name)
+        return names
 
     def subgraph_nodes(self) -> Iterator[tuple[NodeProto, str]]:
         """Nodes inside If, Loop, Scan and inside functions, with the name of the place."""
@@ -383,17 +388,18 @@ class Graph:
 
     def _drop_dead(self, tensor: str) -> None:
         # only what our own edit orphaned; dead code of the original is not ours to judge
-        if not tensor or self.is_output(tensor) or self.consumers(tensor):
-            return
-        node = self.producer(tensor)
-        if node is None or any(self.is_output(t.name) or t.outputs for t in node.outputs):
-            return
-        inputs = [t.name for t in node.inputs]
-        node.inputs.clear()
-        node.outputs.clear()
-        del self._graph.nodes[self._index(node)]
-        for name in inputs:
-            self._drop_dead(name)
+        pending = [tensor]
+        while pending:
+            name = pending.pop()
+            if not name or self.is_output(name) or self.consumers(name):
+                continue
+            node = self.producer(name)
+            if node is None or any(self.is_output(t.name) or t.outputs for t in node.outputs):
+                continue
+            pending += [t.name for t in node.inputs]
+            node.inputs.clear()
+            node.outputs.clear()
+            del self._graph.nodes[self._index(node)]
 
     def _used(self) -> set[str]:
         used = {name for n in self._graph.nodes for name in self.reads(n)}
@@ -451,7 +457,12 @@ class Graph:
                 return np.asarray(value, np.float32 if "float" in attribute.name else np.int64)
         return None
 
-    def _evaluate(self, node: Node, inputs: dict[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    def _behind_identities(self, tensor: str) -> str:
+        while (node := self.producer(tensor)) is not None and node.op == "Identity":
+            tensor = node.inputs[0].name
+        return tensor
+
+    def _evaluate(self, node: Node, inputs: dict[str, npt.NDArray[Any]]) -> npt.NDArray[Any] | None:
         proto = self._node_proto(node)
         graph = onnx.helper.make_graph(
             [proto],
@@ -462,6 +473,11 @@ class Graph:
             ],
             [ValueInfoProto(name=proto.output[0])],
         )
-        model = onnx.helper.make_model(graph, opset_imports=self.model.proto.opset_import)
-        result: list[npt.NDArray[Any]] = ReferenceEvaluator(model).run(None, inputs)  # type: ignore[assignment]
+        model = onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", self.opset)]
+        )
+        try:
+            result: list[npt.NDArray[Any]] = ReferenceEvaluator(model).run(None, inputs)  # type: ignore[assignment]
+        except Exception:  # an operator or type that the evaluator lacks, a shape that does not fit
+            return None
         return result[0]

@@ -8,6 +8,8 @@ filter, and no turning by EXIF.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["ImageOptions", "Picture", "image_files"]
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"))
+#: what may be in them; Pillow goes by the content, and other decoders start other programs
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")
+#: pixels of an image, as it is and resized; four bytes each while it is decoded
+LARGEST = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,12 @@ class Picture:
                 )
             width, height = image.size
         self._resized = _resized((height, width), options.resize)
+        for size in ((height, width), self._resized):
+            if math.prod(size) > LARGEST:
+                raise DataError(
+                    f"{path}: expected at most {LARGEST:,} pixels, found (height, width) {size}; "
+                    "make it smaller, or leave it out"
+                )
         size = self._resized if options.crop is None else _pair(options.crop)
         if size[0] > self._resized[0] or size[1] > self._resized[1]:
             raise DataError(
@@ -154,10 +166,15 @@ def _pair(size: tuple[int, int] | int) -> tuple[int, int]:
 def _opened(path: Path) -> Iterator[Image]:
     pillow = _pillow()
     try:
-        with pillow.open(path) as image:
-            yield image
-    # SyntaxError is Pillow's word for a broken PNG
-    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            # of large images, which have a limit of their own here, and of odd metadata
+            warnings.simplefilter("ignore")
+            with pillow.open(path, formats=FORMATS) as image:
+                yield image
+    except DataError:
+        raise
+    # decoders of broken files raise what they like
+    except Exception as error:
         raise DataError(f"{path}: not an image, or truncated ({error}); remove it") from error
 
 

@@ -139,8 +139,9 @@ def inspect(
     except ModelError as error:
         shapes = tensor_shapes(source, given)
         notes.append(f"MACs are not counted everywhere: {error}")
-    macs = {node.outputs[0].name: node_macs(graph, node, shapes) for node in graph.nodes}
-    by_name = {n.name: macs[n.outputs[0].name] for n in graph.nodes} | macs
+    nodes = [node for node in graph.nodes if node.outputs]
+    macs = {node.outputs[0].name: node_macs(graph, node, shapes) for node in nodes}
+    by_name = {n.name: macs[n.outputs[0].name] for n in nodes} | macs
     _, passes = parse_list(DEFAULT_PASSES)
     infos = [_info(layer, passes, macs[layer.nodes[0].outputs[0].name]) for layer in layers]
     infos += [

@@ -143,7 +143,9 @@ def find_layers(graph: Graph) -> tuple[list[Layer], list[Ineligible]]:
     others: list[Ineligible] = []
     taken: set[str] = set()
     for node in graph.nodes:
-        name = node.name if node.name and node.name not in taken else node.outputs[0].name
+        name = node.name
+        if not name or name in taken:
+            name = node.outputs[0].name if node.outputs else node.op
         while name in taken:
             name += "_"
         if node.op in _LINEAR_OPS and node.domain in (None, "", "ai.onnx"):
@@ -174,7 +176,10 @@ def _conv(graph: Graph, node: Node, name: str) -> Layer:
         raise _No(f"{weight.shape[0]} {side} do not divide into {groups} groups")
 
     def ints(key: str, default: int, count: int = axes) -> tuple[int, ...]:
-        return tuple(map(int, graph.attribute(node, key) or [default] * count))
+        values = tuple(map(int, graph.attribute(node, key) or [default] * count))
+        if len(values) != count:
+            raise _No(f"{key} has {len(values)} numbers, the weight {axes} axes")
+        return values
 
     auto_pad = str(graph.attribute(node, "auto_pad", "NOTSET") or "NOTSET")
     geometry = ConvGeometry(
@@ -381,7 +386,7 @@ def _operand(node: Node, position: int) -> str | None:
 def _constant(graph: Graph, tensor: str, what: str) -> Array:
     value = graph.constant(tensor)
     if value is None and graph.is_constant(tensor):
-        raise _No(f"its {what} is sparse")
+        raise _No(f"its {what} cannot be read: it is sparse, or behind views that do not fit")
     if value is None:
         raise _No(f"its {what} is not constant")
     return value

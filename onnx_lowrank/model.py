@@ -1,28 +1,33 @@
-"""Load and save: external data, opset, IR version and metadata kept, written atomically."""
+"""Load and save: external data, opset, IR version and metadata kept, written atomically.
+
+External data is looked for in the folder of the model and nowhere else, in plain files.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, checker, external_data_helper, numpy_helper
 
 from onnx_lowrank.errors import ModelError
+from onnx_lowrank.files import atomic_write, atomic_writes
+from onnx_lowrank.protobuf import all_tensors
+from onnx_lowrank.soundness import sound, tensor_bytes
 
 __all__ = ["Model", "atomic_write", "check_output", "load", "save"]
 
 #: Protobuf refuses to serialise 2 GiB; stay clear of it.
 LARGEST_PROTO = 1_900_000_000
+#: no protobuf is longer, bytes
+LARGEST_FILE = 1 << 31
 #: Tensors smaller than this stay in the model file (as ``onnx.save`` does).
 SMALLEST_EXTERNAL = 1024
 
@@ -42,19 +47,30 @@ class Model:
         except (OSError, ValueError, TypeError, checker.ValidationError) as error:
             raise ModelError(f"tensor {tensor.name!r} cannot be read: {error}") from error
 
+    def read_bytes(self, tensor: TensorProto) -> bytes:
+        """The values of an external ``tensor`` as they lie on disk."""
+        info = external_data_helper.ExternalDataInfo(tensor)
+        try:
+            with ((self.folder or Path()) / info.location).open("rb") as file:
+                file.seek(int(info.offset or 0))
+                return file.read(tensor_bytes(tensor))
+        except OSError as error:
+            raise ModelError(f"tensor {tensor.name!r} cannot be read: {error}") from error
+
     @property
     def external(self) -> bool:
-        """Whether any initializer lives outside the model file."""
-        return any(map(external_data_helper.uses_external_data, self.proto.graph.initializer))
+        """Whether any tensor lives outside the model file."""
+        return next(self.outside, None) is not None
+
+    @property
+    def outside(self) -> Iterator[TensorProto]:
+        """Tensors whose values live outside the model file."""
+        return filter(external_data_helper.uses_external_data, all_tensors(self.proto))
 
     @property
     def bytes(self) -> int:
         """Size of the model with all its data, in bytes."""
-        size = self.proto.ByteSize()
-        for tensor in self.proto.graph.initializer:
-            if external_data_helper.uses_external_data(tensor):
-                size += _external_length(tensor)
-        return size
+        return self.proto.ByteSize() + sum(map(tensor_bytes, self.outside))
 
     @property
     def digest(self) -> str:
@@ -74,26 +90,32 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
     if isinstance(source, Model):
         return source
     if isinstance(source, onnx.ModelProto):
-        model = Model(source)
-        if model.external:
+        if Model(source).external:
             raise ModelError(
                 "the ModelProto refers to external data files; pass the path of the model instead"
             )
-        return _checked(model, "the ModelProto")
+        return Model(sound(source, "the ModelProto"))
     path = Path(source)
     proto = onnx.ModelProto()
     try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise ModelError(f"{path}: larger than 2 GiB, which no ONNX file is; give the model")
+        if not path.is_file():  # a pipe would block, a device never end
+            raise ModelError(f"{path}: cannot be read (no plain file); give the model itself")
         proto.ParseFromString(path.read_bytes())
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
+        ) from error
     except DecodeError as error:
-        raise ModelError(f"{path}: not an ONNX model, or truncated ({error})") from error
-    model = _checked(Model(proto, path.absolute().parent, path), str(path))
-    for tensor in proto.graph.initializer:
-        if external_data_helper.uses_external_data(tensor):
-            _check_external(model, tensor)
+        raise ModelError(
+            f"{path}: not an ONNX model, or truncated ({error}); export it again"
+        ) from error
+    model = Model(sound(proto, str(path)), path.absolute().parent, path)
+    for tensor in model.outside:
+        _check_external(model, tensor)
     return model
 
 
@@ -119,120 +141,119 @@ def save(model: Model, path: str | os.PathLike[str], *, source: Model | None = N
     return len(payload)
 
 
-def check_output(path: str | os.PathLike[str], source: Model | None = None) -> Path:
+def check_output(
+    path: str | os.PathLike[str],
+    source: Model | None = None,
+    keep: Iterable[str | os.PathLike[str] | None] = (),
+) -> Path:
     """Refuse a path that cannot be written to, before any work is done for it.
 
+    Args:
+        path: of the output.
+        source: the model that is read.
+        keep: other files of the run: its data, its other outputs. Those that are None are none.
+
     Raises:
-        ModelError: it is the input itself or a folder, or its folder is absent or read-only.
+        ModelError: it is the input itself, the file of its weights, one to keep, a folder or a
+            device, or its folder is absent or read-only.
     """
     target = Path(path)
-    if source is not None and source.path is not None and _same_file(source.path, target):
-        raise ModelError(f"{target} is the input itself; name another output")
-    if target.is_dir():
-        raise ModelError(f"{target} is a folder; name a file in it")
-    if not target.parent.is_dir():
-        raise ModelError(f"{target.parent} does not exist; create it first")
+    try:
+        if source is not None and source.path is not None and _same_file(source.path, target):
+            raise ModelError(f"{target} is the input itself; name another output")
+        for file in () if source is None else _data_files(source):
+            for ours in (target, _data_path(target)):
+                if _same_file(file, ours):
+                    raise ModelError(f"{ours} holds the input's weights; name another output")
+        for other in (Path(name) for name in keep if name is not None):
+            if _same_file(other, target) or other.absolute() == target.absolute():
+                raise ModelError(f"{target} has another part in this run; name another output")
+        if target.is_dir():
+            raise ModelError(f"{target} is a folder; name a file in it")
+        if target.exists() and not target.is_file():
+            raise ModelError(f"{target} is no plain file; name another output")
+        if not target.parent.is_dir():
+            raise ModelError(f"{target.parent} does not exist; create it first")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{target}: cannot be written ({error}); name another output") from error
     if not os.access(target.parent, os.W_OK):
         raise ModelError(f"{target.parent} is read-only; name another folder")
     return target
 
 
-@contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the name ``path`` only once it is whole and on disk."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _save_external(model: Model, target: Path) -> int:
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
-    data_path = target.with_name(target.name + ".data")
-    if model.folder is not None and any(
-        _same_file(model.folder / _location(t), data_path)
-        for t in model.proto.graph.initializer
-        if external_data_helper.uses_external_data(t)
-    ):
-        raise ModelError(f"{data_path} holds the input's weights; name another output")
-    with atomic_write(data_path) as data:
+    data_path = _data_path(target)
+    with atomic_writes(data_path, target) as (data, file):
+        for tensor in list(Model(proto).outside):
+            _move_outside(tensor, model.read_bytes(tensor), data, data_path.name)
         for tensor in proto.graph.initializer:
-            _move_outside(model, tensor, data, data_path.name)
+            if len(tensor.raw_data) >= SMALLEST_EXTERNAL:
+                _move_outside(tensor, tensor.raw_data, data, data_path.name)
         written = data.tell()
-    payload = proto.SerializeToString(deterministic=True)
-    with atomic_write(target) as file:
+        payload = proto.SerializeToString(deterministic=True)
         file.write(payload)
     return written + len(payload)
 
 
-def _move_outside(model: Model, tensor: TensorProto, data: IO[bytes], location: str) -> None:
-    if external_data_helper.uses_external_data(tensor):
-        values = model.read(tensor)
-        packed = numpy_helper.from_array(values).raw_data
-    elif len(tensor.raw_data) >= SMALLEST_EXTERNAL:
-        packed = tensor.raw_data
-    else:
-        return
+def _move_outside(tensor: TensorProto, values: bytes, data: IO[bytes], location: str) -> None:
     offset = data.tell()
-    data.write(packed)
+    data.write(values)
     tensor.ClearField("external_data")
-    tensor.raw_data = b""
-    external_data_helper.set_external_data(
-        tensor=_placeholder(tensor), location=location, offset=offset, length=len(packed)
-    )
+    tensor.raw_data = b"\0"  # set_external_data insists on there being some
+    external_data_helper.set_external_data(tensor, location, offset, len(values))
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
 
 
-def _placeholder(tensor: TensorProto) -> TensorProto:
-    # set_external_data insists on raw_data being present
-    tensor.raw_data = b"\0"
-    return tensor
+def _data_path(target: Path) -> Path:
+    return target.with_name(target.name + ".data")
 
 
-def _checked(model: Model, name: str) -> Model:
-    graph = model.proto.graph
-    if model.proto.ir_version < 1 or not graph.node:
-        raise ModelError(f"{name}: not an ONNX model, or a model without nodes")
-    if not model.proto.opset_import:
-        raise ModelError(f"{name}: declares no opset; export it again")
-    return model
+def _data_files(model: Model) -> set[Path]:
+    folder = model.folder or Path()
+    return {folder / _location(tensor) for tensor in model.outside}
 
 
 def _location(tensor: TensorProto) -> str:
     return external_data_helper.ExternalDataInfo(tensor).location
 
 
-def _external_length(tensor: TensorProto) -> int:
-    length: Any = external_data_helper.ExternalDataInfo(tensor).length  # typed str, is int
-    if length:
-        return int(length)
-    return int(
-        np.prod(tensor.dims, dtype=np.int64)
-        * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    )
-
-
 def _check_external(model: Model, tensor: TensorProto) -> None:
+    where = f"tensor {tensor.name!r}"
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
     folder = (model.folder or Path()).resolve()
-    location = _location(tensor)
-    file = (folder / location).resolve()
-    if not file.is_relative_to(folder):
-        raise ModelError(f"tensor {tensor.name!r}: external data {location!r} leaves the folder")
-    if not file.is_file():
-        raise ModelError(f"tensor {tensor.name!r}: external data file {location!r} is missing")
-    info = external_data_helper.ExternalDataInfo(tensor)
-    if file.stat().st_size < int(info.offset or 0) + _external_length(tensor):
-        raise ModelError(f"tensor {tensor.name!r}: external data file {location!r} is too short")
+    try:
+        file = (folder / location).resolve()
+        if Path(location).is_absolute() or not file.is_relative_to(folder):
+            raise ModelError(
+                f"{where}: external data {location!r} leaves the folder; put it beside the model"
+            )
+        if not file.is_file():
+            raise ModelError(
+                f"{where}: external data file {location!r} is missing; put it beside the model"
+            )
+        size = file.stat().st_size
+        offset, wanted = int(entries.get("offset", 0)), tensor_bytes(tensor)
+        length = int(entries.get("length", wanted))
+    # RuntimeError: links in a circle
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"{where}: external data {location!r} cannot be read ({error}); export the model again"
+        ) from error
+    if offset < 0 or length != wanted:
+        raise ModelError(
+            f"{where}: declares {wanted} bytes of external data, refers to {length} at {offset}; "
+            "export the model again"
+        )
+    if size < offset + length:
+        raise ModelError(f"{where}: external data file {location!r} is too short; copy it again")
 
 
 def _same_file(first: Path, second: Path) -> bool:
-    return first.exists() and second.exists() and first.samefile(second)
+    try:
+        return first.samefile(second)
+    except (OSError, ValueError):  # one of them is not there
+        return False

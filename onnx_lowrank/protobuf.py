@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-__all__ = ["all_names", "copy_field", "inner_nodes", "readable", "reads", "value_info"]
+__all__ = [
+    "all_names",
+    "all_tensors",
+    "copy_field",
+    "inner_nodes",
+    "readable",
+    "reads",
+    "value_info",
+]
 
 
 def all_names(proto: ModelProto) -> set[str]:
@@ -28,6 +36,28 @@ def all_names(proto: ModelProto) -> set[str]:
 
     visit(proto.graph)
     return names
+
+
+def all_tensors(proto: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor with values: initializers and constants, those of subgraphs and functions too.
+
+    Sparse tensors are left out.
+    """
+
+    def of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+        for node in nodes:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                for graph in (attribute.g, *attribute.graphs):
+                    yield from graph.initializer
+                    yield from of_nodes(graph.node)
+
+    yield from proto.graph.initializer
+    yield from of_nodes(proto.graph.node)
+    for function in proto.functions:
+        yield from of_nodes(function.node)
 
 
 def readable(proto: ModelProto) -> ModelProto:
@@ -87,6 +117,7 @@ def reads(node: NodeProto) -> Iterator[str]:
             if not graph.node and not graph.output:
                 continue
             own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+            own |= {t.values.name for t in graph.sparse_initializer}
             own |= {name for n in graph.node for name in n.output}
             for inner in graph.node:
                 yield from (name for name in reads(inner) if name not in own)

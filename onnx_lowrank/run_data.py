@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ __all__ = ["RunData", "concrete_shape", "gather", "made_up"]
 
 #: samples that a validation looks at, at the most
 LARGEST_VALIDATION = 1000
+#: bytes of random inputs
+LARGEST_RANDOM = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,10 @@ def gather(
 def made_up(
     specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]], seed: int, count: int = 8
 ) -> list[dict[str, npt.NDArray[Any]]]:
-    """Random feeds, where there is no data.
+    """Random feeds, where there is no data; fewer than ``count`` where they are very large.
 
     Raises:
-        OptionError: a shape is needed that nobody gave.
+        OptionError: a shape is needed that nobody gave, or one is too large.
     """
     unknown = set(shapes) - {spec.name for spec in specs}
     if unknown:
@@ -92,12 +95,19 @@ def made_up(
             f"the model has no input {', '.join(map(repr, sorted(unknown)))}; it has "
             f"{', '.join(spec.name for spec in specs)}"
         )
+    wanted = {spec.name: concrete_shape(spec, shapes) for spec in specs}
+    size = sum(8 * math.prod(shape) for shape in wanted.values())
+    if size > LARGEST_RANDOM:
+        raise OptionError(
+            f"random inputs of the shapes {wanted} would take {size:,} bytes; give a smaller "
+            "--input-shape, or --calib"
+        )
     rng = np.random.default_rng(seed)
     feeds = []
-    for _ in range(count):
+    for _ in range(max(min(count, LARGEST_RANDOM // max(size, 1)), 1)):
         feed: dict[str, npt.NDArray[Any]] = {}
         for spec in specs:
-            shape = concrete_shape(spec, shapes)
+            shape = wanted[spec.name]
             if spec.dtype.kind in "iub":
                 feed[spec.name] = np.zeros(shape, spec.dtype)
             else:

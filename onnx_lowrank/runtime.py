@@ -24,8 +24,15 @@ _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     for error in vars(_state).values()
     if isinstance(error, type) and issubclass(error, Exception)
 )
-#: the Python part of ONNX Runtime checks feeds before the rest of it does
-_RUN_ERRORS: tuple[type[Exception], ...] = (*_ORT_ERRORS, ValueError, TypeError)
+#: the Python part of ONNX Runtime checks feeds before the rest of it does; what the rest throws
+#: beside its own errors arrives as RuntimeError, MemoryError, or ValueError (messages of no text)
+_RUN_ERRORS: tuple[type[Exception], ...] = (
+    *_ORT_ERRORS,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    MemoryError,
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class Runtime:
             inner = ort.InferenceSession(
                 model.proto.SerializeToString(), options, providers=[self.provider]
             )
-        except _ORT_ERRORS as error:
+        except _RUN_ERRORS as error:
             raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
         return Session(inner)
 

@@ -127,6 +127,14 @@ class Loader:
         raise DataError(f"{where} is no source of samples; give {ACCEPTED}, arrays or feeds")
 
     def _path(self, path: Path) -> Loaded:
+        try:
+            return self._from(path)
+        except OSError as error:  # names that are too long, folders that may not be read
+            raise DataError(
+                f"{path}: cannot be read ({error.strerror or error}); give {ACCEPTED}"
+            ) from error
+
+    def _from(self, path: Path) -> Loaded:
         if path.is_dir():
             return self._folder(path)
         if path.suffix.lower() == ".npy":
@@ -199,7 +207,7 @@ class Loader:
         return self._loaded(str(folder), items, stacked=False, remedy=remedy)
 
     def _function(self, file: str, name: str) -> Loaded:
-        if not Path(file).is_file():
+        if not os.path.isfile(file):
             raise DataError(f"{file}: no such file")
         with _user_code(file, file):
             function = runpy.run_path(file).get(name)

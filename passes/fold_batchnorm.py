@@ -75,6 +75,8 @@ def _fold(graph: Graph, layer: Node, norm: Node) -> bool:
     if weight is None or bias is None or any(v is None for v in values):
         return False
     gamma, beta, mean, variance = (np.asarray(v, np.float64) for v in values)
+    if {v.shape for v in (gamma, beta, mean, variance)} != {(_outputs(layer, weight),)}:
+        return False
     scale = gamma / np.sqrt(variance + graph.attribute(norm, "epsilon", 1e-5))
     attrs = dict(layer.attrs)
     if layer.op == "Gemm":
@@ -105,6 +107,14 @@ def _fold(graph: Graph, layer: Node, norm: Node) -> bool:
 
     graph.replace([layer, norm], make)
     return True
+
+
+def _outputs(layer: Node, weight: Array) -> int:
+    if layer.op == "Conv":
+        return len(weight)
+    if layer.op == "Gemm":
+        return int(weight.shape[0 if layer.attrs.get("transB", 0) else 1])
+    return int(weight.shape[1]) * int(layer.attrs.get("group", 1))
 
 
 def _scaled(layer: Node, weight: Array, scale: Array) -> Array:

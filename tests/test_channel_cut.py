@@ -83,7 +83,7 @@ def test_one_group_after_the_other(name: str) -> None:
             continue
         keep, removed = some(group, seed)
         before = checked(graph)
-        shapes = cut_channels(graph, group, keep)
+        shapes = cut_channels(graph, group, keep).shapes
         after = checked(graph)
         assert_same(silenced(before, group, removed), after, net, *batches(proto))
         groups = find_channel_groups(graph, shapes)
@@ -175,7 +175,7 @@ def test_new_weights_for_the_consumers(name: str, biased: bool) -> None:
             changed = Stage(2 * stage.weight, bias, stage.geometry)
             apply_chain(expected, layer, Chain((changed,)))
             new[consumer.name] = (2 * stage.weight[:, columns], bias)
-        shapes = cut_channels(graph, group, keep, new)
+        shapes = cut_channels(graph, group, keep, new).shapes
         assert_same(checked(expected), checked(graph), net, 2)
         names = {g.name for g in find_channel_groups(graph, shapes) if g.prunable}
         assert group.name in names or len(keep) == 1

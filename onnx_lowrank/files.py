@@ -1,0 +1,132 @@
+"""Files that appear whole or not at all, whatever ends the process.
+
+A file is written under another name, which tells what it is to become, and takes its own name once
+it is on disk. Whoever writes holds a lock on the unfinished file: one without a lock was left by
+a process that was killed, and the next that writes there removes it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from onnx_lowrank.errors import ModelError
+
+if sys.platform != "win32":  # there, an open file cannot be removed anyway
+    import fcntl
+
+__all__ = ["atomic_write", "atomic_writes"]
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the name ``path`` only once it is whole and on disk.
+
+    Raises:
+        ModelError: it cannot be written.
+    """
+    with atomic_writes(path) as (file,):
+        yield file
+
+
+@contextmanager
+def atomic_writes(*paths: Path) -> Iterator[tuple[IO[bytes], ...]]:
+    """Files of one folder that belong together; the last is the one that names the others.
+
+    It is away while they are exchanged: no reader finds it beside files of another run.
+
+    Raises:
+        ModelError: one of them cannot be written.
+    """
+    place = paths[-1]
+    try:
+        with ExitStack() as stack:
+            parts = []
+            for path in paths:
+                place = path
+                parts.append(stack.enter_context(_unfinished(path)))
+            yield tuple(file for _, file in parts)
+            for _, file in parts:
+                file.flush()
+                os.fsync(file.fileno())
+            with _alone(place.parent):
+                if len(paths) > 1:
+                    place.unlink(missing_ok=True)
+                for (temporary, _), path in zip(parts, paths, strict=True):
+                    temporary.replace(path)
+    except OSError as error:
+        raise ModelError(
+            f"{place}: cannot be written ({error.strerror or error}); "
+            "make room, or name another output"
+        ) from error
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    _sweep(path)
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        file = temporary.open("xb")
+        if _lock(file) and temporary.exists():
+            break
+        file.close()  # taken for a left-over before it was locked
+    try:
+        with file:
+            yield temporary, file
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what runs that were killed left of ``path``."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}\.tmp")
+    with suppress(OSError):
+        for name in filter(pattern.fullmatch, os.listdir(path.parent)):
+            with suppress(OSError):
+                _remove_unlocked(path.with_name(name))
+
+
+def _remove_unlocked(path: Path) -> None:
+    if sys.platform == "win32":
+        path.unlink()
+        return
+    with path.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Lock ``file`` where that can be done; False if somebody else did."""
+    if sys.platform == "win32":
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time exchange files in ``folder``, and make the exchange durable."""
+    handle = None
+    if sys.platform != "win32":
+        with suppress(OSError):  # a folder that may be written to, but not read
+            handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+        if handle is not None:
+            with suppress(OSError):
+                os.fsync(handle)
+    finally:
+        if handle is not None:
+            os.close(handle)
