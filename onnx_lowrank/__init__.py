@@ -12,11 +12,12 @@ from onnx_lowrank.errors import (
     LowRankError,
     ModelError,
     OptionError,
+    PlanError,
     ValidationError,
 )
 from onnx_lowrank.inspection import Inspection, inspect
-from onnx_lowrank.pipeline import Result, compress
-from onnx_lowrank.planner import Decision, Plan
+from onnx_lowrank.pipeline import Result, apply, compress, plan
+from onnx_lowrank.plan import Decision, GroupDecision, Plan
 from onnx_lowrank.report import Report
 from onnx_lowrank.validate import Validation, validate
 
@@ -25,6 +26,7 @@ __all__ = [
     "Curves",
     "DataError",
     "Decision",
+    "GroupDecision",
     "GuardError",
     "ImageOptions",
     "Inspection",
@@ -32,13 +34,16 @@ __all__ = [
     "ModelError",
     "OptionError",
     "Plan",
+    "PlanError",
     "Report",
     "Result",
     "Validation",
     "ValidationError",
     "__version__",
+    "apply",
     "compress",
     "curves",
     "inspect",
+    "plan",
     "validate",
 ]

@@ -20,8 +20,18 @@ from onnx_lowrank.chain import Chain, Rank
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.moments import Moments
+from onnx_lowrank.selection import Selection
 
-__all__ = ["Decomposition", "Edit", "Factorization", "Pass", "Rewrite", "Skip", "Unfolded"]
+__all__ = [
+    "Decomposition",
+    "Edit",
+    "Factorization",
+    "Pass",
+    "Pruning",
+    "Rewrite",
+    "Skip",
+    "Unfolded",
+]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -92,9 +102,11 @@ class Factorization(Pass):
 
     Attributes:
         ops: operators whose layers it may be asked about; others are skipped for it.
+        slow: whether each rank is a solution of its own.
     """
 
     ops: ClassVar[frozenset[str]] = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+    slow: ClassVar[bool] = False
 
     def skips(self, layer: Layer) -> Skip | None:
         """Why this pass leaves ``layer`` alone; None if it does not."""
@@ -115,6 +127,43 @@ class Factorization(Pass):
             moments: of its input.
             max_parameters: ranks whose chain has more parameters need not be computed.
         """
+
+
+@dataclass(frozen=True)
+class Pruning(Pass):
+    """Chooses channels that go; the engine cuts them out and solves their readers again."""
+
+    @abc.abstractmethod
+    def order(self, selection: Selection) -> npt.NDArray[np.intp]:
+        """Channels of a group ``(G,)``, the ones to keep longest first."""
+
+    def refined(self, selection: Selection, kept: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """As many as ``kept``, of no greater loss: orders are nested, the best sets are not."""
+        return kept
+
+    @property
+    @abc.abstractmethod
+    def options(self) -> PruningOptions:
+        """How the engine is to go about it."""
+
+
+@dataclass(frozen=True)
+class PruningOptions:
+    """What a pruning pass leaves to the engine.
+
+    Attributes:
+        solve: whether the weights of the readers are solved again.
+        chain: ``parallel``: every group by the original's data; ``bottom_up``: from the output,
+            without regard to outputs that go; ``top_down``: from the input, on the data as the
+            pruned prefix makes it.
+        gather: whether a single layer may read fewer channels through a Gather.
+        keep: part of each group that stays; 0 leaves it to the planner.
+    """
+
+    solve: bool
+    chain: str
+    gather: bool
+    keep: float
 
 
 @dataclass(frozen=True)

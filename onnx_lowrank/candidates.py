@@ -13,10 +13,11 @@ from onnx_lowrank.base import Decomposition, Factorization, Unfolded
 from onnx_lowrank.blas import blas_for
 from onnx_lowrank.chain import Chain, Rank
 from onnx_lowrank.cost import layer_cost
-from onnx_lowrank.errors import OptionError
+from onnx_lowrank.errors import PlanError
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.rank_rules import RankRule, evbmf_rank
 from onnx_lowrank.moments import Moments
+from onnx_lowrank.plan import Decision
 from onnx_lowrank.planner import Candidate, Choice
 from onnx_lowrank.progress import Progress
 
@@ -86,20 +87,31 @@ def make_choices(
 
 
 def cut_candidate(
-    layer: Layer, candidate: Candidate, passes: Sequence[Factorization], moments: Moments
+    layer: Layer, decision: Candidate | Decision, passes: Sequence[Factorization], moments: Moments
 ) -> Chain:
-    """The chain of a candidate, computed anew: plans hold numbers, not weights."""
-    factorization = next((p for p in passes if p.spec == candidate.method), None)
+    """The chain that a plan decided on, computed anew: plans hold numbers, not weights.
+
+    Raises:
+        PlanError: the plan names no pass, form or rank that there is.
+    """
+    factorization = next((p for p in passes if p.spec == decision.method), None)
     if factorization is None:
-        raise OptionError(f"{layer.name}: pass {candidate.method!r} is not among those given")
+        raise PlanError(f"{layer.name}: pass {decision.method!r} is not among those of the plan")
     refusal = factorization.skips(layer)
     if refusal is not None:
-        raise OptionError(f"{layer.name}: {candidate.method}: {refusal.reason}")
+        raise PlanError(f"{layer.name}: {decision.method}: {refusal.reason}")
     with blas_for(layer.patch):
-        for decomposition in factorization.propose(layer, moments, candidate.parameters):
-            if decomposition.variant == candidate.variant:
-                return decomposition.cut(candidate.rank)
-    raise OptionError(f"{layer.name}: {candidate.method} has no form {candidate.variant!r}")
+        # what the plan foresaw bounds the work; a rank edited by hand may need more
+        for most in (decision.parameters, None):
+            for decomposition in factorization.propose(layer, moments, most):
+                if decomposition.variant == decision.variant:
+                    try:
+                        needed = decomposition.outline(decision.rank).parameters
+                    except (ValueError, ZeroDivisionError) as error:
+                        raise PlanError(f"{layer.name}: rank {decision.rank}: {error}") from error
+                    if most is None or needed <= most:
+                        return decomposition.cut(decision.rank)
+    raise PlanError(f"{layer.name}: {decision.method} has no form {decision.variant!r}")
 
 
 def _choice(
@@ -133,7 +145,7 @@ def _choice(
             )
         if len(found) == before:
             reasons.append(f"{factorization.name}: no rank saves anything")
-    if not reasons and len(found) == 1:
+    if passes and not reasons and len(found) == 1:
         reasons.append(f"no pass is for {layer.op}")
     return Choice(layer.name, tuple(found))
 

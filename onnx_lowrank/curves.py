@@ -27,8 +27,8 @@ from onnx_lowrank.errors import OptionError
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.model import Model, load
-from onnx_lowrank.pipeline import canonicalise, measured_shapes, moments_of
 from onnx_lowrank.planner import Candidate
+from onnx_lowrank.preparation import canonicalise, measured_shapes, moments_of
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.registry import available, parse_list
 from onnx_lowrank.report import short
@@ -236,7 +236,7 @@ def curves(
     """
     progress = progress or Progress()
     chosen = [p() for p in available().values()] if passes is None else passes
-    rewrites, factorizations = parse_list(chosen)
+    rewrites, factorizations, _ = parse_list(chosen)
     if not factorizations:
         raise OptionError("no factorization among the passes; add spatial_svd, for one")
     runtime, source = Runtime(provider, threads), load(model)

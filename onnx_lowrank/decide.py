@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from onnx_lowrank.candidates import Proposals
-from onnx_lowrank.cost import Cost
+from onnx_lowrank.chain import Chain
+from onnx_lowrank.cost import Cost, layer_cost
 from onnx_lowrank.errors import BudgetError
-from onnx_lowrank.layers import Ineligible, Layer
-from onnx_lowrank.planner import Candidate, Decision, allocate, allocate_blocked, least_cost
+from onnx_lowrank.layers import Layer
+from onnx_lowrank.moments import Moments, relative_error
+from onnx_lowrank.plan import Decision
+from onnx_lowrank.planner import Candidate, allocate, allocate_blocked, least_cost
+from onnx_lowrank.preparation import Prepared
 
-__all__ = ["budget_of", "choose", "decide"]
+__all__ = ["after_cut", "budget_of", "choose", "decide"]
 
 
 def budget_of(
@@ -46,25 +51,35 @@ def choose(
 
 
 def decide(
-    layers: Sequence[Layer],
-    chosen: Sequence[Candidate],
-    errors: Mapping[str, float],
-    proposals: Proposals,
-    left_out: Sequence[Ineligible],
+    original: Prepared, work: Prepared, chosen: Sequence[Candidate], proposals: Proposals
 ) -> list[Decision]:
-    """A decision and a reason for every layer, those left out last."""
+    """A decision and a reason for every layer, those left out last.
+
+    Args:
+        original: the canonical model.
+        work: the same without the channels that go; itself where none do.
+        chosen: one candidate for each layer of ``work``.
+        proposals: that they were chosen from.
+    """
+    before = {layer.name: layer for layer in original.layers}
     decisions = []
-    for layer, candidate, choice in zip(layers, chosen, proposals.choices, strict=True):
-        keep = choice.keep
+    for layer, candidate, choice in zip(work.layers, chosen, proposals.choices, strict=True):
+        first = before[layer.name]
+        cost = layer_cost(first, original.shapes)
         if candidate.method:
             reason = (
-                f"{candidate.macs / max(keep.macs, 1):.2f} of its MACs, "
-                f"{candidate.parameters / max(keep.parameters, 1):.2f} of its parameters"
+                f"{candidate.macs / max(cost.macs, 1):.2f} of its MACs, "
+                f"{candidate.parameters / max(cost.parameters, 1):.2f} of its parameters"
             )
         elif len(choice.candidates) > 1:
             reason = "the budget is met with less error elsewhere"
         else:
             reason = "; ".join(proposals.skips[layer.name])
+        if layer.shape != first.shape:
+            outputs, inputs = layer.shape[0], layer.shape[1] * layer.groups
+            left = f"{inputs} of {first.shape[1] * first.groups} inputs, {outputs} of "
+            reason = f"{left}{first.shape[0]} outputs are left" + (f"; {reason}" if reason else "")
+        reason = reason or "all its channels are kept"
         decisions.append(
             Decision(
                 layer.name,
@@ -73,15 +88,31 @@ def decide(
                 candidate.method,
                 candidate.variant,
                 candidate.rank,
-                errors.get(layer.name, 0.0),
-                keep.macs,
+                candidate.error,
+                cost.macs,
                 candidate.macs,
-                keep.parameters,
+                cost.parameters,
                 candidate.parameters,
                 reason,
             )
         )
     decisions += [
-        Decision(o.name, o.op, "skip", "", "", 0, 0.0, 0, 0, 0, 0, o.reason) for o in left_out
+        Decision(o.name, o.op, "skip", "", "", 0, 0.0, 0, 0, 0, 0, o.reason) for o in work.left_out
     ]
     return decisions
+
+
+def after_cut(
+    layer: Layer,
+    decision: Decision,
+    chain: Chain,
+    moments: Moments,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Decision:
+    """A decision with what the chain that was cut costs and loses."""
+    return replace(
+        decision,
+        error=relative_error(layer.stage, chain, moments),
+        macs_after=chain.macs(shapes[layer.input]),
+        parameters_after=chain.parameters,
+    )

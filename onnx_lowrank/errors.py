@@ -2,6 +2,7 @@
 
     LowRankError              1   base of all; never raised itself
     +-- OptionError           2   an option or target that makes no sense
+    +-- PlanError             2   a plan that cannot be read, or of another model or data
     +-- ModelError            3   a file that is no usable ONNX model
     +-- DataError             4   calibration or validation data that does not fit the model
     +-- BudgetError           5   no plan meets the budget
@@ -22,6 +23,7 @@ __all__ = [
     "LowRankError",
     "ModelError",
     "OptionError",
+    "PlanError",
     "ValidationError",
 ]
 
@@ -34,6 +36,12 @@ class LowRankError(Exception):
 
 class OptionError(LowRankError, ValueError):
     """An option, pass name or target that makes no sense."""
+
+    exit_code = 2
+
+
+class PlanError(LowRankError):
+    """A plan that cannot be read, or that belongs to another model or other data."""
 
     exit_code = 2
 

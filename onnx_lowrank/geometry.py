@@ -57,6 +57,11 @@ class ConvGeometry:
         """Number of spatial axes."""
         return len(self.kernel)
 
+    @property
+    def channel_axis(self) -> int:
+        """Axis of the channels of the output."""
+        return 1
+
     def restrict(self, axes: Sequence[int]) -> ConvGeometry:
         """Keep kernel, stride, pad and dilation on ``axes`` only; the others become 1x1.
 
@@ -194,6 +199,11 @@ class LinearGeometry:
     output_axis: int = -1
     kernel: tuple[int, ...] = ()
     groups: int = 1
+
+    @property
+    def channel_axis(self) -> int:
+        """Axis of the channels of the output."""
+        return self.output_axis
 
     def positions(self, shape: Sequence[int]) -> int:
         """Rows of one sample; 1 for a plain matrix, whose rows are the samples."""

@@ -142,7 +142,7 @@ def inspect(
     nodes = [node for node in graph.nodes if node.outputs]
     macs = {node.outputs[0].name: node_macs(graph, node, shapes) for node in nodes}
     by_name = {n.name: macs[n.outputs[0].name] for n in nodes} | macs
-    _, passes = parse_list(DEFAULT_PASSES)
+    passes = parse_list(DEFAULT_PASSES).factorizations
     infos = [_info(layer, passes, macs[layer.nodes[0].outputs[0].name]) for layer in layers]
     infos += [
         LayerInfo(o.name, o.op, (), 1, by_name.get(o.name), 0, False, o.reason) for o in others

@@ -13,10 +13,8 @@ Reference:
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from itertools import product
 
 from onnx_lowrank.chain import Rank
@@ -26,8 +24,6 @@ from onnx_lowrank.linalg.rank_rules import RankRule
 __all__ = [
     "Candidate",
     "Choice",
-    "Decision",
-    "Plan",
     "allocate",
     "allocate_blocked",
     "by_rule",
@@ -80,51 +76,6 @@ class Choice:
     def keep(self) -> Candidate:
         """The layer as it is."""
         return self.candidates[0]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What becomes of one layer, and why."""
-
-    layer: str
-    op: str
-    decision: str  # keep | factorize
-    method: str
-    variant: str
-    rank: Rank
-    error: float
-    macs_before: int
-    macs_after: int
-    parameters_before: int
-    parameters_after: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A decision for every layer, and under what it was made.
-
-    Attributes:
-        model: SHA-256 of the model file.
-        target: as asked, ``macs=0.5``.
-        seed: of all random draws.
-        decisions: one for each layer with weights, in topological order.
-    """
-
-    model: str
-    target: str
-    seed: int
-    decisions: tuple[Decision, ...]
-    schema: int = field(default=1)
-
-    def to_json(self) -> str:
-        """The plan as text; equal plans give equal text."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the plan, hexadecimal."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
 def least_cost(choices: Sequence[Choice]) -> int:

@@ -59,13 +59,19 @@ class Task:
 
     Attributes:
         written: the chain in the compressed graph.
-        stage: the layer as it was.
+        stage: the layer as it was before the chain.
         cut: takes a layer's weights and the moments of its input apart as the plan says.
+        original: the layer as the original has it, all its channels there.
+        source: tensor that it reads there.
+        rows: which of its outputs are left, as a mask; None for all.
     """
 
     written: Written
     stage: Stage
     cut: Callable[[Stage, Moments], Chain]
+    original: Stage
+    source: str
+    rows: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ def refit(
     targets = [destination(compressed, t.written.layer) for t in tasks]
     reference = _Walker(original, dataset, size, runtime, memory)
     # a response that is no tensor is made anew from what the original layer reads
-    seen = [g.total or t.written.layer.input for t, g in zip(tasks, targets, strict=True)]
+    seen = [g.total or t.source for t, g in zip(tasks, targets, strict=True)]
     reference.plan([(tensor,) for tensor in seen])
     current = _Walker(compressed, dataset, size, runtime, memory)
     current.plan([(t.written.layer.input, *g.skip) for t, g in zip(tasks, targets, strict=True)])
@@ -184,11 +190,15 @@ def _accumulate(
         index = drawn_positions(geometry.positions(x.shape), width, samples, rng)
         if target.total:
             y = reference[target.total].astype(np.float32, copy=False)
+            if task.rows is not None:
+                y = y.compress(task.rows, geometry.channel_axis)
             for skip in target.skip:
                 y = y - current[skip].astype(np.float32, copy=False)
             responses = geometry.responses(y, index)
         else:
-            responses = _responses(task.stage, reference[layer.input], index)
+            responses = _responses(task.original, reference[task.source], index)
+            if task.rows is not None:
+                responses = responses[:, :, task.rows]
         rows = (geometry.patches(x, index), responses)
         part = held if number % HELD_OUT == HELD_OUT - 1 else fit
         part.update(np.concatenate(rows, axis=2))

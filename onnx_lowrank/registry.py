@@ -11,13 +11,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, NamedTuple
 
-from onnx_lowrank.base import Factorization, Pass, Rewrite
+from onnx_lowrank.base import Factorization, Pass, Pruning, Rewrite
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.passes import BUILT_IN
 
-__all__ = ["GROUP", "available", "parse", "parse_list", "pass_class"]
+__all__ = ["GROUP", "Passes", "available", "parse", "parse_list", "pass_class"]
 
 GROUP = "onnx_lowrank.passes"
 
@@ -74,12 +74,28 @@ def parse(spec: str) -> Pass:
     return cls(**values)
 
 
-def parse_list(text: str | Sequence[str | Pass]) -> tuple[list[Rewrite], list[Factorization]]:
-    """Passes from ``svd,spatial_svd{split=vh}`` or a sequence, by kind, each in its order."""
+class Passes(NamedTuple):
+    """Passes by kind, each in its order."""
+
+    rewrites: list[Rewrite]
+    factorizations: list[Factorization]
+    prunings: list[Pruning]
+
+    @property
+    def specs(self) -> tuple[str, ...]:
+        """All of them, as the command line names them."""
+        return tuple(p.spec for kind in self for p in kind)
+
+
+def parse_list(text: str | Sequence[str | Pass]) -> Passes:
+    """Passes from ``svd,spatial_svd{split=vh}`` or a sequence."""
     items: Sequence[str | Pass] = _SEPARATOR.split(text) if isinstance(text, str) else text
     passes = [p if isinstance(p, Pass) else parse(p) for p in items]
-    rewrites = [p for p in passes if isinstance(p, Rewrite)]
-    return rewrites, [p for p in passes if isinstance(p, Factorization)]
+    return Passes(
+        [p for p in passes if isinstance(p, Rewrite)],
+        [p for p in passes if isinstance(p, Factorization)],
+        [p for p in passes if isinstance(p, Pruning)],
+    )
 
 
 def _value(cls: type[Pass], key: str, text: str, default: Any) -> Any:

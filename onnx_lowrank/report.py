@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_lowrank.cost import Cost
-from onnx_lowrank.planner import Decision
+from onnx_lowrank.plan import Decision, GroupDecision
 from onnx_lowrank.refit import Refit
 from onnx_lowrank.validate import Accuracy, LatencyPair, OutputCheck, Validation
 
@@ -31,6 +31,7 @@ class Report:
         after: cost of the model as written.
         target: as asked.
         decisions: one for each node with weights.
+        groups: one for each group of channels, where channels were pruned.
         refits: one for each chain that was solved again.
         validation: on samples that were not used to calibrate.
         latency: of both models in alternation, at some batch sizes.
@@ -45,6 +46,7 @@ class Report:
     after: Cost
     target: str
     decisions: tuple[Decision, ...]
+    groups: tuple[GroupDecision, ...]
     refits: tuple[Refit, ...]
     validation: Validation
     latency: tuple[LatencyPair, ...]
@@ -75,6 +77,7 @@ class Report:
                 "after": _cost_dict(self.after, first.new_ms if first else None),
             },
             "layers": [_layer_dict(d) for d in self.decisions],
+            "groups": [asdict(g) for g in self.groups],
             "refit": [_finite(asdict(r)) for r in self.refits],
             "validation": validation,
             "accuracy": accuracy,
@@ -93,6 +96,8 @@ class Report:
     def print(self, console: Console) -> None:
         """Both tables and the notes."""
         console.print(_layer_table(self.decisions))
+        if self.groups:
+            console.print(_group_table(self.groups))
         first = self.latency[0] if self.latency else None
         console.print(model_table(self.before, self.after, first, self.validation.accuracy))
         console.print(outputs_table(self.validation))
@@ -176,6 +181,25 @@ def _layer_table(decisions: Sequence[Decision]) -> RenderableType:
             _count(d.macs_before),
             f"{d.macs_after / d.macs_before:.2f}" if d.macs_before else "",
             d.reason,
+        )
+    return Group(table, Text())
+
+
+def _group_table(groups: Sequence[GroupDecision]) -> RenderableType:
+    table = Table(title="channels", title_justify="left", box=None, pad_edge=False)
+    table.add_column("group", overflow="fold")
+    table.add_column("decision", no_wrap=True)
+    for column in ("channels", "left", "loss"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("reason", overflow="fold", style="dim")
+    for g in groups:
+        table.add_row(
+            Text(short(g.name)),
+            g.decision,
+            str(g.size),
+            str(len(g.kept)) if g.kept else "",
+            f"{g.loss:.4f}" if g.kept else "",
+            g.reason,
         )
     return Group(table, Text())
 

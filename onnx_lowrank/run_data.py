@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,18 @@ class RunData:
     calibration: Dataset | None
     validation: Dataset
     notes: tuple[str, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the calibration samples; empty without."""
+        if self.calibration is None:
+            return ""
+        found = hashlib.sha256()
+        for feed in self.calibration.batches(32):
+            for name in sorted(feed):
+                found.update(f"{name} {feed[name].dtype} {feed[name].shape}".encode())
+                found.update(np.ascontiguousarray(feed[name]).tobytes())
+        return found.hexdigest()
 
 
 def gather(

@@ -10,6 +10,7 @@ from onnx_lowrank.passes.cp import Cp
 from onnx_lowrank.passes.fold_batchnorm import FoldBatchnorm
 from onnx_lowrank.passes.lowrank_sparse import LowrankSparse
 from onnx_lowrank.passes.monochromatic import MonochromaticPass
+from onnx_lowrank.passes.prune_channels import PruneChannels
 from onnx_lowrank.passes.recurrent_svd import RecurrentSvd
 from onnx_lowrank.passes.spatial_svd import SpatialSvd
 from onnx_lowrank.passes.svd import Svd
@@ -25,6 +26,7 @@ __all__ = [
     "FoldBatchnorm",
     "LowrankSparse",
     "MonochromaticPass",
+    "PruneChannels",
     "RecurrentSvd",
     "SpatialSvd",
     "Svd",
@@ -45,4 +47,5 @@ BUILT_IN: tuple[type[Pass], ...] = (
     BiclusterPass,
     LowrankSparse,
     Circulant,
+    PruneChannels,
 )

@@ -174,6 +174,7 @@ class BiclusterPass(Factorization):
     """Channels in equal clusters, each pair of clusters a small map of its own."""
 
     name: ClassVar[str] = "bicluster"
+    slow: ClassVar[bool] = True
 
     metric: str = "covariance"
     form: str = "both"

@@ -57,6 +57,7 @@ class Cp(Factorization):
     """A convolution as a sum of R rank-one kernels."""
 
     name: ClassVar[str] = "cp"
+    slow: ClassVar[bool] = True
 
     metric: str = "covariance"
     form: str = "both"

@@ -137,6 +137,7 @@ class LowrankSparse(Factorization):
     """Few channels read in full, the others through few features."""
 
     name: ClassVar[str] = "lowrank_sparse"
+    slow: ClassVar[bool] = True
 
     metric: str = "covariance"
 

@@ -129,6 +129,7 @@ class MonochromaticPass(Factorization):
     """Every filter reads one of few colours."""
 
     name: ClassVar[str] = "monochromatic"
+    slow: ClassVar[bool] = True
 
     metric: str = "covariance"
     form: str = "both"

@@ -109,6 +109,7 @@ class TensorTrainPass(Factorization):
     """A matrix product as a train of small cores."""
 
     name: ClassVar[str] = "tensor_train"
+    slow: ClassVar[bool] = True
     ops: ClassVar[frozenset[str]] = frozenset({"Gemm", "MatMul"})
 
     metric: str = "covariance"

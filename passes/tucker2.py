@@ -166,6 +166,7 @@ class Tucker2(Factorization):
     """1x1 to few channels, a small k x k core, 1x1 back to all outputs."""
 
     name: ClassVar[str] = "tucker2"
+    slow: ClassVar[bool] = True
 
     metric: str = "covariance"
 

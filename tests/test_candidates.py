@@ -10,7 +10,7 @@ from onnx import ModelProto, helper
 from onnx_lowrank.base import Factorization
 from onnx_lowrank.candidates import METRICS, Proposals, cut_candidate, make_choices, selected
 from onnx_lowrank.cost import tensor_shapes
-from onnx_lowrank.errors import OptionError
+from onnx_lowrank.errors import PlanError
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import Layer, find_layers
 from onnx_lowrank.model import load
@@ -169,10 +169,10 @@ def test_cut_refuses_what_does_not_belong() -> None:
         c = Candidate(method, variant, 8, 0.1, 1, 1, 1, 1)
         cut_candidate(layer, c, passes(given), moments_of(layer))
 
-    with pytest.raises(OptionError, match="first: pass 'svd' is not among those given"):
+    with pytest.raises(PlanError, match="first: pass 'svd' is not among those of the plan"):
         cut("svd", given="spatial_svd")
-    with pytest.raises(OptionError, match="first: spatial_svd: has fewer than two kernel axes"):
+    with pytest.raises(PlanError, match="first: spatial_svd: has fewer than two kernel axes"):
         cut("spatial_svd")
-    with pytest.raises(OptionError, match="first: svd has no form 'vh'"):
+    with pytest.raises(PlanError, match="first: svd has no form 'vh'"):
         cut("svd", "vh")
     cut("svd")

@@ -66,7 +66,7 @@ class Case:
                 continue
             stage = layer.stage
             written = apply_chain(self.graph, layer, cut(stage, Moments()))
-            self.tasks.append(Task(written, stage, cut))
+            self.tasks.append(Task(written, stage, cut, stage, layer.input))
 
     def error(self, x: fm.AnyArray = UNSEEN) -> float:
         """Of the output against the original's."""

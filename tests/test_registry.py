@@ -116,12 +116,13 @@ def test_errors_name_the_choices(spec: str, words: list[str]) -> None:
 
 def test_parse_list_sorts_by_kind_and_keeps_the_order() -> None:
     text = "spatial_svd{split=vh,metric=identity},fold_batchnorm,svd"
-    rewrites, factorizations = parse_list(text)
+    rewrites, factorizations, _ = parse_list(text)
     assert rewrites == [FoldBatchnorm()]
     assert factorizations == [SpatialSvd(metric="identity", split="vh"), Svd()]
     assert parse_list([Svd(metric="identity"), "fold-batchnorm"]) == (
         [FoldBatchnorm()],
         [Svd(metric="identity")],
+        [],
     )
 
 

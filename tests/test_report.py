@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from onnx_lowrank.cost import Cost
-from onnx_lowrank.planner import Decision
+from onnx_lowrank.plan import Decision, GroupDecision
 from onnx_lowrank.refit import Refit
 from onnx_lowrank.report import Report
 from onnx_lowrank.validate import Accuracy, OutputCheck, Validation
@@ -27,6 +27,7 @@ REPORT = Report(
     after=Cost(900, 90, 3600),
     target="macs=0.6",
     decisions=DECISIONS,
+    groups=(GroupDecision("g", "cut", 8, (1, 3), 0.01, "2 of 8 channels are left"),),
     refits=(Refit("a", math.inf, 0.02, 0.02),),
     validation=Validation(100, (CHECK,), Accuracy("y", 100, 0.95, 0.94)),
     latency=(fm.pair(),),
@@ -37,7 +38,13 @@ REPORT = Report(
     seed=3,
 )
 EMPTY = replace(
-    REPORT, decisions=(), refits=(), validation=Validation(0, (), None), latency=(), notes=()
+    REPORT,
+    decisions=(),
+    groups=(),
+    refits=(),
+    validation=Validation(0, (), None),
+    latency=(),
+    notes=(),
 )
 
 
@@ -52,8 +59,8 @@ def parsed(report: Report) -> dict[str, Any]:
 def test_json_has_the_agreed_keys() -> None:
     data = parsed(REPORT)
     assert data.keys() == {
-        "schema", "version", "target", "seed", "plan", "model", "layers", "refit", "validation",
-        "accuracy", "latency", "notes", "seconds",
+        "schema", "version", "target", "seed", "plan", "model", "layers", "groups", "refit",
+        "validation", "accuracy", "latency", "notes", "seconds",
     }  # fmt: skip
     assert data["schema"] == 1
     assert data["model"] == {

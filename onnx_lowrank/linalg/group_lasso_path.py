@@ -4,10 +4,10 @@ The number of groups left rises as ``lam`` falls (not strictly always). Every so
 nearest solution known. Below 1e-4 of the penalty that leaves nothing there is next to no error
 left, and solves get slow; what has not entered by then is ranked by its residual correlation.
 
-After least squares on the support, backward elimination (:mod:`onnx_lowrank.linalg.group_scores`)
-nearly always left less error at the same count, and is faster: on synthetic inputs the lasso's was
-1 to 6 % higher with penalties ``1 / ||W_j||`` and 27 to 260 % higher with equal ones; on the pixels
-of digits it was about twice to seven times as high.
+After least squares on the support, backward elimination
+(:mod:`onnx_lowrank.linalg.group_elimination`) nearly always left less error at the same count, and
+is faster: on synthetic inputs the lasso's was 1 to 6 % higher with penalties ``1 / ||W_j||`` and 27
+to 260 % higher with equal ones; on the pixels of digits it was about twice to seven times as high.
 
 Reference:
     Yuan & Lin 2006; Friedman, Hastie & Tibshirani 2010, Regularization paths for generalized
@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.linalg.group_lasso import TINY, GroupLasso, Problem
 from onnx_lowrank.linalg.group_lasso_newton import Solution
-from onnx_lowrank.linalg.groups import Groups
+from onnx_lowrank.linalg.group_problem import TINY, GroupLasso, Problem
+from onnx_lowrank.linalg.groups import Consumer, Groups
 
 __all__ = ["path", "select_groups", "weight_penalties"]
 
@@ -44,17 +44,24 @@ _LEAST = 1e-4
 _FALL, _NARROW = 0.7, 1e-4
 
 
-def weight_penalties(W: Array, widths: Sequence[int] | Indices) -> Array:
-    """``p_j = 1 / ||W_j|| (G,)``, for ``W (N, d)`` the map to imitate; finite where it is zero."""
-    norms = Groups.of(widths).norms(np.asarray(W, dtype=np.float64).T)
+def weight_penalties(consumers: Sequence[Consumer], weights: Sequence[Array]) -> Array:
+    """``p_j = 1 / sqrt(sum_c weight_c ||W_c,j||^2) (G,)``; finite where the weights are zero.
+
+    Args:
+        consumers: the maps that read the groups.
+        weights: ``W (N, d)`` of each, the map to imitate.
+    """
+    squares = [
+        consumer.weight * Groups.of(consumer.widths).norms(np.asarray(W, dtype=np.float64).T) ** 2
+        for consumer, W in zip(consumers, weights, strict=True)
+    ]
+    norms = np.sqrt(np.sum(squares, axis=0))
     penalties: Array = 1 / np.maximum(norms, max(_WEAKEST * float(norms.max()), TINY))
     return penalties
 
 
 def select_groups(
-    R: Array,
-    B: Array,
-    widths: Sequence[int] | Indices,
+    consumers: Sequence[Consumer],
     keep: int,
     *,
     penalties: Array | None = None,
@@ -68,19 +75,17 @@ def select_groups(
     correlation; weights and certificate are that solution's.
 
     Args:
-        R: ``E[x x^T] (d, d)``.
-        B: ``E[y x^T] (N, d)``.
-        widths: columns of each group, side by side; they add up to d.
+        consumers: the maps that read the groups.
         keep: how many groups.
         penalties: ``p (G,)``, positive; equal by default.
         tolerance: certificate of each solve.
         max_searches: most penalties tried once there is one that leaves ``keep`` or more.
 
     Raises:
-        ValueError: shapes that do not belong together, a penalty not positive, or
+        ValueError: shapes that do not belong together, a weight or penalty not positive, or
             ``keep`` not between 1 and G.
     """
-    problem = Problem.of(R, B, widths, penalties)
+    problem = Problem.of(consumers, penalties)
     _require_counts([keep], problem.groups)
     above, best = _nothing(problem), None
     while best is None and above.lam > above.top * _LEAST:
@@ -99,9 +104,7 @@ def select_groups(
 
 
 def path(
-    R: Array,
-    B: Array,
-    widths: Sequence[int] | Indices,
+    consumers: Sequence[Consumer],
     keeps: Sequence[int],
     *,
     penalties: Array | None = None,
@@ -115,21 +118,19 @@ def path(
     nested.
 
     Args:
-        R: ``E[x x^T] (d, d)``.
-        B: ``E[y x^T] (N, d)``.
-        widths: columns of each group, side by side; they add up to d.
+        consumers: the maps that read the groups.
         keeps: how many groups, in any order; all of them costs nothing.
         penalties: ``p (G,)``, positive; equal by default.
         ratio: of a penalty to the one before.
         tolerance: certificate of each solve.
 
     Raises:
-        ValueError: shapes that do not belong together, a penalty not positive, or
+        ValueError: shapes that do not belong together, a weight or penalty not positive, or
             a count not between 1 and G.
     """
-    problem = Problem.of(R, B, widths, penalties)
+    problem = Problem.of(consumers, penalties)
     _require_counts(keeps, problem.groups)
-    everything = len(problem.groups.widths)
+    everything = problem.groups.count
     supports: dict[int, Indices] = {everything: np.arange(everything)}
     current = _nothing(problem)
     for keep in sorted(set(keeps) - {everything}):
@@ -146,7 +147,7 @@ def _nothing(problem: Problem) -> Solution:
 
 
 def _require_counts(keeps: Sequence[int], groups: Groups) -> None:
-    count = len(groups.widths)
+    count = groups.count
     for keep in keeps:
         if not 1 <= keep <= count:
             raise ValueError(f"{keep} groups asked for; there are {count}, keep 1 at least")

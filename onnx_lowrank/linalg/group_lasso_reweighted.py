@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-from onnx_lowrank.linalg.group_lasso import TINY, GroupLasso, Problem, require_positive
+from onnx_lowrank.linalg.group_problem import TINY, GroupLasso, Problem, require_positive
+from onnx_lowrank.linalg.groups import Consumer
 
 __all__ = ["reweighted"]
 
@@ -34,9 +35,7 @@ _EPS_FALL, _EPS_FLOOR = 0.7, 1e-24
 
 
 def reweighted(
-    R: Array,
-    B: Array,
-    widths: Sequence[int] | Indices,
+    consumers: Sequence[Consumer],
     lam: float,
     *,
     penalties: Array | None = None,
@@ -46,44 +45,53 @@ def reweighted(
     """Solve by alternating minimisation: ridge regressions, reweighted by the groups' norms.
 
     Args:
-        R: ``E[x x^T] (d, d)``.
-        B: ``E[y x^T] (N, d)``.
-        widths: columns of each group, side by side; they add up to d.
+        consumers: the maps that read the groups.
         lam: weight of the penalty, positive.
         penalties: ``p (G,)``, positive; equal by default.
         tolerance: certificate at which to stop.
         max_iterations: most regressions.
 
     Raises:
-        ValueError: shapes that do not belong together, ``lam`` or a penalty not positive.
+        ValueError: shapes that do not belong together, ``lam``, a weight or a penalty not positive.
     """
-    problem = Problem.of(R, B, widths, penalties)
+    problem = Problem.of(consumers, penalties)
     require_positive(lam)
     groups, cross = problem.groups, problem.cross
     # norms of this order, were the inputs white: gives eps its scale
-    typical = float(np.max(groups.norms(cross))) / max(float(np.trace(R)) / len(R), TINY)
-    eta = np.full(len(groups.widths), max(typical, TINY))
+    size = sum(float(np.trace(R)) for R in problem.R) / len(cross)
+    typical = float(np.max(groups.norms(cross))) / max(size, TINY)
+    eta = np.full(groups.count, max(typical, TINY))
     eps = first = typical**2
     kept, certificate, iterations = np.zeros_like(cross), np.inf, 0
     while iterations < max_iterations and certificate > tolerance:
         iterations += 1
-        weighted = problem.R + np.diag(lam / groups.spread(eta)[:, 0])
-        factor = linalg.cho_factor(weighted, lower=True, overwrite_a=True, check_finite=False)
-        X = linalg.cho_solve(factor, cross, check_finite=False)
+        X = np.concatenate(
+            [
+                _ridge(R, lam / groups.spread(eta)[rows, 0], cross[rows])
+                for R, rows in zip(problem.R, groups.rows, strict=True)
+            ]
+        )
         norms = groups.norms(X)
         kept = _without_zeros(problem, lam, X)
-        certificate = problem.distance(cross - problem.R @ kept, kept, lam)
+        certificate = problem.distance(cross - problem.product(kept), kept, lam)
         eps = max(eps * _EPS_FALL, first * _EPS_FLOOR)
         eta = np.maximum(np.sqrt(norms**2 + eps), TINY)
     return problem.result(kept, lam, certificate, iterations, tolerance)
 
 
+def _ridge(R: Array, penalties: Array, cross: Array) -> Array:
+    """``(R + diag(penalties))^-1 cross``."""
+    factor = linalg.cho_factor(
+        R + np.diag(penalties), lower=True, overwrite_a=True, check_finite=False
+    )
+    solution: Array = linalg.cho_solve(factor, cross, check_finite=False)
+    return solution
+
+
 def _without_zeros(problem: Problem, lam: float, X: Array) -> Array:
     """``X``, groups set to zero where that is their best value, given the rest."""
-    kept, groups = X.copy(), problem.groups
-    residual = problem.cross - problem.R @ X
-    for j in range(len(groups.widths)):
-        own = slice(groups.starts[j], groups.starts[j] + groups.widths[j])
-        if np.linalg.norm(residual[own] + problem.R[own, own] @ X[own]) <= lam:
-            kept[own] = 0.0
+    kept, residual = X.copy(), problem.cross - problem.product(X)
+    for j in range(problem.groups.count):
+        if problem.zero_is_best(j, residual, X, lam):
+            kept[problem.groups.columns(np.array([j]))] = 0.0
     return kept

@@ -1,4 +1,4 @@
-"""Columns of a matrix in consecutive groups, and the sums over them."""
+"""Columns in consecutive groups, the sums over them, and maps that read the same groups."""
 
 from __future__ import annotations
 
@@ -9,37 +9,84 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Groups"]
+__all__ = ["Consumer", "Groups"]
 
 Array = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
-class Groups:
-    """Consecutive blocks of columns.
+class Consumer:
+    """Moments of one of the linear maps that read the groups, each through inputs of its own.
 
     Attributes:
-        widths: ``(G,)``, columns of each group.
-        starts: ``(G,)``, first column of each.
+        R: ``E[x x^T] (d, d)``.
+        B: ``E[y x^T] (N, d)``.
+        widths: ``(G,)``, columns of each group, side by side; they add up to d.
+        weight: of its error in the sum over consumers, positive; one over its energy, say.
+    """
+
+    R: Array
+    B: Array
+    widths: Sequence[int] | Indices
+    weight: float = 1.0
+
+    def columns(self, which: Indices) -> Indices:
+        """The columns of these groups."""
+        return Groups.of(self.widths).columns(which)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Consecutive blocks of columns, of one matrix or of several with the same groups.
+
+    The columns of several stand one matrix after the other.
+
+    Attributes:
+        widths: ``(C, G)``, columns of each group in each of C matrices.
+        starts: ``(C, G)``, first column of each.
     """
 
     widths: Indices
     starts: Indices
 
     @classmethod
-    def of(cls, widths: Sequence[int] | Indices) -> Groups:
-        """Groups of these widths, side by side.
+    def of(cls, *widths: Sequence[int] | Indices) -> Groups:
+        """Groups of these widths, side by side; one sequence for each matrix.
 
         Raises:
-            ValueError: no group, or one without columns.
+            ValueError: no group, one without columns, or matrices of different numbers of groups.
         """
-        array = np.asarray(widths, dtype=np.intp)
-        if array.ndim != 1 or array.size == 0 or array.min() < 1:
-            raise ValueError(
-                f"widths {list(array.flat)[:8]} must be 1 at least, of 1 group or more"
-            )
-        return cls(array, np.cumsum(array) - array)
+        arrays = [np.asarray(given, dtype=np.intp) for given in widths]
+        for array in arrays:
+            if array.ndim != 1 or array.size == 0 or array.min() < 1:
+                raise ValueError(
+                    f"widths {list(array.flat)[:8]} must be 1 at least, of 1 group or more"
+                )
+        counts = sorted({array.size for array in arrays})
+        if len(counts) != 1:
+            raise ValueError(f"widths of {counts} groups; they must be of the same groups")
+        stacked = np.stack(arrays)
+        return cls(stacked, (np.cumsum(stacked) - stacked.ravel()).reshape(stacked.shape))
+
+    @property
+    def count(self) -> int:
+        """G."""
+        return int(self.widths.shape[1])
+
+    @property
+    def rows(self) -> list[slice]:
+        """Where each matrix stands among the columns of all."""
+        ends = np.cumsum(self.widths.sum(axis=1))
+        return [
+            slice(int(start), int(end)) for start, end in zip(self.starts[:, 0], ends, strict=True)
+        ]
+
+    def sums(self, values: Array) -> Array:
+        """``(G,)``: sum of the values ``(d,)`` of each group's columns, in all matrices."""
+        parts: Array = np.add.reduceat(values, self.starts.ravel())
+        added: Array = parts.reshape(self.starts.shape).sum(axis=0)
+        return added
 
     def norms(self, rows: Array) -> Array:
         """``(G,)``: Frobenius norm of each group's rows of ``(d, k)``."""
@@ -47,14 +94,18 @@ class Groups:
 
     def inner(self, rows: Array, others: Array) -> Array:
         """``(G,)``: inner product of each group's rows of two ``(d, k)``."""
-        sums: Array = np.add.reduceat(np.einsum("ij,ij->i", rows, others), self.starts)
-        return sums
+        return self.sums(np.einsum("ij,ij->i", rows, others))
 
     def spread(self, values: Array) -> Array:
         """``(d, 1)``: each group's value at all its columns."""
-        return np.repeat(values, self.widths)[:, None]
+        return np.repeat(np.tile(values, len(self.widths)), self.widths.ravel())[:, None]
 
     def columns(self, which: Indices) -> Indices:
-        """The columns of these groups."""
-        ranges = [np.arange(self.starts[j], self.starts[j] + self.widths[j]) for j in which]
-        return np.concatenate(ranges) if ranges else np.empty(0, np.intp)
+        """The columns of these groups, one matrix after the other."""
+        widths = self.widths[:, which].ravel()
+        shifts = self.starts[:, which].ravel() - (np.cumsum(widths) - widths)
+        return np.repeat(shifts, widths) + np.arange(widths.sum())
+
+    def restricted(self, which: Indices) -> Groups:
+        """These groups alone, their columns moved together."""
+        return Groups.of(*self.widths[:, which])

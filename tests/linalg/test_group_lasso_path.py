@@ -5,15 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_lowrank.linalg.group_lasso import lambda_max
+from onnx_lowrank.linalg.group_elimination import obs_elimination
 from onnx_lowrank.linalg.group_lasso_path import path, select_groups, weight_penalties
+from onnx_lowrank.linalg.group_problem import lambda_max
 from onnx_lowrank.linalg.group_scores import (
     debias,
     energy_scores,
-    obs_elimination,
     reconstruction_error,
     top_groups,
 )
+from onnx_lowrank.linalg.groups import Consumer
 from tests.linalg.test_group_lasso import blocks, certificate, example
 from tests.support import AnyArray, Array, quick, rng
 
@@ -46,12 +47,12 @@ def test_exactly_as_many_groups_as_asked_for(
 ) -> None:
     keep = data.draw(st.integers(1, len(widths)))
     R, B = example(outputs, widths, seed)
-    found = select_groups(R, B, widths, keep, tolerance=1e-5)
+    found = select_groups([Consumer(R, B, widths)], keep, tolerance=1e-5)
     assert len(found.support) == keep
     assert list(found.support) == sorted(set(found.support.tolist()))
     assert found.converged
-    assert certificate(R, B, widths, found.lam, found.weights) < 1.1e-5
-    norms = np.array([np.linalg.norm(own) for own in blocks(found.weights, widths)])
+    assert certificate(R, B, widths, found.lam, found.weights[0]) < 1.1e-5
+    norms = np.array([np.linalg.norm(own) for own in blocks(found.weights[0], widths)])
     assert norms[found.support].min() > 0
     assert norms[found.support].min() >= np.delete(norms, found.support).max(initial=0.0)
 
@@ -61,9 +62,9 @@ def test_orthogonal_inputs_keep_the_strongest() -> None:
     B = rng(0).normal(size=(4, 20))
     norms = np.array([np.linalg.norm(own) for own in blocks(B, widths)])
     for keep in range(1, 8):
-        found = select_groups(3.0 * np.eye(20), B, widths, keep)
+        found = select_groups([Consumer(3.0 * np.eye(20), B, widths)], keep)
         assert list(found.support) == list(top_groups(norms, keep))
-        assert np.count_nonzero(np.any(found.weights != 0, axis=0)) == sum(
+        assert np.count_nonzero(np.any(found.weights[0] != 0, axis=0)) == sum(
             widths[j] for j in found.support
         )
         # between the penalties at which this group and the next enter
@@ -80,17 +81,17 @@ def test_planted_groups_are_found(penalised: bool) -> None:
     y = x @ W.reshape(12, 90).T + 0.1 * random.normal(size=(4000, 12))
     R, B = x.T @ x / 4000, y.T @ x / 4000
     penalties = random.uniform(0.8, 1.25, size=30) if penalised else None
-    found = select_groups(R, B, widths, 8, penalties=penalties)
+    found = select_groups([Consumer(R, B, widths)], 8, penalties=penalties)
     assert list(found.support) == list(planted)
-    assert list(path(R, B, widths, [8], penalties=penalties)[0]) == list(planted)
+    assert list(path([Consumer(R, B, widths)], [8], penalties=penalties)[0]) == list(planted)
 
 
 def test_ties_are_broken() -> None:
     # all groups enter at once
     B = np.eye(6)
     for keep in range(1, 7):
-        assert len(select_groups(np.eye(6), B, [1] * 6, keep).support) == keep
-        assert len(path(np.eye(6), B, [1] * 6, [keep])[0]) == keep
+        assert len(select_groups([Consumer(np.eye(6), B, [1] * 6)], keep).support) == keep
+        assert len(path([Consumer(np.eye(6), B, [1] * 6)], [keep])[0]) == keep
 
 
 def test_inputs_that_tell_nothing_come_last() -> None:
@@ -98,27 +99,27 @@ def test_inputs_that_tell_nothing_come_last() -> None:
     for j in (1, 4):
         own = slice(2 * j, 2 * j + 2)
         R[own], R[:, own], B[:, own] = 0, 0, 0
-    assert list(select_groups(R, B, [2] * 6, 4).support) == [0, 2, 3, 5]
-    five = select_groups(R, B, [2] * 6, 5)
+    assert list(select_groups([Consumer(R, B, [2] * 6)], 4).support) == [0, 2, 3, 5]
+    five = select_groups([Consumer(R, B, [2] * 6)], 5)
     assert len(five.support) == 5
     assert {0, 2, 3, 5} < set(five.support.tolist())
-    assert [len(s) for s in path(R, B, [2] * 6, [6, 5, 4])] == [6, 5, 4]
-    nothing = select_groups(np.zeros((12, 12)), np.zeros((4, 12)), [2] * 6, 3)
+    assert [len(s) for s in path([Consumer(R, B, [2] * 6)], [6, 5, 4])] == [6, 5, 4]
+    nothing = select_groups([Consumer(np.zeros((12, 12)), np.zeros((4, 12)), [2] * 6)], 3)
     assert len(nothing.support) == 3
-    assert not np.any(nothing.weights)
+    assert not np.any(nothing.weights[0])
 
 
 def test_a_walk_serves_all_counts() -> None:
     widths = [4] * 24
     R, B, _ = correlated(24, 4, 16, 3)
     keeps = [20, 3, 24, 12, 6, 12]
-    supports = path(R, B, widths, keeps)
+    supports = path([Consumer(R, B, widths)], keeps)
     assert [len(s) for s in supports] == keeps
     assert list(supports[2]) == list(range(24))
     assert list(supports[3]) == list(supports[5])
     for keep, support in zip(keeps, supports, strict=True):
         # that of the search but for a group at most
-        exact = select_groups(R, B, widths, keep).support
+        exact = select_groups([Consumer(R, B, widths)], keep).support
         assert len(np.intersect1d(exact, support)) >= keep - 1
 
 
@@ -126,6 +127,7 @@ def test_a_walk_serves_all_counts() -> None:
 def test_penalties_by_weight_and_elimination_beat_the_rest(seed: int) -> None:
     widths = [4] * 30
     R, B, W = correlated(30, 4, 20, seed)
+    consumers = [Consumer(R, B, widths)]
     energy = float(np.sum(B * W))
 
     def error(support: AnyArray) -> float:
@@ -133,10 +135,10 @@ def test_penalties_by_weight_and_elimination_beat_the_rest(seed: int) -> None:
         weights = debias(R, B, columns, 1e-8)
         return reconstruction_error(R, B, weights, columns, energy) / energy
 
-    plain = select_groups(R, B, widths, 12)
+    plain = select_groups([Consumer(R, B, widths)], 12)
     strengths = np.array([np.linalg.norm(own) for own in blocks(W, widths)])
-    scaled = select_groups(R, B, widths, 12, penalties=weight_penalties(W, widths))
-    eliminated = obs_elimination(R, B, widths, 1e-8).support(12)
+    scaled = select_groups([Consumer(R, B, widths)], 12, penalties=weight_penalties(consumers, [W]))
+    eliminated = obs_elimination([Consumer(R, B, widths)], 1e-8).support(12)
     chance = [error(np.sort(rng(seed, i).permutation(30)[:12])) for i in range(20)]
     others = [top_groups(s, 12) for s in (strengths, energy_scores(R, widths))]
     for good in (scaled.support, eliminated):
@@ -146,15 +148,16 @@ def test_penalties_by_weight_and_elimination_beat_the_rest(seed: int) -> None:
 
 def test_penalties_of_absent_weights_are_finite() -> None:
     W = np.array([[3.0, 4.0, 0.0, 0.5], [0.0, 0.0, 0.0, 0.0]])
-    np.testing.assert_allclose(weight_penalties(W, [2, 1, 1]), [0.2, 2e5, 2.0], rtol=1e-12)
-    assert np.all(np.isfinite(weight_penalties(0 * W, [2, 1, 1])))
+    consumers = [Consumer(np.eye(4), np.zeros((2, 4)), [2, 1, 1])]
+    np.testing.assert_allclose(weight_penalties(consumers, [W]), [0.2, 2e5, 2.0], rtol=1e-12)
+    assert np.all(np.isfinite(weight_penalties(consumers, [0 * W])))
 
 
 def test_lower_penalties_keep_more() -> None:
     widths = [4] * 24
     R, B, _ = correlated(24, 4, 40, 4)
-    lams = [select_groups(R, B, widths, keep).lam for keep in (2, 8, 14, 20)]
-    assert lambda_max(B, widths) > lams[0]
+    lams = [select_groups([Consumer(R, B, widths)], keep).lam for keep in (2, 8, 14, 20)]
+    assert lambda_max([Consumer(R, B, widths)]) > lams[0]
     assert lams == sorted(lams, reverse=True)
 
 
@@ -162,6 +165,6 @@ def test_lower_penalties_keep_more() -> None:
 def test_counts_out_of_range_are_refused(keep: int) -> None:
     R, B = example(3, [2, 2, 1], 5)
     with pytest.raises(ValueError, match="groups asked for"):
-        select_groups(R, B, [2, 2, 1], keep)
+        select_groups([Consumer(R, B, [2, 2, 1])], keep)
     with pytest.raises(ValueError, match="groups asked for"):
-        path(R, B, [2, 2, 1], [1, keep])
+        path([Consumer(R, B, [2, 2, 1])], [1, keep])

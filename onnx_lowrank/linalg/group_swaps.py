@@ -1,0 +1,179 @@
+"""Exchange kept groups of inputs for dropped ones, where that lowers the error.
+
+Backward elimination never takes a group back. With S the columns kept and D those dropped, each
+consumer of the groups holds the swept matrix
+
+    A_SS = -P,  A_SD = P R_SD,  A_DD = R_DD - R_DS P R_SD       P = (R_SS + rho I)^-1
+    C_S = M^T,  C_D = B_D^T - R_DS M^T
+
+Removing i costs ``tr(C_i^T P_ii^-1 C_i)``. All that j could win afterwards is read off with only
+the blocks of D changed, so that trying every exchange of i costs O(d (w + k)) for w columns:
+
+    A_jj' = A_jj + A_ij^T P_ii^-1 A_ij,  C_j' = C_j + A_ij^T P_ii^-1 C_i
+    gain_j = tr(C_j'^T A_jj'^-1 C_j')
+
+The exchange that wins most is made, by sweeping i out and j in, O(d (d + k) w). A pass tries every
+kept group, the cheapest to lose first; the matrix is computed afresh for each.
+
+After elimination this took off the error, in the layers of a trained network of digits, 2 to 9 % of
+784 pixels, 0.6 to 5 % of 300 neurons and 1 to 5 % of 100, the more the fewer are kept; 0 to 1.5 %
+on rectified mixtures. The first pass brings about two thirds of it, a third pass next to nothing.
+
+Reference:
+    Beale 1970, Note on procedures for variable selection in multiple regression; Goodnight 1979, A
+    tutorial on the SWEEP operator; Miller 2002, Subset selection in regression, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import linalg
+
+from onnx_lowrank.linalg.group_problem import Problem
+from onnx_lowrank.linalg.group_scores import regularised
+from onnx_lowrank.linalg.groups import Consumer, Groups
+
+__all__ = ["swap_groups"]
+
+Array = npt.NDArray[np.floating[Any]]
+Indices = npt.NDArray[np.intp]
+
+#: an exchange must win more than the loss by this part of it; less is a choice between twins
+_LEAST = 1e-3
+
+
+def swap_groups(
+    consumers: Sequence[Consumer], support: Indices, ridge: float, max_passes: int = 2
+) -> Indices:
+    """A support of the same size, rising, of no more error (with its ridge term).
+
+    Args:
+        consumers: the maps that read the groups; one or more.
+        support: the groups kept to begin with.
+        ridge: in units of the mean diagonal of each ``R``.
+        max_passes: most passes; one that exchanges nothing is the last.
+
+    Raises:
+        ValueError: no consumer, shapes that do not belong together, a weight not positive, a ridge
+            below 0, or a support that is not of distinct groups.
+        numpy.linalg.LinAlgError: an ``R`` is singular; a ridge above 0 helps.
+    """
+    problem = Problem.of(consumers)
+    kept = np.zeros(problem.groups.count, dtype=bool)
+    if not 0 < len(set(support.tolist()) & set(range(len(kept)))) == len(support):
+        raise ValueError(f"support {support[:8]} must be distinct groups of the {len(kept)}")
+    kept[support] = True
+    parts = [
+        (regularised(R, ridge), problem.cross[rows, :k], Groups.of(widths))
+        for R, k, rows, widths in zip(
+            problem.R, problem.outputs, problem.groups.rows, problem.groups.widths, strict=True
+        )
+    ]
+    for _ in range(max_passes):
+        if kept.all() or not _pass([_Swept(*part, kept) for part in parts], kept):
+            break
+    return np.flatnonzero(kept)
+
+
+def _pass(consumers: Sequence[_Swept], kept: npt.NDArray[np.bool_]) -> bool:
+    """Try every group kept, and say whether any was exchanged; ``kept`` changes with it."""
+    costs = [
+        (sum(consumer.cost(int(i)) for consumer in consumers), int(i)) for i in np.flatnonzero(kept)
+    ]
+    changed = False
+    for _, i in sorted(costs):
+        dropped = np.flatnonzero(~kept)
+        gains = np.sum([consumer.gains(i, dropped) for consumer in consumers], axis=0)
+        best = int(np.argmax(gains))
+        cost = sum(consumer.cost(i) for consumer in consumers)
+        if gains[best] > (1 + _LEAST) * cost:
+            j = int(dropped[best])
+            for consumer in consumers:
+                consumer.sweep(i, -1)
+                consumer.sweep(j, 1)
+            kept[i], kept[j], changed = False, True, True
+    return changed
+
+
+class _Swept:
+    """The swept matrix of one consumer.
+
+    Args:
+        regular: ``R + rho I (d, d)``, positive definite.
+        cross: ``B^T (d, k)``.
+        groups: of the d columns.
+        kept: ``(G,)``.
+    """
+
+    def __init__(
+        self, regular: Array, cross: Array, groups: Groups, kept: npt.NDArray[np.bool_]
+    ) -> None:
+        self._groups = groups
+        self._A, self._C = np.empty_like(regular), np.empty_like(cross)
+        S, D = groups.columns(np.flatnonzero(kept)), groups.columns(np.flatnonzero(~kept))
+        factor = linalg.cho_factor(regular[np.ix_(S, S)], lower=True, check_finite=False)
+        both = regular[np.ix_(S, D)]
+        solved = linalg.cho_solve(factor, both, check_finite=False)
+        self._C[S] = linalg.cho_solve(factor, cross[S], check_finite=False)
+        self._C[D] = cross[D] - both.T @ self._C[S]
+        self._A[np.ix_(S, S)] = -linalg.cho_solve(factor, np.eye(len(S)), check_finite=False)
+        self._A[np.ix_(S, D)], self._A[np.ix_(D, S)] = solved, solved.T
+        self._A[np.ix_(D, D)] = regular[np.ix_(D, D)] - both.T @ solved
+
+    def cost(self, i: int) -> float:
+        """Rise of the error without group i, kept so far."""
+        own = self._own(i)
+        solved = linalg.solve(-self._A[own, own], self._C[own], assume_a="pos")
+        return float(np.vdot(solved, self._C[own]))
+
+    def gains(self, i: int, dropped: Indices) -> Array:
+        """Fall of the error by each group dropped, were i gone."""
+        own, columns = self._own(i), self._groups.columns(dropped)
+        back = linalg.solve_triangular(
+            linalg.cholesky(-self._A[own, own], lower=True),
+            np.eye(own.stop - own.start),
+            lower=True,
+        )
+        left = self._A[columns, own] @ back.T  # (D, w):  left left^T = A_ij^T P_ii^-1 A_ij
+        cross = self._C[columns] + left @ (back @ self._C[own])
+        widths = self._groups.widths[0, dropped]
+        if widths.max() == 1:
+            diagonal = self._A[columns, columns] + np.einsum("ij,ij->i", left, left)
+            gains: Array = np.einsum("ij,ij->i", cross, cross) / diagonal
+            return gains
+        return _block_gains(self._A, columns, widths, left, cross)
+
+    def sweep(self, j: int, sign: int) -> None:
+        """Take group j in (1) or out (-1)."""
+        own = self._own(j)
+        pivot = np.linalg.inv(self._A[own, own])
+        pivot = (pivot + pivot.T) / 2
+        column, cross = self._A[:, own].copy(), self._C[own].copy()
+        scaled = column @ pivot
+        # A is symmetric: its transpose is what BLAS can change in place
+        linalg.blas.dgemm(-1.0, column, scaled.T, 1.0, self._A.T, overwrite_c=True)
+        self._C -= scaled @ cross
+        self._A[:, own], self._A[own] = sign * scaled, sign * scaled.T
+        self._A[own, own], self._C[own] = -pivot, sign * pivot @ cross
+
+    def _own(self, j: int) -> slice:
+        start = int(self._groups.starts[0, j])
+        return slice(start, start + int(self._groups.widths[0, j]))
+
+
+def _block_gains(A: Array, columns: Indices, widths: Indices, left: Array, cross: Array) -> Array:
+    """``tr(C_j^T (A_jj + L_j L_j^T)^-1 C_j)`` for the groups of these columns."""
+    offsets = np.arange(widths.max())
+    inside = offsets < widths[:, None]
+    # (G, w): columns of each group; beyond its width its first one again, masked below
+    at = (np.cumsum(widths) - widths)[:, None] + np.where(inside, offsets, 0)
+    L, C = left[at], cross[at] * inside[:, :, None]
+    own = A[columns[at][:, :, None], columns[at][:, None, :]] + L @ L.transpose(0, 2, 1)
+    both = inside[:, :, None] & inside[:, None, :]
+    own = np.where(both, own, np.eye(len(offsets)))
+    traces: Array = np.trace(np.linalg.solve(own, C @ C.transpose(0, 2, 1)), axis1=1, axis2=2)
+    return traces

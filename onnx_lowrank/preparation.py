@@ -1,0 +1,127 @@
+"""A model made ready for passes: canonical, its layers read, their inputs measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from onnx_lowrank.base import Rewrite
+from onnx_lowrank.calibration import Dataset
+from onnx_lowrank.collect import MomentStore, collect_moments
+from onnx_lowrank.cost import node_tensors, tensor_shapes
+from onnx_lowrank.graph import Graph
+from onnx_lowrank.layers import Ineligible, Layer, find_layers
+from onnx_lowrank.model import Model
+from onnx_lowrank.moments import Moments
+from onnx_lowrank.progress import Progress
+from onnx_lowrank.run_data import RunData
+from onnx_lowrank.runtime import Runtime
+
+__all__ = ["MEMORY", "Prepared", "canonicalise", "measured_shapes", "moments_of", "prepare"]
+
+#: bytes for moments and stored tensors at a time
+MEMORY = 512 << 20
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model with its layers and what is known of their inputs.
+
+    Attributes:
+        model: canonical.
+        graph: of it; never changed.
+        layers: that passes may touch, in topological order.
+        left_out: other nodes with weights, and why.
+        shapes: of tensors, at one sample.
+        moments: of the layers' inputs, by name.
+    """
+
+    model: Model
+    graph: Graph
+    layers: tuple[Layer, ...]
+    left_out: tuple[Ineligible, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    moments: MomentStore
+
+
+def prepare(
+    model: Model,
+    data: RunData,
+    runtime: Runtime,
+    refuse: Callable[[str], str | None],
+    seed: int,
+    progress: Progress,
+    every_shape: bool = False,
+) -> Prepared:
+    """Read the layers of a canonical model and stream the data through them.
+
+    Args:
+        model: canonical.
+        data: samples.
+        runtime: how to run it.
+        refuse: why a layer of this name is left out; None if it is not.
+        seed: of the drawn positions.
+        progress: is told of every sample.
+        every_shape: whether shapes of all tensors are needed, or those that costs are counted from.
+    """
+    graph = Graph(model)
+    found, others = find_layers(graph)
+    shapes = measured_shapes(model, graph, found, data.validation, runtime, every_shape)
+    layers, left_out = [], list(others)
+    for layer in found:
+        reason = refuse(layer.name)
+        if reason is None and layer.input not in shapes:
+            reason = "the shape of its input is not known"
+        if reason is None:
+            layers.append(layer)
+        else:
+            left_out.append(Ineligible(layer.name, layer.op, reason))
+    moments = moments_of(graph, layers, data.calibration, runtime, shapes, seed, progress)
+    return Prepared(model, graph, tuple(layers), tuple(left_out), shapes, moments)
+
+
+def canonicalise(source: Model, rewrites: Sequence[Rewrite]) -> Model:
+    """The model as the passes see it: BatchNormalization folded, and the like."""
+    graph = Graph(source)
+    for rewrite in rewrites:
+        rewrite.run(graph)
+    return graph.to_model()
+
+
+def measured_shapes(
+    model: Model,
+    graph: Graph,
+    layers: Sequence[Layer],
+    dataset: Dataset,
+    runtime: Runtime,
+    every: bool = False,
+) -> dict[str, tuple[int, ...]]:
+    """Shapes at the first sample of what layers read, and of all that costs are counted from."""
+    feed = dataset.feed(0)
+    needed = dict.fromkeys([layer.input for layer in layers])
+    if every:
+        needed |= dict.fromkeys(t.name for n in graph.nodes for t in n.outputs if t.name)
+    needed |= dict.fromkeys(t for n in graph.nodes for t in node_tensors(n))
+    inputs = {name: value.shape for name, value in feed.items()}
+    return tensor_shapes(model, inputs, feed, runtime, needed)
+
+
+def moments_of(
+    graph: Graph,
+    layers: Sequence[Layer],
+    calibration: Dataset | None,
+    runtime: Runtime,
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+    progress: Progress,
+) -> MomentStore:
+    """Moments of the layers' inputs; without data those of weight space."""
+    if calibration is None:
+        store = MomentStore()
+        for layer in layers:
+            store.add(layer.name, Moments())
+        return store
+    return collect_moments(
+        graph, layers, calibration, runtime, shapes,
+        seed=seed, memory=MEMORY, progress=progress,
+    )  # fmt: skip

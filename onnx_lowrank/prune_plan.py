@@ -1,0 +1,177 @@
+"""How many channels each group keeps under a budget: greedy, by loss over what is saved.
+
+Channels of one group save in the layers that make them and in those that read them, and there the
+more, the more of the other side is left; so what a step saves depends on all other steps. From
+nothing removed, the step of least loss for its saving is taken, of any length (a loss curve is not
+convex), until the budget is met; what the last step saved too much is given back where it lowers
+the loss most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.errors import BudgetError
+
+__all__ = ["Ledger", "Removable", "Side", "plan_counts"]
+
+Array = npt.NDArray[np.floating[Any]]
+Counts = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one channel of a group is to one layer.
+
+    Attributes:
+        layer: number of the layer.
+        outputs: whether it is made there; else it is read there.
+        units: rows, or positions on the axis of inputs, of one channel.
+    """
+
+    layer: int
+    outputs: bool
+    units: int
+
+
+@dataclass(frozen=True)
+class Removable:
+    """A group of channels, or what one layer reads of one.
+
+    Attributes:
+        name: unique.
+        losses: loss ``(G + 1,)`` with k channels left.
+        counts: numbers of channels that may be left, falling from G.
+        sides: the layers that it touches.
+        excludes: names that cannot be cut together with it.
+    """
+
+    name: str
+    losses: Array
+    counts: Counts
+    sides: tuple[Side, ...]
+    excludes: frozenset[str] = frozenset()
+
+
+class Ledger:
+    """What the layers cost with some of their channels gone.
+
+    Args:
+        costs: of the weights of each layer, whole.
+        outputs: rows of each layer.
+        inputs: positions on its axis of inputs.
+    """
+
+    def __init__(
+        self, costs: Sequence[float], outputs: Sequence[int], inputs: Sequence[int]
+    ) -> None:
+        self._costs = np.asarray(costs, float)
+        self._sizes = np.array([inputs, outputs], float)
+        self._left = self._sizes.copy()
+
+    @property
+    def total(self) -> float:
+        """Cost of all layers as they are."""
+        return float(np.sum(self._costs * np.prod(self._left / self._sizes, axis=0)))
+
+    def change(self, sides: Sequence[Side], removed: int) -> None:
+        """Take ``removed`` channels out; a negative number brings them back."""
+        for side in sides:
+            self._left[int(side.outputs), side.layer] -= side.units * removed
+
+    def saved(self, sides: Sequence[Side], removed: Counts) -> Array:
+        """What taking out each number of channels would save, ``(len(removed),)``."""
+        gone: dict[int, list[Side]] = {}
+        for side in sides:
+            gone.setdefault(side.layer, []).append(side)
+        total = np.zeros(len(removed))
+        for layer, own in gone.items():
+            left = np.repeat(self._left[:, layer, None], len(removed), axis=1)
+            before = np.prod(self._left[:, layer])
+            for side in own:
+                left[int(side.outputs)] -= side.units * removed
+            whole = np.prod(self._sizes[:, layer])
+            total += self._costs[layer] * (before - np.prod(left, axis=0)) / whole
+        return total
+
+
+def plan_counts(
+    removables: Sequence[Removable], ledger: Ledger, budget: float, what: str = "the budget"
+) -> dict[str, int]:
+    """Channels left of each group.
+
+    Args:
+        removables: the groups; their first count is the whole.
+        ledger: costs; it is changed.
+        budget: on :attr:`Ledger.total`.
+        what: name of the budget, for the error.
+
+    Raises:
+        BudgetError: with the fewest channels everywhere it is not met.
+    """
+    kept = {r.name: int(r.counts[0]) for r in removables}
+    steps: dict[str, tuple[float, int] | None] = {}
+    while ledger.total > budget:
+        for r in removables:
+            if r.name not in steps:
+                steps[r.name] = _down(r, kept[r.name], ledger)
+        found = [(s, r) for r in removables if (s := steps[r.name]) is not None]
+        if not found:
+            raise BudgetError(f"{what}: {ledger.total:.4g} is the least that pruning reaches")
+        (_, count), best = min(found, key=lambda f: f[0][0])
+        ledger.change(best.sides, kept[best.name] - count)
+        kept[best.name] = count
+        touched = {s.layer for s in best.sides}
+        for r in removables:
+            if r.name in best.excludes or best.name in r.excludes:
+                steps[r.name] = None  # for good
+            elif steps[r.name] is not None and touched & {s.layer for s in r.sides}:
+                del steps[r.name]
+    _fill(removables, kept, ledger, budget)
+    return kept
+
+
+def _down(removable: Removable, now: int, ledger: Ledger) -> tuple[float, int] | None:
+    """Least loss for a unit saved, and the count that it leaves."""
+    counts = removable.counts[removable.counts < now]
+    if not len(counts):
+        return None
+    saved = ledger.saved(removable.sides, now - counts)
+    loss = np.maximum(removable.losses[counts] - removable.losses[now], 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rates = np.where(saved > 0, loss / saved, np.inf)
+    if not np.isfinite(rates).any():
+        return None
+    best = int(np.flatnonzero(rates == rates.min())[-1])  # of equal ones the longest
+    return float(rates[best]), int(counts[best])
+
+
+def _fill(
+    removables: Sequence[Removable], kept: dict[str, int], ledger: Ledger, budget: float
+) -> None:
+    while True:
+        left, best = budget - ledger.total, None
+        for r in removables:
+            now = kept[r.name]
+            counts = r.counts[r.counts > now]
+            if not len(counts) or now == r.counts[0]:
+                continue
+            paid = -ledger.saved(r.sides, now - counts)
+            gain = r.losses[now] - r.losses[counts]
+            allowed = (paid <= left) & (gain > 0)
+            if not allowed.any():
+                continue
+            rates = np.where(allowed, gain / np.maximum(paid, 1e-12), -np.inf)
+            place = int(np.argmax(rates))
+            if best is None or rates[place] > best[0]:
+                best = (float(rates[place]), r, int(counts[place]))
+        if best is None:
+            return
+        _, chosen, count = best
+        ledger.change(chosen.sides, kept[chosen.name] - count)
+        kept[chosen.name] = count

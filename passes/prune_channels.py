@@ -1,0 +1,126 @@
+"""prune_channels: fewer channels, chosen by what the layers that read them need.
+
+Before:      layers -> channels (through activations, pools, sums, concatenations ...) -> layers
+After:       the same nodes, narrower; or a Gather in front of a layer that reads fewer channels
+             than there are, where others need them (gather=true)
+Conditions:  the channels are no graph input or output and pass only operators that are understood;
+             a layer of one group may read fewer of any channels through a Gather
+
+Formula:     min_M  1/2 E||Y - M X||^2 + lambda sum_j ||M_j||     over all readers of a group
+             method=obs:    backward elimination, each time the channel whose loss, all weights
+                            solved again, costs least (default)
+             method=lasso:  the order in which channels enter as lambda falls, each channel's norm
+                            weighed by 1 / ||W_j||
+             method=l1|l2:  norms of the filters that make the channel
+             method=energy: mean square of the channel
+             method=random: by seed
+             The readers' weights are the least-squares map from what is left (solve=true).
+
+Reference:   Hassibi & Stork 1993, Second order derivatives for network pruning; He, Zhang & Sun
+             2017, Channel pruning for accelerating very deep neural networks; Li et al. 2017,
+             Pruning filters for efficient convnets; Yuan & Lin 2006; Zou 2006 (adaptive lasso).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.base import Pruning, PruningOptions
+from onnx_lowrank.linalg.group_elimination import obs_elimination
+from onnx_lowrank.linalg.group_lasso_path import path, weight_penalties
+from onnx_lowrank.linalg.group_scores import energy_scores, random_scores
+from onnx_lowrank.linalg.group_swaps import swap_groups
+from onnx_lowrank.selection import Selection
+
+__all__ = ["PruneChannels"]
+
+Labels = npt.NDArray[np.intp]
+
+#: in units of the mean variance of a reader's inputs: what float64 needs, no more
+_RIDGE = 1e-6
+
+#: columns of all readers up to which a choice is refined
+_SWAPPED = 3000
+
+#: sizes at which the lasso's order is read off
+_POINTS = 24
+
+
+@dataclass(frozen=True)
+class PruneChannels(Pruning):
+    """Fewer channels, chosen by what the layers that read them need."""
+
+    name: ClassVar[str] = "prune_channels"
+
+    method: str = "obs"
+    solve: bool = True
+    chain: str = "parallel"
+    gather: bool = True
+    keep: float = 0.0
+    seed: int = 0
+
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {
+        "method": ("obs", "lasso", "l1", "l2", "energy", "random"),
+        "chain": ("parallel", "top_down", "bottom_up"),
+    }
+
+    @property
+    def options(self) -> PruningOptions:
+        """See the base."""
+        return PruningOptions(self.solve, self.chain, self.gather, self.keep)
+
+    def refined(self, selection: Selection, kept: Labels) -> Labels:
+        """Swap channels while that lowers the loss, where that does not take long."""
+        consumers = [p.consumer for p in selection.parts]
+        if self.method != "obs" or not 0 < sum(len(c.R) for c in consumers) <= _SWAPPED:
+            return kept
+        return swap_groups(consumers, kept, _RIDGE)
+
+    def order(self, selection: Selection) -> Labels:
+        """See the base."""
+        if self.method == "obs":
+            consumers = [p.consumer for p in selection.parts]
+            if not consumers:  # nobody is the worse for any loss
+                return np.arange(selection.size)
+            return np.array(obs_elimination(consumers, _RIDGE).order[::-1])
+        if self.method == "lasso":
+            return _lasso(selection)
+        return np.argsort(-self._scores(selection), kind="stable")
+
+    def _scores(self, selection: Selection) -> npt.NDArray[np.floating[Any]]:
+        if self.method == "random":
+            return random_scores([1] * selection.size, self.seed)
+        if self.method == "energy":
+            parts = [energy_scores(p.sigma, [p.width] * selection.size) for p in selection.parts]
+            # the same channel, seen through the patches of each reader
+            return np.asarray(np.mean([p / (p.mean() or 1.0) for p in parts], axis=0))
+        l1, l2 = selection.made
+        return l1 if self.method == "l1" else l2
+
+
+def _lasso(selection: Selection) -> Labels:
+    """Channels as the penalty lets them in; those of one step by the loss of going without."""
+    consumers = [p.consumer for p in selection.parts]
+    if not consumers:
+        return np.arange(selection.size)
+    penalties = weight_penalties(consumers, [p.weight for p in selection.parts])
+    points = sorted(set(np.linspace(1, selection.size, _POINTS + 1).astype(int)[:-1].tolist()))
+    rank = np.full(selection.size, len(points))
+    for place, support in reversed(list(enumerate(path(consumers, points, penalties=penalties)))):
+        rank[support] = place
+    weight = np.sum([p.share * _alone(p.sigma, p.weight, p.width) for p in selection.parts], axis=0)
+    return np.lexsort((-weight, rank))
+
+
+def _alone(
+    sigma: npt.NDArray[np.floating[Any]], weight: npt.NDArray[np.floating[Any]], width: int
+) -> npt.NDArray[np.floating[Any]]:
+    """Energy of each channel's part of the response, ``(G,)``."""
+    gram = (weight.T @ weight) * sigma
+    blocks = gram.reshape(len(gram) // width, width, -1, width)
+    index = np.arange(len(blocks))
+    return np.asarray(blocks[index, :, index].sum(axis=(1, 2)))
