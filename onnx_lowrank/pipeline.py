@@ -35,6 +35,7 @@ from onnx_lowrank.planner import by_rule
 from onnx_lowrank.preparation import MEMORY, Prepared, canonicalise, measured_shapes, prepare
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.prune_split import share_budget
+from onnx_lowrank.prune_top_down import top_down
 from onnx_lowrank.pruning import Kept, Pruner
 from onnx_lowrank.refit import Refit, refit
 from onnx_lowrank.refit_tasks import refit_tasks
@@ -253,8 +254,7 @@ class _Run:
             with self._clock("prune"):
                 pruner = self._pruner(target.metric)
                 kept = self._channels(pruner, target, before, now)
-                if self._passes.prunings[0].options.chain == "parallel":
-                    kept = pruner.refined(kept)
+                kept = self._chained(pruner, kept)
                 groups = pruner.decisions(kept)
         work = self._cut(kept)[0]
         with self._clock("plan"):
@@ -275,6 +275,18 @@ class _Run:
             self._source.digest, self._data.digest, str(target), self._options.seed,
             self._options.samples, self._passes.specs, tuple(decisions), tuple(groups),
         )  # fmt: skip
+
+    def _chained(self, pruner: Pruner, kept: Kept) -> Kept:
+        """The channels that go, chosen in the order that the pass asks for."""
+        chain, data = self._passes.prunings[0].options.chain, self._data.calibration
+        if chain == "parallel":
+            return pruner.refined(kept)
+        if chain == "top_down" and data is not None:
+            return top_down(
+                pruner, self._prepared, kept, data, self._runtime, self._options.seed,
+                self._progress,
+            )  # fmt: skip
+        return kept
 
     def _channels(self, pruner: Pruner, target: _Target, before: Cost, now: Cost) -> Kept:
         whole, all_now = (_of(c, target.metric) for c in (before, now))

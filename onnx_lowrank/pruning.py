@@ -25,7 +25,7 @@ from onnx_lowrank.progress import Progress
 from onnx_lowrank.prune_plan import Ledger, Removable, Side, plan_counts
 from onnx_lowrank.selection import Selection, parts_of, solved_weights
 
-__all__ = ["Judged", "Kept", "Prunable", "Pruner"]
+__all__ = ["Judged", "Kept", "Prunable", "Pruner", "Seen"]
 
 Array = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.intp]
@@ -56,6 +56,14 @@ class Prunable:
     size: int
     group: ChannelGroup | None
     readers: tuple[tuple[Layer, Labels], ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A reader as it should be solved: its map, and the moments of what it reads."""
+
+    layer: Layer
+    moments: Moments
 
 
 @dataclass(frozen=True)
@@ -104,21 +112,36 @@ class Pruner:
                 advance(1)
         return found
 
-    def judge(self, prunable: Prunable, rows: Mapping[str, Mask]) -> Judged:
-        """Order and losses, of some outputs ``(N,)`` of the readers where ``rows`` names them."""
-        selection = self._selection(prunable, rows)
+    def judge(
+        self,
+        prunable: Prunable,
+        rows: Mapping[str, Mask],
+        seen: Mapping[str, Seen] | None = None,
+    ) -> Judged:
+        """Order and losses.
+
+        Args:
+            prunable: what may go.
+            rows: outputs ``(N,)`` that count, of readers where it is not all of them.
+            seen: readers as they should be solved, where not by the original's data.
+        """
+        selection = self._selection(prunable, rows, seen or {})
         with blas_for(max((len(p.sigma) for p in selection.parts), default=0)):
             order = self._method.order(selection)
             losses = selection.losses(order, self._method.options.solve)
         return Judged(order, np.maximum(losses, 0.0))
 
-    def _selection(self, prunable: Prunable, rows: Mapping[str, Mask]) -> Selection:
+    def _selection(
+        self, prunable: Prunable, rows: Mapping[str, Mask], seen: Mapping[str, Seen]
+    ) -> Selection:
         parts = []
         for layer, positions in prunable.readers:
             total = self._prepared.moments.totals.get(layer.name, 0.0)
-            moments = self._prepared.moments[layer.name]
+            reader = self._seen(layer.name, seen)
             with blas_for(layer.patch):
-                parts += parts_of(layer, positions, moments, total, rows.get(layer.name))
+                parts += parts_of(
+                    reader.layer, positions, reader.moments, total, rows.get(layer.name)
+                )
         return Selection(tuple(parts), self._made(prunable))
 
     @property
@@ -149,7 +172,7 @@ class Pruner:
         found = {}
         with self._progress.task("swap channels", len(kept)) as advance:
             for name, left in kept.items():
-                selection = self._selection(self.prunables[name], {})
+                selection = self._selection(self.prunables[name], {}, {})
                 found[name] = np.sort(self._method.refined(selection, left))
                 advance(1)
         return found
@@ -193,8 +216,16 @@ class Pruner:
 
     # -- cutting ---------------------------------------------------------------------------------
 
-    def apply(self, graph: Graph, kept: Kept) -> Remains:
+    def _seen(self, name: str, seen: Mapping[str, Seen]) -> Seen:
+        return seen.get(name) or Seen(self._layers[name], self._prepared.moments[name])
+
+    def apply(self, graph: Graph, kept: Kept, seen: Mapping[str, Seen] | None = None) -> Remains:
         """Cut ``graph``, a copy of the one that was planned on, and solve the readers again.
+
+        Args:
+            graph: changed.
+            kept: channels that stay.
+            seen: readers as they should be solved, where not by the original's data.
 
         Raises:
             ValueError: ``kept`` names something that may not go, or channels that are not there.
@@ -207,12 +238,11 @@ class Pruner:
             else:
                 cuts.append((prunable.group, [int(k) for k in left]))
         positions = self.positions(kept)
-        moments = self._prepared.moments
-        weights = {
-            name: solved_weights(self._layers[name], left, moments[name], _RIDGE)
-            for name, left in positions.items()
-            if self._method.options.solve and self._layers[name].sharers == 1
-        }
+        weights = {}
+        for name, left in positions.items():
+            if self._method.options.solve and self._layers[name].sharers == 1:
+                reader = self._seen(name, seen or {})
+                weights[name] = solved_weights(reader.layer, left, reader.moments, _RIDGE)
         through = {layer.name for layer in gathers}
         own = {name: w for name, w in weights.items() if name not in through}
         remains = cut_groups(graph, cuts, own) if cuts else Remains({}, {})

@@ -42,7 +42,7 @@ from onnx_lowrank.rewrite import Written, update_chain
 from onnx_lowrank.runtime import Runtime
 from onnx_lowrank.spool import Spool
 
-__all__ = ["Refit", "Task", "refit"]
+__all__ = ["Refit", "Task", "fitted", "refit", "responses_of"]
 
 Array = npt.NDArray[np.floating[Any]]
 Rows = dict[str, npt.NDArray[Any]]
@@ -196,7 +196,7 @@ def _accumulate(
                 y = y - current[skip].astype(np.float32, copy=False)
             responses = geometry.responses(y, index)
         else:
-            responses = _responses(task.original, reference[task.source], index)
+            responses = responses_of(task.original, reference[task.source], index)
             if task.rows is not None:
                 responses = responses[:, :, task.rows]
         rows = (geometry.patches(x, index), responses)
@@ -205,7 +205,10 @@ def _accumulate(
     return fit, held if held.count else fit
 
 
-def _responses(stage: Stage, values: npt.NDArray[Any], index: npt.NDArray[np.intp] | None) -> Array:
+def responses_of(
+    stage: Stage, values: npt.NDArray[Any], index: npt.NDArray[np.intp] | None
+) -> Array:
+    """Rows ``(groups, rows, N / groups)`` that ``stage`` makes of its input."""
     patches = stage.geometry.patches(values.astype(np.float32, copy=False), index)
     weights = stage.matrices.astype(np.float32)
     made: Array = patches @ weights.swapaxes(1, 2)
@@ -218,12 +221,12 @@ def _solve(graph: Graph, task: Task, fit: Accumulator, held: Accumulator) -> Ref
     start = task.stage.matrices.astype(np.float64)
     groups = range(len(start))
     errors = [
-        sum(_held_error(_fitted(start[g], fit, g, ridge), fit, held, g) for g in groups)
+        sum(_held_error(fitted(start[g], fit, g, ridge), fit, held, g) for g in groups)
         for ridge in RIDGES
     ]
     best = int(np.argmin(errors))
     both = fit if held is fit else fit.merge(held)
-    weights = np.stack([_fitted(start[g], both, g, RIDGES[best]) for g in groups])
+    weights = np.stack([fitted(start[g], both, g, RIDGES[best]) for g in groups])
     width = start.shape[2]
     inputs, outputs = both.mean[:, :width], both.mean[:, width:]
     bias = None
@@ -237,8 +240,8 @@ def _solve(graph: Graph, task: Task, fit: Accumulator, held: Accumulator) -> Ref
     return Refit(name, RIDGES[best], errors[-1] / energy, errors[best] / energy)
 
 
-def _fitted(start: Array, moments: Accumulator, group: int, ridge: float) -> Array:
-    """Weights under one ridge."""
+def fitted(start: Array, moments: Accumulator, group: int, ridge: float) -> Array:
+    """Weights ``W*`` of one group under one ridge; see the module."""
     width = start.shape[1]
     covariance = moments.covariance[group]
     inputs = covariance[:width, :width]
