@@ -21,10 +21,7 @@ from onnx_lowrank.plan import Decision
 from onnx_lowrank.planner import Candidate, Choice
 from onnx_lowrank.progress import Progress
 
-__all__ = ["METRICS", "Proposals", "cut_candidate", "make_choices", "selected"]
-
-#: what a budget may be put on
-METRICS = ("macs", "params", "size")
+__all__ = ["Proposals", "cut_candidate", "make_choices", "selected"]
 
 #: bytes of the protobuf of one more node with its initializers, besides their data
 _NODE_BYTES = 400
@@ -36,6 +33,8 @@ class Proposals:
     def __init__(self) -> None:
         self.choices: list[Choice] = []
         self.skips: dict[str, list[str]] = {}
+        #: by layer, the shapes of every candidate but the first
+        self.outlines: dict[str, list[Chain]] = {}
 
 
 def selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> str | None:
@@ -64,7 +63,7 @@ def make_choices(
         passes: to ask.
         moments: by layer name.
         shapes: of the layers' inputs.
-        metric: unit of ``Candidate.cost``, one of :data:`METRICS`.
+        metric: unit of ``Candidate.cost``, ``macs``, ``params`` or ``size``.
         totals: variance of what each layer's response ends up in, where it is known. In front of
             a residual Add an error counts against the sum, not against the branch alone.
         progress: is told of every layer.
@@ -75,7 +74,7 @@ def make_choices(
         for layer in layers:
             with blas_for(layer.patch):
                 choice = _choice(
-                    layer, passes, moments[layer.name], shapes, metric, proposals.skips, rule
+                    layer, passes, moments[layer.name], shapes, metric, proposals, rule
                 )
                 total = totals.get(layer.name, 0.0)
                 if total > 0:
@@ -120,7 +119,7 @@ def _choice(
     moments: Moments,
     shapes: Mapping[str, tuple[int, ...]],
     metric: str,
-    skips: dict[str, list[str]],
+    proposals: Proposals,
     rule: RankRule | None,
 ) -> Choice:
     shape = shapes[layer.input]
@@ -128,8 +127,10 @@ def _choice(
     costs = {"macs": whole.macs, "params": whole.parameters, "size": whole.bytes}
     cost = costs[metric]
     effort = layer.stage.effort(shape) if metric == "macs" else cost
-    found = [Candidate("", "", 0, 0.0, cost, effort, whole.macs, whole.parameters)]
-    reasons = skips.setdefault(layer.name, [])
+    keep = Candidate("", "", 0, 0.0, cost, effort, whole.macs, whole.parameters, whole.bytes)
+    found = [keep]
+    reasons = proposals.skips.setdefault(layer.name, [])
+    outlines = proposals.outlines.setdefault(layer.name, [])
     for factorization in passes:
         if layer.op not in factorization.ops:
             continue
@@ -140,9 +141,11 @@ def _choice(
         before = len(found)
         for decomposition in factorization.propose(layer, moments, whole.parameters):
             ranks = _ranks(decomposition, rule)
-            found += _candidates(
+            for candidate, outline in _candidates(
                 layer, factorization, decomposition, ranks, shape, found[0], metric
-            )
+            ):
+                found.append(candidate)
+                outlines.append(outline)
         if len(found) == before:
             reasons.append(f"{factorization.name}: no rank saves anything")
     if passes and not reasons and len(found) == 1:
@@ -179,7 +182,7 @@ def _candidates(
     shape: tuple[int, ...],
     keep: Candidate,
     metric: str,
-) -> Iterator[Candidate]:
+) -> Iterator[tuple[Candidate, Chain]]:
     for rank in ranks:
         outline = decomposition.outline(rank)
         macs, parameters = outline.macs(shape), outline.parameters
@@ -187,13 +190,12 @@ def _candidates(
             continue
         size = parameters * layer.dtype.itemsize + _NODE_BYTES * (outline.nodes - 1)
         cost = {"macs": macs, "params": parameters, "size": size}[metric]
-        yield Candidate(
-            factorization.spec,
-            decomposition.variant,
-            rank,
-            decomposition.error(rank),
-            cost,
-            outline.effort(shape) if metric == "macs" else cost,
-            macs,
-            parameters,
-        )
+        effort = outline.effort(shape) if metric == "macs" else cost
+        error = decomposition.error(rank)
+        yield (
+            Candidate(
+                factorization.spec, decomposition.variant, rank, error, cost, effort, macs,
+                parameters, size,
+            ),
+            outline,
+        )  # fmt: skip

@@ -7,46 +7,47 @@ from dataclasses import replace
 
 from onnx_lowrank.candidates import Proposals
 from onnx_lowrank.chain import Chain
-from onnx_lowrank.cost import Cost, layer_cost
+from onnx_lowrank.cost import layer_cost
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.moments import Moments, relative_error
 from onnx_lowrank.plan import Decision
-from onnx_lowrank.planner import Candidate, allocate, allocate_blocked, least_cost
+from onnx_lowrank.planner import (
+    Candidate,
+    Choice,
+    allocate,
+    allocate_all,
+    allocate_blocked,
+    least_cost,
+)
 from onnx_lowrank.preparation import Prepared
 
-__all__ = ["after_cut", "budget_of", "choose", "decide"]
+__all__ = ["after_cut", "choose", "decide"]
 
 
-def budget_of(
-    proposals: Proposals, before: Cost, canonical: Cost, metric: str, ratio: float
-) -> tuple[int, int]:
-    """Cost that the layers may have, and cost that they have now."""
-    whole = {"macs": before.macs, "params": before.parameters, "size": before.bytes}[metric]
-    now = {"macs": canonical.macs, "params": canonical.parameters, "size": canonical.bytes}[metric]
-    movable = sum(c.keep.cost for c in proposals.choices)
-    return int(ratio * whole) - (now - movable), movable
+def choose(constraints: Sequence[tuple[str, Sequence[Choice], int, int]]) -> list[Candidate]:
+    """One candidate a layer, all budgets kept.
 
-
-def choose(
-    proposals: Proposals, budget: int, movable: int, before: Cost, metric: str
-) -> list[Candidate]:
-    """One candidate a layer within ``budget``.
+    Args:
+        constraints: of each, its metric, the choices at costs of that kind, the budget on their
+            sum, and the cost of the whole model.
 
     Raises:
         BudgetError: the cheapest of all cost more; it names what can be reached.
     """
-    choices = proposals.choices
-    whole = {"macs": before.macs, "params": before.parameters, "size": before.bytes}[metric]
-    least = least_cost(choices)
-    if least > budget:
-        reachable = (least + whole - movable) / max(whole, 1)
-        raise BudgetError(
-            f"{metric}: these passes reach {reachable:.3f} of the original at the least, with all "
-            f"accuracy lost; ask for more, or give more passes or layers"
-        )
+    for metric, choices, budget, whole in constraints:
+        least, movable = least_cost(choices), sum(c.keep.cost for c in choices)
+        if least > budget:
+            reachable = (least + whole - movable) / max(whole, 1)
+            raise BudgetError(
+                f"{metric}: these passes reach {reachable:.3f} of the original at the least, with "
+                "all accuracy lost; ask for more, or give more passes or layers"
+            )
+    if len(constraints) > 1:
+        return allocate_all([(choices, budget) for _, choices, budget, _ in constraints])
+    ((metric, choices, budget, whole),) = constraints
     if metric == "macs":
-        return allocate_blocked(choices, budget, whole - movable)
+        return allocate_blocked(choices, budget, whole - sum(c.keep.cost for c in choices))
     return allocate(choices, budget)
 
 

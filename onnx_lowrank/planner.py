@@ -13,8 +13,9 @@ Reference:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from onnx_lowrank.chain import Rank
@@ -25,11 +26,16 @@ __all__ = [
     "Candidate",
     "Choice",
     "allocate",
+    "allocate_all",
     "allocate_blocked",
     "by_rule",
     "least_cost",
+    "recosted",
 ]
 
+
+#: rounds for several budgets, and what a weighted sum of them is counted in
+_ROUNDS, _SCALE = 40, 10**9
 
 #: budgets and weights of the effort against the MACs that are looked at
 _SCALES, _BLOCKED = (1.0, 0.9, 0.8, 0.7, 0.6), (0.0, 0.5, 0.8, 1.0)
@@ -52,6 +58,7 @@ class Candidate:
         effort: MACs that a runtime with channel blocks carries out; the cost for other budgets.
         macs: multiply-accumulates.
         parameters: elements of weights and biases.
+        bytes: of these and of the nodes, in the file.
     """
 
     method: str
@@ -62,6 +69,7 @@ class Candidate:
     effort: int
     macs: int
     parameters: int
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,7 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
     """
 
     def loss(plan: Sequence[Candidate]) -> float:
-        return sum(c.weight * p.error for c, p in zip(choices, plan, strict=True))
+        return _loss(choices, plan)
 
     def effort(plan: Sequence[Candidate]) -> int:
         return sum(p.effort for p in plan) + fixed
@@ -149,6 +157,81 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
                 plans.append(plan)
     fast = [plan for plan in plans if effort(plan) <= wanted]
     return min(fast, key=loss) if fast else min(plans, key=effort)
+
+
+def allocate_all(constraints: Sequence[tuple[Sequence[Choice], int]]) -> list[Candidate]:
+    """:func:`allocate` under several budgets at once.
+
+    Each constraint has the same layers and candidates at costs of its own kind. A plan under one
+    budget on a weighted sum of them is made, and the weights of the budgets that it breaks grow
+    (multiplicative weights); of the plans that keep all budgets, the one of least loss is taken.
+
+    Args:
+        constraints: choices and the budget on their costs.
+
+    Raises:
+        BudgetError: no plan that was found keeps all of them.
+
+    Reference:
+        Arora, Hazan & Kale 2012, The multiplicative weights update method.
+    """
+    if len(constraints) == 1:
+        return allocate(*constraints[0])
+    weights = [1.0 / len(constraints)] * len(constraints)
+    best: tuple[float, list[Candidate]] | None = None
+    for round_ in range(_ROUNDS):
+        joined = [_joined(layer, constraints, weights) for layer in _by_layer(constraints)]
+        least = least_cost(joined)
+        plan = allocate(joined, max(_SCALE, least))
+        places = [c.candidates.index(p) for c, p in zip(joined, plan, strict=True)]
+        used = [
+            sum(c.candidates[i].cost for c, i in zip(choices, places, strict=True)) / max(budget, 1)
+            for choices, budget in constraints
+        ]
+        chosen = [c.candidates[i] for c, i in zip(constraints[0][0], places, strict=True)]
+        if max(used) <= 1:
+            loss = _loss(constraints[0][0], chosen)
+            if best is None or loss < best[0]:
+                best = loss, chosen
+        rate = 2.0 / (1 + round_) ** 0.5
+        grown = [w * math.exp(rate * (u - max(used))) for w, u in zip(weights, used, strict=True)]
+        weights = [g / sum(grown) for g in grown]
+    if best is None:
+        raise BudgetError("no plan keeps all the targets at once; ask for more of one of them")
+    return best[1]
+
+
+def _by_layer(
+    constraints: Sequence[tuple[Sequence[Choice], int]],
+) -> list[tuple[Choice, ...]]:
+    return list(zip(*(choices for choices, _ in constraints), strict=True))
+
+
+def _joined(
+    layer: Sequence[Choice],
+    constraints: Sequence[tuple[Sequence[Choice], int]],
+    weights: Sequence[float],
+) -> Choice:
+    """One layer at the weighted sum of its costs, each as a part of its budget."""
+    candidates = []
+    for kinds in zip(*(c.candidates for c in layer), strict=True):
+        parts = (
+            w * k.cost / max(budget, 1)
+            for k, w, (_, budget) in zip(kinds, weights, constraints, strict=True)
+        )
+        cost = round(_SCALE * sum(parts))
+        candidates.append(replace(kinds[0], cost=cost, effort=cost))
+    return replace(layer[0], candidates=tuple(candidates))
+
+
+def recosted(choices: Sequence[Choice], metric: str) -> list[Choice]:
+    """The same choices with costs in another unit: ``params`` or ``size``."""
+
+    def cost(c: Candidate) -> Candidate:
+        value = c.parameters if metric == "params" else c.bytes
+        return replace(c, cost=value, effort=value)
+
+    return [replace(c, candidates=tuple(map(cost, c.candidates))) for c in choices]
 
 
 def by_rule(choices: Sequence[Choice], rule: RankRule) -> list[Candidate]:
@@ -171,6 +254,10 @@ def _by_rule(choice: Choice, rule: RankRule) -> Candidate:
         found = tuple(c for c in found if c.error <= bound + 1e-12)
         return min(found, key=_cheapest, default=choice.keep)
     return min(found, key=lambda c: (c.error, c.cost), default=choice.keep)
+
+
+def _loss(choices: Sequence[Choice], plan: Sequence[Candidate]) -> float:
+    return sum(c.weight * p.error for c, p in zip(choices, plan, strict=True))
 
 
 def _cheapest(candidate: Candidate) -> tuple[int, float]:

@@ -13,7 +13,8 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from onnx_lowrank import cli, pipeline
+from onnx_lowrank import cli
+from onnx_lowrank import run as engine
 from onnx_lowrank.calibration import Dataset, input_specs, load_dataset
 from onnx_lowrank.model import load
 from onnx_lowrank.pipeline import Result, compress
@@ -150,7 +151,7 @@ def without_clock(patch: pytest.MonkeyPatch, ratio: float = 0.5) -> None:
     def measured(*_: Any, **__: Any) -> tuple[LatencyPair, ...]:
         return (pair(ratio),)
 
-    patch.setattr(pipeline, "measure_latency", measured)
+    patch.setattr(engine, "measure_latency", measured)
 
 
 def quick_compress(model: Path | ModelProto, **options: Any) -> Result:

@@ -8,7 +8,7 @@ import pytest
 from onnx import ModelProto, helper
 
 from onnx_lowrank.base import Factorization
-from onnx_lowrank.candidates import METRICS, Proposals, cut_candidate, make_choices, selected
+from onnx_lowrank.candidates import Proposals, cut_candidate, make_choices, selected
 from onnx_lowrank.cost import tensor_shapes
 from onnx_lowrank.errors import PlanError
 from onnx_lowrank.graph import Graph
@@ -81,7 +81,7 @@ def test_globs(include: Sequence[str], exclude: Sequence[str], reason: str | Non
 
 
 @pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", ["macs", "params", "size"])
 def test_no_candidate_is_dearer_than_the_layer(net: str, metric: str) -> None:
     layers, found = proposals(*NETS[net], metric)
     assert [c.layer for c in found.choices] == [la.name for la in layers]

@@ -15,7 +15,8 @@ import pytest
 import onnx_lowrank
 from onnx_lowrank.errors import BudgetError, DataError, OptionError
 from onnx_lowrank.inspection import inspect
-from onnx_lowrank.pipeline import Result, parse_target
+from onnx_lowrank.pipeline import Result
+from onnx_lowrank.targets import parse_target
 from tests import fixtures_models as fm
 
 Compressed = Callable[..., Result]

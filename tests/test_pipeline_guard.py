@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto
 
-from onnx_lowrank import pipeline
+from onnx_lowrank import run
 from onnx_lowrank.errors import GuardError, ModelError
 from onnx_lowrank.pipeline import Result, compress
 from tests import fixtures_models as fm
@@ -30,14 +30,14 @@ def test_the_guard_refuses_what_is_slower(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_guard_refuses_what_is_bigger(monkeypatch: pytest.MonkeyPatch) -> None:
     proto = fm.classifier()
-    sign = pipeline._sign
+    sign = run._sign
 
     def padded(*arguments: Any) -> Any:
         model = sign(*arguments)
         model.proto.doc_string = "x" * 10**5
         return model
 
-    monkeypatch.setattr(pipeline, "_sign", padded)
+    monkeypatch.setattr(run, "_sign", padded)
     with pytest.raises(GuardError, match=r"bytes, the original .*--force writes it all the same"):
         fm.quick_compress(proto, calib={"x": X}, target="macs=0.6")
     assert fm.quick_compress(proto, calib={"x": X}, target="macs=0.6", force=True)

@@ -1,0 +1,463 @@
+"""One model and its data, on the way from passes to a plan to a result.
+
+prepare -> (prune) -> propose -> plan;        prepare -> (cut) -> rewrite -> refit -> check
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from onnx import checker
+
+from onnx_lowrank._version import __version__
+from onnx_lowrank.calibration import ImageOptions
+from onnx_lowrank.candidates import Proposals, cut_candidate, make_choices, selected
+from onnx_lowrank.channel_cut import Remains
+from onnx_lowrank.collect import batch_size
+from onnx_lowrank.cost import Cost, model_cost, tensor_shapes
+from onnx_lowrank.decide import after_cut, choose, decide
+from onnx_lowrank.errors import OptionError, PlanError, ValidationError
+from onnx_lowrank.graph import Graph
+from onnx_lowrank.latency import corrected_budget
+from onnx_lowrank.layers import find_layers
+from onnx_lowrank.model import Model, load
+from onnx_lowrank.plan import Decision, Plan
+from onnx_lowrank.planner import Candidate, Choice, by_rule, recosted
+from onnx_lowrank.preparation import MEMORY, Prepared, canonicalise, measured_shapes, prepare
+from onnx_lowrank.progress import Progress
+from onnx_lowrank.prune_split import share_budget
+from onnx_lowrank.prune_top_down import top_down
+from onnx_lowrank.pruning import Kept, Pruner
+from onnx_lowrank.refit import Refit, refit
+from onnx_lowrank.refit_tasks import refit_tasks
+from onnx_lowrank.registry import Passes
+from onnx_lowrank.report import Report
+from onnx_lowrank.rewrite import Written, apply_chain
+from onnx_lowrank.run_data import gather
+from onnx_lowrank.runtime import Feed, Runtime
+from onnx_lowrank.targets import Target, cost_of
+from onnx_lowrank.timed_choices import Timed, TimingOptions, timed_choices
+from onnx_lowrank.validate import LatencyPair, measure_latency, validate_models
+
+__all__ = ["Built", "DataOptions", "Run"]
+
+#: a measured time so near to the predicted one is not worth another plan
+_NEAR = 0.03
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where samples come from: as of :func:`onnx_lowrank.compress`."""
+
+    calib: Any
+    samples: int | None
+    images: ImageOptions | None
+    input_shapes: Mapping[str, Sequence[int]] | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model as a plan describes it.
+
+    Attributes:
+        model: signed and checked.
+        plan: that it was built by.
+        decisions: with what was cut in fact.
+        refits: that were made.
+    """
+
+    model: Model
+    plan: Plan
+    decisions: tuple[Decision, ...]
+    refits: tuple[Refit, ...]
+
+
+class Run:
+    """One model and its data; everything that does not depend on the budget is made once.
+
+    Args:
+        model: to compress.
+        passes: to compress it with.
+        data: samples.
+        runtime: that counts.
+        timing: how latency is measured.
+        progress: told of each step.
+
+    Raises:
+        OptionError: no pass that compresses, or two that prune.
+        ModelError, DataError: as the inputs deserve.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        passes: Passes,
+        data: DataOptions,
+        runtime: Runtime,
+        timing: TimingOptions,
+        progress: Progress | None,
+    ) -> None:
+        if len(passes.prunings) > 1:
+            raise OptionError("one pruning pass at a time; its options say how")
+        if not passes.factorizations and not passes.prunings:
+            raise OptionError("no factorization among the passes; add spatial_svd, for one")
+        self.clock = _Clock()
+        self.progress = progress or Progress()
+        self.runtime, self.source = runtime, load(model)
+        self._passes, self._options, self._timing = passes, data, timing
+        self.data = gather(
+            self.source, data.calib, data.samples, data.images, data.input_shapes, data.seed
+        )
+        self._pruned: tuple[Any, Prepared, Remains] | None = None
+        self._proposed: tuple[Any, Proposals, Timed | None] | None = None
+        self._notes: list[str] = []
+        self.refuse: Callable[[str], str | None] = lambda name: None
+
+    def choose_layers(self, include: Sequence[str], exclude: Sequence[str]) -> None:
+        """Leave out the layers that the user's globs leave out."""
+        self.refuse = lambda name: selected(name, include, exclude)
+
+    # -- the plan --------------------------------------------------------------------------------
+
+    def plan(self, target: Target, seconds: float | None = None) -> Plan:
+        """A decision for every layer and group of channels.
+
+        Args:
+            target: what is asked for.
+            seconds: nanoseconds to plan for instead of the target's part of the original's time.
+
+        Raises:
+            BudgetError: the target is out of reach.
+        """
+        kept: Kept = {}
+        groups = []
+        if self._passes.prunings:
+            with self.clock("prune"):
+                pruner = self._pruner(target.metric)
+                kept = self._chained(pruner, self._channels(pruner, target))
+                groups = pruner.decisions(kept)
+        work = self._cut(kept)[0]
+        proposals, timed = self._propose(work, kept, target)
+        with self.clock("plan"):
+            chosen = self._choose(work, proposals, timed, target, seconds)
+            decisions = decide(self.prepared, work, chosen, proposals)
+        return Plan(
+            self.source.digest, self.data.digest, str(target), self._options.seed,
+            self._options.samples, self._passes.specs, tuple(decisions), tuple(groups),
+        )  # fmt: skip
+
+    def timed_plan(self, target: Target) -> Plan:
+        """:meth:`plan`; where time is asked for, made again by what the first plan took."""
+        plan = self.plan(target)
+        timed = self._proposed[2] if self._proposed is not None else None
+        if target.latency is None or timed is None:
+            return plan
+        whole = timed.whole
+        predicted = _predicted(timed, plan)
+        found = self.latency(self.build(plan).model, [self._timing.batch])[0]
+        measured = found.new_ms / found.reference_ms
+        note = (
+            f"latency at batch {self._timing.batch}: {predicted / whole:.3f} of the original "
+            f"predicted, {measured:.3f} measured; {timed.coverage}"
+        )
+        self._notes = [note]
+        if abs(measured - target.latency) <= _NEAR * target.latency:
+            return plan
+        wanted = target.latency * whole
+        again = self.plan(target, corrected_budget(whole, predicted, measured * whole, wanted))
+        self._notes = [f"{note}; planned again by that"]
+        return again
+
+    def _channels(self, pruner: Pruner, target: Target) -> Kept:
+        now = model_cost(self.prepared.model, self.prepared.shapes)
+        whole, all_now = (cost_of(c, target.metric) for c in (self.before, now))
+        budget = target.ratio * whole - (all_now - pruner.cost)
+        if self._passes.prunings[0].options.keep or not self._passes.factorizations:
+            return pruner.plan(budget, str(target))[0]
+        if target.rule is not None:
+            raise OptionError("ranks by rule leave pruning no budget; set prune_channels{keep=R}")
+        return share_budget(
+            pruner, self.prepared, self._passes.factorizations, budget, str(target),
+            lambda model, graph, layers: measured_shapes(
+                model, graph, layers, self.data.validation, self.runtime
+            ),
+            target.metric,
+        )  # fmt: skip
+
+    def _chained(self, pruner: Pruner, kept: Kept) -> Kept:
+        """The channels that stay, chosen in the order that the pass asks for."""
+        chain, data = self._passes.prunings[0].options.chain, self.data.calibration
+        if chain == "parallel":
+            return pruner.refined(kept)
+        if chain == "top_down" and data is not None:
+            return top_down(
+                pruner, self.prepared, kept, data, self.runtime, self._options.seed,
+                self.progress,
+            )  # fmt: skip
+        return kept
+
+    def _propose(
+        self, work: Prepared, kept: Kept, target: Target
+    ) -> tuple[Proposals, Timed | None]:
+        """Candidates of every layer, and their times where these are asked for."""
+        # several targets need one set of candidates, whose costs are then counted anew
+        metric = target.metric if len(target.budgets) == 1 else "macs"
+        key = (_key(kept), metric, target.rule, target.latency is None)
+        if self._proposed is not None and self._proposed[0] == key:
+            return self._proposed[1:]
+        with self.clock("plan"):
+            proposals = make_choices(
+                work.layers, self._passes.factorizations, work.moments, work.shapes, metric,
+                self.prepared.moments.totals, self.progress, target.rule,
+            )  # fmt: skip
+        timed = None
+        if target.latency is not None:
+            with self.clock("time"):
+                feed = self._feed(self._timing.batch)
+                inputs = {name: value.shape for name, value in feed.items()}
+                needed = [t.name for n in work.graph.nodes for t in n.outputs if t.name]
+                shapes = tensor_shapes(work.model, inputs, feed, self.runtime, needed)
+                timed = timed_choices(
+                    work, proposals, feed, shapes, self.runtime, self._timing, self.progress
+                )
+        self._proposed = key, proposals, timed
+        return proposals, timed
+
+    def _choose(
+        self,
+        work: Prepared,
+        proposals: Proposals,
+        timed: Timed | None,
+        target: Target,
+        seconds: float | None,
+    ) -> list[Candidate]:
+        if not self._passes.factorizations:
+            return [c.keep for c in proposals.choices]
+        if target.rule is not None:
+            return by_rule(proposals.choices, target.rule)
+        now = model_cost(work.model, work.shapes)
+        constraints: list[tuple[str, Sequence[Choice], int, int]] = []
+        for metric, ratio in target.budgets:
+            if metric == "latency":
+                assert timed is not None
+                wanted = ratio * timed.whole if seconds is None else seconds
+                budget = int(wanted) - (timed.whole - timed.movable)
+                constraints.append((metric, timed.choices, budget, timed.whole))
+                continue
+            choices: Sequence[Choice] = proposals.choices
+            if len(target.budgets) > 1 and metric != "macs":
+                choices = recosted(choices, metric)
+            whole = cost_of(self.before, metric)
+            movable = sum(c.keep.cost for c in choices)
+            budget = int(ratio * whole) - (cost_of(now, metric) - movable)
+            constraints.append((metric, choices, budget, whole))
+        return choose(constraints)
+
+    # -- the model -------------------------------------------------------------------------------
+
+    def build(self, plan: Plan, *, repair: bool = True) -> Built:
+        """The model that a plan describes, checked but not measured.
+
+        Raises:
+            PlanError: the plan is of another model, or names what is not there.
+        """
+        self._check_plan(plan)
+        kept = {
+            g.name: np.array(g.kept, np.intp)
+            for g in plan.groups
+            if g.decision in ("cut", "gather")
+        }
+        work, remains = self._cut(kept)
+        with self.clock("rewrite"):
+            compressed = Graph(work.model)
+            named = {t.name: t for t in find_layers(compressed)[0]}
+            made: dict[str, Decision] = {d.layer: d for d in plan.decisions}
+            if missing := [la.name for la in work.layers if la.name not in made]:
+                raise PlanError(f"the plan says nothing of layer {missing[0]!r}")
+            written: dict[str, Written] = {}
+            for layer in work.layers:
+                decision = made[layer.name]
+                if decision.decision == "factorize":
+                    moments = work.moments[layer.name]
+                    chain = cut_candidate(layer, decision, self._passes.factorizations, moments)
+                    written[layer.name] = apply_chain(compressed, named[layer.name], chain)
+                    made[layer.name] = after_cut(layer, decision, chain, moments, work.shapes)
+        refits: list[Refit] = []
+        with self.clock("refit"):
+            if repair and self.data.calibration is not None and (written or kept):
+                tasks = refit_tasks(
+                    self.prepared, work, remains, compressed, written, made,
+                    self._passes.factorizations,
+                )  # fmt: skip
+                size = batch_size(list(work.shapes), work.shapes, MEMORY)
+                refits = refit(
+                    self.prepared.graph, compressed, tasks, self.data.calibration,
+                    self.runtime, size=size, seed=plan.seed, memory=MEMORY // 8,
+                    progress=self.progress,
+                )  # fmt: skip
+        result = _sign(compressed.to_model(), plan)
+        _check(self.source, result)
+        return Built(result, plan, tuple(made.values()), tuple(refits))
+
+    def report(self, built: Built, notes: Sequence[str] = ()) -> Report:
+        """Both models on samples that did not calibrate, and by the clock."""
+        plan = built.plan
+        with self.clock("validate"):
+            size = batch_size(list(self.prepared.shapes), self.prepared.shapes, MEMORY)
+            validation = validate_models(
+                self.source, built.model, self.data.validation, self.runtime,
+                size=size, progress=self.progress,
+            )  # fmt: skip
+            latency = self.latency(built.model, sorted({1, 16, self._timing.batch}))
+            after = self.cost(built.model)
+        said = [*self.data.notes, *self._notes, *notes]
+        if plan.data != self.data.digest:
+            said.append("the calibration data is not that of the plan; the weights differ from it")
+        for part in plan.target.split():
+            if part.startswith("size=") and after.bytes > float(part[5:]) * self.before.bytes:
+                left = after.bytes / self.before.bytes
+                said.append(f"{left:.4f} of the bytes are left, not {part}: names took the rest")
+        return Report(
+            self.before, after, plan.target, built.decisions, plan.groups, built.refits,
+            validation, latency, tuple(said), self.clock.seconds, __version__, plan.digest,
+            plan.seed,
+        )  # fmt: skip
+
+    def latency(self, model: Model, batches: Sequence[int]) -> tuple[LatencyPair, ...]:
+        """Both models in alternation, at the batches that the data allows."""
+        data = self.data.validation
+        most = len(data) if data.batchable else 1
+        feeds = [(b, self._feed(b)) for b in batches if b <= most] or [(1, self._feed(1))]
+        return measure_latency(self.source, model, feeds, self.runtime, seconds=1.0)
+
+    def _feed(self, batch: int) -> Feed:
+        data = self.data.validation
+        if batch == 1 or not data.batchable:
+            return data.feed(0)
+        return next(data.subset([i % len(data) for i in range(batch)]).batches(batch))
+
+    def _check_plan(self, plan: Plan) -> None:
+        if plan.model != self.source.digest:
+            raise PlanError(
+                f"the plan is of another model: its SHA-256 is {plan.model[:16]}..., that of "
+                f"this one {self.source.digest[:16]}..."
+            )
+        prunables = {}
+        if any(g.decision in ("cut", "gather") for g in plan.groups):
+            if not self._passes.prunings:
+                raise PlanError("the plan cuts channels, but there is no pruning pass in it")
+            prunables = self._pruner("macs").prunables
+        for group in plan.groups:
+            if group.decision not in ("cut", "gather"):
+                continue
+            prunable = prunables.get(group.name)
+            if prunable is None:
+                raise PlanError(f"the plan cuts {group.name!r}, which is no group that may be cut")
+            inside = all(k < prunable.size for k in group.kept)
+            if not group.kept or not inside or list(group.kept) != sorted(set(group.kept)):
+                raise PlanError(
+                    f"the plan keeps channels of {group.name!r} that are not "
+                    f"rising numbers below {prunable.size}"
+                )
+
+    # -- what it works on ------------------------------------------------------------------------
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The canonical model, its layers and the moments of their inputs."""
+        with self.clock("calibrate"):
+            return self._prepare(canonicalise(self.source, self._passes.rewrites))
+
+    @cached_property
+    def before(self) -> Cost:
+        """Of the model as given."""
+        return self.cost(self.source)
+
+    def cost(self, model: Model) -> Cost:
+        """Of a model, at one sample."""
+        shapes = measured_shapes(model, Graph(model), [], self.data.validation, self.runtime)
+        return model_cost(model, shapes)
+
+    def _prepare(self, model: Model) -> Prepared:
+        return prepare(
+            model, self.data, self.runtime, self.refuse, self._options.seed, self.progress,
+            every_shape=bool(self._passes.prunings),
+        )  # fmt: skip
+
+    def _pruner(self, metric: str) -> Pruner:
+        return Pruner(self.prepared, self._passes.prunings[0], metric, self.progress)
+
+    def _cut(self, kept: Kept) -> tuple[Prepared, Remains]:
+        """The model without the channels that go, measured anew; computed once."""
+        if not kept:
+            return self.prepared, Remains({}, {})
+        if self._pruned is None or self._pruned[0] != _key(kept):
+            pruner = self._pruner("macs")
+            with self.clock("cut"):
+                graph = Graph(self.prepared.model)
+                remains = pruner.apply(graph, kept)
+                self._pruned = _key(kept), self._prepare(graph.to_model()), remains
+        return self._pruned[1], self._pruned[2]
+
+
+def _key(kept: Kept) -> Any:
+    return sorted((name, left.tolist()) for name, left in kept.items())
+
+
+def _predicted(timed: Timed, plan: Plan) -> float:
+    """Nanoseconds that the model of a plan should take."""
+    decisions = {d.layer: d for d in plan.decisions}
+    total = timed.whole - timed.movable
+    for choice in timed.choices:
+        d = decisions[choice.layer]
+        total += next(
+            c.cost
+            for c in choice.candidates
+            if (c.method, c.variant, c.rank) == (d.method, d.variant, d.rank)
+        )
+    return total
+
+
+class _Clock:
+    """Wall time by step, less that of steps inside it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        start, inside = time.perf_counter(), sum(self.seconds.values())
+        yield
+        spent = time.perf_counter() - start - (sum(self.seconds.values()) - inside)
+        self.seconds[step] = round(self.seconds.get(step, 0.0) + spent, 3)
+
+
+def _sign(model: Model, plan: Plan) -> Model:
+    proto = model.proto
+    kept = [p for p in proto.metadata_props if not p.key.startswith("onnx_lowrank.")]
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(kept)
+    for key, value in (("onnx_lowrank.plan", plan.digest), ("onnx_lowrank.version", __version__)):
+        proto.metadata_props.add(key=key, value=value)
+    return replace(model, path=None)
+
+
+def _check(source: Model, result: Model) -> None:
+    """The checker must accept what we wrote wherever it accepted what we read."""
+    try:
+        checker.check_model(source.proto)
+    except (checker.ValidationError, ValueError):
+        return
+    try:
+        checker.check_model(result.proto)
+    except checker.ValidationError as error:
+        raise ValidationError(
+            f"the result does not pass onnx.checker, please report it: {error}"
+        ) from error

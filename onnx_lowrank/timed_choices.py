@@ -1,0 +1,116 @@
+"""Choices whose cost is time: every candidate measured, or predicted from its like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onnx_lowrank.candidates import Proposals
+from onnx_lowrank.chain import Chain
+from onnx_lowrank.latency import Coverage, LatencyTable
+from onnx_lowrank.latency_cache import LatencyCache, default_folder, machine
+from onnx_lowrank.latency_probe import place_of
+from onnx_lowrank.latency_timer import RuntimeTimer
+from onnx_lowrank.planner import Candidate, Choice
+from onnx_lowrank.preparation import Prepared
+from onnx_lowrank.progress import Progress
+from onnx_lowrank.runtime import Feed, Runtime
+
+__all__ = ["Timed", "TimingOptions", "timed_choices"]
+
+#: nanoseconds, so that costs are whole numbers
+UNIT = 1e9
+
+#: a candidate that another betters in error, with so much of its effort at most, is not timed
+_DOMINATED = 0.9
+
+
+@dataclass(frozen=True)
+class TimingOptions:
+    """How latency is measured.
+
+    Attributes:
+        batch: samples of an inference.
+        limit: seconds to measure chains for, about.
+        cache: folder of earlier times; None for the user's own; empty for none.
+    """
+
+    batch: int = 1
+    limit: float = 120.0
+    cache: Path | str | None = None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Choices with costs in nanoseconds.
+
+    Attributes:
+        choices: one for each layer.
+        whole: nanoseconds of the network as it is.
+        coverage: how the times came about.
+    """
+
+    choices: tuple[Choice, ...]
+    whole: int
+    coverage: Coverage
+
+    @property
+    def movable(self) -> int:
+        """Nanoseconds of the layers as they are."""
+        return sum(c.keep.cost for c in self.choices)
+
+
+def timed_choices(
+    work: Prepared,
+    proposals: Proposals,
+    feed: Feed,
+    shapes: Mapping[str, tuple[int, ...]],
+    runtime: Runtime,
+    options: TimingOptions,
+    progress: Progress,
+) -> Timed:
+    """The proposals, timed.
+
+    Args:
+        work: the model that they are of.
+        proposals: with their outlines.
+        feed: an inference of the batch that counts.
+        shapes: of all tensors at that batch.
+        runtime: that counts.
+        options: how to measure.
+        progress: is told of every chain.
+    """
+    cache = None
+    if options.cache != "":
+        cache = LatencyCache(Path(options.cache or default_folder()), machine(runtime))
+    table = LatencyTable(RuntimeTimer(runtime), limit=options.limit, cache=cache, progress=progress)
+    places = [place_of(work.graph, layer, shapes) for layer in work.layers]
+    looked_at = [_undominated(c, proposals.outlines[c.layer]) for c in proposals.choices]
+    wanted = [
+        (place, [outline for _, outline in found])
+        for place, found in zip(places, looked_at, strict=True)
+    ]
+    coverage = table.measure(work.model, feed, wanted)
+    choices = []
+    for choice, place, found in zip(proposals.choices, places, looked_at, strict=True):
+        keep = _timed(choice.keep, table.seconds(place, place.chain))
+        others = [_timed(c, table.seconds(place, outline)) for c, outline in found]
+        faster = [c for c in others if c.cost < keep.cost]
+        choices.append(replace(choice, candidates=(keep, *faster)))
+    return Timed(tuple(choices), round(UNIT * table.network), coverage)
+
+
+def _timed(candidate: Candidate, seconds: float) -> Candidate:
+    cost = round(UNIT * seconds)
+    return replace(candidate, cost=cost, effort=cost)
+
+
+def _undominated(choice: Choice, outlines: Sequence[Chain]) -> list[tuple[Candidate, Chain]]:
+    """Candidates that might be the best for some budget, and their outlines."""
+    pairs = list(zip(choice.candidates[1:], outlines, strict=True))
+    return [
+        (c, outline)
+        for c, outline in pairs
+        if not any(o.error <= c.error and o.effort <= _DOMINATED * c.effort for o, _ in pairs)
+    ]
