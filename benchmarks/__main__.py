@@ -1,6 +1,7 @@
 """``python -m benchmarks``: every model by every method, as JSON and as a table.
 
-Each cell runs in a process of its own, so that its peak memory is its own.
+Each cell runs in a process of its own. ``python -m benchmarks.layers`` compares methods layer by
+layer, ``python -m benchmarks.alone`` runs a network by each method alone.
 """
 
 from __future__ import annotations
@@ -8,9 +9,7 @@ from __future__ import annotations
 import argparse
 import glob
 import json
-import multiprocessing
 import platform
-from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +20,7 @@ import onnxruntime
 
 import onnx_lowrank
 from benchmarks.methods import METHODS
-from benchmarks.metrics import measure
+from benchmarks.metrics import in_own_process
 from benchmarks.models import MODELS
 
 COLUMNS = ("threads 1, batch 1", "threads 1, batch 16", "threads 2, batch 1", "threads 2, batch 16")
@@ -50,7 +49,7 @@ def main() -> None:
                 if options.get("ranks") == "ratio":
                     options["exclude"] = _ends(benchmark.path)
                 job = (benchmark.path, archive, ratio, options, arguments.seconds)
-                row = {"model": name, "target": ratio, "method": method, **_alone(job)}
+                row = {"model": name, "target": ratio, "method": method, **in_own_process(job)}
                 rows.append(row)
                 print(_line(row), flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -62,12 +61,6 @@ def _ends(model: Path) -> list[str]:
     """First and last layer, which uniform methods leave alone, as is usual."""
     layers = [layer.name for layer in onnx_lowrank.inspect(model).layers if layer.shape]
     return [glob.escape(layers[0]), glob.escape(layers[-1])]
-
-
-def _alone(job: tuple[Any, ...]) -> dict[str, Any]:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(measure, *job).result()
 
 
 def _header() -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import resource
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +18,7 @@ from onnx_lowrank.model import load
 from onnx_lowrank.runtime import Runtime
 from onnx_lowrank.validate import measure_latency
 
-__all__ = ["measure"]
+__all__ = ["in_own_process", "measure"]
 
 
 def measure(
@@ -32,7 +34,8 @@ def measure(
         seconds: to time each of the four settings.
 
     Returns:
-        Ratios, accuracies, speed-ups by threads and batch, wall seconds, peak resident bytes.
+        Ratios, accuracies, speed-ups by threads and batch, wall seconds, peak resident bytes, and
+        the relative response error of each layer before the refit.
     """
     with TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -71,7 +74,15 @@ def measure(
         "speedup": speed,
         "seconds": round(wall, 1),
         "peak_bytes": peak,
+        "errors": {d.layer: d.error for d in result.plan.decisions},
     }
+
+
+def in_own_process(job: tuple[Any, ...]) -> dict[str, Any]:
+    """:func:`measure` of these arguments in a new process, so that its peak memory is its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(measure, *job).result()
 
 
 def _asked(ratio: float, options: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the README shows is run, as it stands there."""
+"""What the README and the pages in ``docs/`` show is run, as it stands there."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from onnx_lowrank.base import Factorization
 from onnx_lowrank.cli import main
+from onnx_lowrank.passes import BUILT_IN
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, flags=re.M | re.S)
+def blocks(page: Path, language: str) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S)
+
+
+def commands(page: Path) -> list[list[str]]:
+    return [shlex.split(line) for block in blocks(page, "sh") for line in block.splitlines()]
 
 
 @pytest.fixture
@@ -25,23 +33,39 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_commands_run_in_their_order(clone: Path) -> None:
-    commands = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
-    assert len(commands) >= 7
-    for command in commands:
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_run_in_their_order(page: Path, clone: Path) -> None:
+    for command in commands(page):
         assert command[0] == "onnx-lowrank"
         assert main(command[1:]) == 0, shlex.join(command)
-    assert (clone / "small.onnx").is_file()
+    assert page != README or (clone / "small.onnx").is_file()
 
 
-def test_python_runs(clone: Path) -> None:
-    programs = blocks("python")
-    assert programs
-    for program in programs:
-        exec(compile(program, "README.md", "exec"), {})
-    assert (clone / "small.onnx").is_file()
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_python_runs(page: Path, clone: Path) -> None:
+    for program in blocks(page, "python"):
+        exec(compile(program, page.name, "exec"), {})
+    assert page != README or (clone / "small.onnx").is_file()
+
+
+def test_there_is_something_to_run() -> None:
+    assert len(commands(README)) >= 7
+    assert blocks(README, "python")
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [*PAGES, *ROOT.glob("examples/*/README.md"), ROOT / "benchmarks" / "README.md"]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "docs" / "methods.md"], ids=lambda p: p.name)
+def test_every_factorization_has_a_row(page: Path) -> None:
+    rows = re.findall(r"^\| `(\w+)`", page.read_text(encoding="utf-8"), flags=re.M)
+    assert {p.name for p in BUILT_IN if issubclass(p, Factorization)} <= set(rows)
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
-    command = next(line.strip() for line in TEXT.splitlines() if line.endswith("-m pytest"))
+    text = README.read_text(encoding="utf-8")
+    command = next(line.strip() for line in text.splitlines() if line.endswith("-m pytest"))
     assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
