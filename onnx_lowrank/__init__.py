@@ -16,9 +16,10 @@ from onnx_lowrank.errors import (
     ValidationError,
 )
 from onnx_lowrank.inspection import Inspection, inspect
-from onnx_lowrank.pipeline import Result, apply, compress, plan
+from onnx_lowrank.pipeline import Result, apply, compress, plan, sweep
 from onnx_lowrank.plan import Decision, GroupDecision, Plan
 from onnx_lowrank.report import Report
+from onnx_lowrank.sweep import Sweep
 from onnx_lowrank.validate import Validation, validate
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "PlanError",
     "Report",
     "Result",
+    "Sweep",
     "Validation",
     "ValidationError",
     "__version__",
@@ -45,5 +47,6 @@ __all__ = [
     "curves",
     "inspect",
     "plan",
+    "sweep",
     "validate",
 ]

@@ -15,18 +15,21 @@ import onnx
 
 from onnx_lowrank.base import Pass
 from onnx_lowrank.calibration import ImageOptions
-from onnx_lowrank.errors import GuardError
+from onnx_lowrank.errors import GuardError, OptionError
 from onnx_lowrank.model import Model, save
 from onnx_lowrank.plan import Plan
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.registry import parse_list
 from onnx_lowrank.report import Report
+from onnx_lowrank.requirement import Metric, Requirement
 from onnx_lowrank.run import Built, DataOptions, Run
 from onnx_lowrank.runtime import Runtime
+from onnx_lowrank.search import smallest_within
+from onnx_lowrank.sweep import RATIOS, Sweep, swept
 from onnx_lowrank.targets import DEFAULT_TARGET, Target
 from onnx_lowrank.timed_choices import TimingOptions
 
-__all__ = ["DEFAULT_PASSES", "DEFAULT_TARGET", "Result", "apply", "compress", "plan"]
+__all__ = ["DEFAULT_PASSES", "DEFAULT_TARGET", "Result", "apply", "compress", "plan", "sweep"]
 
 DEFAULT_PASSES = "fold_batchnorm,svd,spatial_svd,channel_svd,cp{form=three},recurrent_svd"
 
@@ -79,6 +82,10 @@ def compress(
     batch: int = 1,
     timing_limit: float = 120.0,
     cache: str | os.PathLike[str] | None = None,
+    max_drop: float | None = None,
+    min_agreement: float | None = None,
+    min_snr: float | None = None,
+    metric: Metric | None = None,
     repair: bool = True,
     force: bool = False,
     progress: Progress | None = None,
@@ -108,6 +115,11 @@ def compress(
         batch: samples of an inference whose latency counts.
         timing_limit: seconds to measure chains for, about, where a target is on latency.
         cache: folder for their times; None for the user's own, empty for none.
+        max_drop: largest drop of labelled accuracy (0.01 is a point), or of ``metric``. The least
+            budget that keeps it is searched, of ``target``'s metric (its ratio does not matter).
+        min_agreement: least part of samples that keep their first class, likewise.
+        min_snr: least signal-to-noise ratio of the outputs in dB, likewise.
+        metric: ``metric(outputs, labels) -> float``, higher being better; ``outputs`` by name.
         repair: solve the chains again from input to output with the prefix compressed.
         force: return the model even if it is slower or bigger than the original.
         progress: told of each step.
@@ -120,7 +132,13 @@ def compress(
     timing = TimingOptions(batch, timing_limit, None if cache is None else os.fspath(cache))
     run = Run(model, parse_list(passes), data, Runtime(provider, threads), timing, progress)
     run.choose_layers(include, exclude)
-    return _finished(run, run.build(run.timed_plan(asked), repair=repair), force)
+    requirement = Requirement.of(max_drop, min_agreement, min_snr, metric)
+    if requirement is None:
+        return _finished(run, run.build(run.timed_plan(asked), repair=repair), force)
+    if len(asked.budgets) > 1 or asked.rule is not None:
+        raise OptionError("a search looks for one budget; give one target and no rule for ranks")
+    found = smallest_within(run, asked, requirement, repair)
+    return _finished(run, found.built, force, [found.text(requirement)])
 
 
 def plan(
@@ -186,6 +204,46 @@ def apply(
     run = Run(model, parse_list(plan.passes), data, runtime, timing, progress)
     run.refuse = {d.layer: d.reason for d in plan.decisions if d.decision == "skip"}.get
     return _finished(run, run.build(plan, repair=repair), force)
+
+
+def sweep(
+    model: str | os.PathLike[str] | onnx.ModelProto | Model,
+    *,
+    calib: Any = None,
+    metric: str = "macs",
+    ratios: Sequence[float] = RATIOS,
+    folder: str | os.PathLike[str] | None = None,
+    passes: str | Sequence[str | Pass] = DEFAULT_PASSES,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    samples: int | None = None,
+    images: ImageOptions | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+    threads: int = 0,
+    provider: str = "CPUExecutionProvider",
+    batch: int = 1,
+    timing_limit: float = 120.0,
+    cache: str | os.PathLike[str] | None = None,
+    repair: bool = True,
+    progress: Progress | None = None,
+) -> Sweep:
+    """Compress to several budgets and measure each: the whole trade of cost for accuracy.
+
+    Args: as of :func:`compress`, and
+        metric: what the budgets are on, ``macs``, ``params``, ``size`` or ``latency``.
+        ratios: parts of the original.
+        folder: where to write the models; None writes none.
+
+    Raises:
+        OptionError, ModelError, DataError, ValidationError.
+    """
+    targets = [Target.parse(f"{metric}={ratio:g}") for ratio in ratios]
+    data = DataOptions(calib, samples, images, input_shapes, seed)
+    timing = TimingOptions(batch, timing_limit, None if cache is None else os.fspath(cache))
+    run = Run(model, parse_list(passes), data, Runtime(provider, threads), timing, progress)
+    run.choose_layers(include, exclude)
+    return swept(run, targets, folder, repair)
 
 
 def _finished(run: Run, built: Built, force: bool, notes: Sequence[str] = ()) -> Result:

@@ -1,0 +1,116 @@
+"""The smallest budget at which a model still keeps what is required of it.
+
+Budgets are bisected (their logarithms, for a step of 0.4 to 0.3 is worth one of 0.8 to 0.6), each
+model judged on one half of the validation samples. What held there is confirmed on the other half,
+from the smallest up: the search has picked among many by the first half, and so flatters it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from onnx_lowrank.calibration import Dataset
+from onnx_lowrank.collect import batch_size
+from onnx_lowrank.errors import BudgetError, DataError
+from onnx_lowrank.preparation import MEMORY
+from onnx_lowrank.requirement import Judge, Requirement, Score
+from onnx_lowrank.run import Built, Run
+from onnx_lowrank.targets import Target
+
+__all__ = ["Found", "smallest_within"]
+
+#: models that are built and judged
+STEPS = 7
+#: where the search begins, and the smallest budget that it looks at
+FIRST, LEAST = 0.5, 0.05
+#: samples that each half needs
+SAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        built: the model.
+        target: its budget.
+        searched: its score on the samples of the search.
+        confirmed: its score on the others.
+        tried: budgets and scores of all models, in order.
+    """
+
+    built: Built
+    target: Target
+    searched: Score
+    confirmed: Score
+    tried: tuple[tuple[float, Score | None], ...]
+
+    def text(self, requirement: Requirement) -> str:
+        """For people."""
+        return (
+            f"{self.target} is the least with {requirement}: "
+            f"{self.searched.text(requirement)} of the search, "
+            f"{self.confirmed.text(requirement)} held back to confirm"
+        )
+
+
+def smallest_within(
+    run: Run, target: Target, requirement: Requirement, repair: bool = True
+) -> Found:
+    """Search the budget on ``target``'s metric.
+
+    Args:
+        run: model, passes and data.
+        target: a single budget; its ratio is what is looked for.
+        requirement: to be kept.
+        repair: whether chains are solved again.
+
+    Raises:
+        BudgetError: nothing that saves anything keeps it.
+        DataError: too few samples, or no labels where they are needed.
+    """
+    halves = _halves(run.data.validation)
+    shapes = run.prepared.shapes
+    size = batch_size(list(shapes), shapes, MEMORY)
+    judges = [Judge(run.source, half, run.runtime, requirement, size) for half in halves]
+    tried: list[tuple[float, Score | None]] = []
+    kept: list[tuple[float, Built, Score]] = []
+    low, high, ratio = LEAST, 1.0, FIRST
+    with run.progress.task("search", STEPS) as advance:
+        for _ in range(STEPS):
+            built = _built(run, target.at(ratio), repair)
+            score = judges[0].score(built.model) if built is not None else None
+            tried.append((ratio, score))
+            if built is not None and score is not None and requirement.holds(score.value):
+                kept.append((ratio, built, score))
+                high = ratio
+            else:
+                low = ratio
+            ratio = round(math.sqrt(low * high), 3)
+            advance(1)
+    for ratio, built, score in sorted(kept, key=lambda k: k[0]):
+        confirmed = judges[1].score(built.model)
+        if requirement.holds(confirmed.value):
+            return Found(built, target.at(ratio), score, confirmed, tuple(tried))
+    seen = ", ".join(
+        f"{r:g}: {s.text(requirement) if s else 'out of reach'}" for r, s in sorted(tried)[-3:]
+    )
+    raise BudgetError(f"nothing smaller keeps {requirement}; at parts of the budget {seen}")
+
+
+def _built(run: Run, target: Target, repair: bool) -> Built | None:
+    try:
+        return run.build(run.timed_plan(target), repair=repair)
+    except BudgetError:
+        return None
+
+
+def _halves(data: Dataset) -> tuple[Dataset, Dataset]:
+    if len(data) < 2 * SAMPLES:
+        raise DataError(
+            f"{len(data)} samples to judge by; {2 * SAMPLES} at least are needed, half of them to "
+            "search and half to confirm"
+        )
+    every = range(len(data))
+    return data.subset(every[::2]), data.subset(every[1::2])
