@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, shape_inference
 
+from onnx_lowrank.constants import SHAPE_LIKE
 from onnx_lowrank.graph import Graph, Node
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.model import Model
@@ -149,13 +150,19 @@ def _inferred(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, 
     graph.node.extend(model.proto.graph.node)
     graph.output.extend(onnx.ValueInfoProto(name=o.name) for o in model.proto.graph.output)
     for tensor in model.proto.graph.initializer:
-        if tensor.data_type in _FLOATS and math.prod(tensor.dims) > 16:
+        if math.prod(tensor.dims) > SHAPE_LIKE:
             graph.input.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             )
         else:
             graph.initializer.append(tensor)
+    for sparse in model.proto.graph.sparse_initializer:
+        values = sparse.values
+        graph.input.append(
+            onnx.helper.make_tensor_value_info(values.name, values.data_type, sparse.dims)
+        )
     named = {t.name for t in model.proto.graph.initializer}
+    named |= {t.values.name for t in model.proto.graph.sparse_initializer}
     for value in model.proto.graph.input:
         if value.name in named:
             continue
@@ -169,6 +176,7 @@ def _inferred(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, 
     except Exception:  # an odd node must not stop the rest; the runtime knows better
         inferred = skeleton
     found = {t.name: tuple(t.dims) for t in model.proto.graph.initializer}
+    found |= {t.values.name: tuple(t.dims) for t in model.proto.graph.sparse_initializer}
     found.update(inputs)
     for value in (*inferred.graph.value_info, *inferred.graph.output):
         if value.type.tensor_type.HasField("shape"):

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
+from onnx_lowrank.constants import Constants
 from onnx_lowrank.errors import ModelError
-from onnx_lowrank.model import Model
+from onnx_lowrank.model import SMALLEST_EXTERNAL, Model
 from onnx_lowrank.protobuf import (
     all_names,
     copy_field,
@@ -28,13 +28,11 @@ from onnx_lowrank.protobuf import (
     reads,
     value_info,
 )
+from onnx_lowrank.scratch import Scratch
 
 __all__ = ["Graph", "Node"]
 
 Node: TypeAlias = Any  # gs.Node; onnx-graphsurgeon is untyped
-
-#: Operators that a constant weight may stand behind.
-_VIEWS = frozenset({"Identity", "Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 
 gs.logger.G_LOGGER.severity = logging.CRITICAL + 1  # it raises as well
 
@@ -64,6 +62,13 @@ class Graph:
         self._outputs = {o.name for o in source.output}
         self._names = all_names(model.proto)
         self._forgotten: set[str] = set()
+        self._scratch = model.scratch or (Scratch() if model.large else None)
+        #: constants of ours that are on disk
+        self._spilled: dict[str, TensorProto] = {}
+        self._constants = Constants(
+            self.producer, self._dims, self._values, self._node_proto, self._constant_node,
+            self.opset,
+        )  # fmt: skip
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -121,54 +126,31 @@ class Graph:
         return node.attrs.get(name, default)
 
     def constant(self, tensor: str) -> npt.NDArray[Any] | None:
-        """The value of ``tensor`` if constant, also behind Identity, Transpose, Cast ...
+        """The value of ``tensor`` if it follows from constants; see :class:`Constants`.
 
-        None too where these cannot be computed.
+        None too where it cannot be computed.
         """
-        tensor = self._behind_identities(tensor)
-        found = self._tensors.get(tensor)
-        if found is None:
-            return None
-        if isinstance(found, gs.Constant):
-            return self._values(found)
-        node = self.producer(tensor)
-        if node is None or node.domain not in (None, "", "ai.onnx"):
-            return None
-        if node.op == "Constant":
-            return self._constant_node(node)
-        if node.op not in _VIEWS:
-            return None
-        inputs = {}
-        for tensor_in in node.inputs:
-            if tensor_in.is_empty():
-                continue
-            value = self.constant(tensor_in.name)
-            if value is None:
-                return None
-            inputs[tensor_in.name] = value
-        return self._evaluate(node, inputs)
+        return self._constants.value(tensor)
 
     def is_constant(self, tensor: str) -> bool:
         """Whether ``tensor`` is constant, without reading it."""
-        tensor = self._behind_identities(tensor)
-        found = self._tensors.get(tensor)
-        if found is None:
-            return False
-        if isinstance(found, gs.Constant):
-            return True
-        node = self.producer(tensor)
-        if node is None:
-            return False
-        return node.op == "Constant" or (
-            node.op in _VIEWS and all(t.is_empty() or self.is_constant(t.name) for t in node.inputs)
-        )
+        return self._constants.known(tensor)
+
+    def is_quantized(self, tensor: str) -> bool:
+        """Whether ``tensor`` is made of constants that a DequantizeLinear reads."""
+        return self._constants.quantized(tensor)
 
     def views(self, tensor: str) -> list[str]:
-        """``tensor`` and what it is a view of, down to the constant."""
-        names = [tensor]
-        while (node := self.producer(names[-1])) is not None and node.op in _VIEWS:
-            names.append(node.inputs[0].name)
-        return names
+        """``tensor`` and what it is made of, down to the constant with most of its numbers."""
+        return self._constants.views(tensor)
+
+    def uses(self, tensor: str) -> int:
+        """How many nodes read ``tensor``, or what it is made of, where that is more."""
+        own = {id(node) for node in self._constants.makers(tensor)}
+        counts = [len(self.consumers(tensor))]
+        for name in self.views(tensor)[1:]:
+            counts.append(1 + sum(id(node) not in own for node in self.consumers(name)))
+        return max(counts)
 
     def subgraph_nodes(self) -> Iterator[tuple[NodeProto, str]]:
         """Nodes inside If, Loop, Scan and inside functions, with the name of the place."""
@@ -192,14 +174,14 @@ class Graph:
     def add_constant(self, stem: str, values: npt.NDArray[Any]) -> str:
         """Add an initializer and return its name."""
         name = self.fresh(stem)
-        self._tensors[name] = gs.Constant(name, np.ascontiguousarray(values))
+        self._tensors[name] = gs.Constant(name, self._kept(name, values))
         return name
 
     def set_constant(self, name: str, values: npt.NDArray[Any]) -> None:
         """Give other values to an initializer that :meth:`add_constant` made."""
         if name in self._initializers:
             raise ValueError(f"{name!r} belongs to the original model")
-        self._tensors[name].values = np.ascontiguousarray(values)
+        self._tensors[name].values = self._kept(name, values)
 
     def make_node(
         self,
@@ -233,6 +215,7 @@ class Graph:
             node.inputs.clear()
             node.outputs.clear()
         new = list(make())
+        self._constants.forget()
         self._graph.nodes[position + 1 : position + 1] = new
         for node in old:
             del self._graph.nodes[self._index(node)]
@@ -266,6 +249,7 @@ class Graph:
     def insert(self, node: Node, make: Callable[[], Node]) -> None:
         """Put the node that ``make`` returns in front of ``node``."""
         self._graph.nodes.insert(self._index(node), make())
+        self._constants.forget()
 
     def forget_shape(self, tensor: str) -> None:
         """Leave out what the model says about the shape of ``tensor``; an edit changed it."""
@@ -307,7 +291,7 @@ class Graph:
         proto.graph.value_info.extend(
             v for v in source.graph.value_info if v.name in alive or v.name in listed
         )
-        return Model(proto, self.model.folder)
+        return Model(proto, self.model.folder, scratch=self._scratch)
 
     def extract(self, inputs: Mapping[str, int], outputs: Iterable[str]) -> Model:
         """The part of the model between two sets of tensors, as a model of its own.
@@ -326,10 +310,11 @@ class Graph:
         proto.graph.name = "part"
         proto.graph.node.extend(protos)
         fed = {i.name: i for i in self.model.proto.graph.input}
-        for name in sorted(used):
-            if name in inputs:
-                continue
-            if name in self._initializers or isinstance(self._tensors.get(name), gs.Constant):
+        sparse = {t.values.name: t for t in self.model.proto.graph.sparse_initializer}
+        for name in sorted(used - inputs.keys()):
+            if name in sparse:
+                proto.graph.sparse_initializer.append(sparse[name])
+            elif name in self._initializers or isinstance(self._tensors.get(name), gs.Constant):
                 proto.graph.initializer.append(self._tensor_proto(name))
         for name, element in inputs.items():
             if name in used:
@@ -341,7 +326,7 @@ class Graph:
                     fed.get(tensor.name) or value_info(tensor.name, tensor.data_type, tensor.dims)
                 )
         proto.graph.output.extend(ValueInfoProto(name=o) for o in wanted)
-        return Model(proto, self.model.folder)
+        return Model(proto, self.model.folder, scratch=self._scratch)
 
     def ancestors(self, tensors: Iterable[str], stop: Iterable[str] = ()) -> set[str]:
         """All tensors that must be computed for ``tensors``, themselves included."""
@@ -437,14 +422,30 @@ class Graph:
     def _tensor_proto(self, name: str) -> TensorProto:
         if name in self._initializers:
             return self._initializers[name]
-        return numpy_helper.from_array(self._tensors[name].values, name)
+        return self._spilled.get(name) or numpy_helper.from_array(self._tensors[name].values, name)
 
-    def _values(self, constant: Any) -> npt.NDArray[Any] | None:
-        proto = self._initializers.get(constant.name)
-        if proto is not None:
-            return self.model.read(proto)
-        if isinstance(constant._values, np.ndarray):
-            return constant._values
+    def _kept(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """``values`` in memory; those of a large model on disk."""
+        values = np.ascontiguousarray(values)
+        if self._scratch is None or values.nbytes < SMALLEST_EXTERNAL:
+            self._spilled.pop(name, None)
+            return values
+        self._spilled[name] = self._scratch.add(name, values)
+        return self._scratch.read(self._spilled[name])
+
+    def _dims(self, name: str) -> tuple[int, ...] | None:
+        """Shape of an initializer, of the original or our own; None for other tensors."""
+        if name in self._initializers:
+            return tuple(self._initializers[name].dims)
+        found = self._tensors.get(name)
+        return tuple(found.shape) if isinstance(found, gs.Constant) else None
+
+    def _values(self, name: str) -> npt.NDArray[Any] | None:
+        if name in self._initializers:
+            return self.model.read(self._initializers[name])
+        found = self._tensors.get(name)
+        if isinstance(found, gs.Constant) and isinstance(found._values, np.ndarray):
+            return found._values
         return None  # sparse
 
     def _constant_node(self, node: Node) -> npt.NDArray[Any] | None:
@@ -456,28 +457,3 @@ class Graph:
                 value = onnx.helper.get_attribute_value(attribute)
                 return np.asarray(value, np.float32 if "float" in attribute.name else np.int64)
         return None
-
-    def _behind_identities(self, tensor: str) -> str:
-        while (node := self.producer(tensor)) is not None and node.op == "Identity":
-            tensor = node.inputs[0].name
-        return tensor
-
-    def _evaluate(self, node: Node, inputs: dict[str, npt.NDArray[Any]]) -> npt.NDArray[Any] | None:
-        proto = self._node_proto(node)
-        graph = onnx.helper.make_graph(
-            [proto],
-            "constant",
-            [
-                value_info(k, int(onnx.helper.np_dtype_to_tensor_dtype(v.dtype)))
-                for k, v in inputs.items()
-            ],
-            [ValueInfoProto(name=proto.output[0])],
-        )
-        model = onnx.helper.make_model(
-            graph, opset_imports=[onnx.helper.make_opsetid("", self.opset)]
-        )
-        try:
-            result: list[npt.NDArray[Any]] = ReferenceEvaluator(model).run(None, inputs)  # type: ignore[assignment]
-        except Exception:  # an operator or type that the evaluator lacks, a shape that does not fit
-            return None
-        return result[0]

@@ -128,7 +128,7 @@ def inspect(
     feed: Feed | None = None
     try:
         feed = made_up(input_specs(source), input_shapes or {}, seed=0, count=1)[0]
-    except OptionError as error:
+    except (OptionError, ModelError) as error:
         if input_shapes:
             raise
         notes.append(f"MACs are not counted everywhere: {error}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,10 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.chain import Stage
+from onnx_lowrank.errors import ModelError
 from onnx_lowrank.geometry import ConvGeometry, LinearGeometry
 from onnx_lowrank.graph import Graph, Node
 
-__all__ = ["Destination", "Ineligible", "Layer", "destination", "find_layers", "turned"]
+__all__ = [
+    "Destination",
+    "Ineligible",
+    "Layer",
+    "destination",
+    "find_layers",
+    "refuse_optimised",
+    "turned",
+]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -22,9 +31,16 @@ _LINEAR_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", *_RECURRENT}
 #: Operators that hold weights, but that no pass takes apart.
 _OTHER_OPS = {
     op: f"{op} is not factorized"
-    for op in ("ConvInteger", "QLinearConv",
-               "MatMulInteger", "QLinearMatMul", "QGemm", "FusedConv", "DeformConv", "Einsum")
+    for op in ("ConvInteger", "QLinearConv", "MatMulInteger", "QLinearMatMul", "QGemm",
+               "DeformConv", "Einsum", "Attention", "QAttention", "MatMulNBits", "MatMulBnb4",
+               "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 }  # fmt: skip
+#: What ONNX Runtime's graph optimisations leave of layers, in its own domains.
+_OPTIMISED = "it was fused by ONNX Runtime; run before ONNX Runtime's layout optimisation"
+_OTHER_OPS |= dict.fromkeys(
+    ("FusedConv", "FusedGemm", "FusedMatMul", "NhwcConv", "NhwcFusedConv"), _OPTIMISED
+)
+_LAYOUT_DOMAIN = "com.microsoft.nchwc"
 _FLOATS = frozenset({"float16", "float32", "float64", "bfloat16"})
 
 
@@ -154,14 +170,29 @@ def find_layers(graph: Graph) -> tuple[list[Layer], list[Ineligible]]:
                 layers.append(_READERS[node.op](graph, node, name))
             except _No as verdict:
                 others.append(Ineligible(name, node.op, str(verdict)))
-        elif node.op in _OTHER_OPS:
+        elif node.op in _OTHER_OPS or (node.op == "Conv" and node.domain == _LAYOUT_DOMAIN):
             taken.add(name)
-            others.append(Ineligible(name, node.op, _OTHER_OPS[node.op]))
+            others.append(Ineligible(name, node.op, _OTHER_OPS.get(node.op, _OPTIMISED)))
     for proto, place in graph.subgraph_nodes():
         if proto.op_type in _LINEAR_OPS or proto.op_type in _OTHER_OPS:
             name = proto.name or (proto.output[0] if proto.output else proto.op_type)
             others.append(Ineligible(name, proto.op_type, f"inside {place}"))
     return layers, others
+
+
+def refuse_optimised(others: Iterable[Ineligible]) -> None:
+    """Refuse a model that ONNX Runtime has rewritten for its own kernels.
+
+    Layers in its blocked layouts have no MACs that could be counted, so no budget would be right.
+
+    Raises:
+        ModelError: there is a layer of that kind.
+    """
+    found = [o for o in others if o.reason == _OPTIMISED]
+    if found:
+        raise ModelError(
+            f"{found[0].op} {found[0].name!r}: {_OPTIMISED}, and give the model from before it"
+        )
 
 
 def _conv(graph: Graph, node: Node, name: str) -> Layer:
@@ -214,7 +245,7 @@ def _conv(graph: Graph, node: Node, name: str) -> Layer:
         dtype=weight.dtype,
         shape=turned(weight, groups).shape if transposed else weight.shape,
         geometry=geometry,
-        sharers=_sharers(graph, weight_name),
+        sharers=graph.uses(weight_name),
         bias_shape=None,
         _load=read,
     )
@@ -273,7 +304,7 @@ def _recurrent(graph: Graph, node: Node, name: str) -> Layer:
         dtype=weight.dtype,
         shape=(directions * rows, inputs),
         geometry=LinearGeometry(),
-        sharers=_sharers(graph, weight_name),
+        sharers=graph.uses(weight_name),
         bias_shape=None,
         _load=read,
         directions=directions,
@@ -311,7 +342,7 @@ def _gemm(graph: Graph, node: Node, name: str) -> Layer:
         dtype=weight.dtype,
         shape=shape,
         geometry=LinearGeometry(-2 if graph.attribute(node, "transA", 0) else -1, -1),
-        sharers=_sharers(graph, weight_name),
+        sharers=graph.uses(weight_name),
         bias_shape=None,
         _load=read,
     )
@@ -362,7 +393,7 @@ def _matmul(graph: Graph, node: Node, name: str) -> Layer:
         dtype=weight.dtype,
         shape=shape,
         geometry=LinearGeometry(axis, axis),
-        sharers=_sharers(graph, weight_name),
+        sharers=graph.uses(weight_name),
         bias_shape=bias_shape,
         _load=read,
     )
@@ -408,17 +439,8 @@ def _weight(graph: Graph, node: Node, position: int) -> Array:
 
 
 def _refuse_quantized(graph: Graph, tensor: str) -> None:
-    producer = graph.producer(tensor)
-    if (
-        producer is not None
-        and producer.op == "DequantizeLinear"
-        and graph.is_constant(producer.inputs[0].name)
-    ):
+    if graph.is_quantized(tensor):
         raise _No("its weight is quantized (DequantizeLinear)")
-
-
-def _sharers(graph: Graph, tensor: str) -> int:
-    return max(len(graph.consumers(t)) for t in graph.views(tensor))
 
 
 def _bias_add(graph: Graph, tensor: str) -> tuple[Node, str] | None:

@@ -1,6 +1,7 @@
 """Load and save: external data, opset, IR version and metadata kept, written atomically.
 
-External data is looked for in the folder of the model and nowhere else, in plain files.
+External data is looked for in the folder of the model and nowhere else, in plain files. It is
+mapped into memory tensor by tensor, and copied in small parts: a model may be larger than memory.
 """
 
 from __future__ import annotations
@@ -18,8 +19,19 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, checker, external_data_helper, numpy_helper
 
 from onnx_lowrank.errors import ModelError
+from onnx_lowrank.external_data import (
+    Place,
+    check,
+    chunks,
+    layout,
+    mappable,
+    mapped,
+    place,
+    refer,
+)
 from onnx_lowrank.files import atomic_write, atomic_writes
 from onnx_lowrank.protobuf import all_tensors
+from onnx_lowrank.scratch import Scratch
 from onnx_lowrank.soundness import sound, tensor_bytes
 
 __all__ = ["Model", "atomic_write", "check_output", "load", "save"]
@@ -34,28 +46,47 @@ SMALLEST_EXTERNAL = 1024
 
 @dataclass(frozen=True)
 class Model:
-    """A ModelProto whose external tensors stay on disk, and the folder they are read from."""
+    """A ModelProto whose external tensors stay on disk.
+
+    Attributes:
+        proto: the model.
+        folder: where its external data lies.
+        path: of the file that it was read from.
+        scratch: what of its external data is in no folder yet.
+    """
 
     proto: onnx.ModelProto
     folder: Path | None = None
     path: Path | None = None
+    scratch: Scratch | None = None
 
     def read(self, tensor: TensorProto) -> npt.NDArray[Any]:
-        """The values of ``tensor``, read from disk where they are external."""
+        """The values of ``tensor``, mapped read-only where they are external."""
         try:
+            if not external_data_helper.uses_external_data(tensor):
+                return numpy_helper.to_array(tensor)
+            if self.scratch is not None and self.scratch.holds(tensor):
+                return self.scratch.read(tensor)
+            if mappable(tensor):
+                where = place(tensor)
+                file = (self.folder or Path()) / where.location
+                return mapped(file, where.offset, tensor.data_type, tensor.dims)
             return numpy_helper.to_array(tensor, str(self.folder or ""))
         except (OSError, ValueError, TypeError, checker.ValidationError) as error:
             raise ModelError(f"tensor {tensor.name!r} cannot be read: {error}") from error
 
-    def read_bytes(self, tensor: TensorProto) -> bytes:
-        """The values of an external ``tensor`` as they lie on disk."""
-        info = external_data_helper.ExternalDataInfo(tensor)
+    def chunks(self, tensor: TensorProto) -> Iterator[bytes]:
+        """The values of an external ``tensor`` as they lie on disk, in small parts."""
+        if self.scratch is not None and self.scratch.holds(tensor):
+            yield from self.scratch.chunks(tensor)
+            return
+        where = place(tensor)
         try:
-            with ((self.folder or Path()) / info.location).open("rb") as file:
-                file.seek(int(info.offset or 0))
-                return file.read(tensor_bytes(tensor))
+            file = ((self.folder or Path()) / where.location).open("rb")
         except OSError as error:
             raise ModelError(f"tensor {tensor.name!r} cannot be read: {error}") from error
+        with file:
+            yield from chunks(file, where)
 
     @property
     def external(self) -> bool:
@@ -69,8 +100,25 @@ class Model:
 
     @property
     def bytes(self) -> int:
-        """Size of the model with all its data, in bytes."""
-        return self.proto.ByteSize() + sum(map(tensor_bytes, self.outside))
+        """Size of the model with all its data, in bytes; tied tensors count once."""
+        return self.proto.ByteSize() + sum(p.length for p in set(map(place, self.outside)))
+
+    @property
+    def large(self) -> bool:
+        """Whether it passes what one protobuf can hold; it is then kept and run in pieces."""
+        return self.bytes > LARGEST_PROTO
+
+    @property
+    def skeleton(self) -> onnx.ModelProto:
+        """The model with nothing in the place of values in files: what ``onnx.checker`` judges."""
+        if not self.external:
+            return self.proto
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        for tensor in list(Model(proto).outside):
+            tensor.dims[:] = [0]
+            _embed(tensor, b"")
+        return proto
 
     @property
     def digest(self) -> str:
@@ -94,6 +142,11 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
             raise ModelError(
                 "the ModelProto refers to external data files; pass the path of the model instead"
             )
+        if sum(map(tensor_bytes, all_tensors(source))) > LARGEST_FILE:
+            raise ModelError(
+                "the ModelProto is larger than 2 GiB; save it with its weights in a file beside "
+                "it (onnx.save, save_as_external_data=True), and pass the path"
+            )
         return Model(sound(source, "the ModelProto"))
     path = Path(source)
     proto = onnx.ModelProto()
@@ -115,15 +168,15 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
         ) from error
     model = Model(sound(proto, str(path)), path.absolute().parent, path)
     for tensor in model.outside:
-        _check_external(model, tensor)
+        check(path.absolute().parent, tensor)
     return model
 
 
 def save(model: Model, path: str | os.PathLike[str], *, source: Model | None = None) -> int:
     """Write ``model`` to ``path`` in one step: the file is absent, or whole.
 
-    Weights go to ``<path>.data`` beside it where ``source`` kept them outside, or where the
-    model would pass protobuf's 2 GB.
+    Weights go to files beside it, one or many, where those of ``source`` do, or where the model
+    would pass protobuf's 2 GB. Tensors that share their values go on to do so.
 
     Returns:
         Bytes written, external data included.
@@ -132,10 +185,9 @@ def save(model: Model, path: str | os.PathLike[str], *, source: Model | None = N
         ModelError: ``path`` is the source itself, a folder, or cannot be written.
     """
     target = check_output(path, source)
-    outside = model.external or (source is not None and source.external)
-    if outside or model.bytes > LARGEST_PROTO:
-        return _save_external(model, target)
-    payload = model.proto.SerializeToString(deterministic=True)
+    if model.large or any(_locations(m) for m in (model, source) if m is not None):
+        return _save_external(model, target, source)
+    payload = _whole(model).SerializeToString(deterministic=True)
     with atomic_write(target) as file:
         file.write(payload)
     return len(payload)
@@ -162,7 +214,7 @@ def check_output(
         if source is not None and source.path is not None and _same_file(source.path, target):
             raise ModelError(f"{target} is the input itself; name another output")
         for file in () if source is None else _data_files(source):
-            for ours in (target, _data_path(target)):
+            for ours in (target, *_data_paths(target, source)):
                 if _same_file(file, ours):
                     raise ModelError(f"{ours} holds the input's weights; name another output")
         for other in (Path(name) for name in keep if name is not None):
@@ -181,75 +233,81 @@ def check_output(
     return target
 
 
-def _save_external(model: Model, target: Path) -> int:
+def _whole(model: Model) -> onnx.ModelProto:
+    """The model with all its values inside."""
+    if not model.external:
+        return model.proto
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
-    data_path = _data_path(target)
-    with atomic_writes(data_path, target) as (data, file):
-        for tensor in list(Model(proto).outside):
-            _move_outside(tensor, model.read_bytes(tensor), data, data_path.name)
-        for tensor in proto.graph.initializer:
-            if len(tensor.raw_data) >= SMALLEST_EXTERNAL:
-                _move_outside(tensor, tensor.raw_data, data, data_path.name)
-        written = data.tell()
+    for tensor in list(Model(proto).outside):
+        _embed(tensor, b"".join(model.chunks(tensor)))
+    return proto
+
+
+def _embed(tensor: TensorProto, values: bytes) -> None:
+    for name in ("external_data", "data_location"):
+        tensor.ClearField(name)
+    tensor.raw_data = values
+
+
+def _save_external(model: Model, target: Path, source: Model | None) -> int:
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    known = _layout(target, model if source is None else source)
+    names = list(known.values())
+    rest = names[0] if len(names) == 1 else f"{target.name}.data"
+    moves = [(t, known.get(place(t).location, rest)) for t in Model(proto).outside]
+    moves += [(t, rest) for t in proto.graph.initializer if len(t.raw_data) >= SMALLEST_EXTERNAL]
+    names = list(dict.fromkeys(name for _, name in moves))
+    moved: dict[Place, Place] = {}
+    with atomic_writes(*map(target.with_name, names), target) as files:
+        data = dict(zip(names, files[:-1], strict=True))
+        for tensor, name in moves:
+            _move_outside(model, tensor, name, data[name], moved)
+        written = sum(file.tell() for file in data.values())
         payload = proto.SerializeToString(deterministic=True)
-        file.write(payload)
+        files[-1].write(payload)
     return written + len(payload)
 
 
-def _move_outside(tensor: TensorProto, values: bytes, data: IO[bytes], location: str) -> None:
-    offset = data.tell()
-    data.write(values)
-    tensor.ClearField("external_data")
-    tensor.raw_data = b"\0"  # set_external_data insists on there being some
-    external_data_helper.set_external_data(tensor, location, offset, len(values))
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
+def _move_outside(
+    model: Model, tensor: TensorProto, name: str, file: IO[bytes], moved: dict[Place, Place]
+) -> None:
+    """Write the values of ``tensor`` to ``file``, unless they are there already."""
+    if not external_data_helper.uses_external_data(tensor):
+        where = Place(name, file.tell(), len(tensor.raw_data))
+        file.write(tensor.raw_data)
+        refer(tensor, where)
+        return
+    source = place(tensor)
+    if source not in moved:
+        moved[source] = Place(name, file.tell(), source.length)
+        for part in model.chunks(tensor):
+            file.write(part)
+    refer(tensor, moved[source])
 
 
-def _data_path(target: Path) -> Path:
-    return target.with_name(target.name + ".data")
+def _layout(target: Path, source: Model) -> dict[str, str]:
+    """Names of files of weights beside ``target``, by those of the source."""
+    return layout(_locations(source), source.path.name if source.path else "", target.name)
+
+
+def _locations(model: Model) -> list[str]:
+    """The files that its tensors refer to, in the order in which they do."""
+    ours = "" if model.scratch is None else model.scratch.location
+    found = dict.fromkeys(place(t).location for t in model.outside)
+    return [location for location in found if location != ours]
+
+
+def _data_paths(target: Path, source: Model | None) -> set[Path]:
+    """Files of weights that may be written beside ``target``."""
+    names = {} if source is None else _layout(target, source)
+    return {target.with_name(name) for name in (f"{target.name}.data", *names.values())}
 
 
 def _data_files(model: Model) -> set[Path]:
     folder = model.folder or Path()
-    return {folder / _location(tensor) for tensor in model.outside}
-
-
-def _location(tensor: TensorProto) -> str:
-    return external_data_helper.ExternalDataInfo(tensor).location
-
-
-def _check_external(model: Model, tensor: TensorProto) -> None:
-    where = f"tensor {tensor.name!r}"
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    folder = (model.folder or Path()).resolve()
-    try:
-        file = (folder / location).resolve()
-        if Path(location).is_absolute() or not file.is_relative_to(folder):
-            raise ModelError(
-                f"{where}: external data {location!r} leaves the folder; put it beside the model"
-            )
-        if not file.is_file():
-            raise ModelError(
-                f"{where}: external data file {location!r} is missing; put it beside the model"
-            )
-        size = file.stat().st_size
-        offset, wanted = int(entries.get("offset", 0)), tensor_bytes(tensor)
-        length = int(entries.get("length", wanted))
-    # RuntimeError: links in a circle
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(
-            f"{where}: external data {location!r} cannot be read ({error}); export the model again"
-        ) from error
-    if offset < 0 or length != wanted:
-        raise ModelError(
-            f"{where}: declares {wanted} bytes of external data, refers to {length} at {offset}; "
-            "export the model again"
-        )
-    if size < offset + length:
-        raise ModelError(f"{where}: external data file {location!r} is too short; copy it again")
+    return {folder / place(tensor).location for tensor in model.outside}
 
 
 def _same_file(first: Path, second: Path) -> bool:

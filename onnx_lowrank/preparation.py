@@ -10,7 +10,7 @@ from onnx_lowrank.calibration import Dataset
 from onnx_lowrank.collect import MomentStore, collect_moments
 from onnx_lowrank.cost import node_tensors, tensor_shapes
 from onnx_lowrank.graph import Graph
-from onnx_lowrank.layers import Ineligible, Layer, find_layers
+from onnx_lowrank.layers import Ineligible, Layer, find_layers, refuse_optimised
 from onnx_lowrank.model import Model
 from onnx_lowrank.moments import Moments
 from onnx_lowrank.progress import Progress
@@ -63,9 +63,13 @@ def prepare(
         seed: of the drawn positions.
         progress: is told of every sample.
         every_shape: whether shapes of all tensors are needed, or those that costs are counted from.
+
+    Raises:
+        ModelError: ONNX Runtime has laid the model out for itself.
     """
     graph = Graph(model)
     found, others = find_layers(graph)
+    refuse_optimised(others)
     shapes = measured_shapes(model, graph, found, data.validation, runtime, every_shape)
     layers, left_out = [], list(others)
     for layer in found:

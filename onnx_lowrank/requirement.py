@@ -79,11 +79,8 @@ class Requirement:
         if not asked:
             return None
         kind, bound = asked[0]
-        if (
-            not math.isfinite(bound)
-            or bound < 0
-            or (kind != "snr" and metric is None and bound > 1)
-        ):
+        largest = math.inf if kind == "snr" or metric is not None else 1.0
+        if not (math.isfinite(bound) and 0 <= bound <= largest):
             raise OptionError(f"{kind} of {bound:g}: a part between 0 and 1 (or dB) is wanted")
         return cls(kind, bound, metric)
 

@@ -452,11 +452,11 @@ def _sign(model: Model, plan: Plan) -> Model:
 def _check(source: Model, result: Model) -> None:
     """The checker must accept what we wrote wherever it accepted what we read."""
     try:
-        checker.check_model(source.proto)
+        checker.check_model(source.skeleton)
     except (checker.ValidationError, ValueError):
         return
     try:
-        checker.check_model(result.proto)
+        checker.check_model(result.skeleton)
     except checker.ValidationError as error:
         raise ValidationError(
             f"the result does not pass onnx.checker, please report it: {error}"

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from onnx import IR_VERSION, TensorProto, defs, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from onnx_lowrank.errors import ModelError, OptionError
-from onnx_lowrank.model import LARGEST_PROTO, Model
+from onnx_lowrank.graph import Graph
+from onnx_lowrank.model import Model
+from onnx_lowrank.pieces import pieces
+from onnx_lowrank.stamps import restamped
 
 __all__ = ["Feed", "Runtime", "Session", "interleaved_latency"]
 
 Feed = Mapping[str, npt.NDArray[Any]]
+
+#: bytes of weights in a piece of a model that is larger than memory
+PIECE = 256 << 20
 
 _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     error
@@ -68,6 +76,13 @@ class Runtime:
         Raises:
             ModelError: ONNX Runtime refuses the model.
         """
+        if model.large:
+            return _Pieces(model, lambda part, once: self._open(part, optimise, lean, once))
+        return Session(self._open(model, optimise, lean))
+
+    def _open(
+        self, model: Model, optimise: bool, lean: bool, once: bool = False
+    ) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 4
@@ -76,19 +91,22 @@ class Runtime:
         if lean:
             options.enable_cpu_mem_arena = False
             options.enable_mem_pattern = False
+        if once:  # not worth a copy of the weights in another order
+            options.add_session_config_entry("session.disable_prepacking", "1")
         if model.folder is not None:
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(model.folder)
             )
-        if model.proto.ByteSize() > LARGEST_PROTO:
-            raise ModelError("a model above 2 GB must be loaded from a file with external data")
+        names, values = _scratched(model)
+        if names:
+            options.add_external_initializers(names, values)
+        proto = restamped(model.proto, *_newest()) or model.proto
         try:
-            inner = ort.InferenceSession(
-                model.proto.SerializeToString(), options, providers=[self.provider]
+            return ort.InferenceSession(
+                proto.SerializeToString(), options, providers=[self.provider]
             )
         except _RUN_ERRORS as error:
             raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
-        return Session(inner)
 
 
 class Session:
@@ -112,6 +130,105 @@ class Session:
         except _RUN_ERRORS as error:
             raise ModelError(f"ONNX Runtime cannot run the model: {_first_line(error)}") from error
         return dict(zip(names, values, strict=True))
+
+    def turn(self, feed: Feed, seconds: float = 0.02, least: int = 2) -> list[float]:
+        """Times of runs for a while, without those of its first half."""
+        record: list[float] = []
+        start = time.perf_counter()
+        while len(record) < 2 * least or time.perf_counter() - start < seconds:
+            before = time.perf_counter()
+            self.run(feed)
+            record.append(time.perf_counter() - before)
+        return record[len(record) // 2 :]
+
+
+class _Pieces(Session):
+    """A model larger than memory: opened piece by piece in each run.
+
+    Args:
+        model: what to run.
+        start: opens a piece, for one run or for more.
+    """
+
+    def __init__(self, model: Model, start: Callable[[Model, bool], ort.InferenceSession]) -> None:
+        self._graph, self._start = Graph(model), start
+        self._pieces = pieces(self._graph, PIECE)
+        self._given = self._graph.input_types()
+        self.outputs = self._graph.outputs
+
+    def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
+        """See :meth:`Session.run`."""
+        return self._run(feed, outputs)[0]
+
+    def turn(self, feed: Feed, seconds: float = 0.0, least: int = 1) -> list[float]:
+        """Time of one run, without that of opening the pieces."""
+        return [self._run(feed, None, timed=True)[1]]
+
+    def _run(
+        self, feed: Feed, outputs: Sequence[str] | None, *, timed: bool = False
+    ) -> tuple[dict[str, npt.NDArray[Any]], float]:
+        names = list(self.outputs if outputs is None else outputs)
+        if missing := self._given.keys() - feed.keys():
+            raise ModelError(f"ONNX Runtime cannot run the model: no input {min(missing)!r}")
+        values = {k: np.asarray(v) for k, v in feed.items() if k in self._given}
+        for name in names:  # an output may be an initializer
+            value = self._graph.constant(name) if name not in values else None
+            if value is not None:
+                values[name] = value
+        total = 0.0
+        for piece in self._pieces:
+            types = {k: _element(k, v) for k, v in values.items()} | self._given
+            part = self._graph.extract(types, piece.outputs)
+            inner = Session(self._start(part, not timed))
+            made = inner.run(values)
+            if timed:  # the first run waits for the disk
+                before = time.perf_counter()
+                inner.run(values)
+                total += time.perf_counter() - before
+            values = {k: v for k, v in (values | made).items() if k in piece.needed or k in names}
+        return {name: values[name] for name in names}, total
+
+
+def _element(name: str, value: Any) -> int:
+    if not isinstance(value, np.ndarray):
+        raise ModelError(f"{name!r} is no tensor; a model above 2 GB cannot be cut there")
+    return int(helper.np_dtype_to_tensor_dtype(value.dtype))
+
+
+def _scratched(model: Model) -> tuple[list[str], list[ort.OrtValue]]:
+    """Constants that are in no file that ONNX Runtime could read."""
+    scratch = model.scratch
+    tensors = [t for t in model.outside if scratch is not None and scratch.holds(t)]
+    return [t.name for t in tensors], [_mapped_value(model, t) for t in tensors]
+
+
+def _mapped_value(model: Model, tensor: TensorProto) -> ort.OrtValue:
+    values = model.read(tensor)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(values, tensor.data_type)
+
+
+@lru_cache
+def _newest() -> tuple[int, int]:
+    """The newest default operator set and IR version that this ONNX Runtime takes."""
+    opset = next(v for v in range(defs.onnx_opset_version(), 0, -1) if _takes(v, 8))
+    return opset, next(v for v in range(int(IR_VERSION), 0, -1) if _takes(min(opset, 17), v))
+
+
+def _takes(opset: int, ir_version: int) -> bool:
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    proto = helper.make_model(
+        helper.make_graph(nodes, "probe", [x], [y]),
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=ir_version,
+    )
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except _ORT_ERRORS:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -142,20 +259,9 @@ def interleaved_latency(
     turns = 0
     while turns < least or time.perf_counter() < end:
         for session, record in zip(sessions, times, strict=True):
-            record += _turn(session, feed)
+            record += session.turn(feed)
         turns += 1
     return [_latency(record) for record in times]
-
-
-def _turn(session: Session, feed: Feed, seconds: float = 0.02, least: int = 2) -> list[float]:
-    """Times of runs for a while, without those of its first half."""
-    record: list[float] = []
-    start = time.perf_counter()
-    while len(record) < 2 * least or time.perf_counter() - start < seconds:
-        before = time.perf_counter()
-        session.run(feed)
-        record.append(time.perf_counter() - before)
-    return record[len(record) // 2 :]
 
 
 def _latency(record: list[float]) -> Latency:

@@ -1,4 +1,4 @@
-"""A model at many budgets: what it costs and what it still gets right, as table, JSON or picture."""
+"""A model at many budgets: what it costs and what it still gets right, as a table or JSON."""
 
 from __future__ import annotations
 

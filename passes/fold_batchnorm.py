@@ -61,7 +61,7 @@ def _foldable(graph: Graph, norm: Node) -> Node | None:
     if len(graph.consumers(tensor)) != 1 or graph.is_output(tensor):
         return None
     weight = layer.inputs[1].name
-    if max(len(graph.consumers(t)) for t in graph.views(weight)) > 1:
+    if graph.uses(weight) > 1:
         return None
     return layer
 

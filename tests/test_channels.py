@@ -224,7 +224,7 @@ def test_unknown_shapes_freeze_every_layer() -> None:
 def test_training_mode_and_computed_weights_freeze() -> None:
     net = Net(0)
     x = net.conv("x", 3, 6)
-    kernel = net.op("Neg", net.numbers(5, 6, 1, 1))
+    kernel = net.op("RandomNormalLike", net.numbers(5, 6, 1, 1))
     net.head(net.op("Conv", x, kernel), 5)
     assert reasons(net.model())["conv1"] == "Conv conv2 without a constant weight"
 

@@ -186,7 +186,7 @@ def test_what_is_not_constant() -> None:
     nodes = [
         helper.make_node("Identity", ["x"], ["a"]),
         helper.make_node("Reshape", ["r", "s"], ["b"]),
-        helper.make_node("Neg", ["r"], ["c"]),
+        helper.make_node("RandomNormalLike", ["r"], ["c"]),
     ]
     inputs = {"x": [2, 3], "s": [2]}
     graph = graph_of(make_model(nodes, inputs, ["a", "b", "c"], {"r": W}))

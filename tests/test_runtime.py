@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from onnx_lowrank import runtime as module
 from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.model import load
 from onnx_lowrank.runtime import Feed, Runtime, Session, interleaved_latency
@@ -111,6 +110,6 @@ def test_models_take_turns_and_the_slower_is_slower() -> None:
 
 def test_the_first_half_of_a_turn_is_not_counted() -> None:
     log: list[str] = []
-    times = module._turn(_Fake("a", 0.001, log), {}, seconds=0.0, least=4)
+    times = _Fake("a", 0.001, log).turn({}, seconds=0.0, least=4)
     assert len(log) == 8
     assert len(times) == 4
