@@ -17,7 +17,17 @@ import numpy.typing as npt
 
 from onnx_lowrank.geometry import ConvGeometry, Geometry
 
-__all__ = ["BLOCK", "Chain", "Rank", "Stage", "Step", "aligned_ranks", "one_rank", "two_ranks"]
+__all__ = [
+    "BLOCK",
+    "MOVED",
+    "Chain",
+    "Rank",
+    "Stage",
+    "Step",
+    "aligned_ranks",
+    "one_rank",
+    "two_ranks",
+]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -30,6 +40,9 @@ BLOCK = 16
 
 #: What a MAC of a depthwise convolution costs in others, for it waits for memory
 DEPTHWISE = 3
+
+#: MACs in the time that one number takes from memory to memory, in and out of blocks
+MOVED = 100
 
 
 class Step(Protocol):

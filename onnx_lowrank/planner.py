@@ -41,7 +41,7 @@ _ROUNDS, _SCALE = 40, 10**9
 _SCALES, _BLOCKED = (1.0, 0.9, 0.8, 0.7, 0.6), (0.0, 0.5, 0.8, 1.0)
 
 #: how much more loss than that of MACs alone is borne: by a factor, or by so much a layer
-_BEARABLE, _NEGLIGIBLE = 1.5, 0.02
+_BEARABLE, _NEGLIGIBLE = 1.25, 0.005
 
 
 @dataclass(frozen=True)

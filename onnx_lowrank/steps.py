@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.chain import Chain
+from onnx_lowrank.chain import MOVED, Chain
 from onnx_lowrank.geometry import ConvGeometry, Geometry, LinearGeometry
 
 __all__ = ["Branches", "Select", "TensorTrainStep"]
@@ -60,8 +60,8 @@ class Select:
         return 0
 
     def effort(self, shape: Sequence[int]) -> int:
-        """One for each number that is moved: it waits for memory."""
-        return math.prod(self.output_shape(shape))
+        """That of moving the numbers: it waits for memory."""
+        return MOVED * math.prod(self.output_shape(shape))
 
     def output_shape(self, shape: Sequence[int]) -> Sequence[int]:
         """Shape of the output for an input of ``shape``."""
@@ -139,8 +139,8 @@ class Branches:
         return sum(c.macs(shape) for c in self.chains)
 
     def effort(self, shape: Sequence[int]) -> int:
-        """Efforts of the branches, and one for each number of their sum."""
-        added = (len(self.chains) - 1) * math.prod(self.output_shape(shape))
+        """Efforts of the branches, and that of moving their sums."""
+        added = MOVED * (len(self.chains) - 1) * math.prod(self.output_shape(shape))
         return sum(c.effort(shape) for c in self.chains) + added
 
     def output_shape(self, shape: Sequence[int]) -> Sequence[int]:

@@ -39,6 +39,9 @@ Labels = npt.NDArray[np.intp]
 #: most changes of target in the search for an order
 _TARGETS = 6
 
+#: channels up to which pairs of them are swapped: it takes a second at twice as many
+_SWAPPED = 128
+
 
 @dataclass(frozen=True)
 class FourierBasis:
@@ -93,7 +96,9 @@ def fourier_basis(covariance: Array, seriate: bool = True) -> FourierBasis:
     arrangements: list[tuple[Labels, Array]] = [(np.arange(count), np.ones(count))]
     if seriate and count > 2:
         first = _seriated(covariance)
-        arrangements += [first, _rearranged(covariance, *first)]
+        arrangements.append(first)
+        if count <= _SWAPPED:
+            arrangements.append(_rearranged(covariance, *first))
     found = [_directions(covariance, order, signs) for order, signs in arrangements]
     # the mean over ranks of what is explained
     scores = [float(np.sum(np.cumsum(f.energies))) for f in found]
