@@ -9,9 +9,12 @@ Conditions:  not depthwise; saves when N s k + r (C - s) k + r N < N C k
 Formula:     min ||W x - (A + B) x||^2 + l1 ||A||_{2,1} + l2 ||B||_*, by ADMM, orders the channels;
              beside it forward selection does; then A and B of wanted sizes in closed form: what
              B does with the columns of A, A undoes, so B reads the other channels alone.
+             response=relu: both parts are then fitted to relu(W x + b), on rows drawn from a
+             normal distribution with the moments at hand, by the method of auxiliary variables:
+             for layers behind which a ReLU stands.
 
-Reference:   Robin et al. 2019; Boyd et al. 2011 (ADMM); Cai, Candès & Shen 2010 (singular value
-             thresholding); Izenman 1975.
+Reference:   Robin et al. 2019; Zhang et al. 2015 (through ReLU); Boyd et al. 2011 (ADMM); Cai,
+             Candès & Shen 2010 (singular value thresholding); Izenman 1975.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ from onnx_lowrank.base import Decomposition, Factorization, Skip
 from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks, two_ranks
 from onnx_lowrank.geometry import ConvGeometry, Geometry
 from onnx_lowrank.layers import Layer
-from onnx_lowrank.linalg.lowrank_sparse_sizes import LowRankSparseSizes
+from onnx_lowrank.linalg.lowrank_sparse_orders import cholesky
+from onnx_lowrank.linalg.lowrank_sparse_relu import refit_relu
+from onnx_lowrank.linalg.lowrank_sparse_sizes import LowRankSparseParts, LowRankSparseSizes
 from onnx_lowrank.moments import Moments, corrected, relative_error
 from onnx_lowrank.steps import Branches, Select
 from onnx_lowrank.two_stage import METRICS, split_geometry
@@ -37,6 +42,9 @@ from onnx_lowrank.two_stage import METRICS, split_geometry
 __all__ = ["LowrankSparse"]
 
 Array = npt.NDArray[np.floating[Any]]
+
+#: rows drawn for a fit behind the ReLU, and their seed
+_ROWS, _SEED = 4000, 0
 
 #: pairs of sizes that a plan is offered for one layer
 _PAIRS = 60
@@ -52,6 +60,7 @@ class _Form:
     _metric: Moments
     _groups: tuple[LowRankSparseSizes, ...]
     _limit: int
+    _relu: bool
     variant: str = ""
 
     @property
@@ -92,7 +101,13 @@ class _Form:
     def cut(self, rank: Rank) -> Chain:
         """Two branches, of ``s`` channels a group and of ``r`` features."""
         keep, inner = two_ranks(rank)
-        parts = [g.cut(keep, inner) for g in self._groups]
+        parts, biases = [], []
+        for g, sizes in enumerate(self._groups):
+            part, bias = sizes.cut(keep, inner), None
+            if self._relu and self._metric.mean is not None:
+                part, bias = self._behind_relu(g, part, inner)
+            parts.append(part)
+            biases.append(bias)
         channels, kernel = self._groups[0].channels, self._geometry.kernel
         columns, bases = [], []
         for part in parts:
@@ -105,7 +120,28 @@ class _Form:
             np.concatenate(bases),
             np.concatenate([p.last for p in parts]),
         )
+        known = [b for b in biases if b is not None]
+        if known:
+            return chain.with_bias(np.concatenate(known))
         return corrected(self._stage, chain, self._metric)
+
+    def _behind_relu(
+        self, group: int, part: LowRankSparseParts, rank: int
+    ) -> tuple[LowRankSparseParts, Array]:
+        """The same sizes, fitted behind the ReLU to rows that have the moments of one group."""
+        sigma, mean = self._metric.sigma(group), self._metric.mean
+        assert sigma is not None
+        assert mean is not None
+        random = np.random.default_rng([_SEED, group])
+        noise = random.standard_normal((_ROWS, len(sigma)))
+        rows = mean[group] + noise @ cholesky(sigma).T
+        weight = self._stage.matrices[group]
+        bias = self._stage.bias
+        own = np.zeros(len(weight)) if bias is None else bias.reshape(len(self._groups), -1)[group]
+        target = np.maximum(rows @ weight.T + own, 0.0)
+        width = math.prod(self._geometry.kernel)
+        found = refit_relu(rows, target, weight, own, part.support, rank, width=width, sigma=sigma)
+        return found.parts, found.bias
 
     def _chain(
         self, supports: npt.NDArray[np.intp], columns: Array, basis: Array, last: Array
@@ -140,8 +176,12 @@ class LowrankSparse(Factorization):
     slow: ClassVar[bool] = True
 
     metric: str = "covariance"
+    response: str = "linear"
 
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {"metric": METRICS}
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {
+        "metric": METRICS,
+        "response": ("linear", "relu"),
+    }
 
     def refuses(self, layer: Layer) -> Skip | None:
         """See the module."""
@@ -164,4 +204,6 @@ class LowrankSparse(Factorization):
             for g, matrix in enumerate(stage.matrices)
         )
         limit = max_parameters or stage.parameters
-        return [_Form(stage, layer.geometry, moments, metric, groups, limit)]
+        return [
+            _Form(stage, layer.geometry, moments, metric, groups, limit, self.response == "relu")
+        ]

@@ -155,3 +155,35 @@ def test_written_as_two_branches() -> None:
     assert kinds == ["Gather", "Conv", "Gather", "Conv", "Conv", "Add"]
     x = rng(5).normal(size=(2, 12, 8, 8)).astype(np.float32)
     assert relative(run(proto, {"x": x})["y"], run(again, {"x": x})["y"]) < 1e-5
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_behind_a_relu(groups: int) -> None:
+    """Less error behind the ReLU, on rows that the fit has not seen; more in front of it."""
+    geometry = ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1, 1, 1), groups)
+    random = rng(8)
+    weight = random.normal(size=(8 * groups, 6, 3, 3)).astype(np.float32)
+    bias = random.normal(size=8 * groups).astype(np.float32) - 1
+    layer = only_layer(conv_model(geometry, weight, bias))
+    moments = random_moments(layer, 3)
+    stage = layer.stage
+    assert moments.mean is not None
+    assert stage.bias is not None
+    losses = {}
+    for response in ("linear", "relu"):
+        (form,) = LowrankSparse(response=response).propose(layer, moments)
+        chain = form.cut((2, 2))
+        assert chain.last.bias is not None
+        matrices = chain.dense(groups).reshape(stage.matrices.shape)
+        total = 0.0
+        for g in range(groups):
+            sigma = moments.sigma(g)
+            assert sigma is not None
+            x = rng(9, g).multivariate_normal(moments.mean[g], sigma, size=20_000)
+            rows = slice(8 * g, 8 * g + 8)
+            wanted = np.maximum(x @ stage.matrices[g].T + stage.bias[rows], 0)
+            got = np.maximum(x @ matrices[g].T + chain.last.bias[rows], 0)
+            total += float(np.sum((wanted - got) ** 2))
+        losses[response] = total, relative_error(stage, chain, moments)
+    assert losses["relu"][0] < losses["linear"][0]
+    assert losses["relu"][1] > losses["linear"][1]
