@@ -22,7 +22,7 @@ from onnx_lowrank.progress import Progress
 from onnx_lowrank.registry import parse_list
 from onnx_lowrank.report import Report
 from onnx_lowrank.requirement import Metric, Requirement
-from onnx_lowrank.run import Built, DataOptions, Run
+from onnx_lowrank.run import SLOWER_CHAINS, Built, DataOptions, Run
 from onnx_lowrank.runtime import Runtime
 from onnx_lowrank.search import smallest_within
 from onnx_lowrank.sweep import RATIOS, Sweep, swept
@@ -134,7 +134,8 @@ def compress(
     run.choose_layers(include, exclude)
     requirement = Requirement.of(max_drop, min_agreement, min_snr, metric)
     if requirement is None:
-        return _finished(run, run.build(run.timed_plan(asked), repair=repair), force)
+        built = run.build(run.timed_plan(asked), repair=repair)
+        return _finished(run, run.paying(asked, built, repair), force)
     if len(asked.budgets) > 1 or asked.rule is not None:
         raise OptionError("a search looks for one budget; give one target and no rule for ranks")
     found = smallest_within(run, asked, requirement, repair)
@@ -261,7 +262,8 @@ def _guard(report: Report) -> None:
         )
     slow = [p for p in report.latency if min(1 / p.speedup, 1 / p.median_speedup) > SLOWER]
     if slow:
+        named = "".join(f"; {n}" for n in report.notes if n.startswith(SLOWER_CHAINS))
         raise GuardError(
             f"the result takes {slow[0].new_ms:.3g} ms, the original {slow[0].reference_ms:.3g} ms "
-            f"(batch {slow[0].batch}); nothing was written (--force writes it all the same)"
+            f"(batch {slow[0].batch}){named}; nothing was written (--force writes it all the same)"
         )

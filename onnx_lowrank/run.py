@@ -8,21 +8,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from onnx import checker
 
 from onnx_lowrank._version import __version__
 from onnx_lowrank.calibration import ImageOptions
 from onnx_lowrank.candidates import Proposals, cut_candidate, make_choices, selected
+from onnx_lowrank.chain import Chain
 from onnx_lowrank.channel_cut import Remains
 from onnx_lowrank.collect import batch_size
 from onnx_lowrank.cost import Cost, model_cost, tensor_shapes
 from onnx_lowrank.decide import after_cut, choose, decide
-from onnx_lowrank.errors import OptionError, PlanError, ValidationError
+from onnx_lowrank.errors import BudgetError, OptionError, PlanError, ValidationError
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.latency import corrected_budget
 from onnx_lowrank.layers import find_layers
@@ -42,10 +45,13 @@ from onnx_lowrank.rewrite import Written, apply_chain
 from onnx_lowrank.run_data import gather
 from onnx_lowrank.runtime import Feed, Runtime
 from onnx_lowrank.targets import Target, cost_of
-from onnx_lowrank.timed_choices import Timed, TimingOptions, timed_choices
+from onnx_lowrank.timed_choices import Timed, TimingOptions, losers, timed_choices
 from onnx_lowrank.validate import LatencyPair, measure_latency, validate_models
 
-__all__ = ["Built", "DataOptions", "Run"]
+__all__ = ["SLOWER_CHAINS", "Built", "DataOptions", "Run"]
+
+#: how a note begins that names what does not pay
+SLOWER_CHAINS = "slower than the layers whose place they take:"
 
 #: a measured time so near to the predicted one is not worth another plan
 _NEAR = 0.03
@@ -71,12 +77,14 @@ class Built:
         plan: that it was built by.
         decisions: with what was cut in fact.
         refits: that were made.
+        chains: by layer name.
     """
 
     model: Model
     plan: Plan
     decisions: tuple[Decision, ...]
     refits: tuple[Refit, ...]
+    chains: Mapping[str, Chain]
 
 
 class Run:
@@ -220,13 +228,10 @@ class Run:
         timed = None
         if target.latency is not None:
             with self.clock("time"):
-                feed = self._feed(self._timing.batch)
-                inputs = {name: value.shape for name, value in feed.items()}
-                needed = [t.name for n in work.graph.nodes for t in n.outputs if t.name]
-                shapes = tensor_shapes(work.model, inputs, feed, self.runtime, needed)
                 timed = timed_choices(
-                    work, proposals, feed, shapes, self.runtime, self._timing, self.progress
-                )
+                    work, proposals, *self._at_batch(work), self.runtime, self._timing,
+                    self.progress,
+                )  # fmt: skip
         self._proposed = key, proposals, timed
         return proposals, timed
 
@@ -269,11 +274,7 @@ class Run:
             PlanError: the plan is of another model, or names what is not there.
         """
         self._check_plan(plan)
-        kept = {
-            g.name: np.array(g.kept, np.intp)
-            for g in plan.groups
-            if g.decision in ("cut", "gather")
-        }
+        kept = _kept(plan)
         work, remains = self._cut(kept)
         with self.clock("rewrite"):
             compressed = Graph(work.model)
@@ -304,7 +305,49 @@ class Run:
                 )  # fmt: skip
         result = _sign(compressed.to_model(), plan)
         _check(self.source, result)
-        return Built(result, plan, tuple(made.values()), tuple(refits))
+        chains = {name: w.chain for name, w in written.items()}
+        return Built(result, plan, tuple(made.values()), tuple(refits), chains)
+
+    def paying(self, target: Target, built: Built, repair: bool) -> Built:
+        """``built``, or where it is slower than the original, one without what does not pay.
+
+        The budget is then spent on other layers; where that cannot be, nothing is changed.
+        """
+        pair = self.latency(built.model, [self._timing.batch])[0]
+        if self._proposed is None or target.rule or max(pair.speedup, pair.median_speedup) >= 1:
+            return built
+        _, proposals, timed = self._proposed
+        kept = _kept(built.plan)
+        work = self._cut(kept)[0]
+        with self.clock("time"):
+            lost = losers(
+                work, built.chains, *self._at_batch(work), self.runtime, self._timing,
+                self.progress,
+            )  # fmt: skip
+        names = ", ".join(sorted(lost))
+        if not lost:
+            return built
+        fewer = copy(proposals)
+        fewer.choices = [
+            replace(c, candidates=c.candidates[:1]) if c.layer in lost else c
+            for c in proposals.choices
+        ]
+        try:
+            chosen = self._choose(work, fewer, timed, target, None)
+        except BudgetError:
+            self._notes.append(f"{SLOWER_CHAINS} {names}")
+            return built
+        decisions = decide(self.prepared, work, chosen, fewer)
+        plan = replace(built.plan, decisions=tuple(decisions))
+        self._notes.append(f"taken back, for they took more time than the layers: {names}")
+        return self.build(plan, repair=repair)
+
+    def _at_batch(self, work: Prepared) -> tuple[Feed, dict[str, tuple[int, ...]]]:
+        """An inference of the batch that counts, and the shapes of all tensors at it."""
+        feed = self._feed(self._timing.batch)
+        inputs = {name: value.shape for name, value in feed.items()}
+        needed = [t.name for n in work.graph.nodes for t in n.outputs if t.name]
+        return feed, tensor_shapes(work.model, inputs, feed, self.runtime, needed)
 
     def report(self, built: Built, notes: Sequence[str] = ()) -> Report:
         """Both models on samples that did not calibrate, and by the clock."""
@@ -405,6 +448,13 @@ class Run:
                 remains = pruner.apply(graph, kept)
                 self._pruned = _key(kept), self._prepare(graph.to_model()), remains
         return self._pruned[1], self._pruned[2]
+
+
+def _kept(plan: Plan) -> dict[str, npt.NDArray[np.intp]]:
+    """Channels that a plan keeps."""
+    return {
+        g.name: np.array(g.kept, np.intp) for g in plan.groups if g.decision in ("cut", "gather")
+    }
 
 
 def _key(kept: Kept) -> Any:

@@ -17,7 +17,7 @@ from onnx_lowrank.preparation import Prepared
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime import Feed, Runtime
 
-__all__ = ["Timed", "TimingOptions", "timed_choices"]
+__all__ = ["Timed", "TimingOptions", "losers", "timed_choices"]
 
 #: nanoseconds, so that costs are whole numbers
 UNIT = 1e9
@@ -81,10 +81,7 @@ def timed_choices(
         options: how to measure.
         progress: is told of every chain.
     """
-    cache = None
-    if options.cache != "":
-        cache = LatencyCache(Path(options.cache or default_folder()), machine(runtime))
-    table = LatencyTable(RuntimeTimer(runtime), limit=options.limit, cache=cache, progress=progress)
+    table = _table(runtime, options, progress)
     places = [place_of(work.graph, layer, shapes) for layer in work.layers]
     looked_at = [_undominated(c, proposals.outlines[c.layer]) for c in proposals.choices]
     wanted = [
@@ -99,6 +96,41 @@ def timed_choices(
         faster = [c for c in others if c.cost < keep.cost]
         choices.append(replace(choice, candidates=(keep, *faster)))
     return Timed(tuple(choices), round(UNIT * table.network), coverage)
+
+
+def losers(
+    work: Prepared,
+    chains: Mapping[str, Chain],
+    feed: Feed,
+    shapes: Mapping[str, tuple[int, ...]],
+    runtime: Runtime,
+    options: TimingOptions,
+    progress: Progress,
+) -> set[str]:
+    """Layers whose chain takes no less time than they do.
+
+    Args: as of :func:`timed_choices`, and
+        chains: by layer name.
+    """
+    table = _table(runtime, options, progress)
+    places = {
+        layer.name: place_of(work.graph, layer, shapes)
+        for layer in work.layers
+        if layer.name in chains
+    }
+    table.measure(work.model, feed, [(p, [chains[name]]) for name, p in places.items()])
+    return {
+        name
+        for name, place in places.items()
+        if table.seconds(place, chains[name]) >= table.seconds(place, place.chain)
+    }
+
+
+def _table(runtime: Runtime, options: TimingOptions, progress: Progress) -> LatencyTable:
+    cache = None
+    if options.cache != "":
+        cache = LatencyCache(Path(options.cache or default_folder()), machine(runtime))
+    return LatencyTable(RuntimeTimer(runtime), limit=options.limit, cache=cache, progress=progress)
 
 
 def _timed(candidate: Candidate, seconds: float) -> Candidate:
