@@ -4,29 +4,48 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from onnx_lowrank._version import __version__
-from onnx_lowrank.calibration import ImageOptions
+from onnx_lowrank.cli_options import (
+    Parser,
+    batch_option,
+    calib_option,
+    draw_options,
+    images,
+    pass_options,
+    percentage,
+    plan_options,
+    ratios,
+    requirement,
+    result_options,
+    run_options,
+    search_options,
+    shape_option,
+    shapes,
+)
 from onnx_lowrank.curve_plot import check_picture
 from onnx_lowrank.curves import curves
-from onnx_lowrank.errors import LowRankError, OptionError, ValidationError
+from onnx_lowrank.errors import BudgetError, LowRankError, OptionError, ValidationError
 from onnx_lowrank.inspection import inspect
 from onnx_lowrank.model import atomic_write, check_output, load
-from onnx_lowrank.pipeline import DEFAULT_PASSES, DEFAULT_TARGET, compress
+from onnx_lowrank.pipeline import Result, apply, compress, plan, sweep
+from onnx_lowrank.plan import Plan
+from onnx_lowrank.plan_summary import print_summary
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.registry import available, pass_class
 from onnx_lowrank.report import outputs_table
+from onnx_lowrank.sweep import RATIOS
+from onnx_lowrank.targets import METRICS
 from onnx_lowrank.validate import validate
 
 __all__ = ["main"]
@@ -58,34 +77,81 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compress(a: argparse.Namespace, out: Console) -> int:
     source = load(a.model)
     check_output(a.output, source, keep=[a.calib])
-    if a.report:
-        check_output(a.report, source, keep=[a.calib, a.output])
+    for extra, others in ((a.report, ()), (a.plan, (a.report,))):
+        if extra:
+            check_output(extra, source, keep=[a.calib, a.output, *others])
     with _progress(a.quiet) as progress:
         result = compress(
             source,
-            calib=a.calib,
-            target=a.target,
-            passes=a.passes,
-            include=a.include,
-            exclude=a.exclude,
-            samples=a.samples,
-            images=_images(a),
-            input_shapes=_shapes(a.input_shape),
-            seed=a.seed,
-            threads=a.threads,
-            provider=a.provider,
-            ranks=a.ranks,
+            **_planning(a),
+            **requirement(a),
             repair=not a.no_refit,
             force=a.force,
             progress=progress,
         )
         written = result.save(a.output)
-    if a.report:
-        with atomic_write(Path(a.report)) as file:
-            file.write(result.report.to_json().encode() + b"\n")
+    if a.plan:
+        _write_text(a.plan, result.plan.to_json())
+    return _finish(a, out, result, written)
+
+
+def _plan(a: argparse.Namespace, out: Console) -> int:
+    source = load(a.model)
+    check_output(a.plan, source, keep=[a.calib])
+    with _progress(a.quiet) as progress:
+        made = plan(source, **_planning(a), progress=progress)
+    _write_text(a.plan, made.to_json())
     if not a.quiet:
-        result.report.print(out)
-        out.print(f"wrote {a.output}, {written:,} bytes")
+        print_summary(made, out)
+        out.print(f"wrote {a.plan}", markup=False)
+    return 0
+
+
+def _apply(a: argparse.Namespace, out: Console) -> int:
+    source, decided = load(a.model), Plan.load(a.plan)
+    check_output(a.output, source, keep=[a.calib, a.plan])
+    if a.report:
+        check_output(a.report, source, keep=[a.calib, a.plan, a.output])
+    with _progress(a.quiet) as progress:
+        result = apply(
+            source,
+            decided,
+            **_running(a),
+            repair=not a.no_refit,
+            force=a.force,
+            progress=progress,
+        )
+        written = result.save(a.output)
+    return _finish(a, out, result, written)
+
+
+def _sweep(a: argparse.Namespace, out: Console) -> int:
+    source = load(a.model)
+    if a.plot:
+        check_output(check_picture(a.plot), source, keep=[a.calib])
+    if a.json:
+        check_output(a.json, source, keep=[a.calib, a.plot])
+    with _progress(a.quiet) as progress:
+        found = sweep(
+            source,
+            **_choosing(a),
+            metric=a.budget,
+            ratios=ratios(a.ratios),
+            folder=a.models,
+            repair=not a.no_refit,
+            progress=progress,
+        )
+    if not found.points:
+        raise BudgetError(found.missed[0][1])
+    if a.json:
+        _write_text(a.json, found.to_json())
+    if a.plot:
+        found.plot(a.plot)
+    if not a.quiet:
+        found.print(out)
+        for written in (a.models, a.json, a.plot):
+            if written:
+                out.print(f"wrote {written}", markup=False)
     return 0
 
 
@@ -95,7 +161,7 @@ def _inspect(a: argparse.Namespace, out: Console) -> int:
     for option in ("calib", "layer", "passes", "plot", "samples"):
         if getattr(a, option):
             raise OptionError(f"--{option} goes with --curves")
-    inspection = inspect(a.model, input_shapes=_shapes(a.input_shape))
+    inspection = inspect(a.model, input_shapes=shapes(a.input_shape))
     if a.json:
         _print_json(inspection.to_dict())
     elif not a.quiet:
@@ -114,8 +180,8 @@ def _curves(a: argparse.Namespace, out: Console) -> int:
             layers=a.layer,
             passes=a.passes,
             samples=a.samples,
-            images=_images(a),
-            input_shapes=_shapes(a.input_shape),
+            images=images(a),
+            input_shapes=shapes(a.input_shape),
             seed=a.seed,
             threads=a.threads,
             provider=a.provider,
@@ -134,14 +200,14 @@ def _curves(a: argparse.Namespace, out: Console) -> int:
 
 
 def _validate(a: argparse.Namespace, out: Console) -> int:
-    limit = None if a.max_drop is None else _percentage(a.max_drop)
+    limit = None if a.max_drop is None else percentage(a.max_drop)
     with _progress(a.quiet) as progress:
         checks = validate(
             a.reference,
             a.new,
             a.data,
             samples=a.samples,
-            images=_images(a),
+            images=images(a),
             seed=a.seed,
             threads=a.threads,
             provider=a.provider,
@@ -181,42 +247,53 @@ def _explain(a: argparse.Namespace, out: Console) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="onnx-lowrank",
         description="Compress an exported ONNX model, without labels or retraining.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"onnx-lowrank {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
 
     c = commands.add_parser("compress", help="make a smaller, faster model and prove it")
     c.add_argument("model", metavar="IN", help="the exported model")
     c.add_argument("output", metavar="OUT", help="where to write the compressed model")
-    c.add_argument("--calib", metavar="PATH", help="typical inputs: .npz, .npy, a folder of these, "
-                   "of images or of test_data_set_*, or file.py:function")  # fmt: skip
-    c.add_argument(
-        "--target",
-        metavar="WHAT=R",
-        help=f"macs=R, params=R or size=R left (default: {DEFAULT_TARGET})",
-    )
-    c.add_argument("--passes", default=DEFAULT_PASSES, metavar="LIST",
-                   help="passes with options (default: %(default)s)")  # fmt: skip
-    c.add_argument("--include", action="append", default=[], metavar="GLOB",
-                   help="touch only these layers; may be repeated")  # fmt: skip
-    c.add_argument("--exclude", action="append", default=[], metavar="GLOB",
-                   help="leave these layers alone; may be repeated")  # fmt: skip
-    c.add_argument("--ranks", default="planner", metavar="RULE",
-                   help="planner, or for every layer alike fixed=R, ratio=R, energy=R, error=R, "
-                   "evbmf (default: %(default)s)")  # fmt: skip
-    c.add_argument("--no-refit", action="store_true", help="do not solve the chains again")
-    c.add_argument("--report", metavar="FILE", help="write the report as JSON")
-    c.add_argument(
-        "--force", action="store_true", help="write the result even if it is slower or bigger"
-    )
-    _shape_option(c)
-    _run_options(c)
+    c.add_argument("--plan", metavar="FILE", help="write the plan as well, as JSON")
+    for add in (calib_option, plan_options, search_options, result_options):
+        add(c)
+    for add in (shape_option, batch_option, draw_options, run_options):
+        add(c)
     c.set_defaults(run=_compress)
+
+    d = commands.add_parser("plan", help="say what compress would do, to be looked at and edited")
+    d.add_argument("model", metavar="IN", help="the exported model")
+    d.add_argument("plan", metavar="PLAN", help="where to write the plan, as JSON")
+    for add in (calib_option, plan_options, shape_option, batch_option, draw_options, run_options):
+        add(d)
+    d.set_defaults(run=_plan)
+
+    b = commands.add_parser("apply", help="do what a plan says, edited or not")
+    b.add_argument("model", metavar="IN", help="the model that was planned for")
+    b.add_argument("plan", metavar="PLAN", help="the plan; it says what samples to draw, too")
+    b.add_argument("output", metavar="OUT", help="where to write the compressed model")
+    for add in (calib_option, result_options, shape_option, batch_option, run_options):
+        add(b)
+    b.set_defaults(run=_apply)
+
+    w = commands.add_parser("sweep", help="try many budgets: what each costs, and what it keeps")
+    w.add_argument("model", metavar="IN", help="the exported model")
+    w.add_argument("--budget", choices=METRICS, default="macs",
+                   help="what is left less and less of (default: %(default)s)")  # fmt: skip
+    w.add_argument("--ratios", default=",".join(f"{r:g}" for r in RATIOS), metavar="R,R,...",
+                   help="parts of the original (default: %(default)s)")  # fmt: skip
+    w.add_argument("--no-refit", action="store_true", help="do not solve the chains again")
+    w.add_argument("--json", metavar="FILE", help="write all points as JSON")
+    w.add_argument("--plot", metavar="FILE", help="draw them, .png or .svg")
+    w.add_argument("--models", metavar="FOLDER", help="write the models")
+    for add in (calib_option, pass_options, shape_option, batch_option, draw_options, run_options):
+        add(w)
+    w.set_defaults(run=_sweep)
 
     i = commands.add_parser("inspect", help="list layers, costs, and what can be taken apart")
     i.add_argument("model", metavar="IN")
@@ -229,8 +306,9 @@ def _parser() -> argparse.ArgumentParser:
     form = i.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--plot", metavar="FILE", help="for --curves: draw them, .png or .svg")
-    _shape_option(i)
-    _run_options(i)
+    shape_option(i)
+    draw_options(i)
+    run_options(i)
     i.set_defaults(run=_inspect)
 
     v = commands.add_parser("validate", help="compare a model with its original")
@@ -240,7 +318,8 @@ def _parser() -> argparse.ArgumentParser:
     v.add_argument("--max-drop", metavar="1%", help="fail (exit 6) if more accuracy is lost; "
                    "without labels, if the top class changes more often")  # fmt: skip
     v.add_argument("--json", action="store_true", help="print JSON")
-    _run_options(v)
+    draw_options(v)
+    run_options(v)
     v.set_defaults(run=_validate)
 
     p = commands.add_parser("passes", help="list the passes")
@@ -251,84 +330,49 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises instead of leaving, so that every error goes one way."""
-
-    def error(self, message: str) -> NoReturn:
-        raise OptionError(f"{message} (see {self.prog} --help)")
-
-
-def _shape_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input-shape", action="append", default=[], metavar="NAME:1,3,224,224",
-                        help="shape of an input with dynamic axes; may be repeated")  # fmt: skip
-
-
-def _run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--samples", type=int, metavar="N", help="draw N samples of the data")
-    parser.add_argument("--seed", type=int, default=0, help="of every random draw (default: 0)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N",
-                        help="of ONNX Runtime (default: its own choice)")  # fmt: skip
-    parser.add_argument("--provider", default="CPUExecutionProvider", metavar="NAME",
-                        help="ONNX Runtime execution provider (default: %(default)s)")  # fmt: skip
-    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
-    pictures = parser.add_argument_group("folders of images")
-    pictures.add_argument("--resize", metavar="HxW|N", help="resize; N is the shorter side")
-    pictures.add_argument("--crop", metavar="HxW|N", help="centre crop")
-    pictures.add_argument("--mean", metavar="M,M,M", help="subtracted after scaling")
-    pictures.add_argument("--std", metavar="S,S,S", help="divided by, last")
-    pictures.add_argument("--scale", type=float, metavar="F", help="multiplies 0..255 (1/255)")
-    pictures.add_argument("--layout", choices=("NCHW", "NHWC"))
-    pictures.add_argument("--channel-order", choices=("RGB", "BGR", "GRAY"))
-
-
-def _images(a: argparse.Namespace) -> ImageOptions | None:
-    given: dict[str, Any] = {
-        "resize": _extent(a.resize),
-        "crop": _extent(a.crop),
-        "mean": _numbers("--mean", a.mean),
-        "std": _numbers("--std", a.std),
-        "scale": a.scale,
-        "layout": a.layout,
-        "channel_order": a.channel_order,
+def _running(a: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`apply` is told of data and runtime."""
+    return {
+        "calib": a.calib,
+        "images": images(a),
+        "input_shapes": shapes(a.input_shape),
+        "threads": a.threads,
+        "provider": a.provider,
+        "batch": a.batch,
     }
-    given = {k: v for k, v in given.items() if v is not None}
-    return ImageOptions(**given) if given else None
 
 
-def _extent(text: str | None) -> int | tuple[int, int] | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+)(?:[x,](\d+))?", text)
-    if match is None:
-        raise OptionError(f"size {text!r}; write 256 or 224x320")
-    return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]))
+def _choosing(a: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`sweep` is told of passes and layers, and what :func:`plan` is told as well."""
+    return {
+        **_running(a),
+        "passes": a.passes,
+        "include": a.include,
+        "exclude": a.exclude,
+        "samples": a.samples,
+        "seed": a.seed,
+        "timing_limit": a.timing_limit,
+        "cache": a.cache,
+    }
 
 
-def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(t) for t in text.split(","))
-    except ValueError:
-        raise OptionError(f"{option} {text!r}; write numbers as 0.5,0.5,0.5") from None
+def _planning(a: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`plan` is told."""
+    return {**_choosing(a), "target": a.target, "ranks": a.ranks}
 
 
-def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for text in texts:
-        name, _, dims = text.rpartition(":")
-        numbers = dims.strip("[]").split(",")
-        if not name or not all(n.strip().isdigit() for n in numbers):
-            raise OptionError(f"--input-shape {text!r}; write name:1,3,224,224")
-        shapes[name] = tuple(int(n) for n in numbers)
-    return shapes
+def _finish(a: argparse.Namespace, out: Console, result: Result, written: int) -> int:
+    if a.report:
+        _write_text(a.report, result.report.to_json())
+    if not a.quiet:
+        result.report.print(out)
+        out.print(f"wrote {a.output}, {written:,} bytes")
+    return 0
 
 
-def _percentage(text: str) -> float:
-    try:
-        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        raise OptionError(f"--max-drop {text!r}; write 1% or 0.01") from None
+def _write_text(path: str, text: str) -> None:
+    with atomic_write(Path(path)) as file:
+        file.write(text.encode() + b"\n")
 
 
 def _print_json(data: dict[str, Any]) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 from onnx_lowrank.chain import Rank
-from onnx_lowrank.errors import PlanError
+from onnx_lowrank.errors import OptionError, PlanError
+from onnx_lowrank.targets import Target
 
 __all__ = ["Decision", "GroupDecision", "Plan"]
 
@@ -19,6 +22,22 @@ SCHEMA = 2
 
 #: bytes of a plan that is worth reading: thousands of layers take a few megabytes
 _LARGEST = 64 << 20
+
+#: the largest number that may stand in a plan
+_MOST = 2**63 - 1
+
+DECISIONS = ("keep", "factorize", "skip")
+GROUP_DECISIONS = ("cut", "gather", "keep", "frozen")
+
+_KINDS = {
+    "str": "a text",
+    "int": "a whole number, 0 or more",
+    "float": "a finite number",
+    "int | None": "a whole number, 1 or more, or null",
+    "Rank": "a whole number, or a list of these",
+    "tuple[int, ...]": "a list of whole numbers, 0 or more",
+    "tuple[str, ...]": "a list of texts",
+}
 
 _T = TypeVar("_T")
 
@@ -132,16 +151,16 @@ class Plan:
             raise PlanError(f"the plan is no JSON: {error}") from error
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             found = data.get("schema") if isinstance(data, dict) else None
-            raise PlanError(f"the plan has schema {found!r}; this version reads {SCHEMA}")
-        decisions = [
-            _read(Decision, d, f"decisions[{i}]")
-            for i, d in enumerate(_list(data.get("decisions"), "decisions"))
-        ]
-        groups = [
-            _read(GroupDecision, d, f"groups[{i}]")
-            for i, d in enumerate(_list(data.get("groups"), "groups"))
-        ]
-        return _read(cls, {**data, "decisions": tuple(decisions), "groups": tuple(groups)}, "plan")
+            raise PlanError(f"the plan has schema {_shown(found)}; this version reads {SCHEMA}")
+        for name, kind in (("decisions", Decision), ("groups", GroupDecision)):
+            rows = data.get(name)
+            if isinstance(rows, list):
+                data[name] = tuple(_read(kind, row, f"{name}[{i}]") for i, row in enumerate(rows))
+        plan = _read(cls, data, "plan")
+        _check_target(plan.target)
+        _check_decisions(plan.decisions)
+        _check_groups(plan.groups)
+        return plan
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -153,17 +172,55 @@ class Plan:
         try:
             with Path(path).open("rb") as file:
                 raw = file.read(_LARGEST + 1)
-            if len(raw) > _LARGEST:
-                raise PlanError(f"{path} has more than {_LARGEST >> 20} MB; that is no plan")
-            return cls.from_json(raw.decode())
+            text = raw.decode()
         except (OSError, ValueError) as error:
             raise PlanError(f"the plan {path} cannot be read: {error}") from error
+        if len(raw) > _LARGEST:
+            raise PlanError(f"{path} has more than {_LARGEST >> 20} MB; that is no plan")
+        return cls.from_json(text)
 
 
-def _list(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise PlanError(f"plan: {where} is no list")
-    return value
+def _check_target(target: str) -> None:
+    rule = target.removeprefix("ranks ")
+    try:
+        if rule not in (target, "planner"):
+            Target.parse(None, rule)
+        else:
+            Target.parse(target.split() or target)
+    except OptionError as error:
+        raise PlanError(f"plan: {error}") from error
+
+
+def _check_decisions(decisions: tuple[Decision, ...]) -> None:
+    seen = set()
+    for i, d in enumerate(decisions):
+        where = f"plan: decisions[{i}] ({_shown(d.layer)})"
+        if d.decision not in DECISIONS:
+            raise PlanError(f"{where}: decision {_shown(d.decision)}; {_one_of(DECISIONS)}")
+        if d.decision == "skip":  # nodes of subgraphs may have the same name
+            continue
+        if d.layer in seen:
+            raise PlanError(f"{where} comes twice")
+        seen.add(d.layer)
+        ranks = (d.rank,) if isinstance(d.rank, int) else d.rank
+        if d.decision == "factorize" and (not ranks or min(ranks) < 1):
+            raise PlanError(f"{where}: rank {_shown(d.rank)}; ranks are 1 or more")
+
+
+def _check_groups(groups: tuple[GroupDecision, ...]) -> None:
+    seen = set()
+    for i, g in enumerate(groups):
+        where = f"plan: groups[{i}] ({_shown(g.name)})"
+        if g.decision not in GROUP_DECISIONS:
+            raise PlanError(f"{where}: decision {_shown(g.decision)}; {_one_of(GROUP_DECISIONS)}")
+        if g.name in seen:
+            raise PlanError(f"{where} comes twice")
+        seen.add(g.name)
+        rising = all(a < b for a, b in pairwise(g.kept))
+        if not rising or (g.kept and g.kept[-1] >= g.size):
+            raise PlanError(f"{where}: kept are no rising numbers below {g.size}")
+        if g.decision in ("cut", "gather") and not g.kept:
+            raise PlanError(f"{where}: kept is empty; one channel must stay")
 
 
 def _read(cls: type[_T], data: Any, where: str) -> _T:
@@ -172,32 +229,56 @@ def _read(cls: type[_T], data: Any, where: str) -> _T:
         raise PlanError(f"plan: {where} is no object")
     known = {f.name: str(f.type) for f in fields(cls)}  # type: ignore[arg-type]
     if extra := set(data) - set(known):
-        raise PlanError(f"plan: {where} has no field {min(extra)!r}")
+        raise PlanError(f"plan: {where} has no field {_shown(min(extra))}")
     if missing := set(known) - set(data):
         raise PlanError(f"plan: {where} lacks {min(missing)!r}")
     return cls(**{k: _value(data[k], kind, f"{where}.{k}") for k, kind in known.items()})
 
 
 def _value(value: Any, kind: str, where: str) -> Any:
-    whole = isinstance(value, int) and not isinstance(value, bool)
+    whole = _whole(value)
     if kind == "str":
-        right = isinstance(value, str)
+        right = isinstance(value, str) and _encodes(value)
     elif kind == "int":
         right = whole
     elif kind == "float":
-        right = whole or isinstance(value, float)
+        right = whole or (isinstance(value, float) and math.isfinite(value))
+        value = float(value) if right else value
     elif kind == "int | None":
-        right = whole or value is None
+        right = value is None or (whole and value > 0)
     elif kind == "Rank" and whole:
-        right = value >= 0
+        right = True
     elif kind in ("Rank", "tuple[int, ...]"):
-        right = isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
+        right = isinstance(value, list) and all(map(_whole, value))
         value = tuple(value) if right else value
     elif kind == "tuple[str, ...]":
-        right = isinstance(value, list) and all(isinstance(v, str) for v in value)
+        right = isinstance(value, list) and all(isinstance(v, str) and _encodes(v) for v in value)
         value = tuple(value) if right else value
-    else:  # read before
+    else:  # rows, read before
         right = isinstance(value, tuple)
     if not right:
-        raise PlanError(f"plan: {where} is {value!r}; it should be of type {kind}")
+        wanted = _KINDS.get(kind, "a list")
+        raise PlanError(f"plan: {where} is {_shown(value)}; it should be {wanted}")
     return value
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MOST
+
+
+def _encodes(text: str) -> bool:
+    """JSON has escapes for halves of characters, which are no text."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _shown(value: Any) -> str:
+    """A value as it stands in the file, if it is short."""
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "too deep"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _one_of(names: tuple[str, ...]) -> str:
+    return f"it should be {', '.join(names[:-1])} or {names[-1]}"

@@ -65,19 +65,27 @@ class Ledger:
         costs: of the weights of each layer, whole.
         outputs: rows of each layer.
         inputs: positions on its axis of inputs.
+        biases: cost of the bias that each layer has.
+        made: cost of the bias that it is given when it loses inputs.
     """
 
     def __init__(
-        self, costs: Sequence[float], outputs: Sequence[int], inputs: Sequence[int]
+        self,
+        costs: Sequence[float],
+        outputs: Sequence[int],
+        inputs: Sequence[int],
+        biases: Sequence[float] | None = None,
+        made: Sequence[float] | None = None,
     ) -> None:
-        self._costs = np.asarray(costs, float)
+        zero = [0.0] * len(costs)
+        self._costs = np.array([costs, biases or zero, made or zero], float)
         self._sizes = np.array([inputs, outputs], float)
         self._left = self._sizes.copy()
 
     @property
     def total(self) -> float:
         """Cost of all layers as they are."""
-        return float(np.sum(self._costs * np.prod(self._left / self._sizes, axis=0)))
+        return float(np.sum(self._cost(slice(None), self._left)))
 
     def change(self, sides: Sequence[Side], removed: int) -> None:
         """Take ``removed`` channels out; a negative number brings them back."""
@@ -91,13 +99,19 @@ class Ledger:
             gone.setdefault(side.layer, []).append(side)
         total = np.zeros(len(removed))
         for layer, own in gone.items():
-            left = np.repeat(self._left[:, layer, None], len(removed), axis=1)
-            before = np.prod(self._left[:, layer])
+            now = self._left[:, layer, None]
+            left = np.repeat(now, len(removed), axis=1)
             for side in own:
                 left[int(side.outputs)] -= side.units * removed
-            whole = np.prod(self._sizes[:, layer])
-            total += self._costs[layer] * (before - np.prod(left, axis=0)) / whole
+            total += self._cost([layer], now) - self._cost([layer], left)
         return total
+
+    def _cost(self, layers: Any, left: Array) -> Array:
+        """Of layers with ``left (2, n)`` inputs and outputs, ``(n,)``."""
+        weights, biases, made = self._costs[:, layers]
+        inputs, outputs = left / self._sizes[:, layers]
+        given: Array = outputs * (weights * inputs + biases + made * (inputs < 1))
+        return given
 
 
 def plan_counts(
@@ -114,6 +128,28 @@ def plan_counts(
     Raises:
         BudgetError: with the fewest channels everywhere it is not met.
     """
+    kept = _greedy(removables, ledger, budget)
+    # what excludes others may have shut the way
+    if ledger.total > budget and any(r.excludes for r in removables):
+        least = ledger.total
+        for r in removables:
+            ledger.change(r.sides, kept[r.name] - int(r.counts[0]))
+        kept = _greedy([r for r in removables if not r.excludes], ledger, budget)
+        kept = {r.name: kept.get(r.name, int(r.counts[0])) for r in removables}
+        if ledger.total > budget:
+            raise _unmet(what, min(least, ledger.total))
+    elif ledger.total > budget:
+        raise _unmet(what, ledger.total)
+    _fill(removables, kept, ledger, budget)
+    return kept
+
+
+def _unmet(what: str, least: float) -> BudgetError:
+    return BudgetError(f"{what}: {least:.4g} is the least that pruning reaches")
+
+
+def _greedy(removables: Sequence[Removable], ledger: Ledger, budget: float) -> dict[str, int]:
+    """Steps of least loss for their saving, until the budget is met or none is left."""
     kept = {r.name: int(r.counts[0]) for r in removables}
     steps: dict[str, tuple[float, int] | None] = {}
     while ledger.total > budget:
@@ -122,7 +158,7 @@ def plan_counts(
                 steps[r.name] = _down(r, kept[r.name], ledger)
         found = [(s, r) for r in removables if (s := steps[r.name]) is not None]
         if not found:
-            raise BudgetError(f"{what}: {ledger.total:.4g} is the least that pruning reaches")
+            break
         (_, count), best = min(found, key=lambda f: f[0][0])
         ledger.change(best.sides, kept[best.name] - count)
         kept[best.name] = count
@@ -132,7 +168,6 @@ def plan_counts(
                 steps[r.name] = None  # for good
             elif steps[r.name] is not None and touched & {s.layer for s in r.sides}:
                 del steps[r.name]
-    _fill(removables, kept, ledger, budget)
     return kept
 
 

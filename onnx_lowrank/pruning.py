@@ -329,32 +329,49 @@ class Pruner:
         joined = np.concatenate(blocks, axis=1)
         return np.abs(joined).sum(axis=1), np.sqrt(np.square(joined).sum(axis=1))
 
+    def excludes(self, prunable: Prunable) -> frozenset[str]:
+        """Names of what cannot be cut together with a Gather: groups that its layer reads."""
+        if prunable.group is not None:
+            return frozenset()
+        reader = prunable.readers[0][0]
+        return frozenset(
+            p.name for p in self.prunables.values()
+            if p.group is not None and any(la is reader for la, _ in p.readers)
+        )  # fmt: skip
+
     # -- costs -----------------------------------------------------------------------------------
 
     def _ledger(self) -> Ledger:
         layers = self._layers.values()
+        costs, biases, made = zip(*map(self._costs, layers), strict=True) if layers else ((),) * 3
         return Ledger(
-            [self._cost(layer) for layer in layers],
+            costs,
             [layer.shape[0] for layer in layers],
             [layer.shape[1] for layer in layers],
+            biases,
+            made,
         )
 
-    def _cost(self, layer: Layer) -> float:
+    def _costs(self, layer: Layer) -> tuple[float, float, float]:
+        """Of the weights, of the bias, and of the bias that solving gives a layer without."""
         cost = layer_cost(layer, self._prepared.shapes)
-        costs = {"macs": cost.macs, "params": cost.parameters, "size": cost.bytes}
-        return float(costs[self._metric])
+        if self._metric == "macs":
+            return float(cost.macs), 0.0, 0.0
+        whole = cost.parameters if self._metric == "params" else cost.bytes
+        unit = whole / (layer.stage.parameters or 1)
+        if layer.stage.bias is not None:
+            return whole - unit * layer.shape[0], unit * layer.shape[0], 0.0
+        means = self._prepared.moments[layer.name].mean is not None
+        solved = means and self._method.options.solve and layer.sharers == 1
+        # a recurrent node has a second bias, of its state
+        return float(whole), 0.0, unit * layer.shape[0] * (1 + layer.recurrent) * solved
 
     def _removable(self, prunable: Prunable) -> Removable:
-        excludes: frozenset[str] = frozenset()
-        if prunable.group is None:
-            reader = prunable.readers[0][0]
-            excludes = frozenset(
-                p.name for p in self.prunables.values()
-                if p.group is not None and any(la is reader for la, _ in p.readers)
-            )  # fmt: skip
         counts = _counts(prunable.size, self._metric == "macs")
         losses = self.judged[prunable.name].losses
-        return Removable(prunable.name, losses, counts, self._sides(prunable), excludes)
+        return Removable(
+            prunable.name, losses, counts, self._sides(prunable), self.excludes(prunable)
+        )
 
     def _sides(self, prunable: Prunable) -> tuple[Side, ...]:
         sides = [

@@ -30,7 +30,7 @@ from onnx_lowrank.graph import Graph
 from onnx_lowrank.latency import corrected_budget
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.model import Model, load
-from onnx_lowrank.plan import Decision, Plan
+from onnx_lowrank.plan import Decision, GroupDecision, Plan
 from onnx_lowrank.planner import Candidate, Choice, by_rule, recosted
 from onnx_lowrank.preparation import MEMORY, Prepared, canonicalise, measured_shapes, prepare
 from onnx_lowrank.progress import Progress
@@ -392,23 +392,15 @@ class Run:
                 f"the plan is of another model: its SHA-256 is {plan.model[:16]}..., that of "
                 f"this one {self.source.digest[:16]}..."
             )
-        prunables = {}
-        if any(g.decision in ("cut", "gather") for g in plan.groups):
-            if not self._passes.prunings:
-                raise PlanError("the plan cuts channels, but there is no pruning pass in it")
-            prunables = self._pruner("macs").prunables
-        for group in plan.groups:
-            if group.decision not in ("cut", "gather"):
-                continue
-            prunable = prunables.get(group.name)
-            if prunable is None:
-                raise PlanError(f"the plan cuts {group.name!r}, which is no group that may be cut")
-            inside = all(k < prunable.size for k in group.kept)
-            if not group.kept or not inside or list(group.kept) != sorted(set(group.kept)):
-                raise PlanError(
-                    f"the plan keeps channels of {group.name!r} that are not "
-                    f"rising numbers below {prunable.size}"
-                )
+        there = {la.name for la in self.prepared.layers}
+        there |= {o.name for o in self.prepared.left_out}
+        if strange := [d.layer for d in plan.decisions if d.layer not in there]:
+            raise PlanError(f"the plan decides on layer {strange[0]!r}, which is not there")
+        cuts = [g for g in plan.groups if g.decision in ("cut", "gather")]
+        if cuts and not self._passes.prunings:
+            raise PlanError("the plan cuts channels, but there is no pruning pass in it")
+        if cuts:
+            _check_cuts(cuts, self._pruner("macs"))
 
     # -- what it works on ------------------------------------------------------------------------
 
@@ -455,6 +447,22 @@ def _kept(plan: Plan) -> dict[str, npt.NDArray[np.intp]]:
     return {
         g.name: np.array(g.kept, np.intp) for g in plan.groups if g.decision in ("cut", "gather")
     }
+
+
+def _check_cuts(cuts: Sequence[GroupDecision], pruner: Pruner) -> None:
+    names = {cut.name for cut in cuts}
+    for cut in cuts:
+        prunable = pruner.prunables.get(cut.name)
+        if prunable is None:
+            raise PlanError(f"the plan cuts {cut.name!r}, which is no group that may be cut")
+        right = "gather" if prunable.group is None else "cut"
+        if cut.decision != right or cut.size != prunable.size:
+            raise PlanError(
+                f"the plan has {cut.decision} for {cut.name!r} of {cut.size} channels; it should "
+                f"have {right}, of {prunable.size}"
+            )
+        if both := names & pruner.excludes(prunable):
+            raise PlanError(f"the plan has both {cut.name!r} and {min(both)!r}: the same channels")
 
 
 def _key(kept: Kept) -> Any:

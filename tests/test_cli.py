@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_lowrank import cli, pipeline
+from onnx_lowrank import cli
+from onnx_lowrank import run as engine
 from onnx_lowrank.errors import ModelError
 from tests import fixtures_models as fm
 
@@ -70,7 +71,8 @@ def test_options_reach_the_library(arguments: list[str], monkeypatch: pytest.Mon
         "--include", "a*", "--include", "b*", "--exclude", "c", "--passes", "svd", "--samples",
         "9", "--seed", "4", "--no-refit", "--force", "--ranks", "ratio=0.5", "--resize",
         "32x48", "--crop", "24", "--mean", "1,2,3", "--channel-order", "BGR", "--input-shape",
-        "x:1,3,8,8", "--input-shape", "a:b:2",
+        "x:1,3,8,8", "--input-shape", "a:b:2", "--target", "latency=0.7", "--batch", "4",
+        "--timing-limit", "9.5", "--cache", "",
     ]  # fmt: skip
     assert cli.main([*arguments, *more]) == ModelError.exit_code
     assert got["include"] == ["a*", "b*"]
@@ -78,6 +80,8 @@ def test_options_reach_the_library(arguments: list[str], monkeypatch: pytest.Mon
     assert (got["passes"], got["samples"], got["seed"]) == ("svd", 9, 4)
     assert (got["repair"], got["force"], got["ranks"]) == (False, True, "ratio=0.5")
     assert got["input_shapes"] == {"x": (1, 3, 8, 8), "a:b": (2,)}
+    assert got["target"] == ["macs=0.6", "latency=0.7"]
+    assert (got["batch"], got["timing_limit"], got["cache"]) == (4, 9.5, "")
     images = got["images"]
     assert (images.resize, images.crop, images.mean) == ((32, 48), 24, (1.0, 2.0, 3.0))
     assert images.channel_order == "BGR"
@@ -183,7 +187,7 @@ def test_interruption(
 
     for place in ("refit", "validate_models"):
         with monkeypatch.context() as patch:
-            patch.setattr(pipeline, place, interrupted)
+            patch.setattr(engine, place, interrupted)
             assert cli.main(arguments) == 130
         assert capsys.readouterr() == ("", "interrupted; nothing was written\n")
         assert list(tmp_path.iterdir()) == []
