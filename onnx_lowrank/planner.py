@@ -35,7 +35,10 @@ __all__ = [
 
 
 #: rounds for several budgets, and what a weighted sum of them is counted in
-_ROUNDS, _SCALE = 40, 10**9
+_ROUNDS, _SCALE = 30, 10**9
+
+#: how often a weighted sum is made smaller before its weights are changed
+_TIGHTER = 4
 
 #: budgets and weights of the effort against the MACs that are looked at
 _SCALES, _BLOCKED = (1.0, 0.9, 0.8, 0.7, 0.6), (0.0, 0.5, 0.8, 1.0)
@@ -178,33 +181,33 @@ def allocate_all(constraints: Sequence[tuple[Sequence[Choice], int]]) -> list[Ca
     if len(constraints) == 1:
         return allocate(*constraints[0])
     weights = [1.0 / len(constraints)] * len(constraints)
+    layers = list(zip(*(choices for choices, _ in constraints), strict=True))
     best: tuple[float, list[Candidate]] | None = None
     for round_ in range(_ROUNDS):
-        joined = [_joined(layer, constraints, weights) for layer in _by_layer(constraints)]
-        least = least_cost(joined)
-        plan = allocate(joined, max(_SCALE, least))
-        places = [c.candidates.index(p) for c, p in zip(joined, plan, strict=True)]
-        used = [
-            sum(c.candidates[i].cost for c, i in zip(choices, places, strict=True)) / max(budget, 1)
-            for choices, budget in constraints
-        ]
-        chosen = [c.candidates[i] for c, i in zip(constraints[0][0], places, strict=True)]
-        if max(used) <= 1:
-            loss = _loss(constraints[0][0], chosen)
-            if best is None or loss < best[0]:
-                best = loss, chosen
+        joined = [_joined(layer, constraints, weights) for layer in layers]
+        # a sum within its budget may hide a part beyond its own: then the sum must be smaller
+        part, used = 1.0, [math.inf]
+        for _ in range(_TIGHTER):
+            plan = allocate(joined, max(int(part * _SCALE), least_cost(joined)))
+            places = [c.candidates.index(p) for c, p in zip(joined, plan, strict=True)]
+            used = [
+                sum(c.candidates[i].cost for c, i in zip(choices, places, strict=True))
+                / max(budget, 1)
+                for choices, budget in constraints
+            ]
+            if max(used) <= 1:
+                chosen = [c.candidates[i] for c, i in zip(constraints[0][0], places, strict=True)]
+                loss = _loss(constraints[0][0], chosen)
+                if best is None or loss < best[0]:
+                    best = loss, chosen
+                break
+            part /= max(used)
         rate = 2.0 / (1 + round_) ** 0.5
         grown = [w * math.exp(rate * (u - max(used))) for w, u in zip(weights, used, strict=True)]
         weights = [g / sum(grown) for g in grown]
     if best is None:
         raise BudgetError("no plan keeps all the targets at once; ask for more of one of them")
     return best[1]
-
-
-def _by_layer(
-    constraints: Sequence[tuple[Sequence[Choice], int]],
-) -> list[tuple[Choice, ...]]:
-    return list(zip(*(choices for choices, _ in constraints), strict=True))
 
 
 def _joined(
@@ -225,10 +228,10 @@ def _joined(
 
 
 def recosted(choices: Sequence[Choice], metric: str) -> list[Choice]:
-    """The same choices with costs in another unit: ``params`` or ``size``."""
+    """The same choices with costs in another unit: ``macs``, ``params`` or ``size``."""
 
     def cost(c: Candidate) -> Candidate:
-        value = c.parameters if metric == "params" else c.bytes
+        value = {"macs": c.macs, "params": c.parameters, "size": c.bytes}[metric]
         return replace(c, cost=value, effort=value)
 
     return [replace(c, candidates=tuple(map(cost, c.candidates))) for c in choices]

@@ -257,8 +257,8 @@ class Run:
                 constraints.append((metric, timed.choices, budget, timed.whole))
                 continue
             choices: Sequence[Choice] = proposals.choices
-            if len(target.budgets) > 1 and metric != "macs":
-                choices = recosted(choices, metric)
+            if len(target.budgets) > 1:  # the same candidates for all, those that were timed
+                choices = recosted(timed.choices if timed is not None else choices, metric)
             whole = cost_of(self.before, metric)
             movable = sum(c.keep.cost for c in choices)
             budget = int(ratio * whole) - (cost_of(now, metric) - movable)
