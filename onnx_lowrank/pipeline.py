@@ -128,16 +128,16 @@ def compress(
         OptionError, ModelError, DataError, BudgetError, GuardError, ValidationError.
     """
     asked = Target.parse(target, ranks)
+    requirement = Requirement.of(max_drop, min_agreement, min_snr, metric)
+    if requirement is not None and (len(asked.budgets) > 1 or asked.rule is not None):
+        raise OptionError("a search looks for one budget; give one target and no rule for ranks")
     data = DataOptions(calib, samples, images, input_shapes, seed)
     timing = TimingOptions(batch, timing_limit, None if cache is None else os.fspath(cache))
     run = Run(model, parse_list(passes), data, Runtime(provider, threads), timing, progress)
     run.choose_layers(include, exclude)
-    requirement = Requirement.of(max_drop, min_agreement, min_snr, metric)
     if requirement is None:
         built = run.build(run.timed_plan(asked), repair=repair)
         return _finished(run, run.paying(asked, built, repair), force)
-    if len(asked.budgets) > 1 or asked.rule is not None:
-        raise OptionError("a search looks for one budget; give one target and no rule for ranks")
     found = smallest_within(run, asked, requirement, repair)
     return _finished(run, found.built, force, [found.text(requirement)])
 
@@ -244,7 +244,7 @@ def sweep(
     timing = TimingOptions(batch, timing_limit, None if cache is None else os.fspath(cache))
     run = Run(model, parse_list(passes), data, Runtime(provider, threads), timing, progress)
     run.choose_layers(include, exclude)
-    return swept(run, targets, folder, repair)
+    return swept(run, targets, folder, repair, batch)
 
 
 def _finished(run: Run, built: Built, force: bool, notes: Sequence[str] = ()) -> Result:

@@ -17,6 +17,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from onnx_lowrank.chain import Rank
 from onnx_lowrank.errors import BudgetError
@@ -36,9 +40,6 @@ __all__ = [
 
 #: rounds for several budgets, and what a weighted sum of them is counted in
 _ROUNDS, _SCALE = 30, 10**9
-
-#: how often a weighted sum is made smaller before its weights are changed
-_TIGHTER = 4
 
 #: budgets and weights of the effort against the MACs that are looked at
 _SCALES, _BLOCKED = (1.0, 0.9, 0.8, 0.7, 0.6), (0.0, 0.5, 0.8, 1.0)
@@ -167,7 +168,8 @@ def allocate_all(constraints: Sequence[tuple[Sequence[Choice], int]]) -> list[Ca
 
     Each constraint has the same layers and candidates at costs of its own kind. A plan under one
     budget on a weighted sum of them is made, and the weights of the budgets that it breaks grow
-    (multiplicative weights); of the plans that keep all budgets, the one of least loss is taken.
+    (multiplicative weights). Each plan is mended by single steps until it keeps all budgets and
+    no step within them lowers the loss; the one of least loss is taken.
 
     Args:
         constraints: choices and the budget on their costs.
@@ -182,32 +184,79 @@ def allocate_all(constraints: Sequence[tuple[Sequence[Choice], int]]) -> list[Ca
         return allocate(*constraints[0])
     weights = [1.0 / len(constraints)] * len(constraints)
     layers = list(zip(*(choices for choices, _ in constraints), strict=True))
+    table = _table(constraints)
     best: tuple[float, list[Candidate]] | None = None
     for round_ in range(_ROUNDS):
         joined = [_joined(layer, constraints, weights) for layer in layers]
-        # a sum within its budget may hide a part beyond its own: then the sum must be smaller
-        part, used = 1.0, [math.inf]
-        for _ in range(_TIGHTER):
-            plan = allocate(joined, max(int(part * _SCALE), least_cost(joined)))
-            places = [c.candidates.index(p) for c, p in zip(joined, plan, strict=True)]
-            used = [
-                sum(c.candidates[i].cost for c, i in zip(choices, places, strict=True))
-                / max(budget, 1)
-                for choices, budget in constraints
-            ]
-            if max(used) <= 1:
-                chosen = [c.candidates[i] for c, i in zip(constraints[0][0], places, strict=True)]
-                loss = _loss(constraints[0][0], chosen)
-                if best is None or loss < best[0]:
-                    best = loss, chosen
-                break
-            part /= max(used)
+        plan = allocate(joined, max(_SCALE, least_cost(joined)))
+        places = [c.candidates.index(p) for c, p in zip(joined, plan, strict=True)]
+        used = [
+            sum(c.candidates[i].cost for c, i in zip(choices, places, strict=True)) / max(budget, 1)
+            for choices, budget in constraints
+        ]
+        kept = _mended(table, places)
+        if kept is not None:
+            chosen = [c.candidates[i] for c, i in zip(constraints[0][0], kept, strict=True)]
+            loss = _loss(constraints[0][0], chosen)
+            if best is None or loss < best[0]:
+                best = loss, chosen
         rate = 2.0 / (1 + round_) ** 0.5
         grown = [w * math.exp(rate * (u - max(used))) for w, u in zip(weights, used, strict=True)]
         weights = [g / sum(grown) for g in grown]
     if best is None:
         raise BudgetError("no plan keeps all the targets at once; ask for more of one of them")
     return best[1]
+
+
+class _Table(NamedTuple):
+    """All candidates of all layers, one after the other.
+
+    Attributes:
+        costs: as parts of the budgets, ``(budgets, candidates)``.
+        losses: ``(candidates,)``.
+        layers: number of the layer of each, ``(candidates,)``.
+        starts: of each layer the number of its first, ``(layers,)``.
+    """
+
+    costs: npt.NDArray[np.float64]
+    losses: npt.NDArray[np.float64]
+    layers: npt.NDArray[np.intp]
+    starts: npt.NDArray[np.intp]
+
+
+def _table(constraints: Sequence[tuple[Sequence[Choice], int]]) -> _Table:
+    first = constraints[0][0]
+    sizes = [len(c.candidates) for c in first]
+    costs = [
+        [k.cost / max(budget, 1) for c in choices for k in c.candidates]
+        for choices, budget in constraints
+    ]
+    losses = [c.weight * k.error for c in first for k in c.candidates]
+    layers = np.repeat(np.arange(len(first)), sizes)
+    return _Table(np.array(costs), np.array(losses), layers, np.cumsum([0, *sizes[:-1]]))
+
+
+def _mended(table: _Table, places: Sequence[int]) -> list[int] | None:
+    """Steps from a plan to one that keeps all budgets, at little loss; None where they end."""
+    costs, losses, layers, starts = table
+    now = starts + np.array(places, np.intp)
+    while True:
+        used = costs[:, now].sum(axis=1)
+        after = used[:, None] + costs - costs[:, now[layers]]
+        lost = losses - losses[now[layers]]
+        over = np.maximum(used - 1, 0).sum()
+        if over > 0:
+            won = over - np.maximum(after - 1, 0).sum(axis=0)
+            steps = np.flatnonzero(won > 1e-12)
+            rates = np.maximum(lost[steps], 1e-12) / won[steps]
+        else:
+            steps = np.flatnonzero((lost < -1e-12) & (after <= 1).all(axis=0))
+            more = np.maximum(after - used[:, None], 0).sum(axis=0)
+            rates = lost[steps] / np.maximum(more[steps], 1e-12)
+        if not len(steps):
+            return None if over > 0 else [int(p) for p in now - starts]
+        step = steps[np.argmin(rates)]
+        now[layers[step]] = step
 
 
 def _joined(

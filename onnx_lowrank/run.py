@@ -125,7 +125,7 @@ class Run:
         )
         self._pruned: tuple[Any, Prepared, Remains] | None = None
         self._proposed: tuple[Any, Proposals, Timed | None] | None = None
-        self._notes: list[str] = []
+        self._notes: dict[str, list[str]] = {}  # by digest of the plan
         self.refuse: Callable[[str], str | None] = lambda name: None
 
     def choose_layers(self, include: Sequence[str], exclude: Sequence[str]) -> None:
@@ -175,12 +175,12 @@ class Run:
             f"latency at batch {self._timing.batch}: {predicted / whole:.3f} of the original "
             f"predicted, {measured:.3f} measured; {timed.coverage}"
         )
-        self._notes = [note]
+        self._notes[plan.digest] = [note]
         if abs(measured - target.latency) <= _NEAR * target.latency:
             return plan
         wanted = target.latency * whole
         again = self.plan(target, corrected_budget(whole, predicted, measured * whole, wanted))
-        self._notes = [f"{note}; planned again by that"]
+        self._notes[again.digest] = [f"{note}; planned again by that"]
         return again
 
     def _channels(self, pruner: Pruner, target: Target) -> Kept:
@@ -335,12 +335,16 @@ class Run:
         try:
             chosen = self._choose(work, fewer, timed, target, None)
         except BudgetError:
-            self._notes.append(f"{SLOWER_CHAINS} {names}")
+            self._note(built.plan, f"{SLOWER_CHAINS} {names}")
             return built
         decisions = decide(self.prepared, work, chosen, fewer)
         plan = replace(built.plan, decisions=tuple(decisions))
-        self._notes.append(f"taken back, for they took more time than the layers: {names}")
+        self._notes[plan.digest] = list(self._notes.get(built.plan.digest, []))
+        self._note(plan, f"taken back, for they took more time than the layers: {names}")
         return self.build(plan, repair=repair)
+
+    def _note(self, plan: Plan, text: str) -> None:
+        self._notes.setdefault(plan.digest, []).append(text)
 
     def _at_batch(self, work: Prepared) -> tuple[Feed, dict[str, tuple[int, ...]]]:
         """An inference of the batch that counts, and the shapes of all tensors at it."""
@@ -360,7 +364,7 @@ class Run:
             )  # fmt: skip
             latency = self.latency(built.model, sorted({1, 16, self._timing.batch}))
             after = self.cost(built.model)
-        said = [*self.data.notes, *self._notes, *notes]
+        said = [*self.data.notes, *self._notes.get(plan.digest, []), *notes]
         if plan.data != self.data.digest:
             said.append("the calibration data is not that of the plan; the weights differ from it")
         for part in plan.target.split():

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from onnx_lowrank.calibration import Dataset
 from onnx_lowrank.collect import batch_size
 from onnx_lowrank.errors import BudgetError, DataError
+from onnx_lowrank.judge import Judge
+from onnx_lowrank.plan import Plan
 from onnx_lowrank.preparation import MEMORY
-from onnx_lowrank.requirement import Judge, Requirement, Score
+from onnx_lowrank.requirement import Requirement, Score
 from onnx_lowrank.run import Built, Run
 from onnx_lowrank.targets import Target
 
@@ -75,7 +77,9 @@ def smallest_within(
     size = batch_size(list(shapes), shapes, MEMORY)
     judges = [Judge(run.source, half, run.runtime, requirement, size) for half in halves]
     tried: list[tuple[float, Score | None]] = []
-    kept: list[tuple[float, Built, Score]] = []
+    # plans are built again sooner than their models are all held in memory
+    kept: list[tuple[float, Plan, Score]] = []
+    smallest: Built | None = None
     low, high, ratio = LEAST, 1.0, FIRST
     with run.progress.task("search", STEPS) as advance:
         for _ in range(STEPS):
@@ -83,20 +87,28 @@ def smallest_within(
             score = judges[0].score(built.model) if built is not None else None
             tried.append((ratio, score))
             if built is not None and score is not None and requirement.holds(score.value):
-                kept.append((ratio, built, score))
-                high = ratio
+                kept.append((ratio, built.plan, score))
+                high, smallest = ratio, built
             else:
                 low = ratio
             ratio = round(math.sqrt(low * high), 3)
             advance(1)
-    for ratio, built, score in sorted(kept, key=lambda k: k[0]):
+    refused = ""
+    for ratio, plan, score in reversed(kept):  # each is smaller than the one before
+        built = smallest if smallest is not None else run.build(plan, repair=repair)
+        smallest = None
         confirmed = judges[1].score(built.model)
         if requirement.holds(confirmed.value):
             return Found(built, target.at(ratio), score, confirmed, tuple(tried))
+        refused = f"; those held back to confirm say {confirmed.text(requirement)} at {ratio:g}"
     seen = ", ".join(
-        f"{r:g}: {s.text(requirement) if s else 'out of reach'}" for r, s in sorted(tried)[-3:]
+        f"{r:g}: {s.text(requirement) if s else 'out of reach'}"
+        for r, s in sorted(tried, key=lambda t: t[0])[-3:]
     )
-    raise BudgetError(f"nothing smaller keeps {requirement}; at parts of the budget {seen}")
+    raise BudgetError(
+        f"nothing smaller keeps {requirement}; at parts of the budget {seen}{refused}; ask for "
+        "less, or give more calibration data or passes"
+    )
 
 
 def _built(run: Run, target: Target, repair: bool) -> Built | None:
@@ -110,7 +122,8 @@ def _halves(data: Dataset) -> tuple[Dataset, Dataset]:
     if len(data) < 2 * SAMPLES:
         raise DataError(
             f"{len(data)} samples to judge by; {2 * SAMPLES} at least are needed, half of them to "
-            "search and half to confirm"
+            "search and half to confirm: give --calib held-out samples (test.<input>), or more of "
+            "them (a fifth is held out)"
         )
     every = range(len(data))
     return data.subset(every[::2]), data.subset(every[1::2])

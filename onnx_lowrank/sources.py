@@ -11,7 +11,7 @@ import os
 import re
 import runpy
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from onnx_lowrank.columns import REMEDY, Column, InputSpec, Rows, assemble
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.images import ImageOptions, Picture, image_files
 
-__all__ = ["HELD_OUT", "Loaded", "Loader", "check_names", "describe", "pick"]
+__all__ = ["HELD_OUT", "Loaded", "Loader", "check_names", "describe", "pick", "python_function"]
 
 Array = npt.NDArray[Any]
 Items = Sequence[tuple[str, Mapping[str, Rows]]]
@@ -83,6 +83,25 @@ def check_names(where: str, specs: Sequence[InputSpec], found: Sequence[str]) ->
         )
 
 
+def python_function(text: str) -> Callable[..., Any] | None:
+    """The function that ``file.py:function`` names; None where ``text`` is not of that form.
+
+    Raises:
+        DataError: there is no such file or function, or the file fails.
+    """
+    found = re.fullmatch(r"(.+\.py):([^\W\d]\w*)", text)
+    if found is None:
+        return None
+    file, name = found.groups()
+    if not os.path.isfile(file):
+        raise DataError(f"{file}: no such file")
+    with _user_code(file, file):
+        function: Callable[..., Any] | None = runpy.run_path(file).get(name)
+    if not callable(function):
+        raise DataError(f"{file}: defines no function {name!r}")
+    return function
+
+
 @dataclass(frozen=True)
 class Loader:
     """How to open sources for one model; the arguments are those of ``load_dataset``."""
@@ -105,8 +124,10 @@ class Loader:
             return self._loaded(
                 where, [(where, {n: _array(where, source[k]) for n, k in keys.items()})]
             )
-        if isinstance(source, str) and (found := re.fullmatch(r"(.+\.py):([^\W\d]\w*)", source)):
-            return self._function(found[1], found[2])
+        if isinstance(source, str) and (function := python_function(source)) is not None:
+            with _user_code(source, source.rpartition(":")[0]):
+                result = function()
+            return self.load(result)
         if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == ".npz":
             return self._archive(Path(source))
         reader = hasattr(source, "get_next") and not isinstance(source, type)
@@ -205,17 +226,6 @@ class Loader:
         items = [(str(f), {name: Picture(f, options, integer=integer)}) for f in files]
         remedy = "set resize, crop, layout and channel_order as in training"
         return self._loaded(str(folder), items, stacked=False, remedy=remedy)
-
-    def _function(self, file: str, name: str) -> Loaded:
-        if not os.path.isfile(file):
-            raise DataError(f"{file}: no such file")
-        with _user_code(file, file):
-            function = runpy.run_path(file).get(name)
-        if not callable(function):
-            raise DataError(f"{file}: defines no function {name!r}")
-        with _user_code(f"{file}:{name}", file):
-            result = function()
-        return self.load(result)
 
     def _feeds(self, where: str, feeds: Iterable[tuple[str, Any]]) -> Loaded:
         """Copy feeds to a temporary file, and take those with a free batch apart."""

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from onnx_lowrank._version import __version__
-from onnx_lowrank.errors import BudgetError
+from onnx_lowrank.curve_plot import check_picture
+from onnx_lowrank.errors import BudgetError, ModelError, OptionError
 from onnx_lowrank.model import save
+from onnx_lowrank.report import Report
 from onnx_lowrank.run import Run
+from onnx_lowrank.sweep_plot import Mark, draw
 from onnx_lowrank.targets import Target
 
-__all__ = ["RATIOS", "Point", "Sweep", "swept"]
+__all__ = ["RATIOS", "Point", "Sweep", "front_of", "swept"]
 
 RATIOS = (0.9, 0.75, 0.6, 0.5, 0.4, 0.33, 0.25, 0.2)
 
@@ -32,11 +37,11 @@ class Point:
         macs: part of the original's that is left.
         params: likewise.
         bytes: likewise.
-        latency: part of the original's time, at the first batch that was timed.
+        latency: part of the original's time, at the batch that counts.
         accuracy: labelled; None without labels.
         agreement: part of samples with the same first class; None without class scores.
         snr_db: of the first output; None where it is exact.
-        front: whether no other point is both faster and better.
+        front: whether neither another point nor the original is faster and no worse.
     """
 
     target: str
@@ -55,7 +60,7 @@ class Point:
         for value in (self.accuracy, self.agreement, self.snr_db):
             if value is not None:
                 return value
-        return float("inf")
+        return math.inf
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Sweep:
         model: its digest.
         samples: that accuracy and agreement stand on.
         accuracy: of the original.
-        points: by falling budget.
+        points: in the order of their targets.
         missed: budgets out of reach, and why.
     """
 
@@ -81,9 +86,46 @@ class Sweep:
         data: dict[str, Any] = {"schema": 1, "version": __version__, **asdict(self)}
         return json.dumps(data, indent=1, allow_nan=False)
 
+    @property
+    def quality(self) -> float:
+        """What :attr:`Point.quality` is of the original."""
+        if self.accuracy is not None:
+            return self.accuracy
+        return 1.0 if any(p.agreement is not None for p in self.points) else math.inf
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw quality against time, MACs and size, PNG or SVG by the suffix.
+
+        Raises:
+            OptionError: another suffix, nothing to draw, or matplotlib is missing.
+            ModelError: the file cannot be written.
+        """
+        check_picture(path)
+        known = [p for p in self.points if p.quality < math.inf]
+        if not known:
+            raise OptionError("no model lost anything, or none met its budget: nothing to draw")
+        costs = {"time": "latency", "MACs": "macs", "bytes": "bytes"}
+        panels = []
+        for name, field in costs.items():
+            places = [(float(getattr(p, field)), p.quality) for p in known]
+            labels = [p.target for p in known]
+            if self.quality < math.inf:
+                places, labels = [*places, (1.0, self.quality)], [*labels, "original"]
+            marks = [
+                Mark(label, *place, front, original=label == "original")
+                for label, place, front in zip(labels, places, front_of(places), strict=True)
+            ]
+            panels.append((f"{name} left", marks))
+        labelled = self.accuracy is not None
+        decibels = any(p.agreement is None for p in self.points) and not labelled
+        up = "top-1 accuracy" if labelled else "SNR, dB" if decibels else "same first class"
+        draw(path, panels, f"{up} ({self.samples} samples)", percent=not decibels)
+
     def print(self, console: Console) -> None:
         """One row a point; those on the front in bold."""
-        table = Table(title=f"budgets, {self.samples} samples", title_justify="left", box=None)
+        table = Table(
+            title=f"budgets, {self.samples} samples", title_justify="left", box=None, pad_edge=False
+        )
         table.add_column("target")
         for column in ("MACs", "parameters", "bytes", "time", "top-1", "same top-1", "SNR"):
             table.add_column(column, justify="right")
@@ -99,7 +141,7 @@ class Sweep:
             )  # fmt: skip
         console.print(table)
         for target, reason in self.missed:
-            console.print(f"{target}: {reason}", style="yellow", highlight=False)
+            console.print(Text(f"{target}: {reason}", "yellow"))
 
 
 def swept(
@@ -107,6 +149,7 @@ def swept(
     targets: Sequence[Target],
     folder: str | os.PathLike[str] | None = None,
     repair: bool = True,
+    batch: int = 1,
 ) -> Sweep:
     """Build and measure a model for each target.
 
@@ -115,10 +158,16 @@ def swept(
         targets: to try.
         folder: where to write the models; None writes none.
         repair: whether chains are solved again.
+        batch: whose latency is told; the next smaller one that the data allows.
 
     Raises:
+        OptionError: there are no targets.
         ModelError: a model cannot be written.
     """
+    if not targets:
+        raise OptionError("no budget to try; give --ratios 0.9,0.5, for one")
+    if folder is not None:
+        _make(Path(folder))
     points: list[Point] = []
     missed: list[tuple[str, str]] = []
     samples, accuracy = len(run.data.validation), None
@@ -131,33 +180,46 @@ def swept(
                 advance(1)
                 continue
             report = run.report(built)
-            first, right = report.validation.outputs[0], report.validation.accuracy
-            if right is not None:
-                accuracy = right.reference
-            points.append(
-                Point(
-                    str(target), report.macs_ratio,
-                    report.after.parameters / max(report.before.parameters, 1),
-                    report.after.bytes / max(report.before.bytes, 1),
-                    1 / report.latency[0].speedup,
-                    None if right is None else right.new, first.top1_agreement,
-                    first.snr_db if first.snr_db < float("inf") else None, False,
-                )
-            )  # fmt: skip
+            if report.validation.accuracy is not None:
+                accuracy = report.validation.accuracy.reference
+            points.append(_point(target, report, batch))
             if folder is not None:
                 name = str(target).replace(" ", "_").replace("=", "-")
-                Path(folder).mkdir(parents=True, exist_ok=True)
                 save(built.model, Path(folder) / f"{name}.onnx", source=run.source)
             advance(1)
-    return Sweep(run.source.digest, samples, accuracy, _fronted(points), tuple(missed))
+    found = Sweep(run.source.digest, samples, accuracy, tuple(points), tuple(missed))
+    places = [(p.latency, p.quality) for p in points]
+    front = front_of([*places, (1.0, found.quality)])[:-1]
+    marked = (replace(p, front=f) for p, f in zip(points, front, strict=True))
+    return replace(found, points=tuple(marked))
 
 
-def _fronted(points: Sequence[Point]) -> tuple[Point, ...]:
-    def beaten(p: Point) -> bool:
-        return any(
-            o.latency <= p.latency and o.quality >= p.quality and
-            (o.latency < p.latency or o.quality > p.quality)
-            for o in points
-        )  # fmt: skip
+def front_of(places: Sequence[tuple[float, float]]) -> list[bool]:
+    """Of each ``(cost, quality)`` whether none is as cheap and as good, and better in one."""
+    return [
+        not any(c <= cost and q >= quality and (c, q) != (cost, quality) for c, q in places)
+        for cost, quality in places
+    ]
 
-    return tuple(Point(**{**asdict(p), "front": not beaten(p)}) for p in points)
+
+def _point(target: Target, report: Report, batch: int) -> Point:
+    first, right = report.validation.outputs[0], report.validation.accuracy
+    timed = [p for p in report.latency if p.batch <= batch] or report.latency[:1]
+    return Point(
+        str(target),
+        report.macs_ratio,
+        report.after.parameters / max(report.before.parameters, 1),
+        report.after.bytes / max(report.before.bytes, 1),
+        1 / timed[-1].speedup,
+        None if right is None else right.new,
+        first.top1_agreement,
+        first.snr_db if first.snr_db < math.inf else None,
+        False,
+    )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"{folder}: cannot be made ({error.strerror}); name another") from error

@@ -47,6 +47,8 @@ class SpatialSvd(Factorization):
         """See the module."""
         if len(_wide(layer)) < 2:
             return Skip("has fewer than two kernel axes to split")
+        if self.split != "both" and len(_wide(layer)) > 2:
+            return Skip(f"split={self.split} is for two kernel axes; there are {len(_wide(layer))}")
         if layer.depthwise:
             return Skip("is depthwise: each group reads one channel")
         return None

@@ -1,0 +1,222 @@
+"""How surely a model keeps what is required of it, on some samples.
+
+Intervals hold 95 % of cases: of an agreement Wilson's; of a drop, with ``b`` of ``n`` samples lost
+and ``c`` won, Agresti and Min's, which says something even where nothing changed; of the rest by
+drawing the samples again.
+
+    (b - c) / m  -+  1.96 sqrt(b + c + 1 - (b - c)^2 / m) / m,    m = n + 2
+
+Reference:
+    Wilson 1927, Probable inference; Agresti & Min 2005, Simple improved confidence intervals for
+    comparing matched proportions; Efron 1979, Bootstrap methods.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.calibration import Dataset
+from onnx_lowrank.errors import DataError, ValidationError
+from onnx_lowrank.model import Model
+from onnx_lowrank.requirement import Metric, Requirement, Score
+from onnx_lowrank.runtime import Feed, Runtime, Session
+from onnx_lowrank.validate import looks_like_scores
+
+__all__ = ["Judge"]
+
+Array = npt.NDArray[Any]
+
+#: 97.5 % of a normal distribution lie below
+_NORMAL = 1.959963984540054
+#: samplings of the samples
+_DRAWS = 200
+
+
+class Judge:
+    """Scores models against the original on some samples.
+
+    Args:
+        reference: the original.
+        data: samples, with labels where the requirement needs them.
+        runtime: how to run.
+        requirement: what is asked.
+        size: samples at a time.
+
+    Raises:
+        DataError: there are no labels, or no output that can be judged.
+    """
+
+    def __init__(
+        self,
+        reference: Model,
+        data: Dataset,
+        runtime: Runtime,
+        requirement: Requirement,
+        size: int,
+    ) -> None:
+        self._data, self._runtime, self._requirement = data, runtime, requirement
+        self._reference, self._size = runtime.session(reference, lean=True), size
+        scored = requirement.kind != "snr" and requirement.metric is None
+        if scored and requirement.kind == "drop" and data.labels is None:
+            raise DataError(
+                "a drop of accuracy needs labels in the data (<input> and labels, or "
+                "test.labels), or a metric; without them ask for an agreement"
+            )
+        feed = next(data.batches(size))
+        found = self._reference.run(feed)
+        if not all(_by_sample(v, _count(feed)) for v in found.values()):
+            self._size = 1
+        self._scores = next((n for n, v in found.items() if looks_like_scores(np.asarray(v))
+                             and _by_sample(v, _count(feed))), "")  # fmt: skip
+        if scored and not self._scores:
+            raise DataError(
+                "no output is a vector of class scores; ask for an SNR, or give a metric"
+            )
+        if requirement.kind == "snr" and not any(np.asarray(v).dtype.kind == "f"
+                                                 for v in found.values()):  # fmt: skip
+            raise DataError("no output is of floating point; an SNR needs one, or give a metric")
+        self._first = self._classes(self._reference) if scored else np.zeros(0, np.intp)
+        self._before = self._outputs(self._reference) if requirement.metric else {}
+
+    def score(self, model: Model) -> Score:
+        """How ``model`` compares.
+
+        Raises:
+            ValidationError: its outputs have other shapes.
+        """
+        session = self._runtime.session(model, lean=True)
+        if self._requirement.kind == "snr":
+            return self._snr(session)
+        if self._requirement.metric is not None:
+            return self._own(self._outputs(session), self._requirement.metric)
+        now = self._classes(session)
+        if self._requirement.kind == "agreement":
+            return _wilson(now == self._first)
+        assert self._data.labels is not None
+        labels = self._data.labels.reshape(-1)
+        return _paired(self._first == labels, now == labels)
+
+    def _run(self, session: Session) -> Iterator[dict[str, Array]]:
+        """Outputs a batch at a time, samples along axis 0."""
+        for feed in self._data.batches(self._size):
+            count = _count(feed)
+            yield {
+                n: v if _by_sample(v, count) else np.repeat(np.asarray(v)[None], count, axis=0)
+                for n, v in session.run(feed).items()
+            }
+
+    def _classes(self, session: Session) -> npt.NDArray[np.intp]:
+        every = (o[self._scores] for o in self._run(session))
+        return np.concatenate([v.reshape(len(v), -1).argmax(axis=1) for v in every])
+
+    def _outputs(self, session: Session) -> dict[str, Array]:
+        found: dict[str, list[Array]] = {}
+        for outputs in self._run(session):
+            for name, value in outputs.items():
+                found.setdefault(name, []).append(value)
+        for name, values in found.items():
+            if len({v.shape[1:] for v in values}) > 1:
+                raise DataError(
+                    f"output {name!r} has another shape from sample to sample, which no metric "
+                    "can be asked of; ask for an SNR"
+                )
+        return {name: np.concatenate(values) for name, values in found.items()}
+
+    def _snr(self, session: Session) -> Score:
+        every = [
+            _energies(old, new)
+            for old, new in zip(self._run(self._reference), self._run(session), strict=True)
+        ]
+        signal, noise = np.concatenate(every, axis=1)
+
+        def decibel(index: npt.NDArray[np.intp]) -> float:
+            kept, lost = float(signal[index].sum()), float(noise[index].sum())
+            if lost == 0:
+                return math.inf
+            return 10 * math.log10(kept / lost) if kept and lost < math.inf else -math.inf
+
+        return _drawn(decibel, len(signal))
+
+    def _own(self, after: Mapping[str, Array], metric: Metric) -> Score:
+        labels, count = self._data.labels, len(next(iter(self._before.values())))
+
+        def drop(index: npt.NDArray[np.intp]) -> float:
+            chosen = None if labels is None else labels.reshape(-1)[index]
+            old, new = (
+                _asked(metric, {n: v[index] for n, v in o.items()}, chosen)
+                for o in (self._before, after)
+            )
+            return math.inf if math.isfinite(old) and not math.isfinite(new) else old - new
+
+        found = _drawn(drop, count)
+        if math.isnan(found.value):
+            raise DataError("the metric of the original is no finite number")
+        return found
+
+
+def _count(feed: Feed) -> int:
+    """Samples of a feed."""
+    value = next(iter(feed.values()))
+    return len(value) if value.ndim else 1
+
+
+def _by_sample(value: Any, count: int) -> bool:
+    return np.ndim(value) > 0 and len(value) == count
+
+
+def _asked(metric: Metric, outputs: Mapping[str, Array], labels: Array | None) -> float:
+    try:
+        return float(metric(outputs, labels))
+    except Exception as error:  # whatever it is, it is the user's
+        raise DataError(
+            f"the metric failed with {type(error).__name__}: {error}"
+            + ("; there are no labels in the data" if labels is None else "")
+        ) from error
+
+
+def _energies(old: Mapping[str, Array], new: Mapping[str, Array]) -> npt.NDArray[np.float64]:
+    """Of the original's outputs and of what was lost of them; ``(2, samples)``."""
+    count = len(next(iter(old.values())))
+    found = np.zeros((2, count))
+    for name, value in old.items():
+        if value.dtype.kind != "f":
+            continue
+        if value.shape != new[name].shape:
+            raise ValidationError(
+                f"output {name!r} has shape {new[name].shape}, the original's {value.shape}"
+            )
+        known = np.isfinite(value)
+        a, b = (np.where(known, v, 0).astype(float).reshape(count, -1) for v in (value, new[name]))
+        found[0] += np.sum(a * a, axis=1)
+        found[1] += np.nan_to_num(np.sum((a - b) ** 2, axis=1), nan=math.inf, posinf=math.inf)
+    return found
+
+
+def _paired(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Score:
+    lost, won = int(np.sum(before & ~after)), int(np.sum(after & ~before))
+    m = len(before) + 2
+    centre = (lost - won) / m
+    half = _NORMAL * math.sqrt(lost + won + 1 - (lost - won) ** 2 / m) / m
+    return Score((lost - won) / len(before), centre - half, centre + half, len(before))
+
+
+def _wilson(same: npt.NDArray[np.bool_]) -> Score:
+    n, p, z = len(same), float(same.mean()), _NORMAL
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Score(p, centre - half, centre + half, n)
+
+
+def _drawn(statistic: Callable[[npt.NDArray[np.intp]], float], count: int) -> Score:
+    random = np.random.default_rng(0)
+    value = statistic(np.arange(count))
+    drawn = [statistic(random.integers(0, count, count)) for _ in range(_DRAWS)]
+    # of the draws themselves: between an infinite one and another there is nothing
+    ranked = sorted(v for v in drawn if not math.isnan(v)) or [value]
+    low, high = (ranked[round(part * (len(ranked) - 1))] for part in (0.025, 0.975))
+    return Score(value, low, high, count)

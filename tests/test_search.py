@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from onnx_lowrank.errors import BudgetError, DataError, OptionError
+from onnx_lowrank.model import Model, load
+from onnx_lowrank.progress import Progress
+from onnx_lowrank.requirement import Requirement
+from onnx_lowrank.search import FIRST, LEAST, STEPS, Found, smallest_within
+from onnx_lowrank.targets import Target
+from tests import fixtures_models as fm
+
+SNR = Requirement("snr", 20.0)  # a relative error of 0.1
+TARGET = Target.parse("macs=0.5")
+#: the last interval of the bisection, as a ratio
+RESOLUTION = max((FIRST / LEAST) ** 0.5 ** (STEPS - 1), (1 / FIRST) ** 0.5 ** (STEPS - 1))
+
+Loss = Callable[[float], float]
+
+
+def scaled(searched: float, confirmed: float) -> Model:
+    """Relative errors on samples of one kind and of the other."""
+    weights = {"w": fm.float32(np.diag([1 - searched, 1 - confirmed]))}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="only")]
+    return load(fm.build(nodes, {"x": ["N", 2]}, {"y": ["N", 2]}, weights))
+
+
+class Fake:
+    """A run whose models lose a known part at every ratio."""
+
+    def __init__(self, loss: Loss, confirming: Loss | None = None, least: float = 0.0) -> None:
+        x = np.zeros((60, 2), np.float32)
+        x[::2, 0] = x[1::2, 1] = 1  # samples of the search, samples to confirm
+        self.source = scaled(0, 0)
+        self.data = SimpleNamespace(validation=fm.dataset(self.source.proto, {"x": x}))
+        self.prepared = SimpleNamespace(shapes={"x": (1, 2)})
+        self.runtime, self.progress = fm.ONE_THREAD, Progress()
+        self.losses, self.least = (loss, confirming or loss), least
+        self.built: list[float] = []
+        self.repairs: set[bool] = set()
+
+    def timed_plan(self, target: Target) -> float:
+        if target.ratio < self.least:
+            raise BudgetError("out of reach")
+        return target.ratio
+
+    def build(self, plan: float, *, repair: bool) -> Any:
+        self.built.append(plan)
+        self.repairs.add(repair)
+        return SimpleNamespace(model=scaled(*(loss(plan) for loss in self.losses)), plan=plan)
+
+    def search(self, requirement: Requirement = SNR, **options: Any) -> Found:
+        run: Any = self
+        return smallest_within(run, TARGET, requirement, **options)
+
+
+@pytest.mark.parametrize("crossing", [0.06, 0.11, 0.2, 0.37, 0.5, 0.62, 0.9, 0.95])
+def test_the_crossing(crossing: float) -> None:
+    fake = Fake(lambda r: 0.09999 * crossing / r)
+    found = fake.search()
+    assert crossing <= found.target.ratio <= crossing * RESOLUTION + 0.001
+    assert found.built.plan == found.target.ratio
+    assert found.target.budgets == (("macs", found.target.ratio),)
+    assert len(found.tried) == STEPS == len(fake.built)
+    assert found.tried[0][0] == FIRST
+    for ratio, score in found.tried:
+        assert score is not None
+        expected = 20 + 20 * math.log10(ratio / crossing)
+        assert score.value == pytest.approx(expected, rel=0, abs=0.01)
+        assert score.samples == 30
+    assert SNR.holds(found.searched.value)
+    assert SNR.holds(found.confirmed.value)
+    assert fake.repairs == {True}
+
+
+def test_repair_is_passed_on() -> None:
+    fake = Fake(lambda _: 0.01)
+    fake.search(repair=False)
+    assert fake.repairs == {False}
+
+
+def test_everything_holds() -> None:
+    found = Fake(lambda _: 0.0).search()
+    assert LEAST < found.target.ratio < LEAST * RESOLUTION + 0.001
+    assert found.text(SNR).count("equal outputs on 30 samples") == 2
+
+
+def test_one_half_disagrees() -> None:
+    # by the search 0.2 would do, by the samples held back 0.35; 0.5 is the next that was tried
+    fake = Fake(lambda r: 0.0999 * 0.2 / r, lambda r: 0.0999 * 0.35 / r)
+    found = fake.search()
+    held = sorted(r for r, s in found.tried if s is not None and SNR.holds(s.value))
+    assert found.target.ratio == min(r for r in held if r >= 0.35)
+    assert found.built.plan == found.target.ratio > held[0]
+    assert fake.built[:STEPS] == [r for r, _ in found.tried]
+    # of the models that held in the search only the last is still there
+    again = fake.built[STEPS:]
+    assert again == sorted(again) == held[1 : held.index(found.target.ratio) + 1]
+    assert found.searched.value > found.confirmed.value >= 20
+    text = found.text(SNR)
+    assert f"macs={found.target.ratio:g} is the least with an SNR of 20 dB at least" in text
+    assert "30 samples of the search" in text
+    assert "30 samples held back to confirm" in text
+
+
+def test_nothing_holds() -> None:
+    with pytest.raises(BudgetError) as caught:
+        Fake(lambda _: 0.2).search()
+    text = str(caught.value)
+    assert text.startswith("nothing smaller keeps an SNR of 20 dB at least; at parts of the budget")
+    assert "0.989: 13.98 dB [13.98, 13.98] on 30 samples" in text
+    assert text.endswith("ask for less, or give more calibration data or passes")
+    assert "held back" not in text
+
+
+def test_nothing_is_confirmed() -> None:
+    with pytest.raises(BudgetError, match=r"those held back to confirm say 6\.02 dB .* at 0\.5"):
+        Fake(lambda _: 0.05, lambda _: 0.5).search()
+
+
+def test_out_of_reach_does_not_hold() -> None:
+    fake = Fake(lambda _: 0.01, least=0.4)
+    found = fake.search()
+    assert 0.4 <= found.target.ratio <= 0.4 * RESOLUTION + 0.001
+    assert {r for r, s in found.tried if s is None} == {r for r, _ in found.tried if r < 0.4}
+    with pytest.raises(BudgetError, match=r"0\.989: out of reach"):
+        Fake(lambda _: 0.01, least=1.0).search()
+
+
+def test_too_few_samples() -> None:
+    fake = Fake(lambda _: 0.0)
+    fake.data.validation = fake.data.validation.subset(range(39))
+    with pytest.raises(DataError, match=r"39 samples .* 40 at least .* give --calib held-out"):
+        fake.search()
+    assert fake.built == []
+
+
+# for real
+
+
+def test_a_real_model() -> None:
+    result = fm.quick_compress(fm.digits("mlp"), calib=fm.DIGITS, max_drop=0.01)
+    (note,) = [n for n in result.report.notes if "is the least with" in n]
+    assert "399 samples of the search" in note
+    assert "398 samples held back to confirm" in note
+    ratio = float(result.plan.target.removeprefix("macs="))
+    assert note.startswith(f"macs={ratio:g} is the least with a drop of 1 points at most")
+    assert ratio < FIRST
+    assert result.report.macs_ratio <= ratio
+    accuracy = result.report.validation.accuracy
+    assert accuracy is not None
+    assert accuracy.drop <= 0.01
+
+
+def test_options_that_make_no_sense() -> None:
+    for options, part in (
+        ({"target": ["macs=0.5", "size=0.5"]}, "a search looks for one budget"),
+        ({"ranks": "energy=0.9"}, "a search looks for one budget"),
+        ({"min_agreement": 0.9}, "drop and agreement at once"),
+    ):
+        with pytest.raises(OptionError, match=part):
+            fm.quick_compress(fm.classifier(), max_drop=0.01, **options)
+    with pytest.raises(DataError, match="8 samples to judge by"):
+        fm.quick_compress(fm.classifier(), min_snr=10.0)
