@@ -183,9 +183,11 @@ def _candidates(
     keep: Candidate,
     metric: str,
 ) -> Iterator[tuple[Candidate, Chain]]:
+    # a recurrent node that had no bias gets one of twice the length, half of it zeros
+    zeros = layer.shape[0] if layer.recurrent and layer.stage.bias is None else 0
     for rank in ranks:
         outline = decomposition.outline(rank)
-        macs, parameters = outline.macs(shape), outline.parameters
+        macs, parameters = outline.macs(shape), outline.parameters + zeros
         if macs >= keep.macs or parameters >= keep.parameters:
             continue
         size = parameters * layer.dtype.itemsize + _NODE_BYTES * (outline.nodes - 1)

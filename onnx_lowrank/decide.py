@@ -25,29 +25,29 @@ from onnx_lowrank.preparation import Prepared
 __all__ = ["after_cut", "choose", "decide"]
 
 
-def choose(constraints: Sequence[tuple[str, Sequence[Choice], int, int]]) -> list[Candidate]:
+def choose(constraints: Sequence[tuple[str, Sequence[Choice], int, int, int]]) -> list[Candidate]:
     """One candidate a layer, all budgets kept.
 
     Args:
         constraints: of each, its metric, the choices at costs of that kind, the budget on their
-            sum, and the cost of the whole model.
+            sum, the cost of the original model, and that of what no choice changes.
 
     Raises:
         BudgetError: the cheapest of all cost more; it names what can be reached.
     """
-    for metric, choices, budget, whole in constraints:
-        least, movable = least_cost(choices), sum(c.keep.cost for c in choices)
+    for metric, choices, budget, whole, fixed in constraints:
+        least = least_cost(choices)
         if least > budget:
-            reachable = (least + whole - movable) / max(whole, 1)
+            reachable = (least + fixed) / max(whole, 1)
             raise BudgetError(
                 f"{metric}: these passes reach {reachable:.3f} of the original at the least, with "
                 "all accuracy lost; ask for more, or give more passes or layers"
             )
     if len(constraints) > 1:
-        return allocate_all([(choices, budget) for _, choices, budget, _ in constraints])
-    ((metric, choices, budget, whole),) = constraints
+        return allocate_all([(choices, budget) for _, choices, budget, *_ in constraints])
+    ((metric, choices, budget, _, fixed),) = constraints
     if metric == "macs":
-        return allocate_blocked(choices, budget, whole - sum(c.keep.cost for c in choices))
+        return allocate_blocked(choices, budget, fixed)
     return allocate(choices, budget)
 
 

@@ -61,6 +61,7 @@ class Layer:
         sharers: nodes that use this weight, this one included.
         bias_shape: of the bias in the file, where it is an operand of an Add.
         directions: of a recurrent node; its rows are (direction, gate, hidden).
+        bias_size: elements of the bias in the file, where one stands for all outputs.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Layer:
     bias_shape: tuple[int, ...] | None
     _load: Callable[[], tuple[Array, Array | None]]
     directions: int = 1
+    bias_size: int | None = None
 
     @property
     def stage(self) -> Stage:
@@ -94,6 +96,11 @@ class Layer:
     def groups(self) -> int:
         """Number of groups."""
         return self.geometry.groups
+
+    @property
+    def broadcast(self) -> int:
+        """Elements by which the bias of the stage is longer than that in the file."""
+        return 0 if self.bias_size is None else self.shape[0] - self.bias_size
 
     @property
     def recurrent(self) -> bool:
@@ -320,8 +327,10 @@ def _gemm(graph: Graph, node: Node, name: str) -> Layer:
     beta = float(graph.attribute(node, "beta", 1.0))
     shape = weight.shape if transposed else weight.shape[::-1]
     weight_name, bias_name = node.inputs[1].name, _operand(node, 2)
+    bias_size: int | None = None
     if bias_name:
         bias = _constant(graph, bias_name, "bias")
+        bias_size = bias.size
         if bias.size not in (1, shape[0]) or (bias.ndim == 2 and bias.shape[0] != 1):
             raise _No(f"bias of shape {bias.shape} varies over the rows")
 
@@ -345,6 +354,7 @@ def _gemm(graph: Graph, node: Node, name: str) -> Layer:
         sharers=graph.uses(weight_name),
         bias_shape=None,
         _load=read,
+        bias_size=bias_size,
     )
 
 
@@ -369,11 +379,14 @@ def _matmul(graph: Graph, node: Node, name: str) -> Layer:
     output: str = node.outputs[0].name
     bias_name: str | None = None
     bias_shape: tuple[int, ...] | None = None
+    bias_size: int | None = None
     follower = _bias_add(graph, output)
     if follower is not None:
         add, operand = follower
-        bias_shape = _bias_shape(_constant(graph, operand, "bias").shape, shape[0], axis)
+        bias = _constant(graph, operand, "bias")
+        bias_shape = _bias_shape(bias.shape, shape[0], axis)
         if bias_shape is not None:
+            bias_size = bias.size
             nodes, output, bias_name = (node, add), add.outputs[0].name, operand
 
     def read() -> tuple[Array, Array | None]:
@@ -396,6 +409,7 @@ def _matmul(graph: Graph, node: Node, name: str) -> Layer:
         sharers=graph.uses(weight_name),
         bias_shape=bias_shape,
         _load=read,
+        bias_size=bias_size,
     )
 
 

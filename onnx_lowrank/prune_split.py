@@ -16,6 +16,7 @@ from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import Layer, find_layers
 from onnx_lowrank.model import Model
+from onnx_lowrank.moments import Moments
 from onnx_lowrank.planner import allocate
 from onnx_lowrank.preparation import Prepared
 from onnx_lowrank.progress import Progress
@@ -87,8 +88,13 @@ def _rest(
     graph = Graph(model)
     known = {layer.name for layer in prepared.layers}
     layers = [layer for layer in find_layers(graph)[0] if layer.name in known]
+    moments = pruner.moments(kept)
+    for layer in layers:
+        covariance = moments[layer.name].covariance
+        if covariance is not None and len(covariance) != layer.groups:
+            moments[layer.name] = Moments()  # depthwise: nobody takes it apart
     proposals = make_choices(
-        layers, factorizations, pruner.moments(kept), measure(model, graph, layers), metric,
+        layers, factorizations, moments, measure(model, graph, layers), metric,
         prepared.moments.totals, Progress(),
     )  # fmt: skip
     chosen = allocate(proposals.choices, int(budget))

@@ -186,7 +186,8 @@ class Run:
     def _channels(self, pruner: Pruner, target: Target) -> Kept:
         now = model_cost(self.prepared.model, self.prepared.shapes)
         whole, all_now = (cost_of(c, target.metric) for c in (self.before, now))
-        budget = target.ratio * whole - (all_now - pruner.cost)
+        movable = pruner.cost - _broadcast(self.prepared, target.metric)
+        budget = target.ratio * whole - (all_now - movable)
         if self._passes.prunings[0].options.keep or not self._passes.factorizations:
             return pruner.plan(budget, str(target))[0]
         if target.rule is not None:
@@ -248,21 +249,22 @@ class Run:
         if target.rule is not None:
             return by_rule(proposals.choices, target.rule)
         now = model_cost(work.model, work.shapes)
-        constraints: list[tuple[str, Sequence[Choice], int, int]] = []
+        constraints: list[tuple[str, Sequence[Choice], int, int, int]] = []
         for metric, ratio in target.budgets:
             if metric == "latency":
                 assert timed is not None
                 wanted = ratio * timed.whole if seconds is None else seconds
-                budget = int(wanted) - (timed.whole - timed.movable)
-                constraints.append((metric, timed.choices, budget, timed.whole))
+                fixed = timed.whole - timed.movable
+                budget = int(wanted) - fixed
+                constraints.append((metric, timed.choices, budget, timed.whole, fixed))
                 continue
             choices: Sequence[Choice] = proposals.choices
             if len(target.budgets) > 1:  # the same candidates for all, those that were timed
                 choices = recosted(timed.choices if timed is not None else choices, metric)
             whole = cost_of(self.before, metric)
-            movable = sum(c.keep.cost for c in choices)
-            budget = int(ratio * whole) - (cost_of(now, metric) - movable)
-            constraints.append((metric, choices, budget, whole))
+            movable = sum(c.keep.cost for c in choices) - _broadcast(work, metric)
+            fixed = cost_of(now, metric) - movable
+            constraints.append((metric, choices, int(ratio * whole) - fixed, whole, fixed))
         return choose(constraints)
 
     # -- the model -------------------------------------------------------------------------------
@@ -485,6 +487,13 @@ def _predicted(timed: Timed, plan: Plan) -> float:
             if (c.method, c.variant, c.rank) == (d.method, d.variant, d.rank)
         )
     return total
+
+
+def _broadcast(work: Prepared, metric: str) -> int:
+    """What biases of one element, counted as long as the refit makes them, do not cost now."""
+    if metric == "macs":
+        return 0
+    return sum(la.broadcast * (la.dtype.itemsize if metric == "size" else 1) for la in work.layers)
 
 
 class _Clock:
