@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.model import atomic_write
 
-__all__ = ["Line", "check_picture", "draw"]
+__all__ = ["Line", "check_picture", "draw", "write_figure"]
 
 _SUFFIXES = (".png", ".svg")
 #: inches of a panel, of the margins left, below and right, of a line of the legend
@@ -77,13 +77,18 @@ def draw(
         OptionError: another suffix, or matplotlib is missing.
         ModelError: the file cannot be written.
     """
+    write_figure(path, lambda: _figure(panels, across, up))
+
+
+def write_figure(path: str | os.PathLike[str], make: Callable[[], Any]) -> None:
+    """Write the figure that ``make`` returns; see :func:`draw`."""
     target = check_picture(path)
     import matplotlib as mpl
 
     kind = target.suffix.lower()[1:]
     # text stays text, so that it can be searched
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "onnx-lowrank"}):
-        figure = _figure(panels, across, up)
+        figure = make()
         with atomic_write(target) as file:
             figure.savefig(
                 file, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onnx_lowrank.curve_plot import check_picture
-from onnx_lowrank.model import atomic_write
+from onnx_lowrank.curve_plot import write_figure
 
 __all__ = ["Mark", "draw"]
 
@@ -57,17 +56,7 @@ def draw(
         OptionError: another suffix, or matplotlib is missing.
         ModelError: the file cannot be written.
     """
-    target = check_picture(path)
-    import matplotlib as mpl
-
-    kind = target.suffix.lower()[1:]
-    # text stays text, so that it can be searched
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "onnx-lowrank"}):
-        figure = _figure(panels, up, percent)
-        with atomic_write(target) as file:
-            figure.savefig(
-                file, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None
-            )
+    write_figure(path, lambda: _figure(panels, up, percent))
 
 
 def _figure(panels: Sequence[tuple[str, Sequence[Mark]]], up: str, percent: bool) -> Any:

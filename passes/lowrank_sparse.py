@@ -32,7 +32,7 @@ from onnx_lowrank.base import Decomposition, Factorization, Skip
 from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks, two_ranks
 from onnx_lowrank.geometry import ConvGeometry, Geometry
 from onnx_lowrank.layers import Layer
-from onnx_lowrank.linalg.lowrank_sparse_orders import cholesky
+from onnx_lowrank.linalg.cholesky import cholesky
 from onnx_lowrank.linalg.lowrank_sparse_relu import refit_relu
 from onnx_lowrank.linalg.lowrank_sparse_sizes import LowRankSparseParts, LowRankSparseSizes
 from onnx_lowrank.moments import Moments, corrected, relative_error

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from onnx_lowrank.linalg.cholesky import cholesky
 from onnx_lowrank.linalg.fourier_basis import fourier_basis
 from onnx_lowrank.linalg.patch_projection import Factors
 
@@ -103,7 +104,7 @@ class CirculantProjection:
             rows = np.tensordot(columns, sigma.reshape(channels, taps, -1), (0, 0))
             rows = rows.reshape(channels * taps, channels, taps)
             metric = np.tensordot(rows, columns, (1, 0)).swapaxes(1, 2)
-            self._root = _cholesky(metric.reshape(channels * taps, -1))
+            self._root = cholesky(metric.reshape(channels * taps, -1))
         self._rotated: Array = self._root.T @ flat.T
         gains: Array = np.sum(self._rotated**2, axis=1).reshape(channels, taps).sum(axis=1)
         return gains
@@ -122,16 +123,3 @@ def _input_energies(kernel: Array, sigma: Array | None) -> Array:
     root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
     symmetric: Array = root @ energies @ root
     return symmetric
-
-
-def _cholesky(matrix: Array) -> Array:
-    """Lower factor of a positive semi-definite matrix, with the least jitter that it takes."""
-    scale = max(float(np.trace(matrix)) / len(matrix), np.finfo(np.float64).tiny)
-    for jitter in (0.0, 1e-14, 1e-12, 1e-10, 1e-8):
-        try:
-            return linalg.cholesky(
-                matrix + jitter * scale * np.eye(len(matrix)), lower=True, check_finite=False
-            )
-        except linalg.LinAlgError:
-            continue
-    raise linalg.LinAlgError("a covariance is far from positive semi-definite")

@@ -25,9 +25,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from onnx_lowrank.linalg.cholesky import cholesky
 from onnx_lowrank.linalg.lowrank_sparse import LowRankSparse
 
-__all__ = ["cholesky", "columns_of", "convex_orders", "forward_order"]
+__all__ = ["columns_of", "convex_orders", "forward_order"]
 
 Array = npt.NDArray[np.floating[Any]]
 Index = npt.NDArray[np.intp]
@@ -119,19 +120,6 @@ def forward_order(
     gains[order] = -math.inf
     rest = np.argsort(-gains, kind="stable")[: channels - len(order)]
     return np.concatenate([np.array(order, np.intp), rest])
-
-
-def cholesky(matrix: Array) -> Array:
-    """Lower factor of a positive semi-definite matrix, with the least jitter that it takes."""
-    scale = max(float(np.trace(matrix)) / max(len(matrix), 1), np.finfo(np.float64).tiny)
-    for jitter in (0.0, 1e-14, 1e-12, 1e-10, 1e-8):
-        try:
-            return linalg.cholesky(
-                matrix + jitter * scale * np.eye(len(matrix)), lower=True, check_finite=False
-            )
-        except linalg.LinAlgError:
-            continue
-    raise ValueError("the covariance is not positive semi-definite")
 
 
 def columns_of(channels: Index, width: int) -> Index:

@@ -35,13 +35,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from onnx_lowrank.linalg.cholesky import cholesky
 from onnx_lowrank.linalg.lowrank_sparse import (
     LowRankSparse,
     group_norms,
     shrunk_groups,
     shrunk_values,
 )
-from onnx_lowrank.linalg.lowrank_sparse_orders import cholesky
 from onnx_lowrank.linalg.lowrank_sparse_sizes import LowRankSparseParts, parts_of
 
 __all__ = [

@@ -35,8 +35,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from onnx_lowrank.linalg.cholesky import cholesky
 from onnx_lowrank.linalg.lowrank_sparse_orders import (
-    cholesky,
     columns_of,
     convex_orders,
     forward_order,

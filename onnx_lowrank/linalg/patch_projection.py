@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from onnx_lowrank.linalg.cholesky import cholesky
 from onnx_lowrank.linalg.conjugate_gradients import conjugate_gradients
 
 __all__ = ["Factors", "PatchProjection"]
@@ -139,7 +140,7 @@ class PatchProjection:
             gram = np.kron(basis @ basis.T, np.eye(self._b))
         else:
             gram = _contract(_contract(self._metric, basis, self._b).T, basis, self._b)
-        factor = _cholesky(gram)
+        factor = cholesky(gram)
         gains = linalg.solve_triangular(factor, cross.T, lower=True, check_finite=False)
         return factor, cross, np.sum(gains**2, axis=1).reshape(len(basis), self._b).sum(axis=1)
 
@@ -173,7 +174,7 @@ def _basis(tensor: Array, metric: Array | None, max_rank: int | None) -> Array:
         values, vectors = np.linalg.eigh(stacked.T @ weighted)
         directions = stacked @ vectors
     else:
-        root = None if marginal is None else _cholesky(marginal)
+        root = None if marginal is None else cholesky(marginal)
         rotated = stacked if root is None else root.T @ stacked
         values, vectors = np.linalg.eigh(rotated @ rotated.T)
         directions = stacked @ (rotated.T @ vectors)
@@ -188,16 +189,3 @@ def _contract(matrix: Array, basis: Array, b: int) -> Array:
     """Rows ``(a, b)`` of ``matrix`` to rows ``(k, b)``."""
     a, columns = basis.shape[1], matrix.shape[1]
     return (basis @ matrix.reshape(a, b * columns)).reshape(-1, columns)
-
-
-def _cholesky(matrix: Array) -> Array:
-    """Lower factor of a positive semi-definite matrix, with the least jitter that it takes."""
-    scale = max(float(np.trace(matrix)) / len(matrix), np.finfo(np.float64).tiny)
-    for jitter in (0.0, 1e-14, 1e-12, 1e-10, 1e-8):
-        try:
-            return linalg.cholesky(
-                matrix + jitter * scale * np.eye(len(matrix)), lower=True, check_finite=False
-            )
-        except linalg.LinAlgError:
-            continue
-    raise linalg.LinAlgError("a covariance is far from positive semi-definite")

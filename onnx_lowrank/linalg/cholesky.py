@@ -1,0 +1,38 @@
+"""Cholesky factors of covariances, which rounding may leave barely indefinite.
+
+Reference:
+    Higham 2002, Accuracy and stability of numerical algorithms, chapter 10.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import linalg
+
+__all__ = ["cholesky"]
+
+Array = npt.NDArray[np.floating[Any]]
+
+
+def cholesky(matrix: Array) -> Array:
+    """Lower factor of a positive semi-definite matrix, with the least jitter that it takes.
+
+    Args:
+        matrix: ``(d, d)``, symmetric; it may be empty.
+
+    Raises:
+        numpy.linalg.LinAlgError: it is far from positive semi-definite.
+    """
+    scale = max(float(np.trace(matrix)) / max(len(matrix), 1), np.finfo(np.float64).tiny)
+    for jitter in (0.0, 1e-14, 1e-12, 1e-10, 1e-8):
+        try:
+            factor: Array = linalg.cholesky(
+                matrix + jitter * scale * np.eye(len(matrix)), lower=True, check_finite=False
+            )
+            return factor
+        except linalg.LinAlgError:
+            continue
+    raise linalg.LinAlgError("the covariance is not positive semi-definite")

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnx_lowrank.linalg.cholesky import cholesky
+
+
+@pytest.mark.parametrize("rank", [5, 3, 0])
+def test_semi_definite_matrices_have_a_factor(rank: int) -> None:
+    rows = np.random.default_rng(rank).normal(size=(5, rank))
+    matrix = rows @ rows.T
+    factor = cholesky(matrix)
+    np.testing.assert_array_equal(factor, np.tril(factor))
+    scale = max(float(np.trace(matrix)), 1.0)
+    np.testing.assert_allclose(factor @ factor.T, matrix, rtol=0, atol=1e-8 * scale)
+
+
+def test_nothing_has_a_factor() -> None:
+    assert cholesky(np.zeros((0, 0))).shape == (0, 0)
+
+
+def test_what_is_far_from_it_has_none() -> None:
+    with pytest.raises(np.linalg.LinAlgError, match="not positive semi-definite"):
+        cholesky(np.diag([1.0, -1.0]))
