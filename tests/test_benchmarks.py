@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from benchmarks import alone, layers, pruning
+from benchmarks import alone, layers, pruning, real_models
 from benchmarks.layers import Case, Study
 from benchmarks.models import Benchmark, Samples
 from onnx_lowrank.base import Factorization
@@ -145,6 +145,7 @@ def test_documented_commands_are_understood() -> None:
         "benchmarks.layers": layers.parser(),
         "benchmarks.alone": alone.parser(),
         "benchmarks.pruning": pruning.parser(),
+        "benchmarks.real_models": real_models.parser(),
     }
     seen = set()
     for page in pages:
