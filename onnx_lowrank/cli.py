@@ -18,7 +18,6 @@ from rich.progress import Progress as Bars
 from onnx_lowrank._version import __version__
 from onnx_lowrank.cli_options import (
     Parser,
-    batch_option,
     calib_option,
     draw_options,
     images,
@@ -32,6 +31,7 @@ from onnx_lowrank.cli_options import (
     search_options,
     shape_option,
     shapes,
+    time_options,
 )
 from onnx_lowrank.curve_plot import check_picture
 from onnx_lowrank.curves import curves
@@ -262,14 +262,14 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--plan", metavar="FILE", help="write the plan as well, as JSON")
     for add in (calib_option, plan_options, search_options, result_options):
         add(c)
-    for add in (shape_option, batch_option, draw_options, run_options):
+    for add in (shape_option, time_options, draw_options, run_options):
         add(c)
     c.set_defaults(run=_compress)
 
     d = commands.add_parser("plan", help="say what compress would do, to be looked at and edited")
     d.add_argument("model", metavar="IN", help="the exported model")
     d.add_argument("plan", metavar="PLAN", help="where to write the plan, as JSON")
-    for add in (calib_option, plan_options, shape_option, batch_option, draw_options, run_options):
+    for add in (calib_option, plan_options, shape_option, time_options, draw_options, run_options):
         add(d)
     d.set_defaults(run=_plan)
 
@@ -277,7 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     b.add_argument("model", metavar="IN", help="the model that was planned for")
     b.add_argument("plan", metavar="PLAN", help="the plan; it says what samples to draw, too")
     b.add_argument("output", metavar="OUT", help="where to write the compressed model")
-    for add in (calib_option, result_options, shape_option, batch_option, run_options):
+    for add in (calib_option, result_options, shape_option, time_options, run_options):
         add(b)
     b.set_defaults(run=_apply)
 
@@ -291,7 +291,7 @@ def _parser() -> argparse.ArgumentParser:
     w.add_argument("--json", metavar="FILE", help="write all points as JSON")
     w.add_argument("--plot", metavar="FILE", help="draw them, .png or .svg")
     w.add_argument("--models", metavar="FOLDER", help="write the models")
-    for add in (calib_option, pass_options, shape_option, batch_option, draw_options, run_options):
+    for add in (calib_option, pass_options, shape_option, time_options, draw_options, run_options):
         add(w)
     w.set_defaults(run=_sweep)
 
@@ -339,6 +339,7 @@ def _running(a: argparse.Namespace) -> dict[str, Any]:
         "threads": a.threads,
         "provider": a.provider,
         "batch": a.batch,
+        "cache": a.cache,
     }
 
 
@@ -352,7 +353,6 @@ def _choosing(a: argparse.Namespace) -> dict[str, Any]:
         "samples": a.samples,
         "seed": a.seed,
         "timing_limit": a.timing_limit,
-        "cache": a.cache,
     }
 
 

@@ -14,7 +14,6 @@ from onnx_lowrank.sources import python_function
 
 __all__ = [
     "Parser",
-    "batch_option",
     "calib_option",
     "draw_options",
     "images",
@@ -28,6 +27,7 @@ __all__ = [
     "search_options",
     "shape_option",
     "shapes",
+    "time_options",
 ]
 
 
@@ -74,8 +74,6 @@ def pass_options(parser: argparse.ArgumentParser) -> None:
                         help="leave these layers alone; may be repeated")  # fmt: skip
     parser.add_argument("--timing-limit", type=float, default=120.0, metavar="S",
                         help="for latency=R: seconds to measure (default: 120)")  # fmt: skip
-    parser.add_argument("--cache", metavar="FOLDER", help="for latency=R: where measured times are "
-                        "kept; '' for nowhere (default: the user's own)")  # fmt: skip
 
 
 def search_options(parser: argparse.ArgumentParser) -> None:
@@ -100,10 +98,13 @@ def result_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def batch_option(parser: argparse.ArgumentParser) -> None:
-    """What latency is of."""
+def time_options(parser: argparse.ArgumentParser) -> None:
+    """What is timed, and where that and other work is kept."""
     parser.add_argument("--batch", type=int, default=1, metavar="N",
                         help="samples of an inference that is timed (default: 1)")  # fmt: skip
+    parser.add_argument("--cache", metavar="FOLDER", help="where measured times are kept, and what "
+                        "an interrupted run goes on from; '' for nowhere (default: the user's own)"
+                        )  # fmt: skip
 
 
 def shape_option(parser: argparse.ArgumentParser) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from onnx_lowrank.blas import blas_for
 from onnx_lowrank.calibration import Dataset
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import Layer, destination
+from onnx_lowrank.moment_cache import MomentCache
 from onnx_lowrank.moments import Accumulator, Moments, Spread
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime import Runtime
@@ -80,6 +83,7 @@ def collect_moments(
     seed: int,
     memory: int,
     progress: Progress,
+    cache: MomentCache | None = None,
 ) -> MomentStore:
     """Moments of the inputs of ``layers``, and the variance of what they end up in.
 
@@ -93,17 +97,28 @@ def collect_moments(
         memory: bytes for accumulators and captured activations at a time; where they need
             more, the data is read several times. Peak memory does not grow with the samples.
         progress: is told of every sample.
+        cache: what an interrupted run has done of it, and this one does.
     """
     store = MomentStore(memory)
     groups = list(_grouped(layers, memory // 2))
     with progress.task("calibrate", len(groups) * len(dataset)) as advance:
         for number, group in enumerate(groups):
-            reader = _Reader(graph, group, np.random.default_rng([seed, number]), len(dataset))
-            session = runtime.session(reader.part, lean=True)
+            begin = partial(_Reader, graph, group, [seed, number], len(dataset))
+            reader, done = _resumed(begin, cache.read(number) if cache is not None else None)
             size = batch_size(reader.tensors, shapes, memory // 4)
-            for feed in dataset.batches(size):
-                reader.read({**feed, **session.run(feed)})
-                advance(len(next(iter(feed.values()))) if dataset.batchable else 1)
+            if cache is not None:
+                cache.resumed += done
+            advance(done)
+            if done < len(dataset):
+                session = runtime.session(reader.part, lean=True)
+                rest = dataset.subset(range(done, len(dataset)))
+                for feed in rest.batches(size):
+                    reader.read({**feed, **session.run(feed)})
+                    more = len(next(iter(feed.values()))) if dataset.batchable else 1
+                    done += more
+                    advance(more)
+                    if cache is not None:
+                        cache.write(number, partial(reader.state, done))
             reader.finish(store)
     return store
 
@@ -139,13 +154,27 @@ def _grouped(layers: Sequence[Layer], memory: int) -> Iterator[list[Layer]]:
         yield group
 
 
+def _resumed(
+    begin: Callable[[], _Reader], state: Mapping[str, npt.NDArray[Any]] | None
+) -> tuple[_Reader, int]:
+    """A reader and the samples that it has seen: those of ``state``, if that is of its kind."""
+    reader = begin()
+    if state is None:
+        return reader, 0
+    try:
+        return reader, reader.restore(state)
+    except (KeyError, ValueError, TypeError):
+        return begin(), 0
+
+
 class _Reader:
     """Accumulators of a group of layers, and the part of the model that feeds them."""
 
     def __init__(
-        self, graph: Graph, layers: Sequence[Layer], rng: np.random.Generator, samples: int
+        self, graph: Graph, layers: Sequence[Layer], seed: Sequence[int], samples: int
     ) -> None:
-        self._layers, self._rng, self._samples = layers, rng, samples
+        self._layers, self._samples = layers, samples
+        self._rng = np.random.default_rng(seed)
         self._ends = {la.name: destination(graph, la).total for la in layers}
         self._inputs = {la.name: Accumulator(la.groups, la.patch) for la in layers}
         self._totals = {la.name: Spread() for la in layers if self._ends[la.name]}
@@ -165,6 +194,34 @@ class _Reader:
             if layer.name in self._totals:
                 total = values[self._ends[layer.name]].astype(np.float32, copy=False)
                 self._totals[layer.name].update(geometry.responses(total, index))
+
+    def state(self, done: int) -> dict[str, npt.NDArray[Any]]:
+        """All there is to it after ``done`` samples."""
+        drawn = json.dumps(self._rng.bit_generator.state)
+        state = {"done": np.array(done), "drawn": np.array(drawn)}
+        for start, part in self._sums():
+            state |= {start + k: v for k, v in part.state().items()}
+        return state
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> int:
+        """Go on from a :meth:`state`; samples done.
+
+        Raises:
+            KeyError, ValueError, TypeError: it is of other layers.
+        """
+        for start, part in self._sums():
+            part.restore(
+                {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+            )
+        self._rng.bit_generator.state = json.loads(str(state["drawn"]))
+        return int(state["done"])
+
+    def _sums(self) -> Iterator[tuple[str, Accumulator | Spread]]:
+        """All sums, and how their names in a state begin."""
+        for number, name in enumerate(self._inputs):
+            yield f"inputs.{number}.", self._inputs[name]
+        for number, name in enumerate(self._totals):
+            yield f"totals.{number}.", self._totals[name]
 
     def finish(self, store: MomentStore) -> None:
         for layer in self._layers:

@@ -24,7 +24,7 @@ from onnx_lowrank.errors import ModelError
 from onnx_lowrank.files import atomic_write
 from onnx_lowrank.runtime import Runtime
 
-__all__ = ["LatencyCache", "default_folder", "machine"]
+__all__ = ["LatencyCache", "cache_folder", "machine"]
 
 #: how times are taken; another number makes all older files foreign
 _SCHEMA = 1
@@ -84,9 +84,17 @@ class LatencyCache:
         return {k: v for k, v in seconds.items() if _is_time(v)}
 
 
-def default_folder() -> Path:
-    """The user's folder for times."""
-    return platformdirs.user_cache_path("onnx-lowrank", appauthor=False) / "latency"
+def cache_folder(named: Path | str | None, kind: str) -> Path | None:
+    """The folder of one kind of cache.
+
+    Args:
+        named: by the user; None for the user's own, empty for no cache.
+        kind: ``latency`` or ``moments``.
+    """
+    if named == "":
+        return None
+    root = platformdirs.user_cache_path("onnx-lowrank", appauthor=False) if named is None else named
+    return Path(root) / kind
 
 
 def machine(runtime: Runtime) -> dict[str, str]:

@@ -13,6 +13,7 @@ so that the data is read once and its memory does not grow with the number of sa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +131,21 @@ class Accumulator:
         """``(groups, d, d)``, as measured."""
         return self._scatter / max(self.count, 1)
 
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """All there is to it, to be written down."""
+        return {"count": np.array(self.count), "mean": self.mean, "scatter": self._scatter}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from a :meth:`state`.
+
+        Raises:
+            KeyError, ValueError: it is of another accumulator.
+        """
+        mean, scatter = state["mean"], state["scatter"]
+        if mean.shape != self.mean.shape or scatter.shape != self._scatter.shape:
+            raise ValueError(f"{scatter.shape} for {self._scatter.shape}")
+        self.count, self.mean, self._scatter = int(state["count"]), mean, scatter
+
     def moments(self) -> Moments:
         """The moments, their covariance shrunk towards a multiple of the identity.
 
@@ -170,6 +186,19 @@ class Spread:
         self._square += float(np.sum(shift**2)) * self._count * count / total
         self._mean = self._mean + shift * (count / total)
         self._count = total
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """All there is to it, to be written down."""
+        return {k: np.array(v) for k, v in vars(self).items()}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from a :meth:`state`.
+
+        Raises:
+            KeyError: it is of something else.
+        """
+        self._count, self._square = int(state["_count"]), float(state["_square"])
+        self._mean = state["_mean"]
 
     @property
     def variance(self) -> float:

@@ -114,7 +114,8 @@ def compress(
         provider: ONNX Runtime execution provider.
         batch: samples of an inference whose latency counts.
         timing_limit: seconds to measure chains for, about, where a target is on latency.
-        cache: folder for their times; None for the user's own, empty for none.
+        cache: folder for their times, and for moments as long as they are being collected, so that
+            an interrupted run goes on where it was; None for the user's own, empty for none.
         max_drop: largest drop of labelled accuracy (0.01 is a point), or of ``metric``. The least
             budget that keeps it is searched, of ``target``'s metric (its ratio does not matter).
         min_agreement: least part of samples that keep their first class, likewise.
@@ -187,6 +188,7 @@ def apply(
     threads: int = 0,
     provider: str = "CPUExecutionProvider",
     batch: int = 1,
+    cache: str | os.PathLike[str] | None = None,
     repair: bool = True,
     force: bool = False,
     progress: Progress | None = None,
@@ -201,7 +203,8 @@ def apply(
         OptionError, ModelError, DataError, GuardError, ValidationError.
     """
     data = DataOptions(calib, plan.samples, images, input_shapes, plan.seed)
-    runtime, timing = Runtime(provider, threads), TimingOptions(batch)
+    runtime = Runtime(provider, threads)
+    timing = TimingOptions(batch, cache=None if cache is None else os.fspath(cache))
     run = Run(model, parse_list(plan.passes), data, runtime, timing, progress)
     run.refuse = {d.layer: d.reason for d in plan.decisions if d.decision == "skip"}.get
     return _finished(run, run.build(plan, repair=repair), force)
@@ -244,13 +247,16 @@ def sweep(
     timing = TimingOptions(batch, timing_limit, None if cache is None else os.fspath(cache))
     run = Run(model, parse_list(passes), data, Runtime(provider, threads), timing, progress)
     run.choose_layers(include, exclude)
-    return swept(run, targets, folder, repair, batch)
+    made = swept(run, targets, folder, repair, batch)
+    run.forget()
+    return made
 
 
 def _finished(run: Run, built: Built, force: bool, notes: Sequence[str] = ()) -> Result:
     report = run.report(built, notes)
     if not force:
         _guard(report)
+    run.forget()
     return Result(built.model.proto, built.plan, report, built.model, run.source)
 
 

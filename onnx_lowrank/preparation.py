@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from onnx_lowrank.base import Rewrite
 from onnx_lowrank.calibration import Dataset
 from onnx_lowrank.collect import MomentStore, collect_moments
 from onnx_lowrank.cost import node_tensors, tensor_shapes
 from onnx_lowrank.graph import Graph
+from onnx_lowrank.latency_cache import machine
 from onnx_lowrank.layers import Ineligible, Layer, find_layers, refuse_optimised
 from onnx_lowrank.model import Model
+from onnx_lowrank.moment_cache import MomentCache
 from onnx_lowrank.moments import Moments
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.run_data import RunData
@@ -34,6 +39,7 @@ class Prepared:
         left_out: other nodes with weights, and why.
         shapes: of tensors, at one sample.
         moments: of the layers' inputs, by name.
+        unfinished: what is on disk of them as long as the run has not come to its end.
     """
 
     model: Model
@@ -42,6 +48,7 @@ class Prepared:
     left_out: tuple[Ineligible, ...]
     shapes: Mapping[str, tuple[int, ...]]
     moments: MomentStore
+    unfinished: MomentCache | None = None
 
 
 def prepare(
@@ -52,6 +59,7 @@ def prepare(
     seed: int,
     progress: Progress,
     every_shape: bool = False,
+    cache: Path | None = None,
 ) -> Prepared:
     """Read the layers of a canonical model and stream the data through them.
 
@@ -63,6 +71,7 @@ def prepare(
         seed: of the drawn positions.
         progress: is told of every sample.
         every_shape: whether shapes of all tensors are needed, or those that costs are counted from.
+        cache: folder of what interrupted runs have done.
 
     Raises:
         ModelError: ONNX Runtime has laid the model out for itself.
@@ -80,8 +89,13 @@ def prepare(
             layers.append(layer)
         else:
             left_out.append(Ineligible(layer.name, layer.op, reason))
-    moments = moments_of(graph, layers, data.calibration, runtime, shapes, seed, progress)
-    return Prepared(model, graph, tuple(layers), tuple(left_out), shapes, moments)
+    unfinished = None
+    if cache is not None and data.calibration is not None:
+        unfinished = MomentCache(cache, _origin(model, layers, data, runtime, seed))
+    moments = moments_of(
+        graph, layers, data.calibration, runtime, shapes, seed, progress, unfinished
+    )
+    return Prepared(model, graph, tuple(layers), tuple(left_out), shapes, moments, unfinished)
 
 
 def canonicalise(source: Model, rewrites: Sequence[Rewrite]) -> Model:
@@ -118,6 +132,7 @@ def moments_of(
     shapes: Mapping[str, tuple[int, ...]],
     seed: int,
     progress: Progress,
+    cache: MomentCache | None = None,
 ) -> MomentStore:
     """Moments of the layers' inputs; without data those of weight space."""
     if calibration is None:
@@ -127,5 +142,23 @@ def moments_of(
         return store
     return collect_moments(
         graph, layers, calibration, runtime, shapes,
-        seed=seed, memory=MEMORY, progress=progress,
+        seed=seed, memory=MEMORY, progress=progress, cache=cache,
     )  # fmt: skip
+
+
+def _origin(
+    model: Model, layers: Sequence[Layer], data: RunData, runtime: Runtime, seed: int
+) -> dict[str, Any]:
+    """All that the bits of the moments depend on."""
+    digest = hashlib.sha256(model.digest.encode())
+    for tensor in model.outside:
+        for part in model.chunks(tensor):
+            digest.update(part)
+    return {
+        "model": digest.hexdigest(),
+        "layers": [layer.name for layer in layers],
+        "data": data.digest,
+        "seed": seed,
+        "memory": MEMORY,
+        **machine(runtime),
+    }

@@ -28,8 +28,10 @@ from onnx_lowrank.decide import after_cut, choose, decide
 from onnx_lowrank.errors import BudgetError, OptionError, PlanError, ValidationError
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.latency import corrected_budget
+from onnx_lowrank.latency_cache import cache_folder
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.model import Model, load
+from onnx_lowrank.moment_cache import MomentCache
 from onnx_lowrank.plan import Decision, GroupDecision, Plan
 from onnx_lowrank.planner import Candidate, Choice, by_rule, recosted
 from onnx_lowrank.preparation import MEMORY, Prepared, canonicalise, measured_shapes, prepare
@@ -366,7 +368,7 @@ class Run:
             )  # fmt: skip
             latency = self.latency(built.model, sorted({1, 16, self._timing.batch}))
             after = self.cost(built.model)
-        said = [*self.data.notes, *self._notes.get(plan.digest, []), *notes]
+        said = [*self.data.notes, *self._resumed(), *self._notes.get(plan.digest, []), *notes]
         if plan.data != self.data.digest:
             said.append("the calibration data is not that of the plan; the weights differ from it")
         for part in plan.target.split():
@@ -426,10 +428,26 @@ class Run:
         shapes = measured_shapes(model, Graph(model), [], self.data.validation, self.runtime)
         return model_cost(model, shapes)
 
+    def forget(self) -> None:
+        """Remove what an interrupted run would have gone on from: this one has done its work."""
+        for unfinished in self._unfinished:
+            unfinished.clear()
+
+    @property
+    def _unfinished(self) -> list[MomentCache]:
+        made = [self.__dict__.get("prepared"), self._pruned and self._pruned[1]]
+        return [p.unfinished for p in made if p is not None and p.unfinished is not None]
+
+    def _resumed(self) -> list[str]:
+        if not any(u.resumed for u in self._unfinished):
+            return []
+        return ["what an interrupted run had read of the samples was not read again"]
+
     def _prepare(self, model: Model) -> Prepared:
         return prepare(
             model, self.data, self.runtime, self.refuse, self._options.seed, self.progress,
             every_shape=bool(self._passes.prunings),
+            cache=cache_folder(self._timing.cache, "moments"),
         )  # fmt: skip
 
     def _pruner(self, metric: str) -> Pruner:

@@ -9,7 +9,7 @@ from pathlib import Path
 from onnx_lowrank.candidates import Proposals
 from onnx_lowrank.chain import Chain
 from onnx_lowrank.latency import Coverage, LatencyTable
-from onnx_lowrank.latency_cache import LatencyCache, default_folder, machine
+from onnx_lowrank.latency_cache import LatencyCache, cache_folder, machine
 from onnx_lowrank.latency_probe import place_of
 from onnx_lowrank.latency_timer import RuntimeTimer
 from onnx_lowrank.planner import Candidate, Choice
@@ -33,7 +33,7 @@ class TimingOptions:
     Attributes:
         batch: samples of an inference.
         limit: seconds to measure chains for, about.
-        cache: folder of earlier times; None for the user's own; empty for none.
+        cache: folder of what is kept between runs; None for the user's own; empty for none.
     """
 
     batch: int = 1
@@ -127,9 +127,8 @@ def losers(
 
 
 def _table(runtime: Runtime, options: TimingOptions, progress: Progress) -> LatencyTable:
-    cache = None
-    if options.cache != "":
-        cache = LatencyCache(Path(options.cache or default_folder()), machine(runtime))
+    folder = cache_folder(options.cache, "latency")
+    cache = None if folder is None else LatencyCache(folder, machine(runtime))
     return LatencyTable(RuntimeTimer(runtime), limit=options.limit, cache=cache, progress=progress)
 
 

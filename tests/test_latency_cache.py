@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from onnx_lowrank import latency_cache as module
-from onnx_lowrank.latency_cache import LatencyCache, default_folder, machine
+from onnx_lowrank.latency_cache import LatencyCache, cache_folder, machine
 from onnx_lowrank.runtime import Runtime
 
 HERE = {"processor": "tea kettle", "threads": "1"}
@@ -125,8 +125,11 @@ def test_a_machine_is_told_by_all_that_times_depend_on(monkeypatch: pytest.Monke
     assert machine(Runtime(threads=1)) == {**one, "runtime": "onnxruntime 0.0.1"}
 
 
-def test_the_default_folder_is_the_users() -> None:
-    folder = default_folder()
+def test_the_default_folder_is_the_users(tmp_path: Path) -> None:
+    folder = cache_folder(None, "latency")
+    assert folder is not None
     assert folder.is_absolute()
     assert folder.name == "latency"
     assert "onnx-lowrank" in folder.parts
+    assert cache_folder(tmp_path, "moments") == tmp_path / "moments"
+    assert cache_folder("", "moments") is None

@@ -134,7 +134,7 @@ def test_the_plan_keeps_the_time(remembered: list[tuple[Any, Timed]]) -> None:
 def test_nothing_is_written_without_a_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timer: type[FakeTimer]
 ) -> None:
-    monkeypatch.setattr(module, "default_folder", lambda: tmp_path / "own")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
     planned(cache="")
     assert list(tmp_path.iterdir()) == []
     # elsewhere it is, and what was measured once is not measured again
