@@ -24,11 +24,12 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.base import Decomposition, Factorization, Skip
-from onnx_lowrank.chain import Chain, Rank, Stage, Step, aligned_ranks, one_rank
+from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks, one_rank
 from onnx_lowrank.geometry import ConvGeometry
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.monochromatic import Monochromatic, monochromatic
 from onnx_lowrank.moments import Moments, corrected, relative_error
+from onnx_lowrank.step import Step
 from onnx_lowrank.steps import Select
 from onnx_lowrank.two_stage import METRICS
 
