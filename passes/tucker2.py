@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.base import Decomposition, Factorization, Skip
+from onnx_lowrank.base import Decomposition, Factorization, Skip, no_dense_kernel
 from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks, two_ranks
 from onnx_lowrank.geometry import ConvGeometry
 from onnx_lowrank.layers import Layer
@@ -171,11 +171,7 @@ class Tucker2(Factorization):
 
     def refuses(self, layer: Layer) -> Skip | None:
         """See the module."""
-        if all(k == 1 for k in layer.geometry.kernel):
-            return Skip("has no spatial kernel")
-        if layer.depthwise:
-            return Skip("is depthwise: each group reads one channel")
-        return None
+        return no_dense_kernel(layer)
 
     def propose(
         self, layer: Layer, moments: Moments, max_parameters: int | None = None
