@@ -31,6 +31,7 @@ __all__ = [
     "Rewrite",
     "Skip",
     "Unfolded",
+    "no_dense_kernel",
 ]
 
 Array = npt.NDArray[np.floating[Any]]
@@ -181,3 +182,12 @@ class Rewrite(Pass):
     @abc.abstractmethod
     def run(self, graph: Graph, max_edits: int | None = None) -> Sequence[Edit]:
         """Edit ``graph`` in place and say what was done; at most ``max_edits`` edits."""
+
+
+def no_dense_kernel(layer: Layer) -> Skip | None:
+    """What methods for kernels over taps and channels answer where one of the two is missing."""
+    if all(k == 1 for k in layer.geometry.kernel):
+        return Skip("has no spatial kernel")
+    if layer.depthwise:
+        return Skip("is depthwise: each group reads one channel")
+    return None

@@ -2,7 +2,7 @@
 
 A layer itself is a chain of one stage, so cost and error of both are counted by the same lines.
 Most chains are stages one after the other; what else a method may need (channels picked out,
-branches that are added, tensor trains) are other :class:`Step` s, in :mod:`onnx_lowrank.steps`.
+branches that are added, tensor trains) are other steps, in :mod:`onnx_lowrank.steps`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.geometry import ConvGeometry, Geometry
+from onnx_lowrank.step import Step
 
 __all__ = [
     "BLOCK",
@@ -23,7 +24,6 @@ __all__ = [
     "Chain",
     "Rank",
     "Stage",
-    "Step",
     "aligned_ranks",
     "one_rank",
     "two_ranks",
@@ -43,56 +43,6 @@ DEPTHWISE = 3
 
 #: MACs in the time that one number takes from memory to memory, in and out of blocks
 MOVED = 100
-
-
-class Step(Protocol):
-    """One linear map of a chain, in whatever form it is written."""
-
-    @property
-    def role(self) -> str:
-        """A word for the name of its node (``vertical``, ``core`` ...)."""
-
-    @property
-    def inputs(self) -> int:
-        """Number of input channels."""
-
-    @property
-    def outputs(self) -> int:
-        """Number of output channels."""
-
-    @property
-    def groups(self) -> int:
-        """Into how many groups the map falls apart."""
-
-    @property
-    def bias(self) -> Array | None:
-        """``(outputs,)``, or None."""
-
-    @property
-    def parameters(self) -> int:
-        """Elements of all its floating-point constants."""
-
-    @property
-    def nodes(self) -> int:
-        """Nodes that it is written as, about."""
-
-    def macs(self, shape: Sequence[int]) -> int:
-        """Multiply-accumulates for an input of ``shape``, over its whole batch."""
-
-    def effort(self, shape: Sequence[int]) -> int:
-        """MACs that a runtime with channel blocks could do in the time of this step."""
-
-    def output_shape(self, shape: Sequence[int]) -> Sequence[int]:
-        """Shape of the output for an input of ``shape``."""
-
-    def dense(self, groups: int) -> Array:
-        """The kernel ``(groups, N / groups, C / groups, *kernel)``, finer groups written out."""
-
-    def with_bias(self, bias: Array | None) -> Step:
-        """The same step with another bias."""
-
-    def astype(self, dtype: npt.DTypeLike) -> Step:
-        """The same step in another floating type."""
 
 
 @dataclass(frozen=True)

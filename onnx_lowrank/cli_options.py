@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from onnx_lowrank.calibration import ImageOptions
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.pipeline import DEFAULT_PASSES, DEFAULT_TARGET
-from onnx_lowrank.sources import python_function
+from onnx_lowrank.user_code import python_function
 
 __all__ = [
     "Parser",

@@ -15,18 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import NodeProto, TensorProto, numpy_helper
 
 from onnx_lowrank.constants import Constants
 from onnx_lowrank.errors import ModelError
+from onnx_lowrank.graph_protos import edited, part
 from onnx_lowrank.model import SMALLEST_EXTERNAL, Model
 from onnx_lowrank.protobuf import (
     all_names,
-    copy_field,
     inner_nodes,
     readable,
     reads,
-    value_info,
 )
 from onnx_lowrank.scratch import Scratch
 
@@ -259,37 +258,10 @@ class Graph:
 
     def to_model(self) -> Model:
         """The model with all edits; the rest is a copy of the original."""
-        proto = ModelProto()
-        source = self.model.proto
-        for field, value in source.ListFields():
-            if field.name == "graph":
-                continue
-            copy_field(proto, field.name, value)
-        for field, value in source.graph.ListFields():
-            if field.name not in {"node", "initializer", "input", "value_info"}:
-                copy_field(proto.graph, field.name, value)
-        used = self._used()
-        listed = {i.name for i in source.graph.input}
-        # what nobody read in the original either is not ours to judge
-        orphans = {name for n in source.graph.node for name in reads(n)} - used
-        kept = [t for t in self._initializers.values() if t.name not in orphans]
-        gone = set(self._initializers) - {t.name for t in kept}
-        proto.graph.input.extend(i for i in source.graph.input if i.name not in gone)
-        proto.graph.initializer.extend(kept)
-        known = {*self._initializers, *(t.values.name for t in source.graph.sparse_initializer)}
-        made = [
-            self._tensor_proto(n)
-            for n in sorted(used - known)
-            if isinstance(self._tensors.get(n), gs.Constant)
-        ]
-        proto.graph.initializer.extend(made)
-        if source.ir_version < 4:  # every initializer must be listed as an input
-            proto.graph.input.extend(value_info(t.name, t.data_type, t.dims) for t in made)
-        proto.graph.node.extend(self._node_proto(n) for n in self._graph.nodes)
-        alive = used | {t.name for n in self._graph.nodes for t in n.outputs}
-        alive -= self._forgotten
-        proto.graph.value_info.extend(
-            v for v in source.graph.value_info if v.name in alive or v.name in listed
+        nodes = [self._node_proto(n) for n in self._graph.nodes]
+        alive = {t.name for n in self._graph.nodes for t in n.outputs}
+        proto = edited(
+            self.model.proto, nodes, self._used(), alive, self._forgotten, self._constant_proto
         )
         return Model(proto, self.model.folder, scratch=self._scratch)
 
@@ -303,29 +275,7 @@ class Graph:
         wanted = [o for o in dict.fromkeys(outputs) if o not in inputs]
         nodes = self._between(set(inputs), wanted)
         protos = [self._node_proto(n) for n in nodes]
-        used = {name for p in protos for name in reads(p)} | set(wanted)
-        proto = ModelProto(ir_version=self.model.proto.ir_version)
-        proto.opset_import.extend(self.model.proto.opset_import)
-        proto.functions.extend(self.model.proto.functions)
-        proto.graph.name = "part"
-        proto.graph.node.extend(protos)
-        fed = {i.name: i for i in self.model.proto.graph.input}
-        sparse = {t.values.name: t for t in self.model.proto.graph.sparse_initializer}
-        for name in sorted(used - inputs.keys()):
-            if name in sparse:
-                proto.graph.sparse_initializer.append(sparse[name])
-            elif name in self._initializers or isinstance(self._tensors.get(name), gs.Constant):
-                proto.graph.initializer.append(self._tensor_proto(name))
-        for name, element in inputs.items():
-            if name in used:
-                proto.graph.input.append(value_info(name, element))
-        # before IR 4 every initializer must be listed as an input
-        if proto.ir_version < 4:
-            for tensor in proto.graph.initializer:
-                proto.graph.input.append(
-                    fed.get(tensor.name) or value_info(tensor.name, tensor.data_type, tensor.dims)
-                )
-        proto.graph.output.extend(ValueInfoProto(name=o) for o in wanted)
+        proto = part(self.model.proto, protos, inputs, wanted, self._constant_proto)
         return Model(proto, self.model.folder, scratch=self._scratch)
 
     def ancestors(self, tensors: Iterable[str], stop: Iterable[str] = ()) -> set[str]:
@@ -419,9 +369,12 @@ class Graph:
             **node.attrs,
         )
 
-    def _tensor_proto(self, name: str) -> TensorProto:
+    def _constant_proto(self, name: str) -> TensorProto | None:
+        """An initializer, of the original or our own; None for other tensors."""
         if name in self._initializers:
             return self._initializers[name]
+        if not isinstance(self._tensors.get(name), gs.Constant):
+            return None
         return self._spilled.get(name) or numpy_helper.from_array(self._tensors[name].values, name)
 
     def _kept(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:

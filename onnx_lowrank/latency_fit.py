@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 
-from onnx_lowrank.chain import BLOCK, Chain, Stage, Step
+from onnx_lowrank.chain import BLOCK, Chain, Stage
+from onnx_lowrank.step import Step
 
 __all__ = ["Features", "Fit", "Sample", "features", "form_of"]
 

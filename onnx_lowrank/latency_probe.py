@@ -24,13 +24,14 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from onnx_lowrank.chain import BLOCK, Chain, Stage, Step
+from onnx_lowrank.chain import BLOCK, Chain, Stage
 from onnx_lowrank.geometry import ConvGeometry
 from onnx_lowrank.graph import Graph, Node
 from onnx_lowrank.layers import Layer, destination, find_layers
 from onnx_lowrank.model import Model
 from onnx_lowrank.rewrite import apply_chain
 from onnx_lowrank.runtime import Feed
+from onnx_lowrank.step import Step
 from onnx_lowrank.steps import Branches, Select, TensorTrainStep
 
 __all__ = ["Place", "chain_key", "place_of", "probe"]

@@ -103,6 +103,11 @@ class GroupDecision:
     loss: float
     reason: str
 
+    @property
+    def shrinks(self) -> bool:
+        """Whether channels go; ``kept`` may stand in a group that is kept by hand, too."""
+        return self.decision in ("cut", "gather")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -219,7 +224,7 @@ def _check_groups(groups: tuple[GroupDecision, ...]) -> None:
         rising = all(a < b for a, b in pairwise(g.kept))
         if not rising or (g.kept and g.kept[-1] >= g.size):
             raise PlanError(f"{where}: kept are no rising numbers below {g.size}")
-        if g.decision in ("cut", "gather") and not g.kept:
+        if g.shrinks and not g.kept:
             raise PlanError(f"{where}: kept is empty; one channel must stay")
 
 

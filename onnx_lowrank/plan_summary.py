@@ -51,9 +51,8 @@ def _groups(groups: Sequence[GroupDecision]) -> RenderableType:
         own = [g for g in groups if g.decision == decision]
         if not own:
             continue
-        loses = decision in ("cut", "gather")
-        left = sum(len(g.kept) if loses else g.size for g in own)
-        loss = f"{sum(g.loss for g in own):.4f}" if loses else ""
+        left = sum(len(g.kept) if g.shrinks else g.size for g in own)
+        loss = f"{sum(g.loss for g in own):.4f}" if own[0].shrinks else ""
         table.add_row(decision, str(len(own)), str(sum(g.size for g in own)), str(left), loss)
     return Group(table, Text())
 

@@ -197,8 +197,8 @@ def _group_table(groups: Sequence[GroupDecision]) -> RenderableType:
             Text(short(g.name)),
             g.decision,
             str(g.size),
-            str(len(g.kept)) if g.kept else "",
-            f"{g.loss:.4f}" if g.kept else "",
+            str(len(g.kept)) if g.shrinks else "",
+            f"{g.loss:.4f}" if g.shrinks else "",
             g.reason,
         )
     return Group(table, Text())

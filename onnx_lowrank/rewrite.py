@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.chain import Chain, Stage, Step
+from onnx_lowrank.chain import Chain, Stage
 from onnx_lowrank.geometry import ConvGeometry
 from onnx_lowrank.graph import Graph, Node
 from onnx_lowrank.layers import Layer, turned
+from onnx_lowrank.step import Step
 from onnx_lowrank.steps import Branches, Select, TensorTrainStep
 
 __all__ = ["Written", "apply_chain", "update_chain"]

@@ -8,11 +8,7 @@ functions, called without arguments, that return one of the above.
 from __future__ import annotations
 
 import os
-import re
-import runpy
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,8 +28,9 @@ from onnx_lowrank.archives import (
 from onnx_lowrank.columns import REMEDY, Column, InputSpec, Rows, assemble
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.images import ImageOptions, Picture, image_files
+from onnx_lowrank.user_code import python_function, read_all, user_code, user_feeds
 
-__all__ = ["HELD_OUT", "Loaded", "Loader", "check_names", "describe", "pick", "python_function"]
+__all__ = ["HELD_OUT", "Loaded", "Loader", "check_names", "describe", "pick"]
 
 Array = npt.NDArray[Any]
 Items = Sequence[tuple[str, Mapping[str, Rows]]]
@@ -83,25 +80,6 @@ def check_names(where: str, specs: Sequence[InputSpec], found: Sequence[str]) ->
         )
 
 
-def python_function(text: str) -> Callable[..., Any] | None:
-    """The function that ``file.py:function`` names; None where ``text`` is not of that form.
-
-    Raises:
-        DataError: there is no such file or function, or the file fails.
-    """
-    found = re.fullmatch(r"(.+\.py):([^\W\d]\w*)", text)
-    if found is None:
-        return None
-    file, name = found.groups()
-    if not os.path.isfile(file):
-        raise DataError(f"{file}: no such file")
-    with _user_code(file, file):
-        function: Callable[..., Any] | None = runpy.run_path(file).get(name)
-    if not callable(function):
-        raise DataError(f"{file}: defines no function {name!r}")
-    return function
-
-
 @dataclass(frozen=True)
 class Loader:
     """How to open sources for one model; the arguments are those of ``load_dataset``."""
@@ -125,14 +103,14 @@ class Loader:
                 where, [(where, {n: _array(where, source[k]) for n, k in keys.items()})]
             )
         if isinstance(source, str) and (function := python_function(source)) is not None:
-            with _user_code(source, source.rpartition(":")[0]):
+            with user_code(source, source.rpartition(":")[0]):
                 result = function()
             return self.load(result)
         if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == ".npz":
             return self._archive(Path(source))
         reader = hasattr(source, "get_next") and not isinstance(source, type)
         if callable(source) and not reader:
-            with _user_code(where):
+            with user_code(where):
                 result = source()
             return self.load(result)
         if self.part is not None:
@@ -142,9 +120,9 @@ class Loader:
         if hasattr(source, "__array__"):
             return self._loaded(where, [(where, {self._only(where): _array(where, source)})])
         if reader:
-            return self._feeds(where, _user_feeds(where, _read(source)))
+            return self._feeds(where, user_feeds(where, read_all(source)))
         if isinstance(source, Iterable):
-            return self._feeds(where, _user_feeds(where, source))
+            return self._feeds(where, user_feeds(where, source))
         raise DataError(f"{where} is no source of samples; give {ACCEPTED}, arrays or feeds")
 
     def _path(self, path: Path) -> Loaded:
@@ -320,36 +298,3 @@ def _array(where: str, values: Any) -> Array:
     if array.dtype.hasobject:
         raise DataError(f"{where}: holds Python objects; give numeric arrays of one shape")
     return array
-
-
-def _read(reader: Any) -> Iterator[Any]:
-    if callable(getattr(reader, "rewind", None)):
-        reader.rewind()
-    while (feed := reader.get_next()) is not None:
-        yield feed
-
-
-def _user_feeds(where: str, source: Iterable[Any]) -> Iterator[tuple[str, Any]]:
-    with _user_code(where):
-        feeds = iter(source)
-    count = 0
-    while True:
-        with _user_code(where):
-            try:
-                feed = next(feeds)
-            except StopIteration:
-                return
-        yield f"item {count} of {where}", feed
-        count += 1
-
-
-@contextmanager
-def _user_code(where: str, file: str | None = None) -> Iterator[None]:
-    try:
-        yield
-    # whatever it is, it is the user's, who is told its place; SystemExit: a script that ends itself
-    except (Exception, SystemExit) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        places = [frame for frame in frames if file in (None, frame.filename)]
-        place = f" (line {places[-1].lineno} of {places[-1].filename})" if places else ""
-        raise DataError(f"{where} failed with {type(error).__name__}: {error}{place}") from error

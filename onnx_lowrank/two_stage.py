@@ -23,6 +23,7 @@ __all__ = [
     "split_geometry",
     "two_stage",
     "unfolded",
+    "worth_refining",
 ]
 
 Array = npt.NDArray[np.floating[Any]]
@@ -35,9 +36,6 @@ TWO_STAGE_METRICS = (*METRICS, "diagonal")
 
 #: rounds of alternating least squares for a chain that is written
 _ROUNDS = 4
-
-#: relative errors for which a plan wants the refined figure; others are never or always taken
-_WORTH_REFINING = (1e-4, 0.6)
 
 #: rank times squared patch length up to which a plan refines at every rank
 _AFFORDABLE = 400_000_000
@@ -111,7 +109,7 @@ class TwoStage:
             chain = self._chain([g.factors(rank) for g in self._groups])
             return relative_error(self._stage, chain, self._moments)
         plain = self._plain(rank)
-        if not _WORTH_REFINING[0] < plain < _WORTH_REFINING[1]:
+        if not worth_refining(plain):
             return plain
         if rank <= self._affordable:
             return self._refined(rank)
@@ -220,6 +218,11 @@ def unfolded(kernel: Array, rows: Sequence[int]) -> Array:
     """``kernel (N, C, *k)`` as a matrix, the axes of one side named (the first axis being N)."""
     front = np.moveaxis(kernel, list(rows), list(range(len(rows))))
     return front.reshape(int(np.prod(front.shape[: len(rows)])), -1)
+
+
+def worth_refining(error: float) -> bool:
+    """Whether a plan wants the refined figure; larger errors are never taken, smaller ones are."""
+    return 1e-4 < error < 0.6
 
 
 def _design(sigma: Array | None, metric: str) -> Array | None:

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.base import Decomposition, Factorization, Skip
+from onnx_lowrank.base import Decomposition, Factorization, Skip, no_dense_kernel
 from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks, two_ranks
 from onnx_lowrank.geometry import ConvGeometry
 from onnx_lowrank.layers import Layer
@@ -188,10 +188,9 @@ class BiclusterPass(Factorization):
 
     def refuses(self, layer: Layer) -> Skip | None:
         """See the module."""
-        if all(k == 1 for k in layer.geometry.kernel):
-            return Skip("has no spatial kernel")
-        if layer.depthwise:
-            return Skip("is depthwise: each group reads one channel")
+        refusal = no_dense_kernel(layer)
+        if refusal is not None:
+            return refusal
         if not self._counts(layer):
             sides = f"{layer.shape[1]} inputs and {layer.shape[0] // layer.groups} outputs"
             return Skip(f"{sides} do not fall into equal clusters")

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnx_lowrank.base import Decomposition, Factorization, Skip
+from onnx_lowrank.base import Decomposition, Factorization, Skip, no_dense_kernel
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.moments import Moments
 from onnx_lowrank.two_stage import TWO_STAGE_METRICS, two_stage
@@ -45,11 +45,7 @@ class ChannelSvd(Factorization):
 
     def refuses(self, layer: Layer) -> Skip | None:
         """See the module."""
-        if all(k == 1 for k in layer.geometry.kernel):
-            return Skip("has no spatial kernel")
-        if layer.depthwise:
-            return Skip("is depthwise: each group reads one channel")
-        return None
+        return no_dense_kernel(layer)
 
     def propose(
         self, layer: Layer, moments: Moments, max_parameters: int | None = None

@@ -80,7 +80,7 @@ class _Form:
 
     def error(self, rank: Rank) -> float:
         """Relative response error of ``s`` channels and ``r`` features a group."""
-        keep, inner = two_ranks(rank)
+        keep, inner = self._sizes(rank)
         if self._metric is not self._moments:
             return relative_error(self._stage, self.cut(rank), self._moments)
         energy = sum(g.energy for g in self._groups)
@@ -88,7 +88,7 @@ class _Form:
 
     def outline(self, rank: Rank) -> Chain:
         """Two branches of the right shapes, all zero."""
-        keep, inner = two_ranks(rank)
+        keep, inner = self._sizes(rank)
         outputs, channels = self._stage.weight.shape[:2]
         groups, kernel, zero = len(self._groups), self._geometry.kernel, np.zeros(())
         supports = np.broadcast_to(np.arange(keep), (groups, keep))
@@ -100,7 +100,7 @@ class _Form:
 
     def cut(self, rank: Rank) -> Chain:
         """Two branches, of ``s`` channels a group and of ``r`` features."""
-        keep, inner = two_ranks(rank)
+        keep, inner = self._sizes(rank)
         parts, biases = [], []
         for g, sizes in enumerate(self._groups):
             part, bias = sizes.cut(keep, inner), None
@@ -124,6 +124,11 @@ class _Form:
         if known:
             return chain.with_bias(np.concatenate(known))
         return corrected(self._stage, chain, self._metric)
+
+    def _sizes(self, rank: Rank) -> tuple[int, int]:
+        """Channels and features of ``rank``, as many as there are."""
+        keep, inner = two_ranks(rank)
+        return min(keep, self.max_rank[0]), min(inner, self.max_rank[1])
 
     def _behind_relu(
         self, group: int, part: LowRankSparseParts, rank: int

@@ -23,12 +23,13 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.base import Decomposition, Factorization, Skip
-from onnx_lowrank.chain import Chain, Rank, Stage, Step, aligned_ranks, one_rank
+from onnx_lowrank.base import Decomposition, Factorization, Skip, no_dense_kernel
+from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks, one_rank
 from onnx_lowrank.geometry import ConvGeometry
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.monochromatic import Monochromatic, monochromatic
 from onnx_lowrank.moments import Moments, corrected, relative_error
+from onnx_lowrank.step import Step
 from onnx_lowrank.steps import Select
 from onnx_lowrank.two_stage import METRICS
 
@@ -142,10 +143,9 @@ class MonochromaticPass(Factorization):
 
     def refuses(self, layer: Layer) -> Skip | None:
         """See the module."""
-        if all(k == 1 for k in layer.geometry.kernel):
-            return Skip("has no spatial kernel")
-        if layer.depthwise:
-            return Skip("is depthwise: each group reads one channel")
+        refusal = no_dense_kernel(layer)
+        if refusal is not None:
+            return refusal
         if layer.shape[1] > _CHANNELS:
             return Skip(f"reads {layer.shape[1]} channels, too many to be colours")
         return None

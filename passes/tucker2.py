@@ -27,13 +27,13 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.base import Decomposition, Factorization, Skip
+from onnx_lowrank.base import Decomposition, Factorization, Skip, no_dense_kernel
 from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks, two_ranks
 from onnx_lowrank.geometry import ConvGeometry
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.tucker import Tucker
 from onnx_lowrank.moments import Moments, corrected, relative_error
-from onnx_lowrank.two_stage import METRICS, unfolded
+from onnx_lowrank.two_stage import METRICS, unfolded, worth_refining
 
 __all__ = ["Tucker2"]
 
@@ -47,9 +47,6 @@ _ROUNDS = 4
 
 #: squared patch length times q up to which every pair is refined in a plan
 _AFFORDABLE = 100_000_000
-
-#: relative errors for which a plan wants the refined figure; others are never or always taken
-_WORTH_REFINING = (1e-4, 0.6)
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ class _Form:
         if not self._own_metric:
             return relative_error(self._stage, self._chain(q, p), self._moments)
         plain = self._fitted(q, p, 0)
-        if not _WORTH_REFINING[0] < plain < _WORTH_REFINING[1]:
+        if not worth_refining(plain):
             return plain
         if q <= self._affordable:
             return self._fitted(q, p, 1)
@@ -174,11 +171,7 @@ class Tucker2(Factorization):
 
     def refuses(self, layer: Layer) -> Skip | None:
         """See the module."""
-        if all(k == 1 for k in layer.geometry.kernel):
-            return Skip("has no spatial kernel")
-        if layer.depthwise:
-            return Skip("is depthwise: each group reads one channel")
-        return None
+        return no_dense_kernel(layer)
 
     def propose(
         self, layer: Layer, moments: Moments, max_parameters: int | None = None

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_lowrank import cli
+from onnx_lowrank import cli, cli_commands
 from onnx_lowrank import run as engine
 from onnx_lowrank.errors import ModelError
 from tests import fixtures_models as fm
@@ -66,7 +66,7 @@ def test_options_reach_the_library(arguments: list[str], monkeypatch: pytest.Mon
         got.update(options)
         raise ModelError("enough")
 
-    monkeypatch.setattr(cli, "compress", fake)
+    monkeypatch.setattr(cli_commands, "compress", fake)
     more = [
         "--include", "a*", "--include", "b*", "--exclude", "c", "--passes", "svd", "--samples",
         "9", "--seed", "4", "--no-refit", "--force", "--ranks", "ratio=0.5", "--resize",
@@ -170,7 +170,7 @@ def test_what_cannot_be_written_stops_before_the_work(
     place: str, arguments: list[str], tmp_path: Path, capsys: Capture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(cli, "compress", lambda *_, **__: pytest.fail("began the work"))
+    monkeypatch.setattr(cli_commands, "compress", lambda *_, **__: pytest.fail("began the work"))
     missing = str(tmp_path / "no" / "file")
     if place == "report":
         arguments += ["--report", missing]

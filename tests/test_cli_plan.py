@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_lowrank import cli
+from onnx_lowrank import cli, cli_commands
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.plan import Plan
 from tests import fixtures_models as fm
@@ -125,7 +125,7 @@ def test_options_of_apply_reach_the_library(
         got.update(options, plan=plan)
         raise ModelError("enough")
 
-    monkeypatch.setattr(cli, "apply", fake)
+    monkeypatch.setattr(cli_commands, "apply", fake)
     more = ["--no-refit", "--force", "--crop", "24", "--input-shape", "x:1,64", "--batch", "4"]
     assert cli.main(planned.applying(*more)) == ModelError.exit_code
     assert got["plan"] == Plan.load(planned.plan)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from onnx_lowrank import cli
+from onnx_lowrank import cli, cli_commands
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.sweep import RATIOS
 from tests import fixtures_models as fm
@@ -48,7 +48,7 @@ def caught(name: str, argv: list[str], patch: pytest.MonkeyPatch) -> dict[str, A
         got.update(options)
         raise ModelError("enough")
 
-    patch.setattr(cli, name, fake)
+    patch.setattr(cli_commands, name, fake)
     assert cli.main(argv) == ModelError.exit_code
     return got
 

@@ -140,3 +140,12 @@ def test_a_real_report_counts_its_layers(net: str, compressed: Callable[..., Any
     assert data["model"]["before"]["macs"] - data["model"]["after"]["macs"] == saved
     assert all(la["reason"] for la in data["layers"])
     assert all(value >= 0 for value in data["seconds"].values())
+
+
+def test_groups_kept_by_hand_show_no_loss() -> None:
+    # a plan edited to keep a group still holds what was to be cut
+    kept = GroupDecision("by hand", "keep", 8, (1, 3), 0.0123, "set by hand")
+    text = printed(replace(REPORT, groups=(*REPORT.groups, kept)))
+    rows = [line.split() for line in text.splitlines()]
+    assert ["g", "cut", "8", "2", "0.0100"] in [r[:5] for r in rows]
+    assert ["by", "hand", "keep", "8", "set", "by", "hand"] in rows

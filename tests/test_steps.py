@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, helper
 
-from onnx_lowrank.chain import Chain, Stage, Step
+from onnx_lowrank.chain import Chain, Stage
 from onnx_lowrank.cost import model_cost, tensor_shapes
 from onnx_lowrank.geometry import ConvGeometry, LinearGeometry
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.model import Model
 from onnx_lowrank.rewrite import apply_chain, update_chain
+from onnx_lowrank.step import Step
 from onnx_lowrank.steps import Branches, Select, TensorTrainStep
 from tests.support import (
     Array,

@@ -34,8 +34,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-from onnx_lowrank.linalg.group_problem import Problem
-from onnx_lowrank.linalg.group_scores import regularised
+from onnx_lowrank.linalg.group_problem import Problem, regularised
 from onnx_lowrank.linalg.groups import Consumer, Groups
 
 __all__ = ["Elimination", "obs_elimination"]

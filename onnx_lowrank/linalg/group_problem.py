@@ -46,7 +46,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.linalg.groups import Consumer, Groups
 
-__all__ = ["TINY", "GroupLasso", "Problem", "lambda_max", "require_positive"]
+__all__ = ["TINY", "GroupLasso", "Problem", "lambda_max", "regularised", "require_positive"]
 
 Array = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.intp]
@@ -229,6 +229,19 @@ def require_positive(lam: float) -> None:
     """
     if not lam > 0:
         raise ValueError(f"lam {lam} must be positive; without a penalty use least squares")
+
+
+def regularised(R: Array, ridge: float) -> Array:
+    """``R + rho I (d, d)``, ``rho`` in units of the mean diagonal.
+
+    Raises:
+        ValueError: a ridge below 0.
+    """
+    if ridge < 0:
+        raise ValueError(f"ridge {ridge} must not be negative")
+    regular = np.array(R, dtype=np.float64, order="C")
+    regular[np.diag_indices(len(regular))] += ridge * float(np.trace(regular)) / len(regular)
+    return regular
 
 
 def _checked(consumer: Consumer, d: int) -> tuple[Array, Array, float]:

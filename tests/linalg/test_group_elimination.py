@@ -11,8 +11,8 @@ from scipy import linalg
 
 from onnx_lowrank.linalg import group_elimination
 from onnx_lowrank.linalg.group_elimination import _State, obs_elimination
-from onnx_lowrank.linalg.group_scores import debias, reconstruction_error
 from onnx_lowrank.linalg.groups import Consumer, Groups
+from tests.linalg.least_squares import debias, reconstruction_error
 from tests.linalg.test_group_lasso import example
 from tests.support import Array, quick, rng
 

@@ -8,13 +8,9 @@ from hypothesis import strategies as st
 from onnx_lowrank.linalg.group_elimination import obs_elimination
 from onnx_lowrank.linalg.group_lasso_path import path, select_groups, weight_penalties
 from onnx_lowrank.linalg.group_problem import lambda_max
-from onnx_lowrank.linalg.group_scores import (
-    debias,
-    energy_scores,
-    reconstruction_error,
-    top_groups,
-)
+from onnx_lowrank.linalg.group_scores import energy_scores
 from onnx_lowrank.linalg.groups import Consumer
+from tests.linalg.least_squares import debias, reconstruction_error, top_groups
 from tests.linalg.test_group_lasso import blocks, certificate, example
 from tests.support import AnyArray, Array, quick, rng
 

@@ -83,6 +83,15 @@ def test_the_response_metric_wins_in_its_own_norm(seed: int, groups: int) -> Non
         assert ours.error(pair) <= theirs * 1.05 + 1e-9
 
 
+@pytest.mark.parametrize("asked", [(3, 5), (500, 500)])
+def test_beyond_the_largest_rank_is_the_largest(asked: tuple[int, int]) -> None:
+    layer = only_layer(conv_example(SQUARE, 0)[0])
+    (form,) = LowrankSparse().propose(layer, Moments())
+    assert form.outline(asked).parameters == form.outline((2, 4)).parameters
+    assert form.error(asked) == form.error((2, 4))
+    np.testing.assert_array_equal(form.cut(asked).compose(), form.cut((2, 4)).compose())
+
+
 def planted_layer(seed: int) -> Layer:
     """Two channels that the outputs read in full, and one direction of the ten others."""
     random = rng(seed)

@@ -1,0 +1,17 @@
+"""Nodes seen as linear maps: what a layer is, and where a graph has some."""
+
+from __future__ import annotations
+
+from onnx_lowrank.layers.convolutions import turned
+from onnx_lowrank.layers.finder import find_layers, refuse_optimised
+from onnx_lowrank.layers.layer import Destination, Ineligible, Layer, destination
+
+__all__ = [
+    "Destination",
+    "Ineligible",
+    "Layer",
+    "destination",
+    "find_layers",
+    "refuse_optimised",
+    "turned",
+]

@@ -1,0 +1,107 @@
+"""Conv and ConvTranspose as layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.geometry import ConvGeometry
+from onnx_lowrank.graph import Graph, Node
+from onnx_lowrank.layers.layer import Layer
+from onnx_lowrank.layers.operands import NotLinear, constant_of, operand_name, weight_of
+
+__all__ = ["convolution", "turned"]
+
+Array = npt.NDArray[np.floating[Any]]
+
+
+def convolution(graph: Graph, node: Node, name: str) -> Layer:
+    """A convolution; a transposed one is turned into the plain one of its geometry.
+
+    Raises:
+        NotLinear: its weight cannot be had, or its attributes do not fit together.
+    """
+    transposed = node.op == "ConvTranspose"
+    weight = weight_of(graph, node, 1)
+    if weight.ndim < 3:
+        raise NotLinear(f"weight has {weight.ndim} axes; a convolution has 3 or more")
+    axes = weight.ndim - 2
+    groups = int(graph.attribute(node, "group", 1))
+    if groups < 1 or weight.shape[0] % groups:
+        side = "inputs" if transposed else "outputs"
+        raise NotLinear(f"{weight.shape[0]} {side} do not divide into {groups} groups")
+
+    def ints(key: str, default: int, count: int = axes) -> tuple[int, ...]:
+        values = tuple(map(int, graph.attribute(node, key) or [default] * count))
+        if len(values) != count:
+            raise NotLinear(f"{key} has {len(values)} numbers, the weight {axes} axes")
+        return values
+
+    auto_pad = str(graph.attribute(node, "auto_pad", "NOTSET") or "NOTSET")
+    geometry = ConvGeometry(
+        kernel=weight.shape[2:],
+        strides=ints("strides", 1),
+        dilations=ints("dilations", 1),
+        pads=ints("pads", 0, 2 * axes) if auto_pad == "NOTSET" else (0,) * (2 * axes),
+        groups=groups,
+        auto_pad=auto_pad,
+    )
+    if transposed:
+        if graph.attribute(node, "output_shape"):
+            raise NotLinear("its output_shape fixes the pads by the size of the input")
+        if any(geometry.kernel[a] == 1 and geometry.strides[a] > 1 for a in range(axes)):
+            raise NotLinear("its stride leaves gaps that no tap fills")
+        geometry = _transposed(geometry, ints("output_padding", 0))
+    weight_name, bias_name = node.inputs[1].name, operand_name(node, 2)
+    if bias_name:
+        constant_of(graph, bias_name, "bias")
+
+    def read() -> tuple[Array, Array | None]:
+        values = constant_of(graph, weight_name, "weight")
+        bias = constant_of(graph, bias_name, "bias") if bias_name else None
+        return (turned(values, groups) if transposed else values), bias
+
+    return Layer(
+        name=name,
+        op=str(node.op),
+        input=node.inputs[0].name,
+        output=node.outputs[0].name,
+        nodes=(node,),
+        dtype=weight.dtype,
+        shape=turned(weight, groups).shape if transposed else weight.shape,
+        geometry=geometry,
+        sharers=graph.uses(weight_name),
+        bias_shape=None,
+        _load=read,
+    )
+
+
+def turned(weight: Array, groups: int) -> Array:
+    """Weight of a transposed convolution ``(C, N / groups, *kernel)`` as that of the plain one.
+
+    That is ``(N, C / groups, *kernel)``, the kernel turned around; and the same way back.
+    """
+    grouped = weight.reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)
+    plain: Array = np.flip(grouped, tuple(range(3, grouped.ndim)))
+    return plain.reshape(-1, *plain.shape[2:])
+
+
+def _transposed(geometry: ConvGeometry, output_padding: tuple[int, ...]) -> ConvGeometry:
+    """The geometry of a transposed convolution; ``SAME`` pads do not depend on the input there."""
+    pads = geometry.pads
+    if geometry.auto_pad.startswith("SAME"):
+        extra = [
+            max((k - 1) * d + 1 + more - s, 0)
+            for k, d, s, more in zip(
+                geometry.kernel, geometry.dilations, geometry.strides, output_padding, strict=True
+            )
+        ]
+        small, large = [e // 2 for e in extra], [e - e // 2 for e in extra]
+        upper = geometry.auto_pad == "SAME_UPPER"
+        pads = (*small, *large) if upper else (*large, *small)
+    return replace(
+        geometry, pads=pads, auto_pad="NOTSET", transposed=True, output_padding=output_padding
+    )

@@ -1,0 +1,78 @@
+"""The layers of a graph, and the nodes with weights that are none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from onnx_lowrank.errors import ModelError
+from onnx_lowrank.graph import Graph, Node
+from onnx_lowrank.layers.convolutions import convolution
+from onnx_lowrank.layers.layer import RECURRENT, Ineligible, Layer
+from onnx_lowrank.layers.operands import NotLinear
+from onnx_lowrank.layers.products import gemm, matmul, recurrent
+
+__all__ = ["find_layers", "refuse_optimised"]
+
+#: what reads a node of each operator
+_READERS: dict[str, Callable[[Graph, Node, str], Layer]] = {
+    "Conv": convolution,
+    "ConvTranspose": convolution,
+    "Gemm": gemm,
+    "MatMul": matmul,
+    **dict.fromkeys(RECURRENT, recurrent),
+}
+#: Operators that hold weights, but that no pass takes apart.
+_OTHER_OPS = {
+    op: f"{op} is not factorized"
+    for op in ("ConvInteger", "QLinearConv", "MatMulInteger", "QLinearMatMul", "QGemm",
+               "DeformConv", "Einsum", "Attention", "QAttention", "MatMulNBits", "MatMulBnb4",
+               "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
+}  # fmt: skip
+#: What ONNX Runtime's graph optimisations leave of layers, in its own domains.
+_OPTIMISED = "it was fused by ONNX Runtime; run before ONNX Runtime's layout optimisation"
+_OTHER_OPS |= dict.fromkeys(
+    ("FusedConv", "FusedGemm", "FusedMatMul", "NhwcConv", "NhwcFusedConv"), _OPTIMISED
+)
+_LAYOUT_DOMAIN = "com.microsoft.nchwc"
+
+
+def find_layers(graph: Graph) -> tuple[list[Layer], list[Ineligible]]:
+    """All linear layers of the main graph in topological order, and the nodes that are none."""
+    layers: list[Layer] = []
+    others: list[Ineligible] = []
+    taken: set[str] = set()
+    for node in graph.nodes:
+        name = node.name
+        if not name or name in taken:
+            name = node.outputs[0].name if node.outputs else node.op
+        while name in taken:
+            name += "_"
+        if node.op in _READERS and node.domain in (None, "", "ai.onnx"):
+            taken.add(name)
+            try:
+                layers.append(_READERS[node.op](graph, node, name))
+            except NotLinear as verdict:
+                others.append(Ineligible(name, node.op, str(verdict)))
+        elif node.op in _OTHER_OPS or (node.op == "Conv" and node.domain == _LAYOUT_DOMAIN):
+            taken.add(name)
+            others.append(Ineligible(name, node.op, _OTHER_OPS.get(node.op, _OPTIMISED)))
+    for proto, place in graph.subgraph_nodes():
+        if proto.op_type in _READERS or proto.op_type in _OTHER_OPS:
+            name = proto.name or (proto.output[0] if proto.output else proto.op_type)
+            others.append(Ineligible(name, proto.op_type, f"inside {place}"))
+    return layers, others
+
+
+def refuse_optimised(others: Iterable[Ineligible]) -> None:
+    """Refuse a model that ONNX Runtime has rewritten for its own kernels.
+
+    Layers in its blocked layouts have no MACs that could be counted, so no budget would be right.
+
+    Raises:
+        ModelError: there is a layer of that kind.
+    """
+    found = [o for o in others if o.reason == _OPTIMISED]
+    if found:
+        raise ModelError(
+            f"{found[0].op} {found[0].name!r}: {_OPTIMISED}, and give the model from before it"
+        )

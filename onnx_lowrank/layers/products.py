@@ -1,0 +1,167 @@
+"""Gemm, MatMul and the input side of recurrent nodes as layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.geometry import LinearGeometry
+from onnx_lowrank.graph import Graph, Node
+from onnx_lowrank.layers.layer import Layer
+from onnx_lowrank.layers.operands import (
+    NotLinear,
+    bias_add,
+    bias_shape_for,
+    constant_of,
+    operand_name,
+    refuse_quantized,
+    weight_of,
+)
+
+__all__ = ["gemm", "matmul", "recurrent"]
+
+Array = npt.NDArray[np.floating[Any]]
+
+
+def gemm(graph: Graph, node: Node, name: str) -> Layer:
+    """``alpha x W + beta b``, both factors taken into the numbers.
+
+    Raises:
+        NotLinear: an operand is not what it must be.
+    """
+    if graph.is_constant(node.inputs[0].name):
+        raise NotLinear("its first operand is constant")
+    weight = weight_of(graph, node, 1)
+    transposed = bool(graph.attribute(node, "transB", 0))
+    alpha = float(graph.attribute(node, "alpha", 1.0))
+    beta = float(graph.attribute(node, "beta", 1.0))
+    shape = weight.shape if transposed else weight.shape[::-1]
+    weight_name, bias_name = node.inputs[1].name, operand_name(node, 2)
+    bias_size: int | None = None
+    if bias_name:
+        bias = constant_of(graph, bias_name, "bias")
+        bias_size = bias.size
+        if bias.size not in (1, shape[0]) or (bias.ndim == 2 and bias.shape[0] != 1):
+            raise NotLinear(f"bias of shape {bias.shape} varies over the rows")
+
+    def read() -> tuple[Array, Array | None]:
+        values = constant_of(graph, weight_name, "weight").astype(np.float64)
+        matrix = alpha * (values if transposed else values.T)
+        if not bias_name:
+            return matrix, None
+        offset = beta * constant_of(graph, bias_name, "bias").astype(np.float64)
+        return matrix, np.broadcast_to(offset.reshape(-1), (shape[0],))
+
+    return Layer(
+        name=name,
+        op="Gemm",
+        input=node.inputs[0].name,
+        output=node.outputs[0].name,
+        nodes=(node,),
+        dtype=weight.dtype,
+        shape=shape,
+        geometry=LinearGeometry(-2 if graph.attribute(node, "transA", 0) else -1, -1),
+        sharers=graph.uses(weight_name),
+        bias_shape=None,
+        _load=read,
+        bias_size=bias_size,
+    )
+
+
+def matmul(graph: Graph, node: Node, name: str) -> Layer:
+    """``x W`` or ``W x``, with the Add of a bias that follows it and nothing else.
+
+    Raises:
+        NotLinear: no operand, or each, is a constant; or the weight is no matrix.
+    """
+    constant = [graph.is_constant(t.name) for t in node.inputs]
+    if all(constant):
+        raise NotLinear("both operands are constant")
+    if not any(constant):
+        for position in (1, 0):
+            refuse_quantized(graph, node.inputs[position].name)
+        raise NotLinear("no operand is constant")
+    left = constant[0]
+    if left and graph.rank(node.inputs[1].name) == 1:
+        raise NotLinear("its input is a vector")
+    weight = weight_of(graph, node, 0 if left else 1)
+    weight_name = node.inputs[0 if left else 1].name
+    if weight.ndim != 2:
+        raise NotLinear(f"weight has {weight.ndim} axes; a matrix has 2")
+    shape = weight.shape if left else weight.shape[::-1]
+    axis = -2 if left else -1
+    nodes: tuple[Node, ...] = (node,)
+    output: str = node.outputs[0].name
+    bias_name: str | None = None
+    bias_shape: tuple[int, ...] | None = None
+    bias_size: int | None = None
+    follower = bias_add(graph, output)
+    if follower is not None:
+        add, operand = follower
+        bias = constant_of(graph, operand, "bias")
+        bias_shape = bias_shape_for(bias.shape, shape[0], axis)
+        if bias_shape is not None:
+            bias_size = bias.size
+            nodes, output, bias_name = (node, add), add.outputs[0].name, operand
+
+    def read() -> tuple[Array, Array | None]:
+        values = constant_of(graph, weight_name, "weight")
+        matrix = values if left else values.T
+        if bias_name is None:
+            return matrix, None
+        offset = constant_of(graph, bias_name, "bias").reshape(-1)
+        return matrix, np.broadcast_to(offset, (shape[0],))
+
+    return Layer(
+        name=name,
+        op="MatMul",
+        input=node.inputs[1 if left else 0].name,
+        output=output,
+        nodes=nodes,
+        dtype=weight.dtype,
+        shape=shape,
+        geometry=LinearGeometry(axis, axis),
+        sharers=graph.uses(weight_name),
+        bias_shape=bias_shape,
+        _load=read,
+        bias_size=bias_size,
+    )
+
+
+def recurrent(graph: Graph, node: Node, name: str) -> Layer:
+    """The product with the input weights; what stays inside the node is none of it.
+
+    Raises:
+        NotLinear: its weight cannot be had.
+    """
+    weight = weight_of(graph, node, 1)
+    if weight.ndim != 3:
+        raise NotLinear(f"weight has {weight.ndim} axes; that of a {node.op} has 3")
+    weight_name, bias_name = node.inputs[1].name, operand_name(node, 3)
+    if bias_name:
+        constant_of(graph, bias_name, "bias")
+    directions, rows, inputs = weight.shape
+
+    def read() -> tuple[Array, Array | None]:
+        values = constant_of(graph, weight_name, "weight").reshape(-1, inputs)
+        if not bias_name:
+            return values, None
+        # the second half belongs to the recurrent product
+        return values, constant_of(graph, bias_name, "bias")[:, :rows].reshape(-1)
+
+    return Layer(
+        name=name,
+        op=str(node.op),
+        input=node.inputs[0].name,
+        output=next(t.name for t in node.outputs if t.name),
+        nodes=(node,),
+        dtype=weight.dtype,
+        shape=(directions * rows, inputs),
+        geometry=LinearGeometry(),
+        sharers=graph.uses(weight_name),
+        bias_shape=None,
+        _load=read,
+        directions=directions,
+    )
