@@ -85,7 +85,6 @@ def _compress(a: argparse.Namespace, out: Console) -> int:
             source,
             **_planning(a),
             **requirement(a),
-            repair=not a.no_refit,
             force=a.force,
             progress=progress,
         )
@@ -117,7 +116,6 @@ def _apply(a: argparse.Namespace, out: Console) -> int:
             source,
             decided,
             **_running(a),
-            repair=not a.no_refit,
             force=a.force,
             progress=progress,
         )
@@ -138,7 +136,6 @@ def _sweep(a: argparse.Namespace, out: Console) -> int:
             metric=a.budget,
             ratios=ratios(a.ratios),
             folder=a.models,
-            repair=not a.no_refit,
             progress=progress,
         )
     if not found.points:
@@ -287,7 +284,6 @@ def _parser() -> argparse.ArgumentParser:
                    help="what is left less and less of (default: %(default)s)")  # fmt: skip
     w.add_argument("--ratios", default=",".join(f"{r:g}" for r in RATIOS), metavar="R,R,...",
                    help="parts of the original (default: %(default)s)")  # fmt: skip
-    w.add_argument("--no-refit", action="store_true", help="do not solve the chains again")
     w.add_argument("--json", metavar="FILE", help="write all points as JSON")
     w.add_argument("--plot", metavar="FILE", help="draw them, .png or .svg")
     w.add_argument("--models", metavar="FOLDER", help="write the models")
@@ -353,6 +349,7 @@ def _choosing(a: argparse.Namespace) -> dict[str, Any]:
         "seed": a.seed,
         "timing_limit": a.timing_limit,
         "cache": a.cache,
+        "repair": a.repair,
     }
 
 
