@@ -34,8 +34,8 @@ Array = npt.NDArray[np.floating[Any]]
 #: rows to draw of a layer, and bytes that they may take
 ROWS, BYTES = 16_384, 96 << 20
 
-#: weights of the moments of all rows beside those drawn
-RIDGES = (0.1, 1.0)
+#: weight of the moments of all rows beside those drawn
+RIDGE = 0.3
 
 #: times that a chain is made anew, while that helps
 ROUNDS = 2
@@ -52,6 +52,11 @@ class Behind:
 
     linear: float
     error: float
+
+    @property
+    def gain(self) -> float:
+        """Part of the error that is gone."""
+        return 1 - self.error / self.linear if self.linear > 0 else 0.0
 
 
 class DrawnRows:
@@ -123,7 +128,9 @@ def fitted_behind_relu(
         moments: of its input, of all rows.
         drawn: rows.
     """
-    if moments.covariance is None or _features(chain, stage.groups) is None:
+    if moments.covariance is None or chain.last.bias is None:
+        return None
+    if _features(chain, stage.groups) is None:
         return None
     fit = _Fit(stage, moments, drawn)
     linear = fit.error(chain)
@@ -164,25 +171,21 @@ class _Fit:
         assert isinstance(last, Stage)
         assert maps is not None
         x, y, s = self._fit
-        best, least = chain, self.error(chain)
+        least = self.error(chain)
         weights, biases = last.matrices.astype(np.float64), _biases(last)
-        features = [x[g] @ maps[g].T.astype(x.dtype) for g in self._groups]
-        for ridge in RIDGES:
-            found = [
-                ReluProblem(
-                    features[g], y[g], weights[g], biases[g], given=s[g],
-                    sigma=maps[g] @ self._sigma[g] @ maps[g].T, ridge=ridge, ceiling=self._ceiling,
-                ).solve()
-                for g in self._groups
-            ]  # fmt: skip
-            solved = last.with_matrices(
-                np.stack([f.weight for f in found]), np.concatenate([f.bias for f in found])
-            )
-            tried = Chain((*chain.stages[:-1], solved))
-            error = self.error(tried)
-            if error < least:
-                best, least = tried, error
-        return best, least
+        found = [
+            ReluProblem(
+                x[g] @ maps[g].T.astype(x.dtype), y[g], weights[g], biases[g], given=s[g],
+                sigma=maps[g] @ self._sigma[g] @ maps[g].T, ridge=RIDGE, ceiling=self._ceiling,
+            ).solve()
+            for g in self._groups
+        ]  # fmt: skip
+        solved = last.with_matrices(
+            np.stack([f.weight for f in found]), np.concatenate([f.bias for f in found])
+        )
+        tried = Chain((*chain.stages[:-1], solved))
+        error = self.error(tried)
+        return (tried, error) if error < least else (chain, least)
 
     def step(self, chain: Chain) -> Stage:
         """The layer that one round leads to from the responses of ``chain``."""
@@ -200,7 +203,7 @@ class _Fit:
         return [
             ReluProblem(
                 x[g], y[g], weights[g], biases[g], given=s[g], sigma=self._sigma[g],
-                ceiling=self._ceiling,
+                ridge=RIDGE, ceiling=self._ceiling,
             )
             for g in self._groups
         ]  # fmt: skip

@@ -9,8 +9,10 @@ them for less error above. With ``u_i = W x_i + b + s_i`` split off as ``z_i``, 
     z      = argmin 1/2 (y - r(z))^2 + tau/2 (z - u)^2, element by element, see below
     W, b   = least squares of z - s on x beside the penalty: one Cholesky factor for all rounds
 
-Each ``z`` has a branch for each straight piece of ``r`` and takes the best: ``(y + tau u) /
-(1 + tau)``, kept between 0 and the ceiling, or ``min(u, 0)``, or ``max(u, ceiling)``.
+Each ``z`` has a branch for each straight piece of ``r``: ``(y + tau u) / (1 + tau)`` between 0 and
+the ceiling, ``min(u, 0)`` below and ``max(u, ceiling)`` above. With ``k^2 = tau / (1 + tau)`` the
+costs ``k^2 (y - u)^2`` of the first and ``y^2`` of the second, where ``u < 0``, are equal at
+``k u + (1 - k) y = 0``; likewise at the ceiling. So that mean says which branch is the best.
 
 The penalty holds what few rows say nothing about: ``W0`` is the linear solution and ``Sigma`` the
 covariance of far more rows than these. The problem is not convex; the best round is returned.
@@ -148,16 +150,14 @@ def nearest_before_relu(
     """The ``z`` of least ``1/2 (y - r(z))^2 + tau/2 (z - u)^2``, element by element.
 
     Args:
-        target: ``y``, of any shape.
+        target: ``y``, of any shape, between 0 and the ceiling.
         point: ``u``, of that shape.
         tau: positive.
         ceiling: of ``r``.
     """
-    branches = [np.clip((target + tau * point) / (1 + tau), 0.0, ceiling), np.minimum(point, 0.0)]
+    share = math.sqrt(tau / (1 + tau))
+    pull = share * point + (1 - share) * target
+    nearest: Array = np.where(pull > 0, (target + tau * point) / (1 + tau), np.minimum(point, 0.0))
     if math.isfinite(ceiling):
-        branches.append(np.maximum(point, ceiling))
-    nearest, least = branches[0], np.full(point.shape, np.inf, point.dtype)
-    for branch in branches:
-        cost = (target - rectified(branch, ceiling)) ** 2 + tau * (branch - point) ** 2
-        nearest, least = np.where(cost < least, branch, nearest), np.minimum(cost, least)
+        nearest = np.where(pull < ceiling, nearest, np.maximum(point, ceiling))
     return nearest
