@@ -7,7 +7,6 @@ layer, ``python -m benchmarks.alone`` runs a network by each method alone.
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import platform
 from itertools import product
@@ -18,8 +17,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-import onnx_lowrank
-from benchmarks.methods import METHODS
+from benchmarks.methods import METHODS, ends
 from benchmarks.metrics import in_own_process
 from benchmarks.models import MODELS
 
@@ -47,7 +45,7 @@ def main() -> None:
             for ratio, method in product(benchmark.ratios, arguments.methods):
                 options = {"samples": benchmark.calibration, **METHODS[method]}
                 if options.get("ranks") == "ratio":
-                    options["exclude"] = _ends(benchmark.path)
+                    options["exclude"] = ends(benchmark.path)
                 job = (benchmark.path, archive, ratio, options, arguments.seconds)
                 row = {"model": name, "target": ratio, "method": method, **in_own_process(job)}
                 rows.append(row)
@@ -55,12 +53,6 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     machine = {"cpu": platform.processor(), "onnxruntime": onnxruntime.__version__}
     arguments.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
-
-
-def _ends(model: Path) -> list[str]:
-    """First and last layer, which uniform methods leave alone, as is usual."""
-    layers = [layer.name for layer in onnx_lowrank.inspect(model).layers if layer.shape]
-    return [glob.escape(layers[0]), glob.escape(layers[-1])]
 
 
 def _header() -> str:

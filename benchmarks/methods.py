@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import glob
+from pathlib import Path
 from typing import Any
 
-__all__ = ["METHODS"]
+import onnx_lowrank
+
+__all__ = ["METHODS", "ends"]
 
 METHODS: dict[str, dict[str, Any]] = {
     "weight space, uniform": {
         "passes": "fold_batchnorm,svd{metric=identity},spatial_svd{metric=identity}",
         "ranks": "ratio",
-        "repair": False,
+        "repair": "none",
     },
     "response metric, uniform": {
         "passes": "fold_batchnorm,svd,spatial_svd",
         "ranks": "ratio",
-        "repair": False,
+        "repair": "none",
     },
-    "planned": {"repair": False},
+    "planned": {"repair": "none"},
     "planned, refit": {},
 }
+
+
+def ends(model: Path) -> list[str]:
+    """First and last layer, which uniform methods leave alone, as is usual."""
+    layers = [layer.name for layer in onnx_lowrank.inspect(model).layers if layer.shape]
+    return [glob.escape(layers[0]), glob.escape(layers[-1])]

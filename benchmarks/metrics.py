@@ -18,7 +18,7 @@ from onnx_lowrank.model import load
 from onnx_lowrank.runtime import Runtime
 from onnx_lowrank.validate import measure_latency
 
-__all__ = ["in_own_process", "measure"]
+__all__ = ["asked", "in_own_process", "measure"]
 
 
 def measure(
@@ -44,7 +44,7 @@ def measure(
             calib=archive,
             seed=0,
             force=True,
-            **_asked(ratio, options),
+            **asked(ratio, options),
         )
         wall = time.perf_counter() - start
         peak = _peak_bytes()
@@ -85,7 +85,7 @@ def in_own_process(job: tuple[Any, ...]) -> dict[str, Any]:
         return pool.submit(measure, *job).result()
 
 
-def _asked(ratio: float, options: dict[str, Any]) -> dict[str, Any]:
+def asked(ratio: float, options: dict[str, Any]) -> dict[str, Any]:
     """The options, with the ratio as a budget or as that of every layer."""
     if options.get("ranks") == "ratio":
         return {**options, "ranks": f"ratio={ratio}"}

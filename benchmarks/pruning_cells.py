@@ -56,7 +56,7 @@ class Cell:
         target: the budget, ``params=0.44``.
         name: of the way.
         passes: of :func:`onnx_lowrank.compress`; empty where another tool prunes.
-        repair: whether weights are refitted from input to output.
+        repair: of :func:`onnx_lowrank.compress`.
         samples: to calibrate on; None for all there are.
         seed: of their choice.
     """
@@ -66,7 +66,7 @@ class Cell:
     target: str
     name: str
     passes: str
-    repair: bool = True
+    repair: str = "chain"
     samples: int | None = None
     seed: int = 0
 
@@ -105,21 +105,24 @@ NETS: dict[str, Benchmark] = {
 }
 
 
-def _strategies() -> dict[str, tuple[str, bool]]:
+def _strategies() -> dict[str, tuple[str, str]]:
     """Passes and repair of every way to choose and to mend, by name."""
     found = {}
     for chain, solve, repair in product(
-        ("parallel", "bottom_up", "top_down"), (True, False), (True, False)
+        ("parallel", "bottom_up", "top_down"), (True, False), ("chain", "none")
     ):
         if not solve and chain != "parallel":
             continue
-        mended = {(True, True): "solve, refit", (True, False): "solve",
-                  (False, True): "refit", (False, False): "as they are"}  # fmt: skip
+        mended = {(True, "chain"): "solve, refit", (True, "none"): "solve",
+                  (False, "chain"): "refit", (False, "none"): "as they are"}  # fmt: skip
         passes = f"fold_batchnorm,prune_channels{{chain={chain},solve={solve}}}"
         found[f"obs {chain}, {mended[solve, repair]}"] = passes, repair
     for method, mend in product(("lasso", "energy", "l1", "l2", "random"), (True, False)):
         passes = f"fold_batchnorm,prune_channels{{method={method},solve={mend}}}"
-        found[f"{method}, {'solve, refit' if mend else 'as they are'}"] = passes, mend
+        found[f"{method}, {'solve, refit' if mend else 'as they are'}"] = (
+            passes,
+            "chain" if mend else "none",
+        )
     return found
 
 
@@ -182,7 +185,7 @@ def _net_cells() -> Iterator[Cell]:
         }
         for name, passes in ways.items():
             if "gather" not in name or "resnet" in net:
-                yield Cell("cifar", net, f"macs={ratio}", name, passes, True, 500)
+                yield Cell("cifar", net, f"macs={ratio}", name, passes, "chain", 500)
 
 
 def _rival_cells() -> Iterator[Cell]:
@@ -193,7 +196,7 @@ def _rival_cells() -> Iterator[Cell]:
             "onnxsim Wanda": "",
             "ours, as L2": stand_in,
         }.items():
-            yield Cell("rivals", net, f"macs={ratio}", name, passes, False, 500)
+            yield Cell("rivals", net, f"macs={ratio}", name, passes, "none", 500)
 
 
 PARTS = {

@@ -103,7 +103,6 @@ def _parser() -> argparse.ArgumentParser:
                    help="what is left less and less of (default: %(default)s)")  # fmt: skip
     w.add_argument("--ratios", default=",".join(f"{r:g}" for r in RATIOS), metavar="R,R,...",
                    help="parts of the original (default: %(default)s)")  # fmt: skip
-    w.add_argument("--no-refit", action="store_true", help="do not solve the chains again")
     w.add_argument("--json", metavar="FILE", help="write all points as JSON")
     w.add_argument("--plot", metavar="FILE", help="draw them, .png or .svg")
     w.add_argument("--models", metavar="FOLDER", help="write the models")

@@ -51,7 +51,6 @@ def run_compress(a: argparse.Namespace, out: Console) -> int:
             source,
             **_planning(a),
             **requirement(a),
-            repair=not a.no_refit,
             force=a.force,
             progress=progress,
         )
@@ -85,7 +84,6 @@ def run_apply(a: argparse.Namespace, out: Console) -> int:
             source,
             decided,
             **_running(a),
-            repair=not a.no_refit,
             force=a.force,
             progress=progress,
         )
@@ -107,7 +105,6 @@ def run_sweep(a: argparse.Namespace, out: Console) -> int:
             metric=a.budget,
             ratios=ratios(a.ratios),
             folder=a.models,
-            repair=not a.no_refit,
             progress=progress,
         )
     if not found.points:
@@ -242,6 +239,7 @@ def _choosing(a: argparse.Namespace) -> dict[str, Any]:
         "samples": a.samples,
         "seed": a.seed,
         "timing_limit": a.timing_limit,
+        "repair": a.repair,
     }
 
 

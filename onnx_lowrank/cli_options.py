@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from onnx_lowrank.calibration import ImageOptions
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.pipeline import DEFAULT_PASSES, DEFAULT_TARGET
+from onnx_lowrank.repairs import DEFAULT_REPAIR, REPAIRS
 from onnx_lowrank.user_code import python_function
 
 __all__ = [
@@ -72,6 +73,9 @@ def pass_options(parser: argparse.ArgumentParser) -> None:
                         help="touch only these layers; may be repeated")  # fmt: skip
     parser.add_argument("--exclude", action="append", default=[], metavar="GLOB",
                         help="leave these layers alone; may be repeated")  # fmt: skip
+    parser.add_argument("--repair", choices=REPAIRS, default=DEFAULT_REPAIR,
+                        help="solve nothing again, each last stage, each chain, or these for "
+                        "what a ReLU lets through (default: %(default)s)")  # fmt: skip
     parser.add_argument("--timing-limit", type=float, default=120.0, metavar="S",
                         help="for latency=R: seconds to measure (default: 120)")  # fmt: skip
 
@@ -91,7 +95,6 @@ def search_options(parser: argparse.ArgumentParser) -> None:
 
 def result_options(parser: argparse.ArgumentParser) -> None:
     """How a plan is carried out."""
-    parser.add_argument("--no-refit", action="store_true", help="do not solve the chains again")
     parser.add_argument("--report", metavar="FILE", help="write the report as JSON")
     parser.add_argument(
         "--force", action="store_true", help="write the result even if it is slower or bigger"

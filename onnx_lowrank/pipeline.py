@@ -20,6 +20,7 @@ from onnx_lowrank.model import Model, save
 from onnx_lowrank.plan import Plan
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.registry import parse_list
+from onnx_lowrank.repairs import DEFAULT_REPAIR
 from onnx_lowrank.report import Report
 from onnx_lowrank.requirement import Metric, Requirement
 from onnx_lowrank.run import SLOWER_CHAINS, Built, DataOptions, Run
@@ -86,7 +87,7 @@ def compress(
     min_agreement: float | None = None,
     min_snr: float | None = None,
     metric: Metric | None = None,
-    repair: bool = True,
+    repair: str = DEFAULT_REPAIR,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Result:
@@ -121,7 +122,9 @@ def compress(
         min_agreement: least part of samples that keep their first class, likewise.
         min_snr: least signal-to-noise ratio of the outputs in dB, likewise.
         metric: ``metric(outputs, labels) -> float``, higher being better; ``outputs`` by name.
-        repair: solve the chains again from input to output with the prefix compressed.
+        repair: what mends the weights, with the prefix compressed: ``none``, ``last`` (solve the
+            last stage of each chain again), ``chain`` (solve and factorize each again) or
+            ``relu`` (and again for what a ReLU lets through).
         force: return the model even if it is slower or bigger than the original.
         progress: told of each step.
 
@@ -134,12 +137,13 @@ def compress(
         raise OptionError("a search looks for one budget; give one target and no rule for ranks")
     data = DataOptions(calib, samples, images, input_shapes, seed)
     timing = TimingOptions(batch, timing_limit, None if cache is None else os.fspath(cache))
-    run = Run(model, parse_list(passes), data, Runtime(provider, threads), timing, progress)
+    runtime = Runtime(provider, threads)
+    run = Run(model, parse_list(passes), data, runtime, timing, progress, repair)
     run.choose_layers(include, exclude)
     if requirement is None:
-        built = run.build(run.timed_plan(asked), repair=repair)
-        return _finished(run, run.paying(asked, built, repair), force)
-    found = smallest_within(run, asked, requirement, repair)
+        built = run.build(run.timed_plan(asked))
+        return _finished(run, run.paying(asked, built), force)
+    found = smallest_within(run, asked, requirement)
     return _finished(run, found.built, force, [found.text(requirement)])
 
 
@@ -161,6 +165,7 @@ def plan(
     batch: int = 1,
     timing_limit: float = 120.0,
     cache: str | os.PathLike[str] | None = None,
+    repair: str = DEFAULT_REPAIR,
     progress: Progress | None = None,
 ) -> Plan:
     """What :func:`compress` would do, to be looked at, edited, and applied.
@@ -173,7 +178,8 @@ def plan(
     asked = Target.parse(target, ranks)
     data = DataOptions(calib, samples, images, input_shapes, seed)
     timing = TimingOptions(batch, timing_limit, None if cache is None else os.fspath(cache))
-    run = Run(model, parse_list(passes), data, Runtime(provider, threads), timing, progress)
+    runtime = Runtime(provider, threads)
+    run = Run(model, parse_list(passes), data, runtime, timing, progress, repair)
     run.choose_layers(include, exclude)
     return run.timed_plan(asked)
 
@@ -189,7 +195,6 @@ def apply(
     provider: str = "CPUExecutionProvider",
     batch: int = 1,
     cache: str | os.PathLike[str] | None = None,
-    repair: bool = True,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Result:
@@ -207,7 +212,7 @@ def apply(
     timing = TimingOptions(batch, cache=None if cache is None else os.fspath(cache))
     run = Run(model, parse_list(plan.passes), data, runtime, timing, progress)
     run.refuse = {d.layer: d.reason for d in plan.decisions if d.decision == "skip"}.get
-    return _finished(run, run.build(plan, repair=repair), force)
+    return _finished(run, run.build(plan), force)
 
 
 def sweep(
@@ -229,7 +234,7 @@ def sweep(
     batch: int = 1,
     timing_limit: float = 120.0,
     cache: str | os.PathLike[str] | None = None,
-    repair: bool = True,
+    repair: str = DEFAULT_REPAIR,
     progress: Progress | None = None,
 ) -> Sweep:
     """Compress to several budgets and measure each: the whole trade of cost for accuracy.
@@ -245,9 +250,10 @@ def sweep(
     targets = [Target.parse(f"{metric}={ratio:g}") for ratio in ratios]
     data = DataOptions(calib, samples, images, input_shapes, seed)
     timing = TimingOptions(batch, timing_limit, None if cache is None else os.fspath(cache))
-    run = Run(model, parse_list(passes), data, Runtime(provider, threads), timing, progress)
+    runtime = Runtime(provider, threads)
+    run = Run(model, parse_list(passes), data, runtime, timing, progress, repair)
     run.choose_layers(include, exclude)
-    made = swept(run, targets, folder, repair, batch)
+    made = swept(run, targets, folder, batch)
     run.forget()
     return made
 

@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 
 from onnx_lowrank.chain import Rank
 from onnx_lowrank.errors import OptionError, PlanError
+from onnx_lowrank.repairs import DEFAULT_REPAIR, check_repair
 from onnx_lowrank.targets import Target
 
 __all__ = ["Decision", "GroupDecision", "Plan"]
 
-SCHEMA = 2
+SCHEMA = 3
 
 #: bytes of a plan that is worth reading: thousands of layers take a few megabytes
 _LARGEST = 64 << 20
@@ -122,6 +123,7 @@ class Plan:
         passes: specs of the passes, rewrites first.
         decisions: one for each layer with weights, in topological order.
         groups: one for each group of channels, where channels were pruned.
+        repair: how weights are mended, of :data:`onnx_lowrank.repairs.REPAIRS`.
     """
 
     model: str
@@ -132,6 +134,7 @@ class Plan:
     passes: tuple[str, ...]
     decisions: tuple[Decision, ...]
     groups: tuple[GroupDecision, ...] = ()
+    repair: str = DEFAULT_REPAIR
     schema: int = SCHEMA
 
     def to_json(self) -> str:
@@ -162,7 +165,7 @@ class Plan:
             if isinstance(rows, list):
                 data[name] = tuple(_read(kind, row, f"{name}[{i}]") for i, row in enumerate(rows))
         plan = _read(cls, data, "plan")
-        _check_target(plan.target)
+        _check_options(plan)
         _check_decisions(plan.decisions)
         _check_groups(plan.groups)
         return plan
@@ -185,9 +188,11 @@ class Plan:
         return cls.from_json(text)
 
 
-def _check_target(target: str) -> None:
+def _check_options(plan: Plan) -> None:
+    target = plan.target
     rule = target.removeprefix("ranks ")
     try:
+        check_repair(plan.repair)
         if rule not in (target, "planner"):
             Target.parse(None, rule)
         else:

@@ -21,13 +21,13 @@ Reference:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import helper
 from scipy import linalg
 
 from onnx_lowrank.blas import blas_for
@@ -38,9 +38,10 @@ from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import Destination, destination
 from onnx_lowrank.moments import Accumulator, Moments
 from onnx_lowrank.progress import Progress
+from onnx_lowrank.refit_relu import Behind, DrawnRows, ceiling_behind, fitted_behind_relu
 from onnx_lowrank.rewrite import Written, update_chain
 from onnx_lowrank.runtime import Runtime
-from onnx_lowrank.spool import Spool
+from onnx_lowrank.walker import Walker
 
 __all__ = ["Refit", "Task", "fitted", "refit", "responses_of"]
 
@@ -59,8 +60,9 @@ class Task:
 
     Attributes:
         written: the chain in the compressed graph.
-        stage: the layer as it was before the chain.
-        cut: takes a layer's weights and the moments of its input apart as the plan says.
+        stage: what is solved: the layer as it was before the chain, or the chain's last stage.
+        cut: makes the chain of what was solved and of the moments of its input.
+        reads: the tensor that ``stage`` reads in the compressed graph.
         original: the layer as the original has it, all its channels there.
         source: tensor that it reads there.
         rows: which of its outputs are left, as a mask; None for all.
@@ -69,6 +71,7 @@ class Task:
     written: Written
     stage: Stage
     cut: Callable[[Stage, Moments], Chain]
+    reads: str
     original: Stage
     source: str
     rows: npt.NDArray[np.bool_] | None = None
@@ -83,12 +86,14 @@ class Refit:
         ridge: chosen; infinite where the weights stayed.
         error_before: of the full layer on its actual input, relative, on held-out samples.
         error_after: the same with the weights ``W*``.
+        behind_relu: errors of the chain, where it was fitted behind a ReLU.
     """
 
     layer: str
     ridge: float
     error_before: float
     error_after: float
+    behind_relu: Behind | None = None
 
 
 def refit(
@@ -102,6 +107,7 @@ def refit(
     seed: int,
     memory: int,
     progress: Progress,
+    behind_relu: bool = False,
 ) -> list[Refit]:
     """Solve the chains of ``compressed`` again, in place.
 
@@ -115,63 +121,29 @@ def refit(
         seed: of the drawn positions.
         memory: bytes of stored tensors; beyond it they wait on disk.
         progress: is told of every chain.
+        behind_relu: fit last stages to what a ReLU lets through, where one follows.
     """
     size = min(size, max(1, len(dataset) // (2 * HELD_OUT)))
     targets = [destination(compressed, t.written.layer) for t in tasks]
-    reference = _Walker(original, dataset, size, runtime, memory)
+    reference = Walker(original, dataset, size, runtime, memory)
     # a response that is no tensor is made anew from what the original layer reads
     seen = [g.total or t.source for t, g in zip(tasks, targets, strict=True)]
     reference.plan([(tensor,) for tensor in seen])
-    current = _Walker(compressed, dataset, size, runtime, memory)
-    current.plan([(t.written.layer.input, *g.skip) for t, g in zip(tasks, targets, strict=True)])
+    current = Walker(compressed, dataset, size, runtime, memory)
+    current.plan([(t.reads, *g.skip) for t, g in zip(tasks, targets, strict=True)])
     done = []
     with progress.task("refit", len(tasks)) as advance:
         for number, (task, target) in enumerate(zip(tasks, targets, strict=True)):
             pairs = zip(reference.advance(), current.advance(), strict=True)
             rng = np.random.default_rng([seed, number])
+            drawn = None
+            if behind_relu and task.written.biased:
+                drawn = _drawn(compressed, task, target, len(dataset) / size, [seed, number, 1])
             with blas_for(task.written.layer.patch):
-                fit, held = _accumulate(task, target, pairs, len(dataset), rng)
-                done.append(_solve(compressed, task, fit, held))
+                fit, held = _accumulate(task, target, pairs, len(dataset), rng, drawn)
+                done.append(_solve(compressed, task, fit, held, drawn))
             advance(1)
     return done
-
-
-class _Walker:
-    """Runs a model piece by piece over the same batches, keeping only tensors still needed."""
-
-    def __init__(
-        self, graph: Graph, dataset: Dataset, size: int, runtime: Runtime, memory: int
-    ) -> None:
-        self._graph, self._dataset, self._size = graph, dataset, size
-        self._runtime, self._memory = runtime, memory
-        self._steps: list[tuple[str, ...]] = []
-        self._done = set(graph.inputs)
-        self._types = graph.input_types()
-        self._stored: Spool | None = None
-
-    def plan(self, steps: Sequence[tuple[str, ...]]) -> None:
-        """The tensors to come: for each step the one to stop at, then others to look at."""
-        self._steps = list(steps)
-
-    def advance(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        """Batches of the tensors of the next step."""
-        graph, step = self._graph, self._steps.pop(0)
-        self._done |= graph.ancestors(step[:1], self._done)
-        ahead = {t for s in self._steps for t in s}
-        keep = self._done & (graph.reads_between(self._done, ahead) | ahead)
-        part = graph.extract(self._types, sorted(keep | set(step)))
-        session = self._runtime.session(part, lean=True) if part.proto.graph.node else None
-        stored, types = Spool(self._memory), graph.input_types()
-        for number, feed in enumerate(self._dataset.batches(self._size)):
-            values = dict(feed) | (self._stored[number] if self._stored is not None else {})
-            if session is not None:
-                values |= session.run(values)
-            kept = {t: values[t] for t in keep if t not in feed}
-            stored.append(kept)
-            for name, value in kept.items():
-                types[name] = helper.np_dtype_to_tensor_dtype(value.dtype)
-            yield {t: values[t] for t in step}
-        self._stored, self._types = stored, types
 
 
 def _accumulate(
@@ -180,18 +152,20 @@ def _accumulate(
     pairs: Iterator[tuple[Rows, Rows]],
     samples: int,
     rng: np.random.Generator,
+    drawn: DrawnRows | None,
 ) -> tuple[Accumulator, Accumulator]:
     """Moments of ``[x, y]`` over the batches to fit on, and over those held out."""
-    geometry, layer = task.stage.geometry, task.written.layer
+    geometry = task.stage.geometry
     groups, outputs, width = task.stage.matrices.shape
     fit, held = (Accumulator(groups, width + outputs) for _ in range(2))
     for number, (reference, current) in enumerate(pairs):
-        x = current[layer.input].astype(np.float32, copy=False)
+        x = current[task.reads].astype(np.float32, copy=False)
         index = drawn_positions(geometry.positions(x.shape), width, samples, rng)
         if target.total:
             y = reference[target.total].astype(np.float32, copy=False)
             if task.rows is not None:
                 y = y.compress(task.rows, geometry.channel_axis)
+            whole = y
             for skip in target.skip:
                 y = y - current[skip].astype(np.float32, copy=False)
             responses = geometry.responses(y, index)
@@ -200,8 +174,11 @@ def _accumulate(
             if task.rows is not None:
                 responses = responses[:, :, task.rows]
         rows = (geometry.patches(x, index), responses)
-        part = held if number % HELD_OUT == HELD_OUT - 1 else fit
-        part.update(np.concatenate(rows, axis=2))
+        last = number % HELD_OUT == HELD_OUT - 1
+        (held if last else fit).update(np.concatenate(rows, axis=2))
+        if drawn is not None:
+            total = geometry.responses(whole, index)
+            drawn.add(rows[0], total, total - responses, last)
     return fit, held if held.count else fit
 
 
@@ -217,7 +194,22 @@ def responses_of(
     return made
 
 
-def _solve(graph: Graph, task: Task, fit: Accumulator, held: Accumulator) -> Refit:
+def _drawn(
+    graph: Graph, task: Task, target: Destination, batches: float, seed: list[int]
+) -> DrawnRows | None:
+    """Room for rows, where a ReLU follows."""
+    ceiling = ceiling_behind(graph, target.total) if target.total else None
+    if ceiling is None:
+        return None
+    groups, outputs, width = task.stage.matrices.shape
+    return DrawnRows(
+        groups * (width + 2 * outputs), math.ceil(batches), ceiling, np.random.default_rng(seed)
+    )
+
+
+def _solve(
+    graph: Graph, task: Task, fit: Accumulator, held: Accumulator, drawn: DrawnRows | None
+) -> Refit:
     start = task.stage.matrices.astype(np.float64)
     groups = range(len(start))
     errors = [
@@ -233,11 +225,16 @@ def _solve(graph: Graph, task: Task, fit: Accumulator, held: Accumulator) -> Ref
     if task.written.biased:
         bias = (outputs - np.einsum("gnd,gd->gn", weights, inputs)).reshape(-1)
     solved = task.stage.with_matrices(weights, bias)
-    chain = task.cut(solved, both.leading(width).moments())
+    moments = both.leading(width).moments()
+    chain, behind = task.cut(solved, moments), None
+    if drawn is not None:
+        better = fitted_behind_relu(chain, solved, task.cut, moments, drawn)
+        if better is not None:
+            chain, behind = better
     update_chain(graph, task.written, chain)
     energy = sum(float(np.trace(held.covariance[g][width:, width:])) for g in groups) or 1.0
     name = task.written.layer.name
-    return Refit(name, RIDGES[best], errors[-1] / energy, errors[best] / energy)
+    return Refit(name, RIDGES[best], errors[-1] / energy, errors[best] / energy, behind)
 
 
 def fitted(start: Array, moments: Accumulator, group: int, ridge: float) -> Array:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ from onnx_lowrank.moments import Moments
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.preparation import Prepared
 from onnx_lowrank.refit import Task
+from onnx_lowrank.repairs import DEFAULT_REPAIR
 from onnx_lowrank.rewrite import Written, apply_chain
 
 __all__ = ["refit_tasks"]
@@ -31,6 +31,7 @@ def refit_tasks(
     written: Mapping[str, Written],
     decisions: Mapping[str, Decision],
     passes: Sequence[Factorization],
+    repair: str = DEFAULT_REPAIR,
 ) -> list[Task]:
     """The tasks, in topological order; kept layers are written anew so that they can be changed.
 
@@ -42,6 +43,7 @@ def refit_tasks(
         written: the chains.
         decisions: by layer name.
         passes: that made the chains.
+        repair: ``last`` has their last stages solved, all else the layers.
     """
     targets = {layer.name: layer for layer in find_layers(compressed)[0]}
     before = {layer.name: layer for layer in original.layers}
@@ -51,15 +53,22 @@ def refit_tasks(
         stage, first = layer.stage, before[layer.name]
         rows = _rows(original.graph, first, remains)
         if layer.name in written:
-            cut = _cutter(layer, decisions[layer.name], passes)
-            tasks.append(Task(written[layer.name], stage, cut, first.stage, first.input, rows))
+            chain = written[layer.name]
+            if repair != "last":
+                cut, reads = _cutter(layer, decisions[layer.name], passes), layer.input
+            elif isinstance(chain.chain.last, Stage):
+                stage, cut = chain.chain.last, _last_of(chain.chain)
+                reads = _input_of_last(compressed, chain)
+            else:
+                continue
+            tasks.append(Task(chain, stage, cut, reads, first.stage, first.input, rows))
         elif (
             (changed & compressed.ancestors([layer.input]) or layer.shape != first.shape)
             and stage.bias is not None
             and layer.sharers == 1
         ):
             kept = apply_chain(compressed, targets[layer.name], Chain((stage,)))
-            tasks.append(Task(kept, stage, _alone, first.stage, first.input, rows))
+            tasks.append(Task(kept, stage, _alone, layer.input, first.stage, first.input, rows))
         else:
             continue
         changed.add(layer.output)
@@ -77,7 +86,24 @@ def _alone(solved: Stage, _: Moments) -> Chain:
     return Chain((solved,))
 
 
-def _cutter(layer: Layer, decision: Decision, passes: Sequence[Factorization]) -> Any:
+def _last_of(chain: Chain) -> Callable[[Stage, Moments], Chain]:
+    def cut(solved: Stage, _: Moments) -> Chain:
+        return Chain((*chain.stages[:-1], solved))
+
+    return cut
+
+
+def _input_of_last(graph: Graph, written: Written) -> str:
+    """What the last stage of a chain reads: all else that its node has is constant."""
+    weight = written.constants[-1 if written.chain.last.bias is None else -2]
+    (node,) = graph.consumers(weight)
+    names = (str(t.name) for t in node.inputs)
+    return next(n for n in names if n and not graph.is_constant(n))
+
+
+def _cutter(
+    layer: Layer, decision: Decision, passes: Sequence[Factorization]
+) -> Callable[[Stage, Moments], Chain]:
     def cut(stage: Stage, moments: Moments) -> Chain:
         return cut_candidate(layer.with_stage(stage), decision, passes, moments)
 

@@ -101,6 +101,12 @@ class Report:
         first = self.latency[0] if self.latency else None
         console.print(model_table(self.before, self.after, first, self.validation.accuracy))
         console.print(outputs_table(self.validation))
+        behind = [r.behind_relu for r in self.refits if r.behind_relu is not None]
+        if behind:
+            gained = sum(b.gain > 0 for b in behind)
+            mean = sum(b.gain for b in behind) / len(behind)
+            console.print(f"behind the ReLU: {gained} of {len(behind)} layers gained, {mean:.1%} "
+                          "less error there on held-out batches", highlight=False)  # fmt: skip
         for pair in self.latency:
             console.print(
                 f"batch {pair.batch}: {pair.reference_ms:.3g} ms -> {pair.new_ms:.3g} ms, "

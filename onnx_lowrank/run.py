@@ -42,6 +42,7 @@ from onnx_lowrank.pruning import Kept, Pruner
 from onnx_lowrank.refit import Refit, refit
 from onnx_lowrank.refit_tasks import refit_tasks
 from onnx_lowrank.registry import Passes
+from onnx_lowrank.repairs import DEFAULT_REPAIR, check_repair
 from onnx_lowrank.report import Report
 from onnx_lowrank.rewrite import Written, apply_chain
 from onnx_lowrank.run_data import gather
@@ -99,9 +100,10 @@ class Run:
         runtime: that counts.
         timing: how latency is measured.
         progress: told of each step.
+        repair: how weights are mended, of :data:`onnx_lowrank.repairs.REPAIRS`.
 
     Raises:
-        OptionError: no pass that compresses, or two that prune.
+        OptionError: no such repair, no pass that compresses, or two that prune.
         ModelError, DataError: as the inputs deserve.
     """
 
@@ -113,11 +115,13 @@ class Run:
         runtime: Runtime,
         timing: TimingOptions,
         progress: Progress | None,
+        repair: str = DEFAULT_REPAIR,
     ) -> None:
         if len(passes.prunings) > 1:
             raise OptionError("one pruning pass at a time; its options say how")
         if not passes.factorizations and not passes.prunings:
             raise OptionError("no factorization among the passes; add spatial_svd, for one")
+        self._repair = check_repair(repair)
         self.clock = _Clock()
         self.progress = progress or Progress()
         self.runtime, self.source = runtime, load(model)
@@ -161,6 +165,7 @@ class Run:
         return Plan(
             self.source.digest, self.data.digest, str(target), self._options.seed,
             self._options.samples, self._passes.specs, tuple(decisions), tuple(groups),
+            self._repair,
         )  # fmt: skip
 
     def timed_plan(self, target: Target) -> Plan:
@@ -271,7 +276,7 @@ class Run:
 
     # -- the model -------------------------------------------------------------------------------
 
-    def build(self, plan: Plan, *, repair: bool = True) -> Built:
+    def build(self, plan: Plan) -> Built:
         """The model that a plan describes, checked but not measured.
 
         Raises:
@@ -296,23 +301,24 @@ class Run:
                     made[layer.name] = after_cut(layer, decision, chain, moments, work.shapes)
         refits: list[Refit] = []
         with self.clock("refit"):
-            if repair and self.data.calibration is not None and (written or kept):
+            data = self.data.calibration if plan.repair != "none" else None
+            if data is not None and (written or kept):
                 tasks = refit_tasks(
                     self.prepared, work, remains, compressed, written, made,
-                    self._passes.factorizations,
+                    self._passes.factorizations, plan.repair,
                 )  # fmt: skip
                 size = batch_size(list(work.shapes), work.shapes, MEMORY)
                 refits = refit(
-                    self.prepared.graph, compressed, tasks, self.data.calibration,
-                    self.runtime, size=size, seed=plan.seed, memory=MEMORY // 8,
-                    progress=self.progress,
+                    self.prepared.graph, compressed, tasks, data, self.runtime, size=size,
+                    seed=plan.seed, memory=MEMORY // 8, progress=self.progress,
+                    behind_relu=plan.repair == "relu",
                 )  # fmt: skip
         result = _sign(compressed.to_model(), plan)
         _check(self.source, result)
         chains = {name: w.chain for name, w in written.items()}
         return Built(result, plan, tuple(made.values()), tuple(refits), chains)
 
-    def paying(self, target: Target, built: Built, repair: bool) -> Built:
+    def paying(self, target: Target, built: Built) -> Built:
         """``built``, or where it is slower than the original, one without what does not pay.
 
         The budget is then spent on other layers; where that cannot be, nothing is changed.
@@ -345,7 +351,7 @@ class Run:
         plan = replace(built.plan, decisions=tuple(decisions))
         self._notes[plan.digest] = list(self._notes.get(built.plan.digest, []))
         self._note(plan, f"taken back, for they took more time than the layers: {names}")
-        return self.build(plan, repair=repair)
+        return self.build(plan)
 
     def _note(self, plan: Plan, text: str) -> None:
         self._notes.setdefault(plan.digest, []).append(text)

@@ -57,16 +57,13 @@ class Found:
         )
 
 
-def smallest_within(
-    run: Run, target: Target, requirement: Requirement, repair: bool = True
-) -> Found:
+def smallest_within(run: Run, target: Target, requirement: Requirement) -> Found:
     """Search the budget on ``target``'s metric.
 
     Args:
         run: model, passes and data.
         target: a single budget; its ratio is what is looked for.
         requirement: to be kept.
-        repair: whether chains are solved again.
 
     Raises:
         BudgetError: nothing that saves anything keeps it.
@@ -83,7 +80,7 @@ def smallest_within(
     low, high, ratio = LEAST, 1.0, FIRST
     with run.progress.task("search", STEPS) as advance:
         for _ in range(STEPS):
-            built = _built(run, target.at(ratio), repair)
+            built = _built(run, target.at(ratio))
             score = judges[0].score(built.model) if built is not None else None
             tried.append((ratio, score))
             if built is not None and score is not None and requirement.holds(score.value):
@@ -95,7 +92,7 @@ def smallest_within(
             advance(1)
     refused = ""
     for ratio, plan, score in reversed(kept):  # each is smaller than the one before
-        built = smallest if smallest is not None else run.build(plan, repair=repair)
+        built = smallest if smallest is not None else run.build(plan)
         smallest = None
         confirmed = judges[1].score(built.model)
         if requirement.holds(confirmed.value):
@@ -111,9 +108,9 @@ def smallest_within(
     )
 
 
-def _built(run: Run, target: Target, repair: bool) -> Built | None:
+def _built(run: Run, target: Target) -> Built | None:
     try:
-        return run.build(run.timed_plan(target), repair=repair)
+        return run.build(run.timed_plan(target))
     except BudgetError:
         return None
 

@@ -148,7 +148,6 @@ def swept(
     run: Run,
     targets: Sequence[Target],
     folder: str | os.PathLike[str] | None = None,
-    repair: bool = True,
     batch: int = 1,
 ) -> Sweep:
     """Build and measure a model for each target.
@@ -157,7 +156,6 @@ def swept(
         run: model, passes and data.
         targets: to try.
         folder: where to write the models; None writes none.
-        repair: whether chains are solved again.
         batch: whose latency is told; the next smaller one that the data allows.
 
     Raises:
@@ -174,7 +172,7 @@ def swept(
     with run.progress.task("sweep", len(targets)) as advance:
         for target in targets:
             try:
-                built = run.build(run.timed_plan(target), repair=repair)
+                built = run.build(run.timed_plan(target))
             except BudgetError as error:
                 missed.append((str(target), str(error)))
                 advance(1)

@@ -138,7 +138,7 @@ def test_in_another_process(hash_seed: str, tmp_path: Path) -> None:
 
 
 def test_without_refit(both: Plan) -> None:
-    parts = applied(both, repair=False)
+    parts = applied(replace(both, repair="none"))
     assert parts.report.refits == ()
     refit = applied(both)
     assert refit.report.refits
@@ -147,6 +147,25 @@ def test_without_refit(both: Plan) -> None:
     wanted = fm.run(NET, x)["y"]
     bare, repaired = (fm.relative(fm.run(r.model, x)["y"], wanted) for r in (parts, refit))
     assert repaired < bare
+
+
+@pytest.mark.parametrize("repair", ["last", "relu"])
+def test_the_repair_of_the_plan_is_done(both: Plan, repair: str) -> None:
+    """As ``compress`` does it, for the plan says all."""
+    done = applied(Plan.from_json(replace(both, repair=repair).to_json()))
+    whole = compress(
+        NET, calib=CALIB, target=both.target, passes=list(both.passes), repair=repair, threads=1,
+        force=True,
+    )  # fmt: skip
+    assert whole.plan == replace(both, repair=repair)
+    assert bytes_of(done.model) == bytes_of(whole.model)
+    assert bytes_of(done.model) != bytes_of(applied(both).model)
+    assert any(r.behind_relu is not None for r in done.report.refits) == (repair == "relu")
+
+
+def test_a_repair_that_is_not_there() -> None:
+    with pytest.raises(OptionError, match="repair 'best'; it should be one of none, last, chain"):
+        compress(NET, calib=CALIB, repair="best")
 
 
 def test_other_data_gives_other_weights_and_a_note(both: Plan) -> None:
@@ -208,7 +227,8 @@ def test_other_channels(both: Plan) -> None:
     first = layers(result.model)["conv0"]
     assert first.shape[0] == 3
     # the rows of channels that nobody refits are those of the original
-    bare = applied(with_group(both, "conv0", kept=(1, 2, 10)), repair=False)
+    unrepaired = replace(both, repair="none")
+    bare = applied(with_group(unrepaired, "conv0", kept=(1, 2, 10)))
     np.testing.assert_array_equal(
         layers(bare.model)["conv0"].stage.weight, layers(NET)["conv0"].stage.weight[[1, 2, 10]]
     )
@@ -220,8 +240,9 @@ def test_a_group_set_to_keep(both: Plan) -> None:
 
 
 def test_a_cut_that_keeps_all(both: Plan) -> None:
-    all_kept = applied(with_group(both, "conv0", kept=tuple(range(16))), repair=False)
-    keep = applied(with_group(both, "conv0", decision="keep"), repair=False)
+    unrepaired = replace(both, repair="none")
+    all_kept = applied(with_group(unrepaired, "conv0", kept=tuple(range(16))))
+    keep = applied(with_group(unrepaired, "conv0", decision="keep"))
     x = {"x": fm.pictures(20)}
     wanted = fm.run(keep.model, x)["y"]
     assert fm.relative(fm.run(all_kept.model, x)["y"], wanted) < 1e-3
@@ -331,14 +352,14 @@ _VALUES: dict[str, list[Any]] = {
 def test_plausible_changes_are_done_or_refused(both: Plan) -> None:
     random, done = np.random.default_rng(0), 0
     for trial in range(60):
-        data = json.loads(both.to_json())
+        data = json.loads(both.to_json()) | {"repair": "none" if trial % 4 else "chain"}
         for _ in range(int(random.integers(1, 3))):
             rows = random.permutation([*data["decisions"], *data["groups"], data]).tolist()
             keys = sorted(set(rows[0]) & set(_VALUES))
             key = keys[int(random.integers(len(keys)))]
             rows[0][key] = _VALUES[key][int(random.integers(len(_VALUES[key])))]
         with suppress(LowRankError):
-            result = applied(Plan.from_json(json.dumps(data)), repair=trial % 4 == 0)
+            result = applied(Plan.from_json(json.dumps(data)))
             onnx.checker.check_model(result.model, full_check=True)
             result.report.to_json()
             done += 1

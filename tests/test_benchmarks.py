@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from benchmarks import alone, layers, pruning, real_models
+from benchmarks import ablation, alone, layers, pruning, real_models
 from benchmarks.layers import Case, Study
 from benchmarks.models import Benchmark, Samples
 from onnx_lowrank.base import Factorization
@@ -142,6 +142,7 @@ def test_every_factorization_is_run_alone() -> None:
 def test_documented_commands_are_understood() -> None:
     pages = [ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]
     parsers = {
+        "benchmarks.ablation": ablation.parser(),
         "benchmarks.layers": layers.parser(),
         "benchmarks.alone": alone.parser(),
         "benchmarks.pruning": pruning.parser(),

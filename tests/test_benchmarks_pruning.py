@@ -51,7 +51,7 @@ def test_ways_choose_cells() -> None:
     assert {(c.name.startswith("obs"), "solve=False" in c.passes) for c in found} == {
         (True, False), (False, True)
     }  # fmt: skip
-    assert not any(cell.repair for cell in found)
+    assert {cell.repair for cell in found} == {"none"}
 
 
 def test_figures_are_those_of_the_model(row: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ def test_options_reach_the_library(arguments: list[str], monkeypatch: pytest.Mon
     monkeypatch.setattr(cli_commands, "compress", fake)
     more = [
         "--include", "a*", "--include", "b*", "--exclude", "c", "--passes", "svd", "--samples",
-        "9", "--seed", "4", "--no-refit", "--force", "--ranks", "ratio=0.5", "--resize",
+        "9", "--seed", "4", "--repair", "last", "--force", "--ranks", "ratio=0.5", "--resize",
         "32x48", "--crop", "24", "--mean", "1,2,3", "--channel-order", "BGR", "--input-shape",
         "x:1,3,8,8", "--input-shape", "a:b:2", "--target", "latency=0.7", "--batch", "4",
         "--timing-limit", "9.5", "--cache", "",
@@ -78,7 +78,7 @@ def test_options_reach_the_library(arguments: list[str], monkeypatch: pytest.Mon
     assert got["include"] == ["a*", "b*"]
     assert got["exclude"] == ["c"]
     assert (got["passes"], got["samples"], got["seed"]) == ("svd", 9, 4)
-    assert (got["repair"], got["force"], got["ranks"]) == (False, True, "ratio=0.5")
+    assert (got["repair"], got["force"], got["ranks"]) == ("last", True, "ratio=0.5")
     assert got["input_shapes"] == {"x": (1, 3, 8, 8), "a:b": (2,)}
     assert got["target"] == ["macs=0.6", "latency=0.7"]
     assert (got["batch"], got["timing_limit"], got["cache"]) == (4, 9.5, "")

@@ -126,10 +126,10 @@ def test_options_of_apply_reach_the_library(
         raise ModelError("enough")
 
     monkeypatch.setattr(cli_commands, "apply", fake)
-    more = ["--no-refit", "--force", "--crop", "24", "--input-shape", "x:1,64", "--batch", "4"]
+    more = ["--force", "--crop", "24", "--input-shape", "x:1,64", "--batch", "4"]
     assert cli.main(planned.applying(*more)) == ModelError.exit_code
     assert got["plan"] == Plan.load(planned.plan)
-    assert (got["repair"], got["force"], got["threads"], got["batch"]) == (False, True, 1, 4)
+    assert (got["force"], got["threads"], got["batch"]) == (True, 1, 4)
     assert (got["input_shapes"], got["images"].crop) == ({"x": (1, 64)}, 24)
 
 

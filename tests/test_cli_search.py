@@ -135,11 +135,12 @@ def test_search_without_data(compress: list[str], capsys: Capture) -> None:
 def test_sweep_options_reach_the_library(
     sweep: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more = ["--budget", "latency", "--ratios", "0.9,.5", "--models", str(tmp_path), "--no-refit",
-            "--batch", "8", "--timing-limit", "3", "--cache", "", "--include", "a*"]  # fmt: skip
+    more = ["--budget", "latency", "--ratios", "0.9,.5", "--models", str(tmp_path),
+            "--repair", "none", "--batch", "8", "--timing-limit", "3", "--cache", "",
+            "--include", "a*"]  # fmt: skip
     got = caught("sweep", [*sweep, *more], monkeypatch)
     assert (got["metric"], got["ratios"], got["folder"]) == ("latency", [0.9, 0.5], str(tmp_path))
-    assert (got["repair"], got["batch"], got["timing_limit"]) == (False, 8, 3.0)
+    assert (got["repair"], got["batch"], got["timing_limit"]) == ("none", 8, 3.0)
     assert (got["cache"], got["include"]) == ("", ["a*"])
     plain = caught("sweep", sweep, monkeypatch)
     assert (plain["metric"], tuple(plain["ratios"])) == ("macs", RATIOS)

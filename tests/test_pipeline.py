@@ -80,7 +80,7 @@ def test_the_interface_is_kept(net: str, compressed: Compressed) -> None:
 
 def test_planned_responses_beat_uniform_weights(compressed: Compressed) -> None:
     weights = "fold_batchnorm,svd{metric=identity},spatial_svd{metric=identity}"
-    uniform = compressed("resnet", passes=weights, ranks="ratio=0.4", repair=False, target=None)
+    uniform = compressed("resnet", passes=weights, ranks="ratio=0.4", repair="none", target=None)
     planned = compressed("resnet", target="macs=0.4")
     assert planned.report.macs_ratio <= 0.4
     assert error(planned) < 0.7 * error(uniform)
@@ -97,7 +97,7 @@ def test_the_plan_names_every_layer_and_says_why(compressed: Compressed) -> None
 @pytest.mark.parametrize("rule", ["fixed=10", "ratio=0.4", "energy=0.99", "error=0.02", "evbmf"])
 def test_ranks_by_rule(rule: str, compressed: Compressed) -> None:
     passes = "fold_batchnorm,svd,spatial_svd,tucker2"
-    plan = compressed("vgg", passes=passes, ranks=rule, target=None, repair=False).plan
+    plan = compressed("vgg", passes=passes, ranks=rule, target=None, repair="none").plan
     assert plan.target == f"ranks {rule}"
     made = [d for d in plan.decisions if d.method]
     assert made

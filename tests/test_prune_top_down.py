@@ -28,7 +28,7 @@ def test_the_first_group_sees_the_original() -> None:
     for chain in ("top_down", "bottom_up"):
         result = fm.quick_compress(
             fm.digits("mlp"), calib=fm.DIGITS, target="params=0.5", samples=300,
-            passes=[PruneChannels(chain=chain)], repair=False,
+            passes=[PruneChannels(chain=chain)], repair="none",
         )  # fmt: skip
         found.append({g.name: g.kept for g in result.plan.groups if g.kept})
     assert found[0].keys() == found[1].keys()

@@ -99,7 +99,7 @@ def test_duplicate_neurons_are_merged(method: str) -> None:
 
 def test_magnitude_does_not_merge_them() -> None:
     proto, _ = twins()
-    result = prune(proto, "prune_channels{method=l2,solve=false,keep=0.6667}", repair=False)
+    result = prune(proto, "prune_channels{method=l2,solve=false,keep=0.6667}", repair="none")
     assert change(result, proto) > 0.1
 
 
@@ -234,13 +234,13 @@ def test_methods(method: str, plain: ModelProto) -> None:
 def test_reconstruction_beats_every_baseline(plain: ModelProto) -> None:
     ours = change(prune(plain), plain)
     for method in ("l1", "l2", "energy", "random"):
-        bare = prune(plain, f"prune_channels{{method={method},solve=false}}", repair=False)
+        bare = prune(plain, f"prune_channels{{method={method},solve=false}}", repair="none")
         assert ours < 0.8 * change(bare, plain)
 
 
 def test_solving_again_and_refit_each_lower_the_error(plain: ModelProto) -> None:
-    bare = change(prune(plain, "prune_channels{solve=false}", repair=False), plain)
-    solved = change(prune(plain, repair=False), plain)
+    bare = change(prune(plain, "prune_channels{solve=false}", repair="none"), plain)
+    solved = change(prune(plain, repair="none"), plain)
     refit = change(prune(plain), plain)
     assert refit < solved < bare
 

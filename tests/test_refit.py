@@ -11,6 +11,7 @@ from onnx import ModelProto, helper
 
 from onnx_lowrank import refit as module
 from onnx_lowrank import spool
+from onnx_lowrank import walker as walker_module
 from onnx_lowrank.candidates import cut_candidate
 from onnx_lowrank.chain import Chain, Stage
 from onnx_lowrank.graph import Graph
@@ -23,6 +24,7 @@ from onnx_lowrank.refit import Refit, Task, refit
 from onnx_lowrank.registry import parse_list
 from onnx_lowrank.rewrite import apply_chain
 from onnx_lowrank.runtime import Runtime
+from onnx_lowrank.walker import Walker
 from tests import fixtures_models as fm
 
 Cut = Callable[[Stage, Moments], Chain]
@@ -66,7 +68,7 @@ class Case:
                 continue
             stage = layer.stage
             written = apply_chain(self.graph, layer, cut(stage, Moments()))
-            self.tasks.append(Task(written, stage, cut, stage, layer.input))
+            self.tasks.append(Task(written, stage, cut, layer.input, stage, layer.input))
 
     def error(self, x: fm.AnyArray = UNSEEN) -> float:
         """Of the output against the original's."""
@@ -217,10 +219,10 @@ class _Counted(spool.Spool):
 
 
 def test_the_walker_keeps_only_what_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "Spool", _Counted)
+    monkeypatch.setattr(walker_module, "Spool", _Counted)
     _Counted.names = []
     graph = Graph(load(fm.residual_net()))
-    walker = module._Walker(graph, fm.dataset(fm.residual_net(), SEEN[:16]), 8, fm.ONE_THREAD, 0)
+    walker = Walker(graph, fm.dataset(fm.residual_net(), SEEN[:16]), 8, fm.ONE_THREAD, 0)
     steps: list[tuple[str, ...]] = [("a0",), ("b1", "a"), ("c1",), ("y",)]
     walker.plan(steps)
     whole = ModelProto()

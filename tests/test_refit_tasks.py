@@ -2,19 +2,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnx_lowrank.candidates import cut_candidate
+from onnx_lowrank.chain import Stage
 from onnx_lowrank.channel_cut import Remains
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.model import Model, load
+from onnx_lowrank.moments import Moments
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.preparation import Prepared, prepare
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning import Kept, Pruner
 from onnx_lowrank.refit import Task, refit
-from onnx_lowrank.refit_tasks import refit_tasks
+from onnx_lowrank.refit_tasks import _input_of_last, refit_tasks
 from onnx_lowrank.registry import parse, parse_list
 from onnx_lowrank.rewrite import Written, apply_chain
 from onnx_lowrank.run_data import gather
@@ -28,7 +30,9 @@ FACTORIZATIONS = parse_list("spatial_svd")[1]
 class Case:
     """A net pruned and factorized, before its refit."""
 
-    def __init__(self, proto: ModelProto, kept: Kept, ranks: dict[str, int]) -> None:
+    def __init__(
+        self, proto: ModelProto, kept: Kept, ranks: dict[str, int], repair: str = "chain"
+    ) -> None:
         self.source = load(proto)
         self.data = gather(self.source, {"x": SEEN}, None, None, None, 0)
         self.original = self._prepare(self.source)
@@ -52,7 +56,7 @@ class Case:
                 written[layer.name] = apply_chain(self.compressed, named[layer.name], chain)
         self.tasks = refit_tasks(
             self.original, self.work, self.remains, self.compressed, written, decisions,
-            FACTORIZATIONS,
+            FACTORIZATIONS, repair,
         )  # fmt: skip
 
     def _prepare(self, model: Model) -> Prepared:
@@ -147,12 +151,12 @@ def test_sums_are_fitted_to_the_channels_that_are_left() -> None:
     assert after[1] < before[1] * 0.99
 
 
-def tensor(proto: ModelProto, name: str) -> fm.AnyArray:
+def tensor(proto: ModelProto, name: str, x: fm.AnyArray = UNSEEN) -> fm.AnyArray:
     """A value inside of a model."""
     copy = ModelProto()
     copy.CopyFrom(proto)
     copy.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    return fm.run(copy, {"x": UNSEEN})[name]
+    return fm.run(copy, {"x": x})[name]
 
 
 def test_chains_are_cut_again_as_decided() -> None:
@@ -161,3 +165,56 @@ def test_chains_are_cut_again_as_decided() -> None:
     shapes = [la.shape for la in find_layers(Graph(case.compressed.to_model()))[0]]
     assert (3, 7, 3, 1) in shapes
     assert (7, 3, 1, 3) in shapes
+
+
+def test_last_stages_alone() -> None:
+    """The first stages stay as the plan made them; what is solved is the least-squares answer."""
+    case = Case(NET, {}, {"conv1": 4, "conv2": 3}, "last")
+    assert [t.stage.weight.shape for t in case.tasks] == [
+        (12, 4, 1, 3), (12, 3, 1, 3), (12, 12, 3, 3)
+    ]  # fmt: skip
+    assert [t.reads for t in case.tasks[:2]] == ["b0_vertical", "c0_vertical"]
+    before, stored = case.error(), initializers(case)
+    case.refit()
+    after = initializers(case)
+    firsts = [name for name in stored if "vertical" in name]
+    assert len(firsts) == 2
+    for name in firsts:
+        np.testing.assert_array_equal(after[name], stored[name])
+    assert case.error() < before
+    # the first chain reads what the original does, so its solution can be had from the data
+    stage = case.tasks[0].stage
+    patches = stage.geometry.patches(tensor(case.compressed.to_model().proto, "b0_vertical", SEEN))
+    wanted = stage.geometry.responses(tensor(NET, "b0", SEEN))[0]
+    rows = np.column_stack([patches[0], np.ones(len(wanted))]).astype(np.float64)
+    wanted = wanted.astype(np.float64)
+    least = np.sum((wanted - rows @ np.linalg.lstsq(rows, wanted, rcond=None)[0]) ** 2)
+    found = case.tasks[0].written.chain.last
+    assert isinstance(found, Stage)
+    assert found.bias is not None
+    left = np.sum((wanted - patches[0] @ found.matrices[0].T - found.bias) ** 2)
+    assert least <= left < 1.005 * least  # a ridge is chosen
+
+
+@pytest.mark.parametrize("op", ["Gemm", "MatMul"])
+def test_the_last_stage_of_a_product_reads_the_features(op: str) -> None:
+    """Behind a MatMul comes the Add of the bias."""
+    weights = {"w": fm.float32(np.random.default_rng(0).standard_normal((8, 6)))}
+    bias = {"c": np.ones(6, np.float32)}
+    nodes = [helper.make_node("Gemm", ["x", "w", "c"], ["y"], name="fc")]
+    if op == "MatMul":
+        nodes = [helper.make_node("MatMul", ["x", "w"], ["h"], name="fc"),
+                 helper.make_node("Add", ["h", "c"], ["y"])]  # fmt: skip
+    graph = Graph(load(fm.build(nodes, {"x": ["N", 8]}, {"y": ["N", 6]}, weights | bias)))
+    (layer,) = find_layers(graph)[0]
+    assert layer.stage.bias is not None
+    chain = parse_list("svd")[1][0].propose(layer, Moments())[0].cut(2)
+    reads = _input_of_last(graph, apply_chain(graph, layer, chain))
+    maker = graph.producer(reads)
+    assert maker is not None
+    assert maker.inputs[0].name == "x"
+
+
+def initializers(case: Case) -> dict[str, fm.AnyArray]:
+    tensors = case.compressed.to_model().proto.graph.initializer
+    return {t.name: numpy_helper.to_array(t) for t in tensors}

@@ -12,6 +12,7 @@ from rich.console import Console
 from onnx_lowrank.cost import Cost
 from onnx_lowrank.plan import Decision, GroupDecision
 from onnx_lowrank.refit import Refit
+from onnx_lowrank.refit_relu import Behind
 from onnx_lowrank.report import Report
 from onnx_lowrank.validate import Accuracy, OutputCheck, Validation
 from tests import fixtures_models as fm
@@ -116,6 +117,16 @@ def test_tables_say_what_was_done_and_why() -> None:
              "94.00%", "-1.00 points", "2.00x", "0.600", "1.5 k", "b [x]")  # fmt: skip
     for part in parts:
         assert part in text, part
+    assert "ReLU" not in text
+
+
+def test_what_was_gained_behind_a_relu() -> None:
+    found = (Behind(0.5, 0.45), Behind(0.25, 0.25), Behind(0.0, 0.0))
+    refits = [replace(REPORT.refits[0], behind_relu=b) for b in found]
+    report = replace(REPORT, refits=(*REPORT.refits, *refits))
+    assert "1 of 3 layers gained, 3.3% less error there on held-out batches" in printed(report)
+    assert parsed(report)["refit"][0]["behind_relu"] is None
+    assert parsed(report)["refit"][1]["behind_relu"] == {"linear": 0.5, "error": 0.45}
 
 
 def test_tables_of_an_empty_report() -> None:

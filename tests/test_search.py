@@ -44,16 +44,14 @@ class Fake:
         self.runtime, self.progress = fm.ONE_THREAD, Progress()
         self.losses, self.least = (loss, confirming or loss), least
         self.built: list[float] = []
-        self.repairs: set[bool] = set()
 
     def timed_plan(self, target: Target) -> float:
         if target.ratio < self.least:
             raise BudgetError("out of reach")
         return target.ratio
 
-    def build(self, plan: float, *, repair: bool) -> Any:
+    def build(self, plan: float) -> Any:
         self.built.append(plan)
-        self.repairs.add(repair)
         return SimpleNamespace(model=scaled(*(loss(plan) for loss in self.losses)), plan=plan)
 
     def search(self, requirement: Requirement = SNR, **options: Any) -> Found:
@@ -77,13 +75,6 @@ def test_the_crossing(crossing: float) -> None:
         assert score.samples == 30
     assert SNR.holds(found.searched.value)
     assert SNR.holds(found.confirmed.value)
-    assert fake.repairs == {True}
-
-
-def test_repair_is_passed_on() -> None:
-    fake = Fake(lambda _: 0.01)
-    fake.search(repair=False)
-    assert fake.repairs == {False}
 
 
 def test_everything_holds() -> None:

@@ -10,8 +10,7 @@ two blocks, ``(Z, A, B)`` and the copies ``(P, Q, c)``, ``S = P + Q``, ``v = (A,
     A, B    as in :mod:`onnx_lowrank.linalg.lowrank_sparse`
     t, u    the running sums of S x + c - z and of (P, Q) - (A, B)
 
-Each ``z`` has two branches and takes the better: ``max((y + tau a) / (1 + tau), 0)``, which costs
-``1/2 (y - z)^2 + tau / 2 (z - a)^2``, or ``min(a, 0)``, which costs ``1/2 y^2`` and the rest.
+The ``z`` are those of :mod:`onnx_lowrank.linalg.relu_regression`.
 
 At wanted sizes (:func:`refit_relu`) the penalties give way to a set of channels and a rank, and
 ``z`` and the best parts for it are solved in turn while ``tau`` grows.
@@ -43,12 +42,12 @@ from onnx_lowrank.linalg.lowrank_sparse import (
     shrunk_values,
 )
 from onnx_lowrank.linalg.lowrank_sparse_sizes import LowRankSparseParts, parts_of
+from onnx_lowrank.linalg.relu_regression import nearest_before_relu
 
 __all__ = [
     "ReluParts",
     "ReluResult",
     "lowrank_sparse_relu",
-    "nearest_before_relu",
     "refit_relu",
     "relu_loss",
 ]
@@ -271,22 +270,6 @@ def relu_loss(rows: Array, target: Array, matrix: Array, bias: Array) -> float:
     """
     left = target - np.maximum(rows @ matrix.T + bias, 0.0)
     return float(np.sum(left**2)) / (2 * len(rows))
-
-
-def nearest_before_relu(target: Array, point: Array, tau: float) -> Array:
-    """The ``z`` of least ``1/2 (y - relu(z))^2 + tau / 2 (z - a)^2``, element by element.
-
-    Args:
-        target: ``y``, of any shape.
-        point: ``a``, of that shape.
-        tau: positive.
-    """
-    above = np.maximum((target + tau * point) / (1 + tau), 0.0)
-    below = np.minimum(point, 0.0)
-    cost_above = (target - above) ** 2 + tau * (above - point) ** 2
-    cost_below = target**2 + tau * (below - point) ** 2
-    nearest: Array = np.where(cost_above <= cost_below, above, below)
-    return nearest
 
 
 class _Point(NamedTuple):

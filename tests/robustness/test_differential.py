@@ -25,6 +25,7 @@ from onnx_lowrank.model import Model
 from onnx_lowrank.moments import Moments
 from onnx_lowrank.passes import FoldBatchnorm
 from onnx_lowrank.registry import parse_list
+from onnx_lowrank.repairs import REPAIRS
 from onnx_lowrank.rewrite import apply_chain
 from tests import fixtures_models as fm
 from tests.robustness.conftest import Count
@@ -149,7 +150,8 @@ def budgeted(seed: int, count: Count) -> None:
     held_out = {"x": case.samples(6, seed + 1)}
     before = case.proto.SerializeToString()
     data = {"x": case.samples(int(random.integers(8, 17)), seed), "test.x": held_out["x"]}
-    options = {"calib": data, "passes": passes, "repair": bool(random.integers(2)), "force": True}
+    options = {"calib": data, "passes": passes, "force": True,
+               "repair": chosen(random, *REPAIRS)}  # fmt: skip
     try:
         result = fm.quick_compress(case.proto, target=f"{metric}={ratio}", **options)
         verdict = "kept"
