@@ -245,7 +245,7 @@ def _choosing(a: argparse.Namespace) -> dict[str, Any]:
 
 def _planning(a: argparse.Namespace) -> dict[str, Any]:
     """What :func:`plan` is told."""
-    return {**_choosing(a), "target": a.target, "ranks": a.ranks}
+    return {**_choosing(a), "target": a.target, "ranks": a.ranks, "rounds": a.rounds}
 
 
 def _finish(a: argparse.Namespace, out: Console, result: Result, written: int) -> int:

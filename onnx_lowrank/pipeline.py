@@ -23,6 +23,7 @@ from onnx_lowrank.registry import parse_list
 from onnx_lowrank.repairs import DEFAULT_REPAIR
 from onnx_lowrank.report import Report
 from onnx_lowrank.requirement import Metric, Requirement
+from onnx_lowrank.rounds import weighed_plan
 from onnx_lowrank.run import SLOWER_CHAINS, Built, DataOptions, Run
 from onnx_lowrank.runtime import Runtime
 from onnx_lowrank.search import smallest_within
@@ -88,6 +89,7 @@ def compress(
     min_snr: float | None = None,
     metric: Metric | None = None,
     repair: str = DEFAULT_REPAIR,
+    rounds: int = 0,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Result:
@@ -125,6 +127,8 @@ def compress(
         repair: what mends the weights, with the prefix compressed: ``none``, ``last`` (solve the
             last stage of each chain again), ``chain`` (solve and factorize each again) or
             ``relu`` (and again for what a ReLU lets through).
+        rounds: plan again, so many times at the most, by weights of the layers that are measured
+            around the plan; what is best on held-out samples is kept.
         force: return the model even if it is slower or bigger than the original.
         progress: told of each step.
 
@@ -135,13 +139,15 @@ def compress(
     requirement = Requirement.of(max_drop, min_agreement, min_snr, metric)
     if requirement is not None and (len(asked.budgets) > 1 or asked.rule is not None):
         raise OptionError("a search looks for one budget; give one target and no rule for ranks")
+    if requirement is not None and rounds:
+        raise OptionError("rounds are for one target; first search, then give rounds what it found")
     data = DataOptions(calib, samples, images, input_shapes, seed)
     timing = TimingOptions(batch, timing_limit, None if cache is None else os.fspath(cache))
     runtime = Runtime(provider, threads)
     run = Run(model, parse_list(passes), data, runtime, timing, progress, repair)
     run.choose_layers(include, exclude)
     if requirement is None:
-        built = run.build(run.timed_plan(asked))
+        built = run.build(weighed_plan(run, asked, rounds))
         return _finished(run, run.paying(asked, built), force)
     found = smallest_within(run, asked, requirement)
     return _finished(run, found.built, force, [found.text(requirement)])
@@ -166,6 +172,7 @@ def plan(
     timing_limit: float = 120.0,
     cache: str | os.PathLike[str] | None = None,
     repair: str = DEFAULT_REPAIR,
+    rounds: int = 0,
     progress: Progress | None = None,
 ) -> Plan:
     """What :func:`compress` would do, to be looked at, edited, and applied.
@@ -181,7 +188,7 @@ def plan(
     runtime = Runtime(provider, threads)
     run = Run(model, parse_list(passes), data, runtime, timing, progress, repair)
     run.choose_layers(include, exclude)
-    return run.timed_plan(asked)
+    return weighed_plan(run, asked, rounds)
 
 
 def apply(

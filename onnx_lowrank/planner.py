@@ -14,7 +14,7 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
@@ -35,6 +35,7 @@ __all__ = [
     "by_rule",
     "least_cost",
     "recosted",
+    "reweighed",
 ]
 
 
@@ -284,6 +285,11 @@ def recosted(choices: Sequence[Choice], metric: str) -> list[Choice]:
         return replace(c, cost=value, effort=value)
 
     return [replace(c, candidates=tuple(map(cost, c.candidates))) for c in choices]
+
+
+def reweighed(choices: Sequence[Choice], factors: Mapping[str, float]) -> list[Choice]:
+    """The same choices with the weights of layers, by name, multiplied by factors."""
+    return [replace(c, weight=c.weight * factors.get(c.layer, 1.0)) for c in choices]
 
 
 def by_rule(choices: Sequence[Choice], rule: RankRule) -> list[Candidate]:

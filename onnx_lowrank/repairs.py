@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx_lowrank.errors import OptionError
 
-__all__ = ["DEFAULT_REPAIR", "REPAIRS", "check_repair"]
+__all__ = ["DEFAULT_REPAIR", "REPAIRS", "SOLVES_LAYERS", "check_repair"]
 
 #: by name; what they do is said in :mod:`onnx_lowrank.refit`
 REPAIRS = {
@@ -15,6 +15,9 @@ REPAIRS = {
 }
 
 DEFAULT_REPAIR = "chain"
+
+#: those that solve whole layers, and so know what each would be if it were not taken apart
+SOLVES_LAYERS = ("chain", "relu")
 
 
 def check_repair(name: str) -> str:

@@ -29,11 +29,12 @@ from onnx_lowrank.errors import BudgetError, OptionError, PlanError, ValidationE
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.latency import corrected_budget
 from onnx_lowrank.latency_cache import cache_folder
+from onnx_lowrank.layer_weights import Repaired, recorded
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.model import Model, load
 from onnx_lowrank.moment_cache import MomentCache
 from onnx_lowrank.plan import Decision, GroupDecision, Plan
-from onnx_lowrank.planner import Candidate, Choice, by_rule, recosted
+from onnx_lowrank.planner import Candidate, Choice, by_rule, recosted, reweighed
 from onnx_lowrank.preparation import MEMORY, Prepared, canonicalise, measured_shapes, prepare
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.prune_split import share_budget
@@ -81,6 +82,7 @@ class Built:
         decisions: with what was cut in fact.
         refits: that were made.
         chains: by layer name.
+        repaired: what became of the layers, by name, where that was to be kept.
     """
 
     model: Model
@@ -88,6 +90,7 @@ class Built:
     decisions: tuple[Decision, ...]
     refits: tuple[Refit, ...]
     chains: Mapping[str, Chain]
+    repaired: Mapping[str, Repaired]
 
 
 class Run:
@@ -121,7 +124,7 @@ class Run:
             raise OptionError("one pruning pass at a time; its options say how")
         if not passes.factorizations and not passes.prunings:
             raise OptionError("no factorization among the passes; add spatial_svd, for one")
-        self._repair = check_repair(repair)
+        self.repair = check_repair(repair)
         self.clock = _Clock()
         self.progress = progress or Progress()
         self.runtime, self.source = runtime, load(model)
@@ -132,6 +135,8 @@ class Run:
         self._pruned: tuple[Any, Prepared, Remains] | None = None
         self._proposed: tuple[Any, Proposals, Timed | None] | None = None
         self._notes: dict[str, list[str]] = {}  # by digest of the plan
+        #: on the weights of layers, by name
+        self.factors: Mapping[str, float] = {}
         self.refuse: Callable[[str], str | None] = lambda name: None
 
     def choose_layers(self, include: Sequence[str], exclude: Sequence[str]) -> None:
@@ -165,7 +170,7 @@ class Run:
         return Plan(
             self.source.digest, self.data.digest, str(target), self._options.seed,
             self._options.samples, self._passes.specs, tuple(decisions), tuple(groups),
-            self._repair,
+            self.repair,
         )  # fmt: skip
 
     def timed_plan(self, target: Target) -> Plan:
@@ -227,7 +232,7 @@ class Run:
         metric = target.metric if len(target.budgets) == 1 else "macs"
         key = (_key(kept), metric, target.rule, target.latency is None)
         if self._proposed is not None and self._proposed[0] == key:
-            return self._proposed[1:]
+            return self._weighed()
         with self.clock("plan"):
             proposals = make_choices(
                 work.layers, self._passes.factorizations, work.moments, work.shapes, metric,
@@ -241,7 +246,26 @@ class Run:
                     self.progress,
                 )  # fmt: skip
         self._proposed = key, proposals, timed
+        return self._weighed()
+
+    def _weighed(self) -> tuple[Proposals, Timed | None]:
+        """What was proposed last, layers weighed as is asked."""
+        assert self._proposed is not None
+        _, found, timed = self._proposed
+        proposals = copy(found)
+        proposals.choices = reweighed(found.choices, self.factors)
+        if timed is not None:
+            timed = replace(timed, choices=tuple(reweighed(timed.choices, self.factors)))
         return proposals, timed
+
+    @property
+    def choices(self) -> Sequence[Choice]:
+        """What the last plan was chosen from, with equal weights."""
+        return [] if self._proposed is None else self._proposed[1].choices
+
+    def planned_model(self, plan: Plan) -> Model:
+        """What the chains of a plan are written into."""
+        return self._cut(_kept(plan))[0].model
 
     def _choose(
         self,
@@ -276,8 +300,12 @@ class Run:
 
     # -- the model -------------------------------------------------------------------------------
 
-    def build(self, plan: Plan) -> Built:
+    def build(self, plan: Plan, *, keep_repaired: bool = False) -> Built:
         """The model that a plan describes, checked but not measured.
+
+        Args:
+            plan: what to do.
+            keep_repaired: keep the solved weights of all layers too; they take much memory.
 
         Raises:
             PlanError: the plan is of another model, or names what is not there.
@@ -300,6 +328,7 @@ class Run:
                     written[layer.name] = apply_chain(compressed, named[layer.name], chain)
                     made[layer.name] = after_cut(layer, decision, chain, moments, work.shapes)
         refits: list[Refit] = []
+        repaired: dict[str, Repaired] = {}
         with self.clock("refit"):
             data = self.data.calibration if plan.repair != "none" else None
             if data is not None and (written or kept):
@@ -307,6 +336,8 @@ class Run:
                     self.prepared, work, remains, compressed, written, made,
                     self._passes.factorizations, plan.repair,
                 )  # fmt: skip
+                if keep_repaired:
+                    tasks = [recorded(task, repaired) for task in tasks]
                 size = batch_size(list(work.shapes), work.shapes, MEMORY)
                 refits = refit(
                     self.prepared.graph, compressed, tasks, data, self.runtime, size=size,
@@ -316,7 +347,7 @@ class Run:
         result = _sign(compressed.to_model(), plan)
         _check(self.source, result)
         chains = {name: w.chain for name, w in written.items()}
-        return Built(result, plan, tuple(made.values()), tuple(refits), chains)
+        return Built(result, plan, tuple(made.values()), tuple(refits), chains, repaired)
 
     def paying(self, target: Target, built: Built) -> Built:
         """``built``, or where it is slower than the original, one without what does not pay.
@@ -326,7 +357,7 @@ class Run:
         pair = self.latency(built.model, [self._timing.batch])[0]
         if self._proposed is None or target.rule or max(pair.speedup, pair.median_speedup) >= 1:
             return built
-        _, proposals, timed = self._proposed
+        proposals, timed = self._weighed()
         kept = _kept(built.plan)
         work = self._cut(kept)[0]
         with self.clock("time"):
@@ -345,15 +376,16 @@ class Run:
         try:
             chosen = self._choose(work, fewer, timed, target, None)
         except BudgetError:
-            self._note(built.plan, f"{SLOWER_CHAINS} {names}")
+            self.note(built.plan, f"{SLOWER_CHAINS} {names}")
             return built
         decisions = decide(self.prepared, work, chosen, fewer)
         plan = replace(built.plan, decisions=tuple(decisions))
         self._notes[plan.digest] = list(self._notes.get(built.plan.digest, []))
-        self._note(plan, f"taken back, for they took more time than the layers: {names}")
+        self.note(plan, f"taken back, for they took more time than the layers: {names}")
         return self.build(plan)
 
-    def _note(self, plan: Plan, text: str) -> None:
+    def note(self, plan: Plan, text: str) -> None:
+        """Have the report of a plan say something."""
         self._notes.setdefault(plan.digest, []).append(text)
 
     def _at_batch(self, work: Prepared) -> tuple[Feed, dict[str, tuple[int, ...]]]:
