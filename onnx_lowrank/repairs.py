@@ -14,7 +14,7 @@ REPAIRS = {
     "relu": "chain, and again for what a ReLU lets through",
 }
 
-DEFAULT_REPAIR = "chain"
+DEFAULT_REPAIR = "relu"
 
 
 def check_repair(name: str) -> str:
