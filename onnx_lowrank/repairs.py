@@ -14,7 +14,7 @@ REPAIRS = {
     "relu": "chain, and again for what a ReLU lets through",
 }
 
-DEFAULT_REPAIR = "chain"
+DEFAULT_REPAIR = "relu"
 
 #: those that solve whole layers, and so know what each would be if it were not taken apart
 SOLVES_LAYERS = ("chain", "relu")
