@@ -2,8 +2,8 @@
 
     log e(x) = monotone piecewise cubic through (x_i, log e_i),   beyond the last a straight line
 
-It never rises, and between two points stays between their figures. Towards full rank errors fall
-ever faster, so the line, through the last two points, seldom promises too much.
+It never rises, and between two points stays between their figures. The line falls half as steeply
+as the last two points do: some curves flatten there, and a plan should not be promised too much.
 
 Reference:
     Fritsch & Butland 1984, A method for constructing local monotone piecewise cubic interpolants.
@@ -21,6 +21,9 @@ from scipy.interpolate import PchipInterpolator
 __all__ = ["falling"]
 
 Array = npt.NDArray[np.floating[Any]]
+
+#: part of the last slope that is believed beyond the last point
+_CAUTION = 0.5
 
 
 def falling(at: Sequence[float], errors: Sequence[float], wanted: Sequence[float]) -> Array:
@@ -43,6 +46,6 @@ def falling(at: Sequence[float], errors: Sequence[float], wanted: Sequence[float
         return np.full(x.shape, e[0])
     known, logs = np.asarray(at, np.float64), np.log(e)
     inside: Array = PchipInterpolator(known, logs)(np.minimum(x, known[-1]))
-    slope = (logs[-1] - logs[-2]) / (known[-1] - known[-2])
+    slope = _CAUTION * (logs[-1] - logs[-2]) / (known[-1] - known[-2])
     curve: Array = np.exp(inside + slope * np.maximum(x - known[-1], 0.0))
     return curve

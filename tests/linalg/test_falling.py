@@ -27,10 +27,9 @@ def test_it_meets_its_points_and_never_rises(count: int, seed: int) -> None:
             assert after * (1 - 1e-9) <= e <= before * (1 + 1e-9)
 
 
-def test_an_exponential_decay_is_exact_beyond_the_last_point_too() -> None:
-    wanted = [3.0, 7.5, 12.0, 40.0]
-    curve = falling([3, 5, 12], list(np.exp([-0.3, -0.5, -1.2])), wanted)
-    np.testing.assert_allclose(curve, np.exp(-0.1 * np.array(wanted)), rtol=1e-12)
+def test_an_exponential_decay_is_exact_inside_and_half_as_steep_beyond() -> None:
+    curve = falling([3, 5, 12], list(np.exp([-0.3, -0.5, -1.2])), [3.0, 7.5, 12.0, 40.0])
+    np.testing.assert_allclose(np.log(curve), [-0.3, -0.75, -1.2, -1.2 - 0.05 * 28], rtol=1e-12)
 
 
 def test_one_point_is_a_bound() -> None:
