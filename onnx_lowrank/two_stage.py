@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -114,9 +115,13 @@ class TwoStage:
         if rank <= self._affordable:
             return self._refined(rank)
         # refining a wide layer at every rank would take minutes: carry the gain over
+        return plain * self._gain
+
+    @cached_property
+    def _gain(self) -> float:
+        """What refining leaves of the error at the largest rank where it is affordable."""
         reference = self._plain(self._affordable)
-        gain = self._refined(self._affordable) / reference if reference > 0 else 1.0
-        return plain * min(gain, 1.0)
+        return min(self._refined(self._affordable) / reference, 1.0) if reference > 0 else 1.0
 
     @property
     def _affordable(self) -> int:

@@ -13,8 +13,11 @@ Formula:     W[n, c, i, j] ~ sum_r B[n, r] A[c, r] H[i, r] V[j, r]  by alternati
              then B by least squares on the responses of the R features
              z_r = <a_r (x) h_r (x) v_r, x>:   B = W Sigma Z^T (Z Sigma Z^T)^-1.
              Response metric: A, H, V once from the kernel as it is and once with its input
-             channels under S = sum_s Sigma[(., s), (., s)], the better of them improved under the
-             full Sigma. Ranks are not nested: each is a decomposition of its own.
+             channels under S^(1/2), S = sum_s Sigma[(., s), (., s)], the better of them improved
+             under the full Sigma. Ranks are not nested: each is a decomposition of its own.
+             A plan is told estimates: the second start alone, of fewer sweeps; on wide layers of
+             every other rank, log(error) monotone in between. What is written is solved in full,
+             and its own error reported.
 
 Reference:   Lebedev, Ganin, Rakhuba, Oseledets & Lempitsky 2015, Speeding-up convolutional neural
              networks using fine-tuned CP-decomposition.
@@ -23,8 +26,9 @@ Reference:   Lebedev, Ganin, Rakhuba, Oseledets & Lempitsky 2015, Speeding-up co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,6 +39,7 @@ from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks, one_rank
 from onnx_lowrank.geometry import ConvGeometry
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.cp_regression import CpRegression, cp_regression, outer_rows
+from onnx_lowrank.linalg.falling import falling
 from onnx_lowrank.moments import Moments, corrected_bias, response_error
 from onnx_lowrank.two_stage import METRICS
 
@@ -45,8 +50,19 @@ Array = npt.NDArray[np.floating[Any]]
 #: ranks of a layer that are tried, and the least of them as a part of the largest
 _RANKS, _LEAST = 8, 1 / 12
 
-#: multiply-adds that the alternating least squares of one rank may take; sweeps at least, at most
-_WORK, _SWEEPS = 2e9, (10, 100)
+#: multiply-adds that the alternating least squares of one rank may take; sweeps at least, at most,
+#: and at most for an estimate
+_WORK, _SWEEPS, _ESTIMATED = 2e9, (10, 100), 50
+
+#: elements of a kernel times its ranks, summed: up to the first every rank is solved in full for a
+#: plan, beyond the second its error is estimated at some ranks only
+_SMALL, _WIDE = 1e5, 2e7
+
+#: ranks of a wide layer whose error is estimated, the others lying between them
+_NODES = 4
+
+#: error below which that of a wide layer at more terms, the dearest to know, is only extrapolated
+_ENOUGH = 3e-3
 
 #: rank times squared patch length up to which the terms are improved under the full Sigma
 _REFINABLE = 400_000_000
@@ -138,11 +154,44 @@ class _Terms:
         yield from sorted({found[i] for i in _spread(len(found), _RANKS)})
 
     def error(self, rank: Rank) -> float:
-        """Relative response error of :meth:`cut` at ``rank``."""
-        weight = self._stage.matrices
-        energy = response_error(weight, self._moments)
-        left = response_error(weight - self._composed(self._one(rank)), self._moments)
+        """Relative response error of :meth:`cut`, estimated at the ranks of a larger layer's grid.
+
+        The figures of a grid never rise with the rank.
+        """
+        rank = self._one(rank)
+        if rank in self._grid_errors:
+            return self._grid_errors[rank]
+        energy = self._energy
+        left = response_error(self._stage.matrices - self._composed(rank), self._moments)
         return left / energy if energy > 0 else 0.0
+
+    @property
+    def _energy(self) -> float:
+        return response_error(self._stage.matrices, self._moments)
+
+    @cached_property
+    def _grid_errors(self) -> Mapping[int, float]:
+        """Estimates by rank; empty for a small layer, whose ranks are all solved in full."""
+        ranks, energy = list(self.ranks()), self._energy
+        work = math.prod(self._modes) * sum(ranks)
+        if work <= _SMALL or energy == 0:
+            return {}
+        nodes = [ranks[i] for i in _spread(len(ranks), _NODES if work > _WIDE else len(ranks))]
+        errors: list[float] = []
+        for rank in nodes:
+            found = self._left(self._groups(rank, final=False)) / energy
+            errors.append(max(min([found, *errors[-1:]]), np.finfo(np.float64).tiny))
+            if len(nodes) < len(ranks) and len(errors) > 1 and errors[-1] < _ENOUGH:
+                break
+        figures = falling(nodes[: len(errors)], errors, ranks)
+        return dict(zip(ranks, figures.tolist(), strict=True))
+
+    def _left(self, groups: Sequence[CpRegression]) -> float:
+        """Response error, not relative, of the terms of all groups."""
+        if self._options.metric == "covariance":
+            return sum(x.error for x in groups)
+        composed = np.stack([x.last @ outer_rows(x.rows) for x in groups])
+        return response_error(self._stage.matrices - composed, self._moments)
 
     def outline(self, rank: Rank) -> Chain:
         """The stages of the right shapes, all zero."""
@@ -172,25 +221,30 @@ class _Terms:
         Kept, since plans ask for an error and then for its cut.
         """
         if rank not in self._found:
-            kernels = self._stage.weight.reshape(self._layer.groups, *self._modes)
-            groups = [self._group(kernel, g, rank) for g, kernel in enumerate(kernels)]
+            groups = self._groups(rank, final=True)
             rows = [np.stack(mode) for mode in zip(*(x.rows for x in groups), strict=True)]
             self._found[rank] = rows, np.stack([x.last for x in groups])
         return self._found[rank]
 
-    def _group(self, kernel: Array, group: int, rank: int) -> CpRegression:
-        own = self._options.metric == "covariance"
-        least, most = _SWEEPS
+    def _groups(self, rank: int, final: bool) -> list[CpRegression]:
+        """The terms of every group, those to be written or those of an estimate."""
+        own, (least, most) = self._options.metric == "covariance", _SWEEPS
+        kernels = self._stage.weight.reshape(self._layer.groups, *self._modes)
         affordable = rank * self._layer.patch**2 <= _REFINABLE
-        return cp_regression(
-            kernel,
-            self._moments.sigma(group) if own else None,
-            rank,
-            starts=self._options.starts,
-            seed=self._options.seed,
-            sweeps=int(min(max(_WORK / (kernel.size * rank * kernel.ndim), least), most)),
-            rounds=1 if affordable else 0,
-        )
+        sweeps = min(_WORK / (kernels[0].size * rank * kernels[0].ndim), most)
+        return [
+            cp_regression(
+                kernel,
+                self._moments.sigma(g) if own else None,
+                rank,
+                starts=self._options.starts,
+                seed=self._options.seed,
+                sweeps=int(max(sweeps if final else min(sweeps, _ESTIMATED), least)),
+                powers=(0.0, 0.5) if final else (0.5,),
+                rounds=1 if affordable else 0,
+            )
+            for g, kernel in enumerate(kernels)
+        ]
 
     def _composed(self, rank: int) -> Array:
         """``(groups, N / groups, d)``."""

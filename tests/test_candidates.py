@@ -110,9 +110,11 @@ def test_a_candidate_is_what_it_says(net: str) -> None:
             assert chain.parameters == c.parameters
             difference = whole - chain.compose().reshape(whole.shape)
             error = response_error(difference, moments) / moments.energy(whole)
-            # the plan's figure is after one round of refinement, the chain after several
-            assert error <= c.error + 1e-6
-            assert error >= 0.5 * c.error - 1e-6
+            # the plan's figure is after one round of refinement, the chain after several; that
+            # of cp is of one start and fewer sweeps, which tells most where little is left
+            loose, low = (1.02, 1e-3) if c.method.startswith("cp") else (1.0, 1e-6)
+            assert error <= loose * c.error + 1e-6
+            assert error >= 0.5 * c.error - low
 
 
 def test_more_rank_is_less_error() -> None:

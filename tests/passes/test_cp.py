@@ -153,6 +153,50 @@ def test_without_data_both_metrics_are_the_same(seed: int) -> None:
         assert one.error(4) == two.error(4)
 
 
+def smooth(outputs: int, inputs: int, seed: int) -> tuple[Layer, Moments]:
+    """A layer whose singular values fall in every mode, under inputs whose variances do."""
+    random = rng(seed)
+    weight = random.normal(size=(outputs, inputs, 3, 3))
+    for mode, n in enumerate(weight.shape):
+        q = np.linalg.qr(random.normal(size=(n, n)))[0] * np.geomspace(1, 0.4, n)
+        weight = np.moveaxis(np.tensordot(q, weight, (1, mode)), 0, mode)
+    layer = only_layer(conv_model(SQUARE, weight.astype(np.float32), None))
+    q = np.linalg.qr(random.normal(size=(9 * inputs, 9 * inputs)))[0]
+    sigma = (q * np.geomspace(1, 1e-2, 9 * inputs)) @ q.T
+    return layer, Moments(9, np.zeros((1, 9 * inputs)), sigma[None])
+
+
+# small: solved in full at each rank; then estimated at each rank; wide: only at every other rank
+@pytest.mark.parametrize("size", [6, 24, 56])
+@pytest.mark.parametrize("metric", ["covariance", "identity"])
+def test_a_plan_is_told_nearly_what_a_cut_loses(size: int, metric: str) -> None:
+    layer, moments = smooth(size, size, size)
+    (form,) = forms(Cp(form="three", metric=metric), layer, moments)
+    ranks = flat(form)
+    told = [form.error(r) for r in ranks]
+    true = [relative_error(layer.stage, form.cut(r), moments) for r in ranks]
+    assert max(told) > 0.05  # else there is nothing to tell
+    if size == 6:
+        np.testing.assert_allclose(told, true, rtol=1e-9)
+    else:
+        # fewer sweeps fall short where many terms leave little, so that a cut is the better
+        for a, b in zip(told, true, strict=True):
+            assert 0.95 * b <= a <= 1.15 * b + 0.002
+        assert told == sorted(told, reverse=True)
+    (again,) = forms(Cp(form="three", metric=metric), layer, moments)
+    assert [again.error(r) for r in reversed(ranks)] == told[::-1]
+
+
+def test_the_work_of_a_plan_does_not_show_in_the_cut() -> None:
+    layer, moments = smooth(24, 24, 0)
+    (one,) = forms(Cp(form="three"), layer, moments)
+    (two,) = Cp(form="three").propose(layer, moments, layer.stage.parameters // 2)
+    rank = flat(two)[2]
+    assert two.error(rank) > 0
+    for a, b in zip(one.cut(rank).stages, two.cut(rank).stages, strict=True):
+        np.testing.assert_array_equal(a.weight, b.weight)
+
+
 @pytest.mark.parametrize("form", ["three", "four"])
 def test_enough_terms_are_exact(form: str) -> None:
     proto, feed = conv_example(SQUARE, 1)
