@@ -34,6 +34,7 @@ from onnx_lowrank.plan import Decision, GroupDecision, Plan
 from onnx_lowrank.planner import Candidate, Choice, by_rule, recosted
 from onnx_lowrank.preparation import MEMORY, Prepared, canonicalise, measured_shapes, prepare
 from onnx_lowrank.progress import Progress
+from onnx_lowrank.prune_plan import Budget
 from onnx_lowrank.prune_split import share_budget
 from onnx_lowrank.prune_top_down import top_down
 from onnx_lowrank.pruning import Kept, Pruner
@@ -187,13 +188,14 @@ class Run:
         now = model_cost(self.prepared.model, self.prepared.shapes)
         whole, all_now = (cost_of(c, target.metric) for c in (self.before, now))
         movable = pruner.cost - _broadcast(self.prepared, target.metric)
-        budget = target.ratio * whole - (all_now - movable)
+        fixed = all_now - movable
+        budget = Budget(target.ratio * whole - fixed, str(target), whole, fixed)
         if self._passes.prunings[0].options.keep or not self._passes.factorizations:
-            return pruner.plan(budget, str(target))[0]
+            return pruner.plan(budget)[0]
         if target.rule is not None:
             raise OptionError("ranks by rule leave pruning no budget; set prune_channels{keep=R}")
         return share_budget(
-            pruner, self.prepared, self._passes.factorizations, budget, str(target),
+            pruner, self.prepared, self._passes.factorizations, budget,
             lambda model, graph, layers: measured_shapes(
                 model, graph, layers, self.data.validation, self.runtime
             ),
@@ -467,7 +469,7 @@ def _check_cuts(cuts: Sequence[GroupDecision], pruner: Pruner) -> None:
                 f"the plan has {cut.decision} for {cut.name!r} of {cut.size} channels; it should "
                 f"have {right}, of {prunable.size}"
             )
-        if both := names & pruner.excludes(prunable):
+        if both := names & pruner.found.excludes(prunable):
             raise PlanError(f"the plan has both {cut.name!r} and {min(both)!r}: the same channels")
 
 
