@@ -15,7 +15,9 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 
 from onnx_lowrank.errors import BudgetError, OptionError
 from onnx_lowrank.pipeline import Result
-from onnx_lowrank.plan import GroupDecision
+from onnx_lowrank.plan import GroupDecision, Plan
+from onnx_lowrank.run import Run
+from onnx_lowrank.targets import Target
 from tests import fixtures_channels as fc
 from tests import fixtures_models as fm
 from tests.conftest import Compressed
@@ -309,8 +311,55 @@ def test_budgets_that_cannot_be(plain: ModelProto) -> None:
         prune(plain, target="macs=0.001")
     with pytest.raises(OptionError, match=r"set prune_channels\{keep=R\}"):
         prune(plain, "spatial_svd,prune_channels", ranks="ratio=0.5")
+    with pytest.raises(OptionError, match="pruning alone keeps one target"):
+        prune(plain, target=["macs=0.7", "params=0.6"])
     with pytest.raises(OptionError, match="one pruning pass at a time"):
         prune(plain, "prune_channels,prune_channels{method=l1}")
+
+
+def test_budgets_name_what_can_be_reached(plain: ModelProto) -> None:
+    with pytest.raises(BudgetError) as caught:
+        prune(plain, target="macs=0.001")
+    named = float(str(caught.value).split("reaches ")[1].split()[0])
+    assert prune(plain, target=f"macs={named}").report.macs_ratio <= named
+
+
+def wide(seed: int = 0) -> ModelProto:
+    net = fc.Net(seed)
+    x = net.relu(net.conv("x", 3, 48))
+    x = net.relu(net.conv(x, 48, 64))
+    net.head(net.relu(net.conv(x, 64, 32)), 32)
+    return net.model()
+
+
+def test_convolutions_are_left_with_whole_blocks() -> None:
+    """Under MACs, unless that loses far more (at 0.4); parameters are cut anywhere."""
+    proto = wide()
+    for target, whole in (("macs=0.5", True), ("macs=0.4", False), ("params=0.5", False)):
+        made = groups(checked(prune(proto, target=target), 1.0))
+        left = [len(g.kept) for g in made.values() if g.decision == "cut"]
+        assert len(left) >= 2
+        assert all(n % 16 == 0 or n == 8 for n in left) == whole
+
+
+def test_time_is_planned_in_macs(plain: ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once more where that fell short, by the time that it took; the report says so."""
+    took = {0.6: 0.8, 0.2: 0.55}  # of the time, by MACs asked
+    asked: list[float] = []
+    original = Run.plan
+
+    def plan(self: Run, target: Target, *rest: Any) -> Plan:
+        asked.append(round(target.ratio, 6))
+        return original(self, target, *rest)
+
+    monkeypatch.setattr(Run, "plan", plan)
+    monkeypatch.setattr(Run, "_measured", lambda self, made: took[asked[-1]])
+    result = prune(plain, target="latency=0.6")
+    assert asked == [0.6, 0.2]
+    assert result.plan.target == "latency=0.6"
+    assert result.report.macs_ratio <= 0.2
+    (note,) = [n for n in result.report.notes if "latency" in n]
+    assert note.startswith("latency at batch 1: 0.550 of the original measured; pruning alone")
 
 
 @pytest.mark.parametrize("target", ["macs=0.5", "params=0.4", "size=0.6"])
