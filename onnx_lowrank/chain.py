@@ -82,6 +82,12 @@ class Stage:
         return self.groups == self.inputs == self.outputs
 
     @property
+    def blocked(self) -> bool:
+        """Whether its channels are computed in blocks (:data:`BLOCK`), where a runtime has such."""
+        plain = isinstance(self.geometry, ConvGeometry) and not self.geometry.transposed
+        return plain and (self.groups == 1 or self.depthwise)
+
+    @property
     def matrices(self) -> Array:
         """The weight group by group: ``(groups, N / groups, C / groups * prod(kernel))``."""
         g = self.geometry.groups
@@ -104,17 +110,14 @@ class Stage:
 
     def effort(self, shape: Sequence[int]) -> int:
         """MACs that a runtime with channel blocks could do in the time of this stage."""
-        geometry = self.geometry
-        if not isinstance(geometry, ConvGeometry) or geometry.transposed:
+        if not self.blocked:
             return self.macs(shape)
         outputs, inputs = (math.ceil(n / BLOCK) * BLOCK for n in self.weight.shape[:2])
         if self.depthwise:
             inputs = DEPTHWISE
-        elif geometry.groups > 1:
-            return self.macs(shape)
         elif self.inputs < 4:  # the first convolution reads its few channels unblocked
             inputs = self.inputs
-        return int(outputs * inputs * math.prod(geometry.kernel) * geometry.rows(shape))
+        return int(outputs * inputs * math.prod(self.weight.shape[2:]) * self.geometry.rows(shape))
 
     def output_shape(self, shape: Sequence[int]) -> Sequence[int]:
         """Shape of the output for an input of ``shape``."""

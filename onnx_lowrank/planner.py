@@ -32,6 +32,7 @@ __all__ = [
     "allocate",
     "allocate_all",
     "allocate_blocked",
+    "bearable",
     "by_rule",
     "least_cost",
     "recosted",
@@ -150,7 +151,7 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
         return sum(p.effort for p in plan) + fixed
 
     free = allocate(choices, budget)
-    bearable = max(_BEARABLE * loss(free), loss(free) + _NEGLIGIBLE * len(choices))
+    most = bearable(loss(free), len(choices))
     ratio = (budget + fixed) / max(sum(c.keep.cost for c in choices) + fixed, 1)
     wanted = ratio * (sum(c.keep.effort for c in choices) + fixed)
     least = least_cost(choices)
@@ -158,10 +159,15 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
     for scale, blocked in product(_SCALES, _BLOCKED):
         if scale * budget >= least:
             plan = allocate(choices, int(scale * budget), blocked)
-            if loss(plan) <= bearable:
+            if loss(plan) <= most:
                 plans.append(plan)
     fast = [plan for plan in plans if effort(plan) <= wanted]
     return min(fast, key=loss) if fast else min(plans, key=effort)
+
+
+def bearable(loss: float, layers: int) -> float:
+    """The loss that may be taken for a plan in blocks, that of a finer one being ``loss``."""
+    return max(_BEARABLE * loss, loss + _NEGLIGIBLE * layers)
 
 
 def allocate_all(constraints: Sequence[tuple[Sequence[Choice], int]]) -> list[Candidate]:

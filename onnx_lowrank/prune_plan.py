@@ -4,11 +4,13 @@ Channels of one group save in the layers that make them and in those that read t
 more, the more of the other side is left; so what a step saves depends on all other steps. From
 nothing removed, the step of least loss for its saving is taken, of any length (a loss curve is not
 convex), until the budget is met; what the last step saved too much is given back where it lowers
-the loss most.
+the loss most. What a step takes in time without being counted (a Gather) is its *toll*: it makes
+the saving worth less, and nothing where it is all of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +20,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.errors import BudgetError
 
-__all__ = ["Ledger", "Removable", "Side", "plan_counts"]
+__all__ = ["Budget", "Ledger", "OutOfReachError", "Removable", "Side", "plan_counts"]
 
 Array = npt.NDArray[np.floating[Any]]
 Counts = npt.NDArray[np.intp]
@@ -49,6 +51,8 @@ class Removable:
         counts: numbers of channels that may be left, falling from G.
         sides: the layers that it touches.
         excludes: names that cannot be cut together with it.
+        toll: what having k channels left, ``(G + 1,)``, takes of the saving without being counted
+            in the budget; None for nothing.
     """
 
     name: str
@@ -56,6 +60,53 @@ class Removable:
     counts: Counts
     sides: tuple[Side, ...]
     excludes: frozenset[str] = frozenset()
+    toll: Array | None = None
+
+    def tolls(self, now: int, counts: Counts) -> Any:
+        """What is to be paid besides for going from ``now`` to each number."""
+        return 0.0 if self.toll is None else self.toll[counts] - self.toll[now]
+
+
+class OutOfReachError(BudgetError):
+    """A budget that is not met.
+
+    Attributes:
+        least: cost that is.
+    """
+
+    def __init__(self, message: str, least: float) -> None:
+        super().__init__(message)
+        self.least = least
+
+
+@dataclass(frozen=True)
+class Budget:
+    """On the layers, as a part of what was asked of the model.
+
+    Attributes:
+        limit: on :attr:`Ledger.total`.
+        what: as the user has it, ``macs=0.5``.
+        whole: cost of the original model; 0 where the layers are all of it.
+        fixed: cost of all that no channel changes.
+    """
+
+    limit: float
+    what: str = "the budget"
+    whole: float = 0.0
+    fixed: float = 0.0
+
+    def unmet(self, least: float, by: str = "pruning") -> OutOfReachError:
+        """The error that names what can be reached, ``least`` being of the layers."""
+        reached = f"{least:.4g}"
+        if self.whole:
+            # rounded up, so that what it says can be asked for
+            reached = f"{math.ceil(1000 * (least + self.fixed) / self.whole) / 1000:.3f}"
+            reached += " of the original"
+        return OutOfReachError(
+            f"{self.what}: {by} reaches {reached} at the least; ask for more, or give more passes "
+            "or layers",
+            least,
+        )
 
 
 class Ledger:
@@ -114,38 +165,32 @@ class Ledger:
         return given
 
 
-def plan_counts(
-    removables: Sequence[Removable], ledger: Ledger, budget: float, what: str = "the budget"
-) -> dict[str, int]:
+def plan_counts(removables: Sequence[Removable], ledger: Ledger, budget: Budget) -> dict[str, int]:
     """Channels left of each group.
 
     Args:
         removables: the groups; their first count is the whole.
         ledger: costs; it is changed.
         budget: on :attr:`Ledger.total`.
-        what: name of the budget, for the error.
 
     Raises:
-        BudgetError: with the fewest channels everywhere it is not met.
+        OutOfReachError: with the fewest channels everywhere it is not met.
     """
-    kept = _greedy(removables, ledger, budget)
+    limit = budget.limit
+    kept = _greedy(removables, ledger, limit)
     # what excludes others may have shut the way
-    if ledger.total > budget and any(r.excludes for r in removables):
+    if ledger.total > limit and any(r.excludes for r in removables):
         least = ledger.total
         for r in removables:
             ledger.change(r.sides, kept[r.name] - int(r.counts[0]))
-        kept = _greedy([r for r in removables if not r.excludes], ledger, budget)
+        kept = _greedy([r for r in removables if not r.excludes], ledger, limit)
         kept = {r.name: kept.get(r.name, int(r.counts[0])) for r in removables}
-        if ledger.total > budget:
-            raise _unmet(what, min(least, ledger.total))
-    elif ledger.total > budget:
-        raise _unmet(what, ledger.total)
-    _fill(removables, kept, ledger, budget)
+        if ledger.total > limit:
+            raise budget.unmet(min(least, ledger.total))
+    elif ledger.total > limit:
+        raise budget.unmet(ledger.total)
+    _fill(removables, kept, ledger, limit)
     return kept
-
-
-def _unmet(what: str, least: float) -> BudgetError:
-    return BudgetError(f"{what}: {least:.4g} is the least that pruning reaches")
 
 
 def _greedy(removables: Sequence[Removable], ledger: Ledger, budget: float) -> dict[str, int]:
@@ -176,7 +221,7 @@ def _down(removable: Removable, now: int, ledger: Ledger) -> tuple[float, int] |
     counts = removable.counts[removable.counts < now]
     if not len(counts):
         return None
-    saved = ledger.saved(removable.sides, now - counts)
+    saved = ledger.saved(removable.sides, now - counts) - removable.tolls(now, counts)
     loss = np.maximum(removable.losses[counts] - removable.losses[now], 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         rates = np.where(saved > 0, loss / saved, np.inf)
@@ -201,7 +246,8 @@ def _fill(
             allowed = (paid <= left) & (gain > 0)
             if not allowed.any():
                 continue
-            rates = np.where(allowed, gain / np.maximum(paid, 1e-12), -np.inf)
+            price = np.maximum(paid + r.tolls(now, counts), 1e-12)
+            rates = np.where(allowed, gain / price, -np.inf)
             place = int(np.argmax(rates))
             if best is None or rates[place] > best[0]:
                 best = (float(rates[place]), r, int(counts[place]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -37,6 +37,7 @@ from onnx_lowrank.plan import Decision, GroupDecision, Plan
 from onnx_lowrank.planner import Candidate, Choice, by_rule, recosted, reweighed
 from onnx_lowrank.preparation import MEMORY, Prepared, canonicalise, measured_shapes, prepare
 from onnx_lowrank.progress import Progress
+from onnx_lowrank.prune_plan import Budget
 from onnx_lowrank.prune_split import share_budget
 from onnx_lowrank.prune_top_down import top_down
 from onnx_lowrank.pruning import Kept, Pruner
@@ -175,14 +176,15 @@ class Run:
 
     def timed_plan(self, target: Target) -> Plan:
         """:meth:`plan`; where time is asked for, made again by what the first plan took."""
+        if target.latency is not None and not self._passes.factorizations:
+            return self._pruned_in_time(target, target.latency)
         plan = self.plan(target)
         timed = self._proposed[2] if self._proposed is not None else None
         if target.latency is None or timed is None:
             return plan
         whole = timed.whole
         predicted = _predicted(timed, plan)
-        found = self.latency(self.build(plan).model, [self._timing.batch])[0]
-        measured = found.new_ms / found.reference_ms
+        measured = self._measured(plan)
         note = (
             f"latency at batch {self._timing.batch}: {predicted / whole:.3f} of the original "
             f"predicted, {measured:.3f} measured; {timed.coverage}"
@@ -195,17 +197,39 @@ class Run:
         self._notes[again.digest] = [f"{note}; planned again by that"]
         return again
 
+    def _pruned_in_time(self, target: Target, wanted: float) -> Plan:
+        """Pruning alone counts MACs in place of time; once more, by the time that they took."""
+        plan = self.plan(target)
+        measured = self._measured(plan)
+        if not self._passes.prunings[0].options.keep and wanted < measured < 1:
+            ratio = max(1 - (1 - wanted) ** 2 / (1 - measured), 0.0)
+            with suppress(BudgetError):  # else what there is
+                again = replace(self.plan(Target((("macs", ratio),))), target=str(target))
+                plan, measured = again, self._measured(again)
+        took = f"latency at batch {self._timing.batch}: {measured:.3f} of the original measured"
+        self._notes[plan.digest] = [f"{took}; pruning alone counts MACs in place of time"]
+        return plan
+
+    def _measured(self, plan: Plan) -> float:
+        """Part of the original's time that the model of a plan takes."""
+        found = self.latency(self.build(plan).model, [self._timing.batch])[0]
+        return found.new_ms / found.reference_ms
+
     def _channels(self, pruner: Pruner, target: Target) -> Kept:
+        alone = not self._passes.factorizations
+        if alone and len(target.budgets) > 1:
+            raise OptionError("pruning alone keeps one target; give one, or add a factorization")
         now = model_cost(self.prepared.model, self.prepared.shapes)
         whole, all_now = (cost_of(c, target.metric) for c in (self.before, now))
         movable = pruner.cost - _broadcast(self.prepared, target.metric)
-        budget = target.ratio * whole - (all_now - movable)
-        if self._passes.prunings[0].options.keep or not self._passes.factorizations:
-            return pruner.plan(budget, str(target))[0]
+        fixed = all_now - movable
+        budget = Budget(target.ratio * whole - fixed, str(target), whole, fixed)
+        if alone or self._passes.prunings[0].options.keep:
+            return pruner.plan(budget)[0]
         if target.rule is not None:
             raise OptionError("ranks by rule leave pruning no budget; set prune_channels{keep=R}")
         return share_budget(
-            pruner, self.prepared, self._passes.factorizations, budget, str(target),
+            pruner, self.prepared, self._passes.factorizations, budget,
             lambda model, graph, layers: measured_shapes(
                 model, graph, layers, self.data.validation, self.runtime
             ),
@@ -239,7 +263,7 @@ class Run:
                 self.prepared.moments.totals, self.progress, target.rule,
             )  # fmt: skip
         timed = None
-        if target.latency is not None:
+        if target.latency is not None and self._passes.factorizations:
             with self.clock("time"):
                 timed = timed_choices(
                     work, proposals, *self._at_batch(work), self.runtime, self._timing,
@@ -523,7 +547,7 @@ def _check_cuts(cuts: Sequence[GroupDecision], pruner: Pruner) -> None:
                 f"the plan has {cut.decision} for {cut.name!r} of {cut.size} channels; it should "
                 f"have {right}, of {prunable.size}"
             )
-        if both := names & pruner.excludes(prunable):
+        if both := names & pruner.found.excludes(prunable):
             raise PlanError(f"the plan has both {cut.name!r} and {min(both)!r}: the same channels")
 
 

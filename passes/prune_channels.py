@@ -5,6 +5,8 @@ After:       the same nodes, narrower; or a Gather in front of a layer that read
              than there are, where others need them (gather=true)
 Conditions:  the channels are no graph input or output and pass only operators that are understood;
              a layer of one group may read fewer of any channels through a Gather
+Numbers:     under a budget on MACs, convolutions keep whole blocks of channels where these do not
+             lose far more than finer numbers, and a Gather stands only where it saves time
 
 Formula:     min_M  1/2 E||Y - M X||^2 + lambda sum_j ||M_j||     over all readers of a group
              method=obs:    backward elimination, each time the channel whose loss, all weights

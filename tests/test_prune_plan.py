@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise, product
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_lowrank.errors import BudgetError
-from onnx_lowrank.prune_plan import Ledger, Removable, Side, plan_counts
+from onnx_lowrank.prune_plan import Budget, Ledger, OutOfReachError, Removable, Side, plan_counts
 from tests.support import quick, rng
 
 Array = npt.NDArray[np.floating[Any]]
@@ -48,7 +49,7 @@ class Stack:
         return sum(float(r.losses[c]) for r, c in zip(self.removables, counts, strict=True))
 
     def plan(self, budget: float) -> tuple[int, ...]:
-        kept = plan_counts(self.removables, self.ledger(), budget)
+        kept = plan_counts(self.removables, self.ledger(), Budget(budget))
         return tuple(kept[r.name] for r in self.removables)
 
     def best(self, budget: float) -> float:
@@ -107,7 +108,7 @@ def test_dead_channels_go_first() -> None:
     losses = np.array([9.0, 8, 7, 0, 0, 0, 0])
     dear = Removable("dear", np.linspace(1e-3, 0, 9), np.arange(8, 0, -1), (Side(0, True, 1),))
     dead = Removable("dead", losses, np.arange(6, 0, -1), (Side(1, True, 1),))
-    kept = plan_counts([dear, dead], Ledger([1.0, 1.0], [8, 6], [1, 1]), 1.5)
+    kept = plan_counts([dear, dead], Ledger([1.0, 1.0], [8, 6], [1, 1]), Budget(1.5))
     assert kept == {"dear": 8, "dead": 3}
 
 
@@ -116,7 +117,7 @@ def test_a_long_step_over_a_hump() -> None:
     losses = np.array([5.0, 1.0, 1.0, 1.0, 1.0, 0.0])
     hump = Removable("hump", losses, np.arange(5, 0, -1), (Side(0, True, 1),))
     even = Removable("even", np.linspace(5.0, 0, 6), np.arange(5, 0, -1), (Side(1, True, 1),))
-    kept = plan_counts([hump, even], Ledger([1.0, 1.0], [5, 5], [1, 1]), 1.2)
+    kept = plan_counts([hump, even], Ledger([1.0, 1.0], [5, 5], [1, 1]), Budget(1.2))
     assert kept == {"hump": 1, "even": 5}
 
 
@@ -125,7 +126,7 @@ def test_what_was_saved_too_much_is_given_back() -> None:
     coarse = Removable("coarse", np.linspace(0.1, 0, 9), np.array([8, 1]), (Side(0, True, 1),))
     fine = Removable("fine", np.linspace(0.2, 0, 9), np.arange(8, 0, -1), (Side(1, True, 1),))
     ledger = Ledger([8.0, 1.0], [8, 8], [1, 1])
-    kept = plan_counts([coarse, fine], ledger, 2.0)
+    kept = plan_counts([coarse, fine], ledger, Budget(2.0))
     assert kept == {"coarse": 1, "fine": 8}
     assert ledger.total == pytest.approx(2.0)
 
@@ -143,7 +144,7 @@ def rivals(gather_loss: float) -> list[Removable]:
 @pytest.mark.parametrize("budget", [7.5, 6.0, 5.0])
 def test_only_one_of_those_that_exclude_each_other(gather_loss: float, budget: float) -> None:
     for order in (rivals(gather_loss), rivals(gather_loss)[::-1]):
-        kept = plan_counts(order, Ledger([4.0, 4.0], [1, 4], [4, 1]), budget)
+        kept = plan_counts(order, Ledger([4.0, 4.0], [1, 4], [4, 1]), Budget(budget))
         changed = [name for name, count in kept.items() if count < 4]
         assert changed == ["gather" if gather_loss < 1 else "cut"]
 
@@ -151,21 +152,46 @@ def test_only_one_of_those_that_exclude_each_other(gather_loss: float, budget: f
 def test_what_excludes_others_does_not_shut_the_way() -> None:
     """The Gather is cheapest, but the group alone meets the budget."""
     ledger = Ledger([4.0, 4.0], [1, 4], [4, 1])
-    assert plan_counts(rivals(0.1), ledger, 4.0) == {"cut": 2, "gather": 4}
+    assert plan_counts(rivals(0.1), ledger, Budget(4.0)) == {"cut": 2, "gather": 4}
     assert ledger.total == pytest.approx(4.0)
-    with pytest.raises(BudgetError, match="1: 2 is the least"):
-        plan_counts(rivals(0.1), Ledger([4.0, 4.0], [1, 4], [4, 1]), 1.0, "1")
+    with pytest.raises(BudgetError, match="1: pruning reaches 2 at the least"):
+        plan_counts(rivals(0.1), Ledger([4.0, 4.0], [1, 4], [4, 1]), Budget(1.0, "1"))
 
 
 def test_a_budget_out_of_reach_names_what_is_reached() -> None:
     stack = Stack(3)
     least = stack.cost((1, 1, 1))
-    with pytest.raises(BudgetError) as caught:
-        plan_counts(stack.removables, stack.ledger(), 0.5 * least, "macs=0.01")
-    assert str(caught.value) == f"macs=0.01: {least:.4g} is the least that pruning reaches"
+    asked = Budget(0.5 * least, "macs=0.01")
+    with pytest.raises(OutOfReachError) as caught:
+        plan_counts(stack.removables, stack.ledger(), asked)
+    assert str(caught.value).startswith(f"macs=0.01: pruning reaches {least:.4g} at the least;")
+    assert caught.value.least == pytest.approx(least)
+    # as a part of the model: what is named can be asked for
+    whole, fixed = 1.3 * stack.ledger().total, 0.3 * stack.ledger().total
+    with pytest.raises(BudgetError, match=r"reaches 0\.\d{3} of the original") as caught:
+        plan_counts(stack.removables, stack.ledger(), replace(asked, whole=whole, fixed=fixed))
+    named = float(str(caught.value).split("reaches ")[1].split()[0])
+    assert 0 <= named - (least + fixed) / whole <= 0.001
+    assert stack.plan(named * whole - fixed) == (1, 1, 1)
     assert stack.plan(least * 1.0001) == (1, 1, 1)
     with pytest.raises(BudgetError):
-        plan_counts([], stack.ledger(), 1.0)
+        plan_counts([], stack.ledger(), Budget(1.0))
+
+
+def test_a_toll_is_weighed_but_not_counted() -> None:
+    """What is no saving after its toll is left alone; the budget counts the saving alone."""
+    losses = np.linspace(0.1, 0, 5)
+    counts = np.arange(4, 0, -1)
+    free = Removable("free", 2 * losses, counts, (Side(0, True, 1),))
+    for toll, wanted in ((0.0, {"free": 4, "dear": 2}), (3.9, {"free": 2, "dear": 4})):
+        charge = np.array([toll / 2, toll / 2, toll, toll, 0.0])
+        dear = Removable("dear", losses, counts, (Side(1, True, 1),), toll=charge)
+        ledger = Ledger([4.0, 4.0], [4, 4], [1, 1])
+        assert plan_counts([free, dear], ledger, Budget(6.0)) == wanted
+        assert ledger.total == pytest.approx(6.0)
+    dear = replace(dear, toll=np.array([9.0, 9.0, 9.0, 9.0, 0.0]))
+    with pytest.raises(OutOfReachError):
+        plan_counts([dear], Ledger([4.0, 4.0], [4, 4], [1, 1]), Budget(7.0))
 
 
 @quick(25)

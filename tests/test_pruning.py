@@ -15,7 +15,9 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 
 from onnx_lowrank.errors import BudgetError, OptionError
 from onnx_lowrank.pipeline import Result
-from onnx_lowrank.plan import GroupDecision
+from onnx_lowrank.plan import GroupDecision, Plan
+from onnx_lowrank.run import Run
+from onnx_lowrank.targets import Target
 from tests import fixtures_channels as fc
 from tests import fixtures_models as fm
 from tests.conftest import Compressed
@@ -135,7 +137,7 @@ def test_dead_channels_go_first(kind: str) -> None:
     else:
         value[:, dead] = 0
     proto = net.model()
-    result = checked(prune(proto, calib={"x": data(proto, 1000)}, target="macs=0.8"), 0.8)
+    result = checked(prune(proto, calib={"x": data(proto, 1000)}, target="params=0.8"), 0.8)
     kept = groups(result)["conv1"].kept
     assert sorted(set(range(16)) - set(kept)) == dead
     assert groups(result)["conv1"].loss < 1e-3
@@ -151,14 +153,14 @@ def test_dead_pixels_go_by_a_gather() -> None:
     alive = np.sort(rng(3).permutation(64)[:24])
     x = data(proto, 4000)
     x[:, np.setdiff1d(np.arange(64), alive)] = 0.25
-    result = checked(prune(proto, calib={"x": x}, target="macs=0.5"), 0.5)
+    result = checked(prune(proto, calib={"x": x}, target="params=0.5"), 0.5)
     made = groups(result)["gemm1 (input)"]
     assert made.decision == "gather"
     assert set(alive) <= set(made.kept)
     assert groups(result)["gemm1"].decision == "keep"
     assert [n.op_type for n in result.model.graph.node].count("Gather") == 1
     assert fm.relative(fm.run(result.model, {"x": x})["y"], fm.run(proto, {"x": x})["y"]) < 1e-3
-    without = prune(proto, "prune_channels{gather=false}", calib={"x": x}, target="macs=0.5")
+    without = prune(proto, "prune_channels{gather=false}", calib={"x": x}, target="params=0.5")
     assert "Gather" not in {n.op_type for n in without.model.graph.node}
     assert "gemm1 (input)" not in groups(without)
     assert fm.relative(fm.run(without.model, {"x": x})["y"], fm.run(proto, {"x": x})["y"]) > 1e-2
@@ -305,12 +307,59 @@ def test_excluded_layers_keep_their_channels(plain: ModelProto) -> None:
 
 
 def test_budgets_that_cannot_be(plain: ModelProto) -> None:
-    with pytest.raises(BudgetError, match=r"macs=0\.001: .* is the least that pruning reaches"):
+    with pytest.raises(BudgetError, match=r"macs=0\.001: pruning reaches 0\.\d+ of the"):
         prune(plain, target="macs=0.001")
     with pytest.raises(OptionError, match=r"set prune_channels\{keep=R\}"):
         prune(plain, "spatial_svd,prune_channels", ranks="ratio=0.5")
+    with pytest.raises(OptionError, match="pruning alone keeps one target"):
+        prune(plain, target=["macs=0.7", "params=0.6"])
     with pytest.raises(OptionError, match="one pruning pass at a time"):
         prune(plain, "prune_channels,prune_channels{method=l1}")
+
+
+def test_budgets_name_what_can_be_reached(plain: ModelProto) -> None:
+    with pytest.raises(BudgetError) as caught:
+        prune(plain, target="macs=0.001")
+    named = float(str(caught.value).split("reaches ")[1].split()[0])
+    assert prune(plain, target=f"macs={named}").report.macs_ratio <= named
+
+
+def wide(seed: int = 0) -> ModelProto:
+    net = fc.Net(seed)
+    x = net.relu(net.conv("x", 3, 48))
+    x = net.relu(net.conv(x, 48, 64))
+    net.head(net.relu(net.conv(x, 64, 32)), 32)
+    return net.model()
+
+
+def test_convolutions_are_left_with_whole_blocks() -> None:
+    """Under MACs, unless that loses far more (at 0.4); parameters are cut anywhere."""
+    proto = wide()
+    for target, whole in (("macs=0.5", True), ("macs=0.4", False), ("params=0.5", False)):
+        made = groups(checked(prune(proto, target=target), 1.0))
+        left = [len(g.kept) for g in made.values() if g.decision == "cut"]
+        assert len(left) >= 2
+        assert all(n % 16 == 0 or n == 8 for n in left) == whole
+
+
+def test_time_is_planned_in_macs(plain: ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once more where that fell short, by the time that it took; the report says so."""
+    took = {0.6: 0.8, 0.2: 0.55}  # of the time, by MACs asked
+    asked: list[float] = []
+    original = Run.plan
+
+    def plan(self: Run, target: Target, *rest: Any) -> Plan:
+        asked.append(round(target.ratio, 6))
+        return original(self, target, *rest)
+
+    monkeypatch.setattr(Run, "plan", plan)
+    monkeypatch.setattr(Run, "_measured", lambda self, made: took[asked[-1]])
+    result = prune(plain, target="latency=0.6")
+    assert asked == [0.6, 0.2]
+    assert result.plan.target == "latency=0.6"
+    assert result.report.macs_ratio <= 0.2
+    (note,) = [n for n in result.report.notes if "latency" in n]
+    assert note.startswith("latency at batch 1: 0.550 of the original measured; pruning alone")
 
 
 @pytest.mark.parametrize("target", ["macs=0.5", "params=0.4", "size=0.6"])
@@ -379,9 +428,9 @@ def test_what_was_pruned_can_be_quantized(pruned_vgg: Result, tmp_path: Any) -> 
 
 
 def test_the_mlp_reads_fewer_pixels(compressed: Compressed) -> None:
-    result = compressed("mlp", passes="prune_channels", target="macs=0.5")
+    result = compressed("mlp", passes="prune_channels", target="params=0.5")
     assert {g.decision for g in result.plan.groups} >= {"cut", "gather"}
-    assert result.report.macs_ratio <= 0.5
+    assert result.report.after.parameters <= 0.5 * result.report.before.parameters
     accuracy = result.report.validation.accuracy
     assert accuracy is not None
     assert accuracy.drop < 0.005
