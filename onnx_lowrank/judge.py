@@ -1,14 +1,10 @@
 """How surely a model keeps what is required of it, on some samples.
 
-Intervals hold 95 % of cases: of an agreement Wilson's; of a drop, with ``b`` of ``n`` samples lost
-and ``c`` won, Agresti and Min's, which says something even where nothing changed; of the rest by
-drawing the samples again.
-
-    (b - c) / m  -+  1.96 sqrt(b + c + 1 - (b - c)^2 / m) / m,    m = n + 2
+Intervals hold 95 % of cases: of agreements and drops as :mod:`onnx_lowrank.intervals` has them, of
+the rest by drawing the samples again.
 
 Reference:
-    Wilson 1927, Probable inference; Agresti & Min 2005, Simple improved confidence intervals for
-    comparing matched proportions; Efron 1979, Bootstrap methods.
+    Efron 1979, Bootstrap methods.
 """
 
 from __future__ import annotations
@@ -22,6 +18,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.calibration import Dataset
 from onnx_lowrank.errors import DataError, ValidationError
+from onnx_lowrank.intervals import paired, wilson
 from onnx_lowrank.model import Model
 from onnx_lowrank.requirement import Metric, Requirement, Score
 from onnx_lowrank.runtime import Feed, Runtime, Session
@@ -31,8 +28,6 @@ __all__ = ["Judge"]
 
 Array = npt.NDArray[Any]
 
-#: 97.5 % of a normal distribution lie below
-_NORMAL = 1.959963984540054
 #: samplings of the samples
 _DRAWS = 200
 
@@ -96,7 +91,7 @@ class Judge:
             return self._own(self._outputs(session), self._requirement.metric)
         now = self._classes(session)
         if self._requirement.kind == "agreement":
-            return _wilson(now == self._first)
+            return _kept(now == self._first)
         assert self._data.labels is not None
         labels = self._data.labels.reshape(-1)
         return _paired(self._first == labels, now == labels)
@@ -199,17 +194,12 @@ def _energies(old: Mapping[str, Array], new: Mapping[str, Array]) -> npt.NDArray
 
 def _paired(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Score:
     lost, won = int(np.sum(before & ~after)), int(np.sum(after & ~before))
-    m = len(before) + 2
-    centre = (lost - won) / m
-    half = _NORMAL * math.sqrt(lost + won + 1 - (lost - won) ** 2 / m) / m
-    return Score((lost - won) / len(before), centre - half, centre + half, len(before))
+    return Score((lost - won) / len(before), *paired(lost, won, len(before)), len(before))
 
 
-def _wilson(same: npt.NDArray[np.bool_]) -> Score:
-    n, p, z = len(same), float(same.mean()), _NORMAL
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Score(p, centre - half, centre + half, n)
+def _kept(same: npt.NDArray[np.bool_]) -> Score:
+    part = float(same.mean())
+    return Score(part, *wilson(part, len(same)), len(same))
 
 
 def _drawn(statistic: Callable[[npt.NDArray[np.intp]], float], count: int) -> Score:

@@ -15,7 +15,8 @@ import onnx
 
 from onnx_lowrank.base import Pass
 from onnx_lowrank.calibration import ImageOptions
-from onnx_lowrank.errors import GuardError, OptionError
+from onnx_lowrank.errors import OptionError
+from onnx_lowrank.guard import check_result
 from onnx_lowrank.model import Model, save
 from onnx_lowrank.plan import Plan
 from onnx_lowrank.progress import Progress
@@ -24,7 +25,7 @@ from onnx_lowrank.repairs import DEFAULT_REPAIR
 from onnx_lowrank.report import Report
 from onnx_lowrank.requirement import Metric, Requirement
 from onnx_lowrank.rounds import weighed_plan
-from onnx_lowrank.run import SLOWER_CHAINS, Built, DataOptions, Run
+from onnx_lowrank.run import Built, DataOptions, Run
 from onnx_lowrank.runtime import Runtime
 from onnx_lowrank.search import smallest_within
 from onnx_lowrank.sweep import RATIOS, Sweep, swept
@@ -33,12 +34,9 @@ from onnx_lowrank.timed_choices import TimingOptions
 
 __all__ = ["DEFAULT_PASSES", "DEFAULT_TARGET", "Result", "apply", "compress", "plan", "sweep"]
 
-DEFAULT_PASSES = "fold_batchnorm,svd,spatial_svd,channel_svd,cp{form=three},recurrent_svd"
-
-#: bytes that the plan's digest and our version may add to a model that stays as it is
-SIGNATURE = 256
-#: a time within this ratio of the original's counts as no slower: clocks are noisy
-SLOWER = 1.05
+DEFAULT_PASSES = (
+    "fold_batchnorm,prune_channels{gain=2},svd,spatial_svd,channel_svd,cp{form=three},recurrent_svd"
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def compress(
         cache: folder for their times, and for moments as long as they are being collected, so that
             an interrupted run goes on where it was; None for the user's own, empty for none.
         max_drop: largest drop of labelled accuracy (0.01 is a point), or of ``metric``. The least
-            budget that keeps it is searched, of ``target``'s metric (its ratio does not matter).
+            budget that keeps it is searched, of ``target``'s metric, as in ``latency``.
         min_agreement: least part of samples that keep their first class, likewise.
         min_snr: least signal-to-noise ratio of the outputs in dB, likewise.
         metric: ``metric(outputs, labels) -> float``, higher being better; ``outputs`` by name.
@@ -135,8 +133,8 @@ def compress(
     Raises:
         OptionError, ModelError, DataError, BudgetError, GuardError, ValidationError.
     """
-    asked = Target.parse(target, ranks)
     requirement = Requirement.of(max_drop, min_agreement, min_snr, metric)
+    asked = Target.parse(target, ranks, searched=requirement is not None)
     if requirement is not None and (len(asked.budgets) > 1 or asked.rule is not None):
         raise OptionError("a search looks for one budget; give one target and no rule for ranks")
     if requirement is not None and rounds:
@@ -268,21 +266,6 @@ def sweep(
 def _finished(run: Run, built: Built, force: bool, notes: Sequence[str] = ()) -> Result:
     report = run.report(built, notes)
     if not force:
-        _guard(report)
+        check_result(report, calibrated=run.data.calibration is not None)
     run.forget()
     return Result(built.model.proto, built.plan, report, built.model, run.source)
-
-
-def _guard(report: Report) -> None:
-    if report.after.bytes > report.before.bytes + SIGNATURE:
-        raise GuardError(
-            f"the result has {report.after.bytes} bytes, the original {report.before.bytes}; "
-            "nothing was written (--force writes it all the same)"
-        )
-    slow = [p for p in report.latency if min(1 / p.speedup, 1 / p.median_speedup) > SLOWER]
-    if slow:
-        named = "".join(f"; {n}" for n in report.notes if n.startswith(SLOWER_CHAINS))
-        raise GuardError(
-            f"the result takes {slow[0].new_ms:.3g} ms, the original {slow[0].reference_ms:.3g} ms "
-            f"(batch {slow[0].batch}){named}; nothing was written (--force writes it all the same)"
-        )

@@ -2,10 +2,11 @@
 
 Both lose response, in the same unit: the error of what a layer makes relative to what it ends up
 in. So growing shares are planned to the end until the predicted loss of both rises, and the one of
-least loss is taken. The moments of the narrower layers are those of the original without the
-channels that go. Slow methods (whose every rank is a solution of its own) are left out of this, not
-of the plan; errors of wide layers are computed at every third rank and read off between them; and a
-layer that keeps the same channels at two shares is taken apart once.
+least loss is taken, if that is less than what all factorizations lose without pruning. The moments
+of the narrower layers are those of the original without the channels that go. Slow methods (whose
+every rank is a solution of its own) are left out of these shares, not of the plan; errors of wide
+layers are computed at every third rank and read off between them; and a layer that keeps the same
+channels at two shares is taken apart once.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import isfinite
 from typing import ClassVar
 
 import numpy as np
@@ -34,7 +36,7 @@ from onnx_lowrank.pruning import Kept, Pruner
 __all__ = ["share_budget"]
 
 #: parts of the saving that pruning makes
-SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 #: of the ranks of a factorization the error is computed at one in so many, where patches are wide
 _STRIDE, _WIDE = 3, 600
@@ -52,6 +54,8 @@ def share_budget(
     budget: Budget,
     measure: Callable[[Model, Graph, Sequence[Layer]], Shapes],
     metric: str,
+    unpruned: float,
+    gain: float,
 ) -> Kept:
     """Channels to keep, so that factorization makes up the rest with the least loss of both.
 
@@ -62,13 +66,16 @@ def share_budget(
         budget: on the cost of all layers.
         measure: shapes of the tensors of a model.
         metric: of the budget.
+        unpruned: predicted loss of all factorizations without pruning; infinite where they do not
+            meet the budget.
+        gain: how many times less the loss of both must be.
 
     Raises:
         OutOfReachError: no share meets it.
     """
     rest = Rest(pruner, prepared, factorizations, measure, metric)
-    best: tuple[float, Kept] | None = None
-    least = pruner.cost
+    best: tuple[float, Kept] | None = (unpruned / gain, {}) if isfinite(unpruned) else None
+    before, least = unpruned, pruner.cost
     for share in SHARES:
         limit = pruner.cost - share * (pruner.cost - budget.limit)
         try:
@@ -80,9 +87,11 @@ def share_budget(
         except OutOfReachError as error:
             least = min(least, error.least)
             continue
-        if best is not None and loss > best[0]:
+        if loss > before:
             break
-        best = loss, kept
+        before = loss
+        if best is None or loss < best[0]:
+            best = loss, kept
     if best is None:
         raise budget.unmet(least, "pruning before factorization")
     return best[1]

@@ -5,6 +5,7 @@ prepare -> (prune) -> propose -> plan;        prepare -> (cut) -> rewrite -> ref
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -57,6 +58,9 @@ __all__ = ["SLOWER_CHAINS", "Built", "DataOptions", "Run"]
 
 #: how a note begins that names what does not pay
 SLOWER_CHAINS = "slower than the layers whose place they take:"
+
+#: a loss of all layers that is so little for each needs no pruning to be less
+_LITTLE = 0.01
 
 #: a measured time so near to the predicted one is not worth another plan
 _NEAR = 0.03
@@ -134,7 +138,9 @@ class Run:
             self.source, data.calib, data.samples, data.images, data.input_shapes, data.seed
         )
         self._pruned: tuple[Any, Prepared, Remains] | None = None
-        self._proposed: tuple[Any, Proposals, Timed | None] | None = None
+        self._proposed: tuple[Any, Proposals] | None = None
+        self._timed: Timed | None = None  # of what was proposed
+        self._pruners: dict[str, Pruner] = {}  # by metric
         self._notes: dict[str, list[str]] = {}  # by digest of the plan
         #: on the weights of layers, by name
         self.factors: Mapping[str, float] = {}
@@ -156,13 +162,7 @@ class Run:
         Raises:
             BudgetError: the target is out of reach.
         """
-        kept: Kept = {}
-        groups = []
-        if self._passes.prunings:
-            with self.clock("prune"):
-                pruner = self._pruner(target.metric)
-                kept = self._chained(pruner, self._channels(pruner, target))
-                groups = pruner.decisions(kept)
+        kept, groups = self._prune(target)
         work = self._cut(kept)[0]
         proposals, timed = self._propose(work, kept, target)
         with self.clock("plan"):
@@ -179,7 +179,7 @@ class Run:
         if target.latency is not None and not self._passes.factorizations:
             return self._pruned_in_time(target, target.latency)
         plan = self.plan(target)
-        timed = self._proposed[2] if self._proposed is not None else None
+        timed = self._timed
         if target.latency is None or timed is None:
             return plan
         whole = timed.whole
@@ -215,25 +215,58 @@ class Run:
         found = self.latency(self.build(plan).model, [self._timing.batch])[0]
         return found.new_ms / found.reference_ms
 
-    def _channels(self, pruner: Pruner, target: Target) -> Kept:
-        alone = not self._passes.factorizations
+    def _prune(self, target: Target) -> tuple[Kept, list[GroupDecision]]:
+        """Channels that stay, and a decision for every group where pruning was considered."""
+        if not self._passes.prunings:
+            return {}, []
+        options, alone = self._passes.prunings[0].options, not self._passes.factorizations
         if alone and len(target.budgets) > 1:
             raise OptionError("pruning alone keeps one target; give one, or add a factorization")
+        loss = None
+        if not alone and not options.keep:
+            if options.gain > 1 and self._unfit_to_prune(target):
+                return {}, []
+            if target.rule is not None:
+                raise OptionError(
+                    "ranks by rule leave pruning no budget; set prune_channels{keep=R}"
+                )
+            loss = self._unpruned_loss(target)
+            if options.gain > 1 and loss <= _LITTLE * len(self.prepared.layers):
+                return {}, []
+        with self.clock("prune"):
+            pruner = self._pruner(target.metric)
+            kept = self._chained(pruner, self._channels(pruner, target, loss))
+            considered = kept or options.gain <= 1
+            return kept, pruner.decisions(kept) if considered else []
+
+    def _unfit_to_prune(self, target: Target) -> bool:
+        """Whether nobody asked for pruning in particular, and it can be of no use."""
+        return target.rule is not None or self.data.calibration is None or self.source.large
+
+    def _unpruned_loss(self, target: Target) -> float:
+        """Predicted, where factorizations make up the whole budget; infinite out of reach."""
+        counted = Target(((target.metric, target.ratio),))
+        proposals, _ = self._propose(self.prepared, {}, counted)
+        try:
+            chosen = self._choose(self.prepared, proposals, None, counted, None)
+        except BudgetError:
+            return math.inf
+        return sum(c.weight * p.error for c, p in zip(proposals.choices, chosen, strict=True))
+
+    def _channels(self, pruner: Pruner, target: Target, unpruned: float | None) -> Kept:
         now = model_cost(self.prepared.model, self.prepared.shapes)
         whole, all_now = (cost_of(c, target.metric) for c in (self.before, now))
         movable = pruner.cost - _broadcast(self.prepared, target.metric)
         fixed = all_now - movable
         budget = Budget(target.ratio * whole - fixed, str(target), whole, fixed)
-        if alone or self._passes.prunings[0].options.keep:
+        if unpruned is None:
             return pruner.plan(budget)[0]
-        if target.rule is not None:
-            raise OptionError("ranks by rule leave pruning no budget; set prune_channels{keep=R}")
         return share_budget(
             pruner, self.prepared, self._passes.factorizations, budget,
             lambda model, graph, layers: measured_shapes(
                 model, graph, layers, self.data.validation, self.runtime
             ),
-            target.metric,
+            target.metric, unpruned, self._passes.prunings[0].options.gain,
         )  # fmt: skip
 
     def _chained(self, pruner: Pruner, kept: Kept) -> Kept:
@@ -254,32 +287,31 @@ class Run:
         """Candidates of every layer, and their times where these are asked for."""
         # several targets need one set of candidates, whose costs are then counted anew
         metric = target.metric if len(target.budgets) == 1 else "macs"
-        key = (_key(kept), metric, target.rule, target.latency is None)
-        if self._proposed is not None and self._proposed[0] == key:
-            return self._weighed()
-        with self.clock("plan"):
-            proposals = make_choices(
-                work.layers, self._passes.factorizations, work.moments, work.shapes, metric,
-                self.prepared.moments.totals, self.progress, target.rule,
-            )  # fmt: skip
-        timed = None
-        if target.latency is not None and self._passes.factorizations:
+        key = (_key(kept), metric, target.rule)
+        if self._proposed is None or self._proposed[0] != key:
+            with self.clock("plan"):
+                proposals = make_choices(
+                    work.layers, self._passes.factorizations, work.moments, work.shapes, metric,
+                    self.prepared.moments.totals, self.progress, target.rule,
+                )  # fmt: skip
+            self._proposed, self._timed = (key, proposals), None
+        if target.latency is not None and self._timed is None and self._passes.factorizations:
             with self.clock("time"):
-                timed = timed_choices(
-                    work, proposals, *self._at_batch(work), self.runtime, self._timing,
+                self._timed = timed_choices(
+                    work, self._proposed[1], *self._at_batch(work), self.runtime, self._timing,
                     self.progress,
                 )  # fmt: skip
-        self._proposed = key, proposals, timed
-        return self._weighed()
+        return self._weighed(target)
 
-    def _weighed(self) -> tuple[Proposals, Timed | None]:
+    def _weighed(self, target: Target) -> tuple[Proposals, Timed | None]:
         """What was proposed last, layers weighed as is asked."""
         assert self._proposed is not None
-        _, found, timed = self._proposed
+        found, timed = self._proposed[1], None
         proposals = copy(found)
         proposals.choices = reweighed(found.choices, self.factors)
-        if timed is not None:
-            timed = replace(timed, choices=tuple(reweighed(timed.choices, self.factors)))
+        if target.latency is not None and self._timed is not None:
+            choices = tuple(reweighed(self._timed.choices, self.factors))
+            timed = replace(self._timed, choices=choices)
         return proposals, timed
 
     @property
@@ -381,7 +413,7 @@ class Run:
         pair = self.latency(built.model, [self._timing.batch])[0]
         if self._proposed is None or target.rule or max(pair.speedup, pair.median_speedup) >= 1:
             return built
-        proposals, timed = self._weighed()
+        proposals, timed = self._weighed(target)
         kept = _kept(built.plan)
         work = self._cut(kept)[0]
         with self.clock("time"):
@@ -513,7 +545,10 @@ class Run:
         )  # fmt: skip
 
     def _pruner(self, metric: str) -> Pruner:
-        return Pruner(self.prepared, self._passes.prunings[0], metric, self.progress)
+        if metric not in self._pruners:
+            method = self._passes.prunings[0]
+            self._pruners[metric] = Pruner(self.prepared, method, metric, self.progress)
+        return self._pruners[metric]
 
     def _cut(self, kept: Kept) -> tuple[Prepared, Remains]:
         """The model without the channels that go, measured anew; computed once."""

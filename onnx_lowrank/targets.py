@@ -30,8 +30,15 @@ class Target:
     rule: RankRule | None = None
 
     @classmethod
-    def parse(cls, target: str | Sequence[str] | None, ranks: str = "planner") -> Target:
+    def parse(
+        cls, target: str | Sequence[str] | None, ranks: str = "planner", searched: bool = False
+    ) -> Target:
         """Of ``macs=0.5``, or several such, and of ``planner`` or a rule.
+
+        Args:
+            target: what is asked for.
+            ranks: how ranks are found.
+            searched: the ratio is looked for, and need not be given.
 
         Raises:
             OptionError: it is not of that form, or both a target and a rule are given.
@@ -45,6 +52,8 @@ class Target:
             if target is not None:
                 raise OptionError(f"ranks by {rule} know of no target; give one of the two")
         asked = [target] if isinstance(target, str) else list(target or [DEFAULT_TARGET])
+        if searched:
+            asked = [f"{t}=1" if t in METRICS else t for t in asked]
         budgets = tuple(parse_target(t) for t in asked)
         if len({metric for metric, _ in budgets}) < len(budgets):
             raise OptionError(f"two targets for one thing: {', '.join(asked)}")

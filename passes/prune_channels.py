@@ -6,7 +6,9 @@ After:       the same nodes, narrower; or a Gather in front of a layer that read
 Conditions:  the channels are no graph input or output and pass only operators that are understood;
              a layer of one group may read fewer of any channels through a Gather
 Numbers:     under a budget on MACs, convolutions keep whole blocks of channels where these do not
-             lose far more than finer numbers, and a Gather stands only where it saves time
+             lose far more than finer numbers, and a Gather stands only where it saves time;
+             beside factorizations under one budget none go unless the predicted loss is gain
+             times less than without (1; the default passes ask for 2)
 
 Formula:     min_M  1/2 E||Y - M X||^2 + lambda sum_j ||M_j||     over all readers of a group
              method=obs:    backward elimination, each time the channel whose loss, all weights
@@ -63,6 +65,7 @@ class PruneChannels(Pruning):
     chain: str = "parallel"
     gather: bool = True
     keep: float = 0.0
+    gain: float = 1.0
     seed: int = 0
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -73,7 +76,7 @@ class PruneChannels(Pruning):
     @property
     def options(self) -> PruningOptions:
         """See the base."""
-        return PruningOptions(self.solve, self.chain, self.gather, self.keep)
+        return PruningOptions(self.solve, self.chain, self.gather, self.keep, self.gain)
 
     def refined(self, selection: Selection, kept: Labels) -> Labels:
         """Swap channels while that lowers the loss, where that does not take long."""

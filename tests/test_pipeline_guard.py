@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, helper
 
-from onnx_lowrank import run
+from onnx_lowrank import cli, run
 from onnx_lowrank.errors import GuardError, ModelError
+from onnx_lowrank.guard import check_result
 from onnx_lowrank.pipeline import Result, compress
+from onnx_lowrank.validate import OutputCheck, Validation
 from tests import fixtures_models as fm
 
 X, _ = fm.classified(300)
@@ -83,3 +87,48 @@ def test_nothing_is_written_over_the_input(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is the input itself"):
         result.save(path)
     assert isinstance(onnx.load(path), ModelProto)
+
+
+Outputs = tuple[float | None, float]
+
+
+def check(*outputs: Outputs, samples: int = 1000, calibrated: bool = True) -> None:
+    """Judge outputs of these agreements and SNRs."""
+    result = fm.quick_compress(fm.classifier(), calib={"x": X}, target="macs=0.6", force=True)
+    checks = tuple(OutputCheck("y", 0.1, snr, 1.0, 0.0, same, same) for same, snr in outputs)
+    report = replace(result.report, validation=Validation(samples, checks, None))
+    check_result(report, calibrated=calibrated)
+
+
+def test_the_guard_refuses_what_says_other_things() -> None:
+    with pytest.raises(GuardError, match=r"the first class of 40\.0% of 1000 samples; ask for l"):
+        check((0.4, 10.0))
+    with pytest.raises(GuardError, match=r"an SNR of -0\.5 dB; .*--force writes it"):
+        check((None, -0.5))
+    with pytest.raises(GuardError):
+        check((0.1, 3.0), (None, -0.5))
+    check((0.4, 10.0), samples=10)  # that may be chance
+    check((0.49, 10.0))
+    check((None, 0.5))
+    check((0.1, 3.0), (None, 20.0))  # something of it serves
+    check((0.1, -3.0), calibrated=False)  # random inputs prove nothing
+
+
+def test_a_collapse_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """White inputs and weights: nothing of them is redundant, and a tenth tells little."""
+    random = np.random.default_rng(0)
+    x, w = (fm.float32(random.standard_normal(s)) for s in ((400, 64), (64, 64)))
+    np.savez(tmp_path / "data.npz", x=x)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["u"]),
+        helper.make_node("Softmax", ["u"], ["y"]),
+    ]
+    net = fm.build(nodes, {"x": ["N", 64]}, {"y": ["N", 64]}, {"w": w})
+    onnx.save(net, tmp_path / "in.onnx")
+    command = ["compress", str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), "--calib",
+               str(tmp_path / "data.npz"), "--target", "params=0.15", "--threads", "1"]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        fm.without_clock(patch)
+        fm.refused(command, capsys, GuardError.exit_code, "keeps of the", "--min-agreement")
+        assert not (tmp_path / "out.onnx").exists()
+        assert cli.main([*command, "--force", "--quiet"]) == 0

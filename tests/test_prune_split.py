@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -45,11 +46,17 @@ class Split:
     ) -> Mapping[str, tuple[int, ...]]:
         return measured_shapes(model, graph, layers, self.data.validation, fm.ONE_THREAD)
 
-    def share(self, ratio: float) -> Kept:
+    def share(self, ratio: float, gain: float = 1.0) -> Kept:
         return share_budget(
             self.pruner, self.prepared, self.factorizations, self.budget(ratio),
-            self.measure, "macs",
+            self.measure, "macs", self.unpruned(ratio), gain,
         )  # fmt: skip
+
+    def unpruned(self, ratio: float) -> float:
+        try:
+            return self.rest().loss({}, self.budget(ratio))
+        except BudgetError:
+            return math.inf
 
     def budget(self, ratio: float) -> Budget:
         return Budget(ratio * self.pruner.cost, f"macs={ratio:g}", self.pruner.cost)
@@ -59,7 +66,8 @@ class Split:
 
     def totals(self, ratio: float) -> list[tuple[float, dict[str, int]]]:
         """Loss and numbers of channels at each share that can be, nothing kept between them."""
-        found, budget, cost = [], self.budget(ratio), self.pruner.cost
+        budget, cost = self.budget(ratio), self.pruner.cost
+        found: list[tuple[float, dict[str, int]]] = [(self.unpruned(ratio), {})]
         for share in SHARES:
             try:
                 limit = cost - share * (cost - budget.limit)
@@ -76,10 +84,21 @@ def test_the_share_of_least_loss_is_taken(ratio: float) -> None:
     case = Split()
     found = case.totals(ratio)
     losses = [loss for loss, _ in found]
-    assert len(losses) >= 3
+    assert len(losses) >= 4
     assert max(losses) > 1.05 * min(losses)
     taken = {n: len(k) for n, k in case.share(ratio).items()}
     assert taken == found[losses.index(min(losses))][1]
+
+
+def test_pruning_must_gain_as_much_as_is_asked() -> None:
+    case = Split()
+    losses = [loss for loss, _ in case.totals(0.35)]
+    reached = losses[0] / min(losses)
+    assert reached > 1
+    same = case.share(0.35, 0.99 * reached)
+    assert {n: len(k) for n, k in same.items()} == {n: len(k) for n, k in case.share(0.35).items()}
+    assert same
+    assert case.share(0.35, 1.01 * reached) == {}
 
 
 def test_layers_are_taken_apart_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,65 @@
+"""What is not written without being forced: a result that is bigger, slower, or says other things.
+
+Other things: the first class of less than half of the samples is what it was, with 97.5 %
+certainty; or outputs that are no class scores err by more than they are. Nobody who asked for a
+smaller model wanted that one.
+"""
+
+from __future__ import annotations
+
+from onnx_lowrank.errors import GuardError
+from onnx_lowrank.intervals import wilson
+from onnx_lowrank.report import Report
+from onnx_lowrank.run import SLOWER_CHAINS
+from onnx_lowrank.validate import OutputCheck, Validation
+
+__all__ = ["check_result"]
+
+#: bytes that the plan's digest and our version may add to a model that stays as it is
+SIGNATURE = 256
+#: a time within this ratio of the original's counts as no slower: clocks are noisy
+SLOWER = 1.05
+
+#: how each refusal ends
+_FORCE = "nothing was written (--force writes it all the same)"
+
+
+def check_result(report: Report, *, calibrated: bool) -> None:
+    """Refuse a result that serves nobody.
+
+    Args:
+        report: of it.
+        calibrated: whether its outputs were compared on real samples.
+
+    Raises:
+        GuardError: it is bigger or slower than the original, or says other things.
+    """
+    if report.after.bytes > report.before.bytes + SIGNATURE:
+        raise GuardError(
+            f"the result has {report.after.bytes} bytes, the original {report.before.bytes}; "
+            f"{_FORCE}"
+        )
+    slow = [p for p in report.latency if min(1 / p.speedup, 1 / p.median_speedup) > SLOWER]
+    if slow:
+        named = "".join(f"; {n}" for n in report.notes if n.startswith(SLOWER_CHAINS))
+        raise GuardError(
+            f"the result takes {slow[0].new_ms:.3g} ms, the original {slow[0].reference_ms:.3g} ms "
+            f"(batch {slow[0].batch}){named}; {_FORCE}"
+        )
+    validation = report.validation
+    if calibrated and validation.outputs and all(_lost(o, validation) for o in validation.outputs):
+        first = validation.outputs[0]
+        kept = f"an SNR of {first.snr_db:.1f} dB"
+        if first.top1_agreement is not None:
+            kept = f"the first class of {first.top1_agreement:.1%} of {validation.samples} samples"
+        raise GuardError(
+            f"all that the result keeps of the original is {kept}; ask for less ({report.target} "
+            f"now), or --min-agreement or --min-snr for what can be had, or give more samples or "
+            f"passes; {_FORCE}"
+        )
+
+
+def _lost(output: OutputCheck, validation: Validation) -> bool:
+    if output.top1_agreement is not None:
+        return wilson(output.top1_agreement, validation.samples)[1] < 0.5
+    return output.snr_db < 0

@@ -1,0 +1,35 @@
+"""Intervals that hold 95 % of cases, for parts of some samples.
+
+Of a part ``p`` of ``n`` Wilson's; of a difference, with ``b`` of ``n`` lost and ``c`` won, Agresti
+and Min's, which says something even where nothing changed:
+
+    (b - c) / m  -+  1.96 sqrt(b + c + 1 - (b - c)^2 / m) / m,    m = n + 2
+
+Reference:
+    Wilson 1927, Probable inference; Agresti & Min 2005, Simple improved confidence intervals for
+    comparing matched proportions.
+"""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["paired", "wilson"]
+
+#: 97.5 % of a normal distribution lie below
+_NORMAL = 1.959963984540054
+
+
+def wilson(part: float, count: int) -> tuple[float, float]:
+    """Of a part of ``count`` samples."""
+    n, z = count, _NORMAL
+    centre = (part + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(part * (1 - part) / n + z * z / (4 * n * n))
+    return centre - half, centre + half
+
+
+def paired(lost: int, won: int, count: int) -> tuple[float, float]:
+    """Of the part of ``count`` samples that is lost, less that which is won."""
+    m = count + 2
+    half = _NORMAL * math.sqrt(lost + won + 1 - (lost - won) ** 2 / m) / m
+    return (lost - won) / m - half, (lost - won) / m + half
