@@ -144,7 +144,7 @@ def _grouped(layers: Sequence[Layer], memory: int) -> Iterator[list[Layer]]:
     group: list[Layer] = []
     held = 0
     for layer in layers:
-        need = 8 * layer.groups * layer.patch**2
+        need = 12 * layer.groups * layer.patch**2  # the sums, and rows that wait
         if group and held + need > memory:
             yield group
             group, held = [], 0

@@ -83,47 +83,83 @@ class Accumulator:
     CHUNK = 4096
 
     def __init__(self, groups: int, width: int) -> None:
-        self.count = 0
-        self.mean = np.zeros((groups, width))
-        self._scatter = np.zeros((groups, width, width))
+        self._count = 0
+        self._mean: Array = np.zeros((groups, width))
+        self._sums: Array = np.zeros((groups, width, width))
+        # rows that wait for a product worth adding to the sums; they take half of the sums' memory
+        self._waiting: list[Array] = []
+        self._enough = min(self.CHUNK, width)
+
+    @property
+    def count(self) -> int:
+        """Rows seen."""
+        return self._merged()._count
+
+    @property
+    def mean(self) -> Array:
+        """``(groups, d)``."""
+        return self._merged()._mean
+
+    @property
+    def _scatter(self) -> Array:
+        """``(groups, d, d)``, the sum of centred squares."""
+        return self._merged()._sums
 
     def update(self, rows: Array) -> None:
         """Add rows ``(groups, n, d)``."""
-        for start in range(0, rows.shape[1], self.CHUNK):
-            self._merge(rows[:, start : start + self.CHUNK])
+        self._waiting.append(rows)
+        if sum(r.shape[1] for r in self._waiting) >= self._enough:
+            self._merged()
+        else:
+            self._waiting[-1] = rows.copy()
+
+    def _merged(self) -> Accumulator:
+        """Itself, with nothing waiting."""
+        if self._waiting:
+            rows = self._rows_waiting()
+            self._waiting = []
+            for start in range(0, rows.shape[1], self.CHUNK):
+                self._merge(rows[:, start : start + self.CHUNK])
+        return self
+
+    def _rows_waiting(self) -> Array:
+        groups, width = self._mean.shape
+        if not self._waiting:
+            return np.zeros((groups, 0, width), np.float32)
+        return self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting, 1)
 
     def _merge(self, rows: Array) -> None:
         n = rows.shape[1]
         mean = rows.mean(axis=1, dtype=np.float64)
-        shift = mean - self.mean
-        total = self.count + n
+        shift = mean - self._mean
+        total = self._count + n
         for g in range(len(rows)):
             centred = (rows[g] - mean[g]).astype(np.float32)
-            self._scatter[g] += centred.T @ centred
-            if self.count:
-                self._scatter[g] += np.outer(shift[g], shift[g] * (self.count * n / total))
-        self.mean += shift * (n / total)
-        self.count = total
+            self._sums[g] += centred.T @ centred
+            if self._count:
+                self._sums[g] += np.outer(shift[g], shift[g] * (self._count * n / total))
+        self._mean += shift * (n / total)
+        self._count = total
 
     def merge(self, other: Accumulator) -> Accumulator:
         """Both together, as a new one."""
         both = Accumulator(*self.mean.shape)
-        both.count = self.count + other.count
-        if not both.count:
+        both._count = self.count + other.count
+        if not both._count:
             return both
         shift = other.mean - self.mean
-        both.mean = self.mean + shift * (other.count / both.count)
-        both._scatter = self._scatter + other._scatter
-        factor = self.count * other.count / both.count
-        both._scatter += factor * shift[:, :, None] * shift[:, None, :]
+        both._mean = self.mean + shift * (other.count / both._count)
+        both._sums = self._scatter + other._scatter
+        factor = self.count * other.count / both._count
+        both._sums += factor * shift[:, :, None] * shift[:, None, :]
         return both
 
     def leading(self, width: int) -> Accumulator:
         """The first ``width`` columns alone, as a new one."""
         part = Accumulator(len(self.mean), width)
-        part.count = self.count
-        part.mean = self.mean[:, :width].copy()
-        part._scatter = self._scatter[:, :width, :width].copy()
+        part._count = self.count
+        part._mean = self.mean[:, :width].copy()
+        part._sums = self._scatter[:, :width, :width].copy()
         return part
 
     @property
@@ -132,8 +168,13 @@ class Accumulator:
         return self._scatter / max(self.count, 1)
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        """All there is to it, to be written down."""
-        return {"count": np.array(self.count), "mean": self.mean, "scatter": self._scatter}
+        """All there is to it, to be written down; what waits goes on waiting."""
+        return {
+            "count": np.array(self._count),
+            "mean": self._mean,
+            "scatter": self._sums,
+            "waiting": self._rows_waiting(),
+        }
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Go on from a :meth:`state`.
@@ -141,10 +182,13 @@ class Accumulator:
         Raises:
             KeyError, ValueError: it is of another accumulator.
         """
-        mean, scatter = state["mean"], state["scatter"]
-        if mean.shape != self.mean.shape or scatter.shape != self._scatter.shape:
-            raise ValueError(f"{scatter.shape} for {self._scatter.shape}")
-        self.count, self.mean, self._scatter = int(state["count"]), mean, scatter
+        mean, scatter, waiting = state["mean"], state["scatter"], state["waiting"]
+        if mean.shape != self._mean.shape or scatter.shape != self._sums.shape:
+            raise ValueError(f"{scatter.shape} for {self._sums.shape}")
+        if waiting.ndim != 3 or waiting.sum(axis=1).shape != mean.shape:
+            raise ValueError(f"rows {waiting.shape} for {mean.shape}")
+        self._count, self._mean, self._sums = int(state["count"]), mean, scatter
+        self._waiting = [waiting] if waiting.shape[1] else []
 
     def moments(self) -> Moments:
         """The moments, their covariance shrunk towards a multiple of the identity.

@@ -47,6 +47,31 @@ def test_any_chunking_gives_numpys_moments(
     assert_measures(accumulated(rows, cuts), rows)
 
 
+@pytest.mark.parametrize("cut", [3, 8, 20])
+def test_a_state_holds_the_rows_that_wait(cut: int) -> None:
+    rows = correlated(7, 2, 40, 8)
+    lots = [rows[:, i : i + 1] for i in range(40)]
+    whole, before, after = (Accumulator(2, 8) for _ in range(3))
+    for number, lot in enumerate(lots):
+        whole.update(lot)
+        (before if number < cut else after).update(lot)
+        if number == cut - 1:
+            after.restore(before.state())
+    np.testing.assert_array_equal(after.covariance, whole.covariance)
+    np.testing.assert_array_equal(after.mean, whole.mean)
+    assert_measures(whole, rows)
+    with pytest.raises(ValueError, match="rows"):
+        after.restore(whole.state() | {"waiting": rows[:1, :2]})
+
+
+def test_rows_that_wait_are_copies() -> None:
+    rows = correlated(8, 1, 3, 8)
+    sums, lot = Accumulator(1, 8), rows.copy()
+    sums.update(lot)
+    lot[:] = 0
+    assert_measures(sums, rows)
+
+
 def test_more_rows_than_one_product_takes() -> None:
     rows = correlated(0, 1, 2 * Accumulator.CHUNK + 17, 3)
     assert_measures(accumulated(rows), rows)

@@ -75,7 +75,7 @@ class PatchProjection:
         flat = tensor.reshape(len(kernel), a * b)
         self._weighted = flat if metric is None else flat @ metric  # W Sigma
         self.energy = float(np.sum(self._weighted * flat))
-        self._basis = _basis(tensor, metric, max_rank)
+        self._basis = _basis(tensor, metric, self._weighted, max_rank)
         self._factor, self._cross, gains = self._regression(self._basis)
         self._explained = np.concatenate([[0.0], np.cumsum(gains)])
 
@@ -164,13 +164,14 @@ def _unit_rows(rows: Array) -> Array:
     return unit
 
 
-def _basis(tensor: Array, metric: Array | None, max_rank: int | None) -> Array:
-    """``V (R, a)``; rows scaled to unit length."""
+def _basis(tensor: Array, metric: Array | None, seen: Array, max_rank: int | None) -> Array:
+    """``V (R, a)``; rows scaled to unit length. ``seen (N, a b)`` is ``W Sigma``."""
     outputs, a, b = tensor.shape
     stacked = tensor.transpose(1, 0, 2).reshape(a, outputs * b)
     marginal = None if metric is None else np.einsum("ibjb->ij", metric.reshape(a, b, a, b))
     if outputs * b <= a:
-        weighted = stacked if marginal is None else marginal @ stacked
+        apart = stacked if marginal is None or b == 1 else marginal @ stacked
+        weighted = seen.T if b == 1 else apart
         values, vectors = np.linalg.eigh(stacked.T @ weighted)
         directions = stacked @ vectors
     else:
