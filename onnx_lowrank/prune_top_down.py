@@ -29,7 +29,7 @@ from onnx_lowrank.moments import Accumulator, Moments
 from onnx_lowrank.preparation import MEMORY, Prepared
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning import Kept, Pruner, Seen
-from onnx_lowrank.refit import fitted, responses_of
+from onnx_lowrank.refit import responses_of, solutions
 from onnx_lowrank.runtime import Runtime
 
 __all__ = ["top_down"]
@@ -117,7 +117,10 @@ def _solved(layer: Layer, both: Accumulator) -> Seen:
     stage, width = layer.stage, layer.patch
     with blas_for(width):
         weights = np.stack(
-            [fitted(matrix, both, g, _RIDGE) for g, matrix in enumerate(stage.matrices)]
+            [
+                next(solutions(matrix, covariance, [_RIDGE]))
+                for matrix, covariance in zip(stage.matrices, both.covariance, strict=True)
+            ]
         )
     inputs, outputs = both.mean[:, :width], both.mean[:, width:]
     bias = (outputs - np.einsum("gnd,gd->gn", weights, inputs)).reshape(-1)

@@ -43,7 +43,7 @@ from onnx_lowrank.rewrite import Written, update_chain
 from onnx_lowrank.runtime import Runtime
 from onnx_lowrank.walker import Walker
 
-__all__ = ["Refit", "Task", "fitted", "refit", "responses_of"]
+__all__ = ["Refit", "Task", "refit", "responses_of", "solutions"]
 
 Array = npt.NDArray[np.floating[Any]]
 Rows = dict[str, npt.NDArray[Any]]
@@ -211,14 +211,17 @@ def _solve(
     graph: Graph, task: Task, fit: Accumulator, held: Accumulator, drawn: DrawnRows | None
 ) -> Refit:
     start = task.stage.matrices.astype(np.float64)
-    groups = range(len(start))
-    errors = [
-        sum(_held_error(fitted(start[g], fit, g, ridge), fit, held, g) for g in groups)
-        for ridge in RIDGES
-    ]
+    errors = np.zeros(len(RIDGES))
+    for g, (covariance, seen) in enumerate(zip(fit.covariance, held.covariance, strict=True)):
+        shift = held.mean[g] - fit.mean[g]
+        for n, weight in enumerate(solutions(start[g], covariance, RIDGES)):
+            errors[n] += _held_error(weight, seen, shift)
     best = int(np.argmin(errors))
     both = fit if held is fit else fit.merge(held)
-    weights = np.stack([fitted(start[g], both, g, RIDGES[best]) for g in groups])
+    weights = np.stack([
+        next(solutions(start[g], covariance, RIDGES[best : best + 1]))
+        for g, covariance in enumerate(both.covariance)
+    ])  # fmt: skip
     width = start.shape[2]
     inputs, outputs = both.mean[:, :width], both.mean[:, width:]
     bias = None
@@ -232,31 +235,43 @@ def _solve(
         if better is not None:
             chain, behind = better
     update_chain(graph, task.written, chain)
-    energy = sum(float(np.trace(held.covariance[g][width:, width:])) for g in groups) or 1.0
+    energy = float(np.trace(held.covariance[:, width:, width:], axis1=1, axis2=2).sum()) or 1.0
     name = task.written.layer.name
     return Refit(name, RIDGES[best], errors[-1] / energy, errors[best] / energy, behind)
 
 
-def fitted(start: Array, moments: Accumulator, group: int, ridge: float) -> Array:
-    """Weights ``W*`` of one group under one ridge; see the module."""
+def solutions(start: Array, covariance: Array, ridges: Sequence[float]) -> Iterator[Array]:
+    """Weights ``W*`` of one group under each ridge; see the module.
+
+    Args:
+        start: weights at hand, ``(n, d)``.
+        covariance: of ``[x, y]``, ``(d + n, d + n)``.
+        ridges: in units of the mean variance of ``x``.
+    """
     width = start.shape[1]
-    covariance = moments.covariance[group]
     inputs = covariance[:width, :width]
     unit = float(np.trace(inputs)) / width
-    if not np.isfinite(ridge) or unit <= 0:
-        return start
-    residual = covariance[width:, :width] - start @ inputs
-    shifted = inputs.copy()
-    shifted[np.diag_indices(width)] += ridge * unit
-    step: Array = linalg.solve(shifted, residual.T, assume_a="pos", check_finite=False).T
-    return start + step
+    residual = (covariance[width:, :width] - start @ inputs).T
+    for ridge in ridges:
+        if not np.isfinite(ridge) or unit <= 0:
+            yield start
+            continue
+        shifted = inputs.copy()
+        shifted[np.diag_indices(width)] += ridge * unit
+        step = linalg.solve(shifted, residual, assume_a="pos", check_finite=False)
+        yield start + step.T
 
 
-def _held_error(weight: Array, fit: Accumulator, held: Accumulator, group: int) -> float:
-    """``E ||y - W x - b||^2`` on the held-out part, ``b`` from the fitted part."""
+def _held_error(weight: Array, covariance: Array, shift: Array) -> float:
+    """``E ||y - W x - b||^2`` on the held-out part, ``b`` from the fitted part.
+
+    Args:
+        weight: ``(n, d)``.
+        covariance: of the held-out ``[x, y]``.
+        shift: of their means against those of the fitted part.
+    """
     width = weight.shape[1]
-    s = held.covariance[group]
-    shift = held.mean[group] - fit.mean[group]
+    inputs, cross = covariance[:width, :width], covariance[width:, :width]
     offset = shift[width:] - weight @ shift[:width]
-    spread = np.trace(s[width:, width:]) - 2 * np.sum(weight * s[width:, :width])
-    return float(spread + np.sum((weight @ s[:width, :width]) * weight) + offset @ offset)
+    spread = np.trace(covariance[width:, width:]) - 2 * np.sum(weight * cross)
+    return float(spread + np.sum((weight @ inputs) * weight) + offset @ offset)
