@@ -41,9 +41,10 @@ STEPS: dict[str, dict[str, Any]] = {
     "last stages solved again": {"repair": "last"},
     "whole chains solved again": {"repair": "chain"},
     "behind the ReLU": {"repair": "relu"},
-    "with pruning": {
+    "layers weighed by a round": {"repair": "relu", "rounds": 1},
+    "with pruning wherever the plan likes it": {
         "repair": "relu",
-        "passes": DEFAULT_PASSES.replace("fold_batchnorm", "fold_batchnorm,prune_channels"),
+        "passes": DEFAULT_PASSES.replace("prune_channels{gain=2}", "prune_channels"),
     },
 }
 

