@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from scipy.linalg import svdvals
+from scipy.linalg import LinAlgError, svdvals
 
 from onnx_lowrank.base import Decomposition, Factorization, Unfolded
 from onnx_lowrank.blas import blas_for
@@ -139,13 +139,18 @@ def _choice(
             reasons.append(f"{factorization.name}: {refusal.reason}")
             continue
         before = len(found)
-        for decomposition in factorization.propose(layer, moments, whole.parameters):
-            ranks = _ranks(decomposition, rule)
-            for candidate, outline in _candidates(
-                layer, factorization, decomposition, ranks, shape, found[0], metric
-            ):
-                found.append(candidate)
-                outlines.append(outline)
+        try:
+            for decomposition in factorization.propose(layer, moments, whole.parameters):
+                ranks = _ranks(decomposition, rule)
+                for candidate, outline in _candidates(
+                    layer, factorization, decomposition, ranks, shape, found[0], metric
+                ):
+                    found.append(candidate)
+                    outlines.append(outline)
+        except LinAlgError as error:  # inputs of a layer that are nearly all one direction
+            del found[before:], outlines[before - 1 :]
+            reasons.append(f"{factorization.name}: {error}; give more samples")
+            continue
         if len(found) == before:
             reasons.append(f"{factorization.name}: no rank saves anything")
     if passes and not reasons and len(found) == 1:

@@ -25,12 +25,13 @@ from onnx_lowrank.repairs import DEFAULT_REPAIR
 from onnx_lowrank.report import Report
 from onnx_lowrank.requirement import Metric, Requirement
 from onnx_lowrank.rounds import weighed_plan
-from onnx_lowrank.run import Built, DataOptions, Run
+from onnx_lowrank.run import Built, Run
 from onnx_lowrank.runtime import Runtime
 from onnx_lowrank.search import smallest_within
 from onnx_lowrank.sweep import RATIOS, Sweep, swept
 from onnx_lowrank.targets import DEFAULT_TARGET, Target
 from onnx_lowrank.timed_choices import TimingOptions
+from onnx_lowrank.workbench import DataOptions
 
 __all__ = ["DEFAULT_PASSES", "DEFAULT_TARGET", "Result", "apply", "compress", "plan", "sweep"]
 

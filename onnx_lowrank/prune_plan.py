@@ -95,7 +95,7 @@ class Budget:
     whole: float = 0.0
     fixed: float = 0.0
 
-    def unmet(self, least: float, by: str = "pruning") -> OutOfReachError:
+    def unmet(self, least: float) -> OutOfReachError:
         """The error that names what can be reached, ``least`` being of the layers."""
         reached = f"{least:.4g}"
         if self.whole:
@@ -103,8 +103,8 @@ class Budget:
             reached = f"{math.ceil(1000 * (least + self.fixed) / self.whole) / 1000:.3f}"
             reached += " of the original"
         return OutOfReachError(
-            f"{self.what}: {by} reaches {reached} at the least; ask for more, or give more passes "
-            "or layers",
+            f"{self.what}: these passes reach {reached} at the least; ask for more, or give "
+            "more passes or layers",
             least,
         )
 

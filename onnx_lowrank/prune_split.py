@@ -93,7 +93,7 @@ def share_budget(
         if best is None or loss < best[0]:
             best = loss, kept
     if best is None:
-        raise budget.unmet(least, "pruning before factorization")
+        raise budget.unmet(least)
     return best[1]
 
 

@@ -258,7 +258,11 @@ def solutions(start: Array, covariance: Array, ridges: Sequence[float]) -> Itera
             continue
         shifted = inputs.copy()
         shifted[np.diag_indices(width)] += ridge * unit
-        step = linalg.solve(shifted, residual, assume_a="pos", check_finite=False)
+        try:
+            step = linalg.solve(shifted, residual, assume_a="pos", check_finite=False)
+        except linalg.LinAlgError:  # less than the rounding of the sums: no ridge at all
+            yield start
+            continue
         yield start + step.T
 
 

@@ -18,6 +18,7 @@ from onnx_lowrank.repairs import SOLVES_LAYERS
 from onnx_lowrank.requirement import Requirement
 from onnx_lowrank.run import Run
 from onnx_lowrank.targets import Target
+from onnx_lowrank.timed_plan import timed_plan
 
 __all__ = ["weighed_plan"]
 
@@ -44,7 +45,7 @@ def weighed_plan(run: Run, target: Target, rounds: int) -> Plan:
             f"rounds weigh the layers of a plan as they are repaired; give --repair "
             f"{' or '.join(SOLVES_LAYERS)} and no rule for ranks"
         )
-    best = run.timed_plan(target)
+    best = timed_plan(run, target)
     data = run.data.calibration
     if not rounds or data is None:
         return best
@@ -65,7 +66,7 @@ def weighed_plan(run: Run, target: Target, rounds: int) -> Plan:
         before = run.factors
         # later ones are measured around another plan: half way there
         run.factors = {n: (f * before.get(n, f)) ** 0.5 for n, f in factors.items()}
-        again = run.timed_plan(target)
+        again = timed_plan(run, target)
         if again.decisions == best.decisions:
             notes.append(f"round {number} with measured weights: the same plan")
             break

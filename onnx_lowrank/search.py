@@ -19,6 +19,7 @@ from onnx_lowrank.preparation import MEMORY
 from onnx_lowrank.requirement import Requirement, Score
 from onnx_lowrank.run import Built, Run
 from onnx_lowrank.targets import Target
+from onnx_lowrank.timed_plan import timed_plan
 
 __all__ = ["Found", "smallest_within"]
 
@@ -110,7 +111,7 @@ def smallest_within(run: Run, target: Target, requirement: Requirement) -> Found
 
 def _built(run: Run, target: Target) -> Built | None:
     try:
-        return run.build(run.timed_plan(target))
+        return run.build(timed_plan(run, target))
     except BudgetError:
         return None
 

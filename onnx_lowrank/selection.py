@@ -22,6 +22,7 @@ import numpy.typing as npt
 from scipy import linalg
 
 from onnx_lowrank.layers import Layer
+from onnx_lowrank.linalg.cholesky import cholesky
 from onnx_lowrank.linalg.groups import Consumer
 from onnx_lowrank.moments import Moments
 
@@ -60,7 +61,7 @@ class Part:
         sigma = self.sigma[np.ix_(columns, columns)]
         weight = self.weight[:, columns]
         if solved:
-            lost = np.sum((weight @ _cholesky(sigma)) ** 2, axis=0)
+            lost = np.sum((weight @ cholesky(sigma)) ** 2, axis=0)
         else:  # tr(W_j S_jj W_j^T) and twice its products with what was dropped before
             gram = (weight.T @ weight) * sigma
             lost = np.diag(gram) + 2 * np.triu(gram, 1).sum(axis=1)
@@ -157,16 +158,3 @@ def solved_weights(
         return weight, stage.bias
     shift = np.concatenate(shifts)
     return weight, shift if stage.bias is None else stage.bias + shift
-
-
-def _cholesky(sigma: Array) -> Array:
-    """Lower factor; what elimination made barely indefinite is lifted by what float64 loses."""
-    jitter = 0.0
-    scale = float(np.trace(sigma)) / max(len(sigma), 1) or 1.0
-    while True:
-        shifted = sigma + jitter * scale * np.eye(len(sigma)) if jitter else sigma
-        try:
-            factor: Array = linalg.cholesky(shifted, lower=True, check_finite=False)
-            return factor
-        except linalg.LinAlgError:
-            jitter = max(jitter * 10, 1e-12)

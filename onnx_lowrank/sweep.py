@@ -22,6 +22,7 @@ from onnx_lowrank.report import Report
 from onnx_lowrank.run import Run
 from onnx_lowrank.sweep_plot import Mark, draw
 from onnx_lowrank.targets import Target
+from onnx_lowrank.timed_plan import timed_plan
 
 __all__ = ["RATIOS", "Point", "Sweep", "front_of", "swept"]
 
@@ -172,7 +173,7 @@ def swept(
     with run.progress.task("sweep", len(targets)) as advance:
         for target in targets:
             try:
-                built = run.build(run.timed_plan(target))
+                built = run.build(timed_plan(run, target))
             except BudgetError as error:
                 missed.append((str(target), str(error)))
                 advance(1)

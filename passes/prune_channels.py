@@ -27,6 +27,8 @@ Reference:   Hassibi & Stork 1993, Second order derivatives for network pruning;
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -44,8 +46,9 @@ __all__ = ["PruneChannels"]
 
 Labels = npt.NDArray[np.intp]
 
-#: in units of the mean variance of a reader's inputs: what float64 needs, no more
-_RIDGE = 1e-6
+#: in units of the mean variance of a reader's inputs: as little as the rounding of sums in float32
+#: allows, which for inputs of thousands of columns that barely differ is more
+_RIDGES = (1e-6, 1e-4, 1e-2)
 
 #: columns of all readers up to which a choice is refined
 _SWAPPED = 3000
@@ -83,7 +86,7 @@ class PruneChannels(Pruning):
         consumers = [p.consumer for p in selection.parts]
         if self.method != "obs" or not 0 < sum(len(c.R) for c in consumers) <= _SWAPPED:
             return kept
-        return swap_groups(consumers, kept, _RIDGE)
+        return _firm(lambda ridge: swap_groups(consumers, kept, ridge))
 
     def order(self, selection: Selection) -> Labels:
         """See the base."""
@@ -91,7 +94,7 @@ class PruneChannels(Pruning):
             consumers = [p.consumer for p in selection.parts]
             if not consumers:  # nobody is the worse for any loss
                 return np.arange(selection.size)
-            return np.array(obs_elimination(consumers, _RIDGE).order[::-1])
+            return _firm(lambda ridge: np.array(obs_elimination(consumers, ridge).order[::-1]))
         if self.method == "lasso":
             return _lasso(selection)
         return np.argsort(-self._scores(selection), kind="stable")
@@ -105,6 +108,14 @@ class PruneChannels(Pruning):
             return np.asarray(np.mean([p / (p.mean() or 1.0) for p in parts], axis=0))
         l1, l2 = selection.made
         return l1 if self.method == "l1" else l2
+
+
+def _firm(solve: Callable[[float], Labels]) -> Labels:
+    """What ``solve`` makes of the least ridge that leaves it something definite."""
+    for ridge in _RIDGES[:-1]:
+        with suppress(np.linalg.LinAlgError):
+            return solve(ridge)
+    return solve(_RIDGES[-1])
 
 
 def _lasso(selection: Selection) -> Labels:

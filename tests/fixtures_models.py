@@ -14,7 +14,7 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_lowrank import cli
-from onnx_lowrank import run as engine
+from onnx_lowrank import workbench as engine
 from onnx_lowrank.calibration import Dataset, input_specs, load_dataset
 from onnx_lowrank.model import load
 from onnx_lowrank.pipeline import Result, compress

@@ -178,3 +178,18 @@ def test_cut_refuses_what_does_not_belong() -> None:
     with pytest.raises(PlanError, match="first: svd has no form 'vh'"):
         cut("svd", "vh")
     cut("svd")
+
+
+def test_a_layer_that_a_pass_cannot_solve_is_left_with_a_reason() -> None:
+    class Broken(type(passes("spatial_svd")[0])):  # type: ignore[misc]
+        def propose(self, *_: Any) -> Any:
+            raise np.linalg.LinAlgError("the covariance is not positive semi-definite")
+
+    layers = layers_of(fm.residual_net(16))
+    found = make_choices(
+        layers, [Broken()], {la.name: moments_of(la) for la in layers},
+        tensor_shapes(load(fm.residual_net(16)), {"x": (1, 3, 7, 7)}), "macs", {}, Progress(),
+    )  # fmt: skip
+    assert all(len(choice.candidates) == 1 for choice in found.choices)
+    said = [r for reasons in found.skips.values() for r in reasons]
+    assert "spatial_svd: the covariance is not positive semi-definite; give more samples" in said

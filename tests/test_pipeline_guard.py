@@ -58,14 +58,14 @@ def test_what_does_not_pay_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_guard_refuses_what_is_bigger(monkeypatch: pytest.MonkeyPatch) -> None:
     proto = fm.classifier()
-    sign = run._sign
+    sign = run.sign
 
     def padded(*arguments: Any) -> Any:
         model = sign(*arguments)
         model.proto.doc_string = "x" * 10**5
         return model
 
-    monkeypatch.setattr(run, "_sign", padded)
+    monkeypatch.setattr(run, "sign", padded)
     with pytest.raises(GuardError, match=r"bytes, the original .*--force writes it all the same"):
         fm.quick_compress(proto, calib={"x": X}, target="macs=0.6")
     assert fm.quick_compress(proto, calib={"x": X}, target="macs=0.6", force=True)

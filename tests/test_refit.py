@@ -20,7 +20,7 @@ from onnx_lowrank.model import Model, load
 from onnx_lowrank.moments import Moments
 from onnx_lowrank.planner import Candidate
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.refit import Refit, Task, refit
+from onnx_lowrank.refit import Refit, Task, refit, solutions
 from onnx_lowrank.registry import parse_list
 from onnx_lowrank.rewrite import apply_chain
 from onnx_lowrank.runtime import Runtime
@@ -256,3 +256,20 @@ def test_each_model_runs_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
     case.refit()
     # four of the original, seven of the compressed net less the last, which nobody reads
     assert sum(nodes) == 4 + 6
+
+
+def test_a_ridge_below_the_rounding_of_the_sums_is_none() -> None:
+    """Float32 sums may leave the covariance of nearly equal inputs indefinite."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((500, 3))
+    w = random.standard_normal((2, 3))
+    rows = np.hstack([x, x @ w.T])
+    covariance = rows.T @ rows / len(rows)
+    start = np.zeros((2, 3))
+    exact, *_ = solutions(start, covariance, [1e-9])
+    np.testing.assert_allclose(exact, w, rtol=1e-6)
+    covariance[:3, :3] = np.diag([1.0, 1.0, -1e-4])
+    below, above = solutions(start, covariance, [1e-5, 1e-3])
+    assert below is start
+    assert np.isfinite(above).all()
+    assert (above != start).all()

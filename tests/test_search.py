@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from onnx_lowrank import search
 from onnx_lowrank.errors import BudgetError, DataError, OptionError
 from onnx_lowrank.model import Model, load
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.requirement import Requirement
 from onnx_lowrank.search import FIRST, LEAST, STEPS, Found, smallest_within
 from onnx_lowrank.targets import Target
+from onnx_lowrank.timed_plan import timed_plan
 from tests import fixtures_models as fm
 
 SNR = Requirement("snr", 20.0)  # a relative error of 0.1
@@ -30,6 +32,14 @@ def scaled(searched: float, confirmed: float) -> Model:
     weights = {"w": fm.float32(np.diag([1 - searched, 1 - confirmed]))}
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="only")]
     return load(fm.build(nodes, {"x": ["N", 2]}, {"y": ["N", 2]}, weights))
+
+
+@pytest.fixture(autouse=True)
+def _plan_by_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def planned(run: Any, target: Target) -> Any:
+        return run.timed_plan(target) if isinstance(run, Fake) else timed_plan(run, target)
+
+    monkeypatch.setattr(search, "timed_plan", planned)
 
 
 class Fake:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from onnx_lowrank import run as engine
+from onnx_lowrank import workbench as engine
 from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.pipeline import sweep
 from onnx_lowrank.sweep import RATIOS, Point, Sweep, front_of

@@ -9,6 +9,7 @@ import pytest
 
 from onnx_lowrank import run as engine
 from onnx_lowrank import timed_choices as module
+from onnx_lowrank import workbench
 from onnx_lowrank.chain import Chain
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.latency import corrected_budget
@@ -16,10 +17,11 @@ from onnx_lowrank.latency_probe import Place
 from onnx_lowrank.model import Model
 from onnx_lowrank.pipeline import Result, compress
 from onnx_lowrank.registry import parse_list
-from onnx_lowrank.run import DataOptions, Run
+from onnx_lowrank.run import Run
 from onnx_lowrank.runtime import Feed, Runtime
 from onnx_lowrank.targets import Target
 from onnx_lowrank.timed_choices import Timed, TimingOptions
+from onnx_lowrank.workbench import DataOptions
 from tests import fixtures_models as fm
 
 #: seconds of a MAC, of a node, of the network besides its layers
@@ -174,7 +176,7 @@ def compressed(
     """Where the clock says ``measured`` of each model, as a part of the original's time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            engine, "measure_latency", lambda _, new, *__, **___: (fm.pair(measured(new)),)
+            workbench, "measure_latency", lambda _, new, *__, **___: (fm.pair(measured(new)),)
         )
         return compress(
             fm.classifier(128), calib={"x": X}, target=target, passes="svd", threads=1, cache="",

@@ -126,7 +126,7 @@ class _Swept:
     def cost(self, i: int) -> float:
         """Rise of the error without group i, kept so far."""
         own = self._own(i)
-        solved = linalg.solve(-self._A[own, own], self._C[own], assume_a="pos")
+        solved = np.linalg.solve(-self._A[own, own], self._C[own])
         return float(np.vdot(solved, self._C[own]))
 
     def gains(self, i: int, dropped: Indices) -> Array:

@@ -16,6 +16,13 @@ def test_semi_definite_matrices_have_a_factor(rank: int) -> None:
     np.testing.assert_allclose(factor @ factor.T, matrix, rtol=0, atol=1e-8 * scale)
 
 
+@pytest.mark.parametrize("rounding", [1e-7, 1e-5])
+def test_what_rounding_made_indefinite_has_one(rounding: float) -> None:
+    matrix = np.diag([1.0, 1.0, -rounding])
+    factor = cholesky(matrix)
+    np.testing.assert_allclose(factor @ factor.T, matrix, rtol=0, atol=2e-4)
+
+
 def test_nothing_has_a_factor() -> None:
     assert cholesky(np.zeros((0, 0))).shape == (0, 0)
 
