@@ -105,6 +105,7 @@ class Run(Workbench):
         self.factors: Mapping[str, float] = {}
         self._notes: dict[str, list[str]] = {}  # by digest of the plan
         self._chains: dict[Any, tuple[Chain, Decision]] = {}
+        self._room = MEMORY  # bytes of them that may yet be kept
 
     # -- the plan --------------------------------------------------------------------------------
 
@@ -322,14 +323,18 @@ class Run(Workbench):
     def _chain(
         self, work: Prepared, kept: Kept, layer: Layer, decision: Decision
     ) -> tuple[Chain, Decision]:
-        """The chain of one layer, and the decision with what it costs and loses; cut once."""
+        """The chain of one layer, and the decision with what it costs and loses."""
         key = (channels_key(kept), layer.name, decision)
-        if key not in self._chains:
-            moments = work.moments[layer.name]
-            chain = cut_candidate(layer, decision, self.passes.factorizations, moments)
-            made = after_cut(layer, decision, chain, moments, work.shapes)
+        if key in self._chains:
+            return self._chains[key]
+        moments = work.moments[layer.name]
+        chain = cut_candidate(layer, decision, self.passes.factorizations, moments)
+        made = after_cut(layer, decision, chain, moments, work.shapes)
+        size = 8 * chain.parameters
+        if size <= self._room:  # the next plan may well have it too
+            self._room -= size
             self._chains[key] = chain, made
-        return self._chains[key]
+        return chain, made
 
     def paying(self, target: Target, built: Built) -> Built:
         """``built``, or where it is slower than the original, one without what does not pay.
