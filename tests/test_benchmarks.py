@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from benchmarks import ablation, alone, layers, pruning, real_models
+from benchmarks import ablation, alone, layers, pruning, real_models, search
 from benchmarks.layers import Case, Study
 from benchmarks.models import Benchmark, Samples
 from onnx_lowrank.base import Factorization
@@ -147,6 +147,7 @@ def test_documented_commands_are_understood() -> None:
         "benchmarks.alone": alone.parser(),
         "benchmarks.pruning": pruning.parser(),
         "benchmarks.real_models": real_models.parser(),
+        "benchmarks.search": search.parser(),
     }
     seen = set()
     for page in pages:
