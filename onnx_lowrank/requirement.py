@@ -25,6 +25,9 @@ Array = npt.NDArray[Any]
 Metric = Callable[[Mapping[str, Array], Array | None], float]
 
 
+_UNITS = {"drop": " points", "agreement": " %", "snr": " dB"}
+
+
 @dataclass(frozen=True)
 class Requirement:
     """A bound on what may be lost.
@@ -76,6 +79,16 @@ class Requirement:
         """Whether a score is within the bound."""
         return value <= self.bound + 1e-12 if self.kind == "drop" else value >= self.bound - 1e-12
 
+    @property
+    def scale(self) -> float:
+        """What a value is multiplied by to be read."""
+        return 1.0 if self.kind == "snr" or self.metric is not None else 100.0
+
+    @property
+    def unit(self) -> str:
+        """What it is in then."""
+        return "" if self.metric is not None else _UNITS[self.kind]
+
     def __str__(self) -> str:
         if self.kind == "snr":
             return f"an SNR of {self.bound:g} dB at least"
@@ -96,12 +109,12 @@ class Score:
 
     def text(self, requirement: Requirement) -> str:
         """For people."""
-        scale, unit = {"drop": (100, " points"), "agreement": (100, " %"), "snr": (1, " dB")}[
-            requirement.kind
-        ]
-        if requirement.metric is not None:
-            scale, unit = 1, ""
         if self.low == math.inf:
             return f"equal outputs on {self.samples} samples"
-        low, high, value = (scale * x for x in (self.low, self.high, self.value))
-        return f"{value:.2f}{unit} [{low:.2f}, {high:.2f}] on {self.samples} samples"
+        low, high = (requirement.scale * x for x in (self.low, self.high))
+        interval = f"[{low:.2f}, {high:.2f}] on {self.samples} samples"
+        return f"{self.brief(requirement)} {interval}"
+
+    def brief(self, requirement: Requirement) -> str:
+        """The value alone."""
+        return f"{requirement.scale * self.value:.2f}{requirement.unit}"

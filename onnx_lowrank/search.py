@@ -51,10 +51,14 @@ class Found:
 
     def text(self, requirement: Requirement) -> str:
         """For people."""
+        tried = (
+            f"{ratio:g} ({'out of reach' if score is None else score.brief(requirement)})"
+            for ratio, score in sorted(self.tried, key=lambda t: t[0])
+        )
         return (
             f"{self.target} is the least with {requirement}: "
             f"{self.searched.text(requirement)} of the search, "
-            f"{self.confirmed.text(requirement)} held back to confirm"
+            f"{self.confirmed.text(requirement)} held back to confirm; tried {', '.join(tried)}"
         )
 
 

@@ -152,6 +152,9 @@ def test_a_real_model() -> None:
     assert "399 samples of the search" in note
     assert "398 samples held back to confirm" in note
     ratio = float(result.plan.target.removeprefix("macs="))
+    tried = note.split("; tried ")[1].split(", ")
+    assert len(tried) == STEPS
+    assert any(t.startswith(f"{ratio:g} (") and t.endswith(" points)") for t in tried)
     assert note.startswith(f"macs={ratio:g} is the least with a drop of 1 points at most")
     assert ratio < FIRST
     assert result.report.macs_ratio <= ratio
