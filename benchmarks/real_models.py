@@ -232,6 +232,8 @@ def _short(reason: str) -> str:
     """What most passes say, of a reason that quotes all of them."""
     if _NOTHING_SAVED in reason:
         return _NOTHING_SAVED
+    if "outputs are left" in reason:
+        return "fewer channels"
     clauses = Counter(clause.partition(": ")[2] or clause for clause in reason.split("; "))
     return clauses.most_common(1)[0][0]
 
