@@ -1,4 +1,4 @@
-"""``python -m benchmarks.search``: the least model within a drop of accuracy, and a target on time.
+"""``python -m benchmarks.search``: models within a drop of accuracy, two targets, half the time.
 
 Labels are used to judge, never to calibrate. Rows go into one JSON file; rows that are there
 already are measured again only with ``--again``.
@@ -41,6 +41,10 @@ NEEDS = (
     Need("cifar10_vgg16_bn", "--max-drop 0.4%", 1000, {"max_drop": 0.004}),
     Need("cifar10_vgg16_bn", "--max-drop 0.4% --target params", 1000,
          {"max_drop": 0.004, "target": "params"}),
+    Need("cifar10_vgg16_bn", "--target macs=0.33 --target params=0.16", 1000,
+         {"target": ["macs=0.33", "params=0.16"]}),
+    Need("cifar10_vgg16_bn", "--target macs=0.25 --target params=0.1", 1000,
+         {"target": ["macs=0.25", "params=0.1"]}),
     Need("cifar10_resnet56", "--target latency=0.5", 1000, {"target": "latency=0.5"}),
 )  # fmt: skip
 
