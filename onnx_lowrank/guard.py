@@ -53,9 +53,9 @@ def check_result(report: Report, *, calibrated: bool) -> None:
         if first.top1_agreement is not None:
             kept = f"the first class of {first.top1_agreement:.1%} of {validation.samples} samples"
         raise GuardError(
-            f"all that the result keeps of the original is {kept}; ask for less ({report.target} "
-            f"now), or --min-agreement or --min-snr for what can be had, or give more samples or "
-            f"passes; {_FORCE}"
+            f"all that the result keeps of the original is {kept}; leave more than "
+            f"{report.target}, or ask by --min-agreement or --min-snr for what can be had, or give "
+            f"more samples or passes; {_FORCE}"
         )
 
 

@@ -101,7 +101,7 @@ def check(*outputs: Outputs, samples: int = 1000, calibrated: bool = True) -> No
 
 
 def test_the_guard_refuses_what_says_other_things() -> None:
-    with pytest.raises(GuardError, match=r"the first class of 40\.0% of 1000 samples; ask for l"):
+    with pytest.raises(GuardError, match=r"class of 40\.0% of 1000 samples; leave more than"):
         check((0.4, 10.0))
     with pytest.raises(GuardError, match=r"an SNR of -0\.5 dB; .*--force writes it"):
         check((None, -0.5))
