@@ -23,6 +23,7 @@ import onnx_lowrank
 from benchmarks.methods import METHODS, ends
 from benchmarks.metrics import asked
 from benchmarks.models import MODELS, Benchmark
+from benchmarks.rows import head, known_rows, write_rows
 from onnx_lowrank.model import load
 from onnx_lowrank.pipeline import DEFAULT_PASSES
 from onnx_lowrank.plan import Plan
@@ -72,10 +73,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure what the arguments name."""
     arguments = parser().parse_args()
-    rows: dict[str, Row] = {}
-    if arguments.out.is_file():
-        rows = json.loads(arguments.out.read_text())
-    print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
+    rows: dict[str, Row] = known_rows(arguments.out)
+    print(head(HEADER))
     for name in arguments.models:
         if not MODELS[name].path.is_file():
             print(f"| {name} | not at hand |")
@@ -84,8 +83,7 @@ def main() -> None:
         cells = list(product(arguments.ratios, arguments.steps))
         for row in measured(name, MODELS[name], cells, known, arguments.seconds):
             rows[key_of(row)] = row
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps(rows, indent=1))
+            write_rows(arguments.out, rows)
             print(line(row), flush=True)
 
 

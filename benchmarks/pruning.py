@@ -12,7 +12,6 @@ Rows go into one JSON file; rows that are there already are measured again only 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +21,7 @@ import numpy as np
 from benchmarks.pruning_cells import NETS, PARTS, Cell, cells
 from benchmarks.pruning_measure import measure
 from benchmarks.pruning_tables import HEADER, Row, line, picture
+from benchmarks.rows import head, known_rows, write_rows
 
 __all__ = ["measured", "parser"]
 
@@ -47,11 +47,9 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure what the arguments name."""
     arguments = parser().parse_args()
-    rows: dict[str, Row] = {}
-    if arguments.out.is_file():
-        rows = json.loads(arguments.out.read_text())
+    rows: dict[str, Row] = known_rows(arguments.out)
     for part in arguments.part:
-        print(f"\n{part}\n\n| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
+        print(f"\n{part}\n\n{head(HEADER)}")
         for model in arguments.models:
             asked = cells(part, model, arguments.ways, arguments.targets)
             if asked and not NETS[model].path.is_file():
@@ -61,8 +59,7 @@ def main() -> None:
             seconds = arguments.seconds if part in _TIMED else 0.0
             for row in measured(asked, known, arguments.onnxsim, seconds):
                 rows[Cell.key_of(row)] = row
-                arguments.out.parent.mkdir(parents=True, exist_ok=True)
-                arguments.out.write_text(json.dumps(rows, indent=1))
+                write_rows(arguments.out, rows)
                 print(line(row), flush=True)
     chains = [r for r in rows.values() if r["part"] == "chains"]
     if chains:

@@ -25,6 +25,7 @@ import onnxruntime
 import onnx_lowrank
 from benchmarks.models import ROOT, SHARED, Samples
 from benchmarks.real_data import REAL, Real
+from benchmarks.rows import head, known_rows, write_rows
 from onnx_lowrank.errors import LowRankError
 
 __all__ = ["HEADER", "examine", "line", "parser", "watched"]
@@ -53,18 +54,15 @@ def main() -> None:
     """Measure what the arguments name."""
     arguments = parser().parse_args()
     files = {p.stem: p for folder in (ROOT, SHARED) for p in sorted(folder.glob("models/*.onnx"))}
-    rows: dict[str, Row] = {}
-    if arguments.out.is_file():
-        rows = json.loads(arguments.out.read_text())
-    print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
+    rows: dict[str, Row] = known_rows(arguments.out)
+    print(head(HEADER))
     for name in arguments.models or files:
         if name not in files:
             print(f"| {name} | not at hand |")
             continue
         if arguments.again or name not in rows:
             rows[name] = watched(files[name], arguments.target, arguments.limit)
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps(rows, indent=1))
+            write_rows(arguments.out, rows)
         print(line(name, rows[name]), flush=True)
     found = Counter(row["verdict"] for row in rows.values())
     print("\n" + ", ".join(f"{number} {verdict}" for verdict, number in found.most_common()))

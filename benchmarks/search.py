@@ -7,7 +7,6 @@ already are measured again only with ``--again``.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ import numpy as np
 
 import onnx_lowrank
 from benchmarks.models import MODELS, SHARED, Benchmark
+from benchmarks.rows import head, known_rows, write_rows
 
 __all__ = ["HEADER", "NEEDS", "Need", "line", "measure", "parser"]
 
@@ -70,10 +70,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure what the arguments name."""
     arguments = parser().parse_args()
-    rows: dict[str, Row] = {}
-    if arguments.out.is_file():
-        rows = json.loads(arguments.out.read_text())
-    print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
+    rows: dict[str, Row] = known_rows(arguments.out)
+    print(head(HEADER))
     for need in _chosen(arguments.models, arguments.needs):
         benchmark = _benchmark(need.model)
         if not benchmark.path.is_file():
@@ -82,8 +80,7 @@ def main() -> None:
         key = f"{need.model} {need.name}"
         if arguments.again or key not in rows:
             rows[key] = measure(need, benchmark, arguments.cache)
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps(rows, indent=1))
+            write_rows(arguments.out, rows)
         print(line(rows[key]), flush=True)
 
 

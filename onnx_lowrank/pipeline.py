@@ -146,7 +146,8 @@ def compress(
     run = Run(model, parse_list(passes), data, runtime, timing, progress, repair)
     run.choose_layers(include, exclude)
     if requirement is None:
-        built = run.build(weighed_plan(run, asked, rounds))
+        planned, made = weighed_plan(run, asked, rounds)
+        built = made if made is not None else run.build(planned)
         return _finished(run, run.paying(asked, built), force)
     found = smallest_within(run, asked, requirement)
     return _finished(run, found.built, force, [found.text(requirement)])
@@ -187,7 +188,7 @@ def plan(
     runtime = Runtime(provider, threads)
     run = Run(model, parse_list(passes), data, runtime, timing, progress, repair)
     run.choose_layers(include, exclude)
-    return weighed_plan(run, asked, rounds)
+    return weighed_plan(run, asked, rounds)[0]
 
 
 def apply(

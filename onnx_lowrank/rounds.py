@@ -16,7 +16,7 @@ from onnx_lowrank.plan import Plan
 from onnx_lowrank.preparation import MEMORY
 from onnx_lowrank.repairs import SOLVES_LAYERS
 from onnx_lowrank.requirement import Requirement
-from onnx_lowrank.run import Run
+from onnx_lowrank.run import Built, Run
 from onnx_lowrank.targets import Target
 from onnx_lowrank.timed_plan import timed_plan
 
@@ -25,8 +25,10 @@ __all__ = ["weighed_plan"]
 _SNR = Requirement("snr", 0.0)
 
 
-def weighed_plan(run: Run, target: Target, rounds: int) -> Plan:
+def weighed_plan(run: Run, target: Target, rounds: int) -> tuple[Plan, Built | None]:
     """The best of a plan with equal weights and of ``rounds`` with measured ones.
+
+    Its model comes with it where rounds had to build it.
 
     Args:
         run: model, passes and data.
@@ -48,7 +50,7 @@ def weighed_plan(run: Run, target: Target, rounds: int) -> Plan:
     best = timed_plan(run, target)
     data = run.data.calibration
     if not rounds or data is None:
-        return best
+        return best, None
     shapes = run.prepared.shapes
     size = batch_size(list(shapes), shapes, MEMORY)
     held = run.data.validation
@@ -83,4 +85,4 @@ def weighed_plan(run: Run, target: Target, rounds: int) -> Plan:
         best, built, score = again, other, reached
     for note in notes:
         run.note(best, note)
-    return best
+    return best, built
