@@ -98,9 +98,8 @@ class Run(Workbench):
     ) -> None:
         self.repair = check_repair(repair)
         super().__init__(model, passes, data, runtime, timing, progress)
-        self._proposed: tuple[Any, Proposals] | None = None
-        #: of what was proposed, where that is asked for
-        self.timed: Timed | None = None
+        self._proposed: dict[Any, tuple[Proposals, Timed | None]] = {}
+        self._last: Any = None  # of these
         #: on the weights of layers, by name
         self.factors: Mapping[str, float] = {}
         self._notes: dict[str, list[str]] = {}  # by digest of the plan
@@ -204,36 +203,44 @@ class Run(Workbench):
         # several targets need one set of candidates, whose costs are then counted anew
         metric = target.metric if len(target.budgets) == 1 else "macs"
         key = (channels_key(kept), metric, target.rule)
-        if self._proposed is None or self._proposed[0] != key:
+        if key not in self._proposed:
             with self.clock("plan"):
                 proposals = make_choices(
                     work.layers, self.passes.factorizations, work.moments, work.shapes, metric,
                     self.prepared.moments.totals, self.progress, target.rule,
                 )  # fmt: skip
-            self._proposed, self.timed = (key, proposals), None
+            # plans that may prune ask for the whole model first; of pruned ones the last is kept
+            self._proposed = {k: v for k, v in self._proposed.items() if not k[0]}
+            self._proposed[key] = proposals, None
+        self._last = key
         if target.latency is not None and self.timed is None and self.passes.factorizations:
+            proposals = self._proposed[key][0]
             with self.clock("time"):
-                self.timed = timed_choices(
-                    work, self._proposed[1], *self.at_batch(work), self.runtime, self.timing,
+                timed = timed_choices(
+                    work, proposals, *self.at_batch(work), self.runtime, self.timing,
                     self.progress,
                 )  # fmt: skip
+            self._proposed[key] = proposals, timed
         return self._weighed(target)
 
     def _weighed(self, target: Target) -> tuple[Proposals, Timed | None]:
         """What was proposed last, layers weighed as is asked."""
-        assert self._proposed is not None
-        found, timed = self._proposed[1], None
+        found, timed = self._proposed[self._last]
         proposals = copy(found)
         proposals.choices = reweighed(found.choices, self.factors)
-        if target.latency is not None and self.timed is not None:
-            choices = tuple(reweighed(self.timed.choices, self.factors))
-            timed = replace(self.timed, choices=choices)
-        return proposals, timed
+        if target.latency is None or timed is None:
+            return proposals, None
+        return proposals, replace(timed, choices=tuple(reweighed(timed.choices, self.factors)))
+
+    @property
+    def timed(self) -> Timed | None:
+        """What the last plan was chosen from, where that was timed."""
+        return self._proposed[self._last][1] if self._proposed else None
 
     @property
     def choices(self) -> Sequence[Choice]:
         """What the last plan was chosen from, with equal weights."""
-        return [] if self._proposed is None else self._proposed[1].choices
+        return self._proposed[self._last][0].choices if self._proposed else []
 
     def planned_model(self, plan: Plan) -> Model:
         """What the chains of a plan are written into."""
@@ -342,7 +349,7 @@ class Run(Workbench):
         The budget is then spent on other layers; where that cannot be, nothing is changed.
         """
         pair = self.latency(built.model, [self.timing.batch])[0]
-        if self._proposed is None or target.rule or max(pair.speedup, pair.median_speedup) >= 1:
+        if not self._proposed or target.rule or max(pair.speedup, pair.median_speedup) >= 1:
             return built
         proposals, timed = self._weighed(target)
         kept = kept_by(built.plan)
