@@ -84,8 +84,8 @@ class ChannelGroup:
         size: number of channels.
         producers: layers that make them, in order.
         consumers: layers that read them, in order.
-        carried: constant operands with one entry a channel (biases, BatchNormalization, slopes,
-            depthwise weights), as (node output, input position).
+        carried: constant operands with entries of each channel (biases, BatchNormalization, slopes,
+            depthwise weights), as (node output, input position, entries of a channel).
         frozen: why they must stay; None if they may be cut.
     """
 
@@ -93,7 +93,7 @@ class ChannelGroup:
     size: int
     producers: tuple[Producer, ...]
     consumers: tuple[Consumer, ...]
-    carried: tuple[tuple[str, int], ...]
+    carried: tuple[tuple[str, int, int], ...]
     frozen: str | None
     flow: Flow = field(repr=False, compare=False)
     atoms: tuple[int, ...] = field(repr=False, compare=False)
@@ -260,7 +260,11 @@ def _group(
             columns = tuple(tuple(sorted({p % width for p in e[key]})) for e in entries)
             source = node.inputs[0 if operand.index else 1].name
             consumers.append(Consumer(name, node.op, source, columns))
-    carried = tuple((o.output, o.index) for o in operands.values() if o.role == "carried")
+    carried = tuple(
+        (o.output, o.index, len(entries[0].get(key, ())))
+        for key, o in operands.items()
+        if o.role == "carried"
+    )
     stem = producers[0].name if producers else tensor
     return ChannelGroup(
         stem, len(roots), tuple(producers), tuple(consumers), carried, reason, flow, tuple(roots)

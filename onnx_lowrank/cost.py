@@ -20,7 +20,16 @@ from onnx_lowrank.layers import Layer
 from onnx_lowrank.model import Model
 from onnx_lowrank.runtime import Feed, Runtime
 
-__all__ = ["Cost", "layer_cost", "model_cost", "node_macs", "node_tensors", "tensor_shapes"]
+__all__ = [
+    "Cost",
+    "cost_of",
+    "layer_cost",
+    "model_cost",
+    "node_macs",
+    "node_tensors",
+    "other_cost",
+    "tensor_shapes",
+]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -58,6 +67,25 @@ def model_cost(model: Model, shapes: Shapes) -> Cost:
         math.prod(dims) for _, dims, element in graph.initializers() if element in _FLOATS
     )
     return Cost(macs, parameters, model.bytes)
+
+
+def cost_of(cost: Cost, metric: str) -> int:
+    """What a cost is in ``macs``, ``params`` or ``size``."""
+    return {"macs": cost.macs, "params": cost.parameters, "size": cost.bytes}[metric]
+
+
+def other_cost(model: Model, shapes: Shapes, layers: Iterable[Layer], metric: str) -> int:
+    """Cost of what is no layer, such as normalizations and the names in the file.
+
+    Biases of one element are counted here as long as the refit makes them, which those of chains
+    are.
+    """
+    whole = cost_of(model_cost(model, shapes), metric)
+    for layer in layers:
+        whole -= cost_of(layer_cost(layer, shapes), metric)
+        if metric != "macs":
+            whole += layer.broadcast * (layer.dtype.itemsize if metric == "size" else 1)
+    return whole
 
 
 def layer_cost(layer: Layer, shapes: Shapes) -> Cost:

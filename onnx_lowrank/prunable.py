@@ -114,14 +114,15 @@ def _cuts(
             (layers[c.name], np.array(c.columns, np.intp).reshape(group.size, -1))
             for c in group.consumers
         )
-        carried = {output for output, position in group.carried if position == 1}
+        carried = {output: entries for output, position, entries in group.carried if position == 1}
         sides = [Side(numbers[la.name], False, positions.shape[1]) for la, positions in readers]
         sides += [Side(numbers[p.name], True, len(p.rows[0])) for p in group.producers]
-        sides += [
-            Side(numbers[layer.name], True, layer.shape[0] // group.size)
-            for layer in layers.values()
-            if layer.depthwise and layer.nodes[0].outputs[0].name in carried
-        ]
+        for layer in layers.values():
+            entries = carried.get(layer.nodes[0].outputs[0].name)
+            if layer.depthwise and entries:
+                # an entry of Conv's weight is an output, of ConvTranspose's an input
+                made = layer.shape[0] // layer.groups if layer.op == "ConvTranspose" else 1
+                sides.append(Side(numbers[layer.name], True, entries * made))
         yield Prunable(group.name, group.size, group, readers, tuple(sides))
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from onnx_lowrank.base import Decomposition, Factorization, Skip
 from onnx_lowrank.candidates import make_choices
 from onnx_lowrank.chain import Chain, Rank
+from onnx_lowrank.cost import other_cost
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import Layer, find_layers
 from onnx_lowrank.model import Model
@@ -37,6 +38,9 @@ __all__ = ["share_budget"]
 
 #: parts of the saving that pruning makes
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
+
+#: where none of them meets the budget: parts of the cost that pruning leaves
+LEVELS = tuple(k / 20 for k in range(19, 0, -1))
 
 #: of the ranks of a factorization the error is computed at one in so many, where patches are wide
 _STRIDE, _WIDE = 3, 600
@@ -75,7 +79,7 @@ def share_budget(
     """
     rest = Rest(pruner, prepared, factorizations, measure, metric)
     best: tuple[float, Kept] | None = (unpruned / gain, {}) if isfinite(unpruned) else None
-    before, least = unpruned, pruner.cost
+    before = unpruned
     for share in SHARES:
         limit = pruner.cost - share * (pruner.cost - budget.limit)
         try:
@@ -84,17 +88,38 @@ def share_budget(
                 break
             if share < 1:
                 loss += rest.loss(kept, budget)
-        except OutOfReachError as error:
-            least = min(least, error.least)
+        except OutOfReachError:
             continue
         if loss > before:
             break
         before = loss
         if best is None or loss < best[0]:
             best = loss, kept
-    if best is None:
-        raise budget.unmet(least)
-    return best[1]
+    return best[1] if best is not None else _any(pruner, rest, budget)
+
+
+def _any(pruner: Pruner, rest: Rest, budget: Budget) -> Kept:
+    """The first channels to keep that leave factorization enough to do.
+
+    What is left by pruning does not depend on the budget here, so that what is said to be in reach
+    is, when it is asked for.
+
+    Raises:
+        OutOfReachError: nothing meets the budget.
+    """
+    least = pruner.cost
+    for level in (part * pruner.cost for part in LEVELS):
+        try:
+            kept = pruner.plan(replace(budget, limit=max(level, budget.limit)))[0]
+            if level > budget.limit:
+                rest.loss(kept, budget)
+        except OutOfReachError as error:
+            least = min(least, error.least)
+        else:
+            return kept
+        if level <= budget.limit:
+            break
+    raise budget.unmet(least)
 
 
 class Rest:
@@ -128,15 +153,19 @@ class Rest:
         Raises:
             OutOfReachError: it cannot be met.
         """
-        choices = self._proposed(kept)
+        choices, others = self._proposed(kept)
+        limit = int(budget.limit + budget.fixed - others)
         least = least_cost(choices)
-        if least > budget.limit:
-            raise budget.unmet(least)
-        chosen = allocate(choices, int(budget.limit))
+        if least > limit:
+            raise budget.unmet(least + others - budget.fixed)
+        chosen = allocate(choices, limit)
         return sum(c.weight * p.error for c, p in zip(choices, chosen, strict=True))
 
-    def _proposed(self, kept: Kept) -> list[Choice]:
-        """All layers, taken apart where they have not been with these channels."""
+    def _proposed(self, kept: Kept) -> tuple[list[Choice], float]:
+        """All layers, taken apart where they have not been with these channels.
+
+        And the cost of all else: vectors along the channels are shorter, biases have been added.
+        """
         graph = Graph(self._prepared.model)
         self._pruner.apply(graph, kept)
         model = graph.to_model()
@@ -149,12 +178,14 @@ class Rest:
             covariance = moments[layer.name].covariance
             if covariance is not None and len(covariance) != layer.groups:
                 moments[layer.name] = Moments()  # depthwise: nobody takes it apart
+        shapes = self._measure(model, graph, layers)
         found = make_choices(
-            new, self._passes, moments, self._measure(model, graph, layers), self._metric,
+            new, self._passes, moments, shapes, self._metric,
             self._prepared.moments.totals, Progress(),
         )  # fmt: skip
         self._choices |= {keys[choice.layer]: choice for choice in found.choices}
-        return [self._choices[keys[layer.name]] for layer in layers]
+        choices = [self._choices[keys[layer.name]] for layer in layers]
+        return choices, other_cost(model, shapes, layers, self._metric)
 
     def _channels(self, layer: Layer, kept: Kept) -> bytes:
         """What is left of the groups that a layer makes or reads."""

@@ -16,7 +16,7 @@ from onnx_lowrank._version import __version__
 from onnx_lowrank.candidates import Proposals, cut_candidate, make_choices
 from onnx_lowrank.chain import Chain
 from onnx_lowrank.collect import batch_size
-from onnx_lowrank.cost import model_cost
+from onnx_lowrank.cost import cost_of, other_cost
 from onnx_lowrank.decide import after_cut, choose, decide
 from onnx_lowrank.errors import BudgetError, OptionError, PlanError
 from onnx_lowrank.graph import Graph
@@ -40,7 +40,7 @@ from onnx_lowrank.report import Report
 from onnx_lowrank.rewrite import Written, apply_chain
 from onnx_lowrank.runtime import Runtime
 from onnx_lowrank.signing import check, sign
-from onnx_lowrank.targets import Target, cost_of
+from onnx_lowrank.targets import Target
 from onnx_lowrank.timed_choices import Timed, TimingOptions, losers, timed_choices
 from onnx_lowrank.validate import validate_models
 from onnx_lowrank.workbench import DataOptions, Workbench, channels_key
@@ -169,10 +169,8 @@ class Run(Workbench):
         return sum(c.weight * p.error for c, p in zip(proposals.choices, chosen, strict=True))
 
     def _channels(self, pruner: Pruner, target: Target, unpruned: float | None) -> Kept:
-        now = model_cost(self.prepared.model, self.prepared.shapes)
-        whole, all_now = (cost_of(c, target.metric) for c in (self.before, now))
-        movable = pruner.cost - _broadcast(self.prepared, target.metric)
-        fixed = all_now - movable
+        whole = cost_of(self.before, target.metric)
+        fixed = self._other_cost(self.prepared, target.metric)
         budget = Budget(target.ratio * whole - fixed, str(target), whole, fixed)
         if unpruned is None:
             return pruner.plan(budget)[0]
@@ -258,7 +256,6 @@ class Run(Workbench):
             return [c.keep for c in proposals.choices]
         if target.rule is not None:
             return by_rule(proposals.choices, target.rule)
-        now = model_cost(work.model, work.shapes)
         constraints: list[tuple[str, Sequence[Choice], int, int, int]] = []
         for metric, ratio in target.budgets:
             if metric == "latency":
@@ -272,10 +269,13 @@ class Run(Workbench):
             if len(target.budgets) > 1:  # the same candidates for all, those that were timed
                 choices = recosted(timed.choices if timed is not None else choices, metric)
             whole = cost_of(self.before, metric)
-            movable = sum(c.keep.cost for c in choices) - _broadcast(work, metric)
-            fixed = cost_of(now, metric) - movable
+            fixed = self._other_cost(work, metric)
             constraints.append((metric, choices, int(ratio * whole) - fixed, whole, fixed))
         return choose(constraints)
+
+    @staticmethod
+    def _other_cost(work: Prepared, metric: str) -> int:
+        return other_cost(work.model, work.shapes, work.layers, metric)
 
     # -- the model -------------------------------------------------------------------------------
 
@@ -406,10 +406,3 @@ class Run(Workbench):
             validation, latency, tuple(said), self.clock.seconds, __version__, plan.digest,
             plan.seed,
         )  # fmt: skip
-
-
-def _broadcast(work: Prepared, metric: str) -> int:
-    """What biases of one element, counted as long as the refit makes them, do not cost now."""
-    if metric == "macs":
-        return 0
-    return sum(la.broadcast * (la.dtype.itemsize if metric == "size" else 1) for la in work.layers)

@@ -101,8 +101,9 @@ def test_rows_and_columns_of_grouped_layers() -> None:
 def test_carried_constants() -> None:
     _, (group, *_) = groups_of(build("affine")[0])
     assert sorted(group.carried) == [
-        ("add1_out", 0), ("conv1_out", 2), ("div1_out", 1), ("instancenormalization1_out", 1),
-        ("instancenormalization1_out", 2), ("mul1_out", 1), ("prelu1_out", 1),
+        ("add1_out", 0, 1), ("conv1_out", 2, 1), ("div1_out", 1, 1),
+        ("instancenormalization1_out", 1, 1), ("instancenormalization1_out", 2, 1),
+        ("mul1_out", 1, 1), ("prelu1_out", 1, 1),
     ]  # fmt: skip
 
 
