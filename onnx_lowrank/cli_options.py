@@ -86,7 +86,8 @@ def pass_options(parser: argparse.ArgumentParser) -> None:
 def search_options(parser: argparse.ArgumentParser) -> None:
     """What must be kept, at the least budget that keeps it."""
     group = parser.add_argument_group(
-        "the smallest model that keeps", "searched by the budget of --target, whatever its ratio"
+        "the smallest model that keeps",
+        "searched by the ratio of what --target names without one (default: macs)",
     )
     one = group.add_mutually_exclusive_group()
     one.add_argument("--max-drop", metavar="1%", help="labelled accuracy but for so much")

@@ -1,4 +1,4 @@
-"""Intervals that hold 95 % of cases, for parts of some samples.
+"""Intervals that hold 95 % of cases, for parts and means of some samples.
 
 Of a part ``p`` of ``n`` Wilson's; of a difference, with ``b`` of ``n`` lost and ``c`` won, Agresti
 and Min's, which says something even where nothing changed:
@@ -13,8 +13,11 @@ Reference:
 from __future__ import annotations
 
 import math
+from typing import Any
 
-__all__ = ["paired", "wilson"]
+import numpy.typing as npt
+
+__all__ = ["mean", "paired", "wilson"]
 
 #: 97.5 % of a normal distribution lie below
 _NORMAL = 1.959963984540054
@@ -33,3 +36,9 @@ def paired(lost: int, won: int, count: int) -> tuple[float, float]:
     m = count + 2
     half = _NORMAL * math.sqrt(lost + won + 1 - (lost - won) ** 2 / m) / m
     return (lost - won) / m - half, (lost - won) / m + half
+
+
+def mean(values: npt.NDArray[Any]) -> tuple[float, float]:
+    """Of the mean that ``values`` are draws of, by its normal limit."""
+    centre, half = float(values.mean()), _NORMAL * float(values.std()) / math.sqrt(len(values))
+    return centre - half, centre + half

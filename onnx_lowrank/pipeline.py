@@ -119,7 +119,8 @@ def compress(
         cache: folder for their times, and for moments as long as they are being collected, so that
             an interrupted run goes on where it was; None for the user's own, empty for none.
         max_drop: largest drop of labelled accuracy (0.01 is a point), or of ``metric``. The least
-            budget that keeps it is searched, of ``target``'s metric, as in ``latency``.
+            ratio that keeps it is searched, of what ``target`` names without one, as in
+            ``["latency", "params=0.25"]``.
         min_agreement: least part of samples that keep their first class, likewise.
         min_snr: least signal-to-noise ratio of the outputs in dB, likewise.
         metric: ``metric(outputs, labels) -> float``, higher being better; ``outputs`` by name.
@@ -135,9 +136,7 @@ def compress(
         OptionError, ModelError, DataError, BudgetError, GuardError, ValidationError.
     """
     requirement = Requirement.of(max_drop, min_agreement, min_snr, metric)
-    asked = Target.parse(target, ranks, searched=requirement is not None)
-    if requirement is not None and (len(asked.budgets) > 1 or asked.rule is not None):
-        raise OptionError("a search looks for one budget; give one target and no rule for ranks")
+    asked = Target.parse(target, ranks, search=requirement is not None)
     if requirement is not None and rounds:
         raise OptionError("rounds are for one target; first search, then give rounds what it found")
     data = DataOptions(calib, samples, images, input_shapes, seed)

@@ -100,12 +100,17 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Score:
-    """What a model reaches on some samples, with its interval."""
+    """What a model reaches on some samples, with its interval.
+
+    Attributes:
+        expected: by probabilities, not counted.
+    """
 
     value: float
     low: float
     high: float
     samples: int
+    expected: bool = False
 
     def text(self, requirement: Requirement) -> str:
         """For people."""
@@ -117,4 +122,5 @@ class Score:
 
     def brief(self, requirement: Requirement) -> str:
         """The value alone."""
-        return f"{requirement.scale * self.value:.2f}{requirement.unit}"
+        how = " expected" if self.expected else ""
+        return f"{requirement.scale * self.value:.2f}{requirement.unit}{how}"

@@ -1,20 +1,21 @@
 """The smallest budget at which a model still keeps what is required of it.
 
 Budgets are bisected (their logarithms, for a step of 0.4 to 0.3 is worth one of 0.8 to 0.6), each
-model judged on one half of the validation samples. What held there is confirmed on the other half,
-from the smallest up: the search has picked among many by the first half, and so flatters it.
+model judged on one half of the validation samples. What held there is confirmed on the other half:
+the search has picked among many by the first half, and so flatters it. Where that is refused, a few
+steps more look above it for what holds on both.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from onnx_lowrank.calibration import Dataset
 from onnx_lowrank.collect import batch_size
 from onnx_lowrank.errors import BudgetError, DataError
 from onnx_lowrank.judge import Judge
-from onnx_lowrank.plan import Plan
 from onnx_lowrank.preparation import MEMORY
 from onnx_lowrank.requirement import Requirement, Score
 from onnx_lowrank.run import Built, Run
@@ -23,8 +24,8 @@ from onnx_lowrank.timed_plan import timed_plan
 
 __all__ = ["Found", "smallest_within"]
 
-#: models that are built and judged
-STEPS = 7
+#: models that are built and judged, and more of them where what they found is not confirmed
+STEPS, MORE = 7, 4
 #: where the search begins, and the smallest budget that it looks at
 FIRST, LEAST = 0.5, 0.05
 #: samples that each half needs
@@ -67,57 +68,108 @@ def smallest_within(run: Run, target: Target, requirement: Requirement) -> Found
 
     Args:
         run: model, passes and data.
-        target: a single budget; its ratio is what is looked for.
+        target: what is asked for; the ratio of what it searches is looked for.
         requirement: to be kept.
 
     Raises:
         BudgetError: nothing that saves anything keeps it.
         DataError: too few samples, or no labels where they are needed.
     """
-    halves = _halves(run.data.validation)
-    shapes = run.prepared.shapes
-    size = batch_size(list(shapes), shapes, MEMORY)
-    judges = [Judge(run.source, half, run.runtime, requirement, size) for half in halves]
-    tried: list[tuple[float, Score | None]] = []
-    # plans are built again sooner than their models are all held in memory
-    kept: list[tuple[float, Plan, Score]] = []
-    smallest: Built | None = None
-    low, high, ratio = LEAST, 1.0, FIRST
-    with run.progress.task("search", STEPS) as advance:
-        for _ in range(STEPS):
-            built = _built(run, target.at(ratio))
-            score = judges[0].score(built.model) if built is not None else None
-            tried.append((ratio, score))
-            if built is not None and score is not None and requirement.holds(score.value):
-                kept.append((ratio, built.plan, score))
-                high, smallest = ratio, built
-            else:
-                low = ratio
-            ratio = round(math.sqrt(low * high), 3)
-            advance(1)
-    refused = ""
-    for ratio, plan, score in reversed(kept):  # each is smaller than the one before
-        built = smallest if smallest is not None else run.build(plan)
-        smallest = None
-        confirmed = judges[1].score(built.model)
-        if requirement.holds(confirmed.value):
-            return Found(built, target.at(ratio), score, confirmed, tuple(tried))
-        refused = f"; those held back to confirm say {confirmed.text(requirement)} at {ratio:g}"
-    seen = ", ".join(
-        f"{r:g}: {s.text(requirement) if s else 'out of reach'}"
-        for r, s in sorted(tried, key=lambda t: t[0])[-3:]
-    )
-    raise BudgetError(
-        f"nothing smaller keeps {requirement}; at parts of the budget {seen}{refused}; ask for "
-        "less, or give more calibration data or passes"
+    search = _Search(run, target, requirement)
+    found = search.bisect("search", LEAST, FIRST, STEPS, search.searched)
+    if found is not None and (best := search.confirmed(found)) is None:
+        best = search.bisect("confirm", found.ratio, _between(found.ratio, 1.0), MORE, search.both)
+    if found is None or best is None:
+        raise BudgetError(
+            f"nothing smaller keeps {requirement}; at parts of the budget {search.seen()}; ask "
+            "for less, or give more calibration data or passes"
+        )
+    assert best.confirmed is not None
+    return Found(
+        best.built, target.at(best.ratio), best.searched, best.confirmed, tuple(search.tried)
     )
 
 
-def _built(run: Run, target: Target) -> Built | None:
-    try:
-        return run.build(timed_plan(run, target))
-    except BudgetError:
+@dataclass(frozen=True)
+class _Attempt:
+    """A model at a budget, and its scores on the halves that it was judged by."""
+
+    ratio: float
+    built: Built
+    searched: Score
+    confirmed: Score | None = None
+
+
+class _Search:
+    """Models of one run at budgets, judged on two halves of its samples."""
+
+    def __init__(self, run: Run, target: Target, requirement: Requirement) -> None:
+        self.run, self.target, self.requirement = run, target, requirement
+        self.tried: list[tuple[float, Score | None]] = []
+        self._refused = ""
+        shapes = run.prepared.shapes
+        size = batch_size(list(shapes), shapes, MEMORY)
+        searching, confirming = _halves(run.data.validation)
+        # chance must not lead the search astray; the labels have the last word
+        self._searching = Judge(run.source, searching, run.runtime, requirement, size, True)
+        self._confirming = Judge(run.source, confirming, run.runtime, requirement, size)
+
+    def bisect(
+        self,
+        name: str,
+        low: float,
+        ratio: float,
+        steps: int,
+        holds: Callable[[float], _Attempt | None],
+    ) -> _Attempt | None:
+        """The last that held, of ratios between ``low`` and 1, from ``ratio`` on."""
+        high, best = 1.0, None
+        with self.run.progress.task(name, steps) as advance:
+            for _ in range(steps):
+                made = holds(ratio)
+                low, high, best = (ratio, high, best) if made is None else (low, ratio, made)
+                ratio = _between(low, high)
+                advance(1)
+        return best
+
+    def searched(self, ratio: float) -> _Attempt | None:
+        """The model at a ratio, if it holds on the samples of the search."""
+        try:
+            built = self.run.build(timed_plan(self.run, self.target.at(ratio)))
+        except BudgetError:
+            self.tried.append((ratio, None))
+            return None
+        score = self._searching.score(built.model)
+        self.tried.append((ratio, score))
+        return _Attempt(ratio, built, score) if self.requirement.holds(score.value) else None
+
+    def confirmed(self, attempt: _Attempt) -> _Attempt | None:
+        """The same with its other score, if that holds."""
+        score = self._confirming.score(attempt.built.model)
+        if self.requirement.holds(score.value):
+            return replace(attempt, confirmed=score)
+        said = score.text(self.requirement)
+        self._refused = f"; those held back to confirm say {said} at {attempt.ratio:g}"
         return None
+
+    def both(self, ratio: float) -> _Attempt | None:
+        """The model at a ratio, if it holds on all samples."""
+        made = self.searched(ratio)
+        return None if made is None else self.confirmed(made)
+
+    def seen(self) -> str:
+        """What came of the largest."""
+        largest = sorted(self.tried, key=lambda t: t[0])[-3:]
+        return (
+            ", ".join(
+                f"{r:g}: {s.text(self.requirement) if s else 'out of reach'}" for r, s in largest
+            )
+            + self._refused
+        )
+
+
+def _between(low: float, high: float) -> float:
+    return round(math.sqrt(low * high), 3)
 
 
 def _halves(data: Dataset) -> tuple[Dataset, Dataset]:

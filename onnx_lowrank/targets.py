@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from onnx_lowrank.cost import Cost
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.linalg.rank_rules import RankRule
 
-__all__ = ["DEFAULT_TARGET", "METRICS", "Target", "cost_of", "parse_target"]
+__all__ = ["DEFAULT_TARGET", "METRICS", "Target", "parse_target"]
 
 DEFAULT_TARGET = "macs=0.5"
 
@@ -24,24 +23,27 @@ class Target:
     Attributes:
         budgets: metric and ratio of the original.
         rule: None for the planner.
+        searched: metrics whose ratio, the same for all of them, is looked for.
     """
 
     budgets: tuple[tuple[str, float], ...]
     rule: RankRule | None = None
+    searched: tuple[str, ...] = ()
 
     @classmethod
     def parse(
-        cls, target: str | Sequence[str] | None, ranks: str = "planner", searched: bool = False
+        cls, target: str | Sequence[str] | None, ranks: str = "planner", search: bool = False
     ) -> Target:
         """Of ``macs=0.5``, or several such, and of ``planner`` or a rule.
 
         Args:
             target: what is asked for.
             ranks: how ranks are found.
-            searched: the ratio is looked for, and need not be given.
+            search: a ratio is looked for: that of ``macs``, or of what has none, as ``latency``.
 
         Raises:
-            OptionError: it is not of that form, or both a target and a rule are given.
+            OptionError: it is not of that form, both a target and a rule are given, or there is
+                nothing to search.
         """
         rule = None
         if ranks != "planner":
@@ -49,15 +51,21 @@ class Target:
                 rule = RankRule.parse(ranks)
             except ValueError as error:
                 raise OptionError(f"{error}, or planner") from error
-            if target is not None:
-                raise OptionError(f"ranks by {rule} know of no target; give one of the two")
-        asked = [target] if isinstance(target, str) else list(target or [DEFAULT_TARGET])
-        if searched:
-            asked = [f"{t}=1" if t in METRICS else t for t in asked]
-        budgets = tuple(parse_target(t) for t in asked)
+            if target is not None or search:
+                what = "target; give one of the two" if target is not None else "bound to search by"
+                raise OptionError(f"ranks by {rule} know of no {what}")
+        default = DEFAULT_TARGET.partition("=")[0] if search else DEFAULT_TARGET
+        asked = [target] if isinstance(target, str) else list(target or [default])
+        searched = tuple(t for t in asked if search and t in METRICS)
+        budgets = tuple((t, 1.0) if t in searched else parse_target(t) for t in asked)
+        if search and not searched:
+            raise OptionError(
+                f"nothing to search with {' '.join(asked)} given; name the metric alone, as in "
+                f"{budgets[0][0]}, or add another"
+            )
         if len({metric for metric, _ in budgets}) < len(budgets):
             raise OptionError(f"two targets for one thing: {', '.join(asked)}")
-        return cls(budgets, rule)
+        return cls(budgets, rule, searched)
 
     @property
     def metric(self) -> str:
@@ -77,9 +85,9 @@ class Target:
         return dict(self.budgets).get("latency")
 
     def at(self, ratio: float) -> Target:
-        """The same with another ratio of the first budget, which must be the only one."""
-        ((metric, _),) = self.budgets
-        return replace(self, budgets=((metric, ratio),))
+        """The same with this ratio of what is searched."""
+        budgets = ((m, ratio if m in self.searched else r) for m, r in self.budgets)
+        return replace(self, budgets=tuple(budgets))
 
     def __str__(self) -> str:
         if self.rule is not None:
@@ -103,8 +111,3 @@ def parse_target(text: str) -> tuple[str, float]:
             f"target {text!r}; write {' or '.join(f'{m}=R' for m in METRICS)} with 0 < R <= 1"
         )
     return metric, ratio
-
-
-def cost_of(cost: Cost, metric: str) -> int:
-    """What a cost is in that metric."""
-    return {"macs": cost.macs, "params": cost.parameters, "size": cost.bytes}[metric]

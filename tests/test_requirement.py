@@ -35,6 +35,7 @@ def linear(matrix: Any) -> Model:
 
 SAME = linear(np.eye(4))
 OTHER = linear(np.eye(4) + 0.6 * RNG.standard_normal((4, 4)))
+NEAR = linear(np.eye(4) + 0.1 * np.random.default_rng(4).standard_normal((4, 4)))
 
 
 def outputs(model: Model, x: Array = X) -> Array:
@@ -138,6 +139,48 @@ def test_drop(size: int) -> None:
     assert same.value == 0
     assert 0.01 < same.high < 0.04
     assert same.low == -same.high
+
+
+def noisy_scores(count: int, random: np.random.Generator) -> tuple[Array, Array]:
+    """Four scores, and labels drawn by the probabilities that they are, at a temperature of 2."""
+    scores = 6 * random.standard_normal((count, 4))
+    chances = np.exp(scores / 2) / np.exp(scores / 2).sum(1, keepdims=True)
+    labels = np.array([random.choice(4, p=row) for row in chances])
+    return fm.float32(scores), labels
+
+
+def test_expected_drop_moves_less_than_the_counted() -> None:
+    truth = Requirement("drop", 0.0)
+    scores: dict[bool, list[Score]] = {True: [], False: []}
+    for seed in range(30):
+        x, labels = noisy_scores(300, np.random.default_rng(seed))
+        data = fm.dataset(SAME.proto, {"x": x, "labels": labels})
+        for expected, found in scores.items():
+            judged = Judge(SAME, data, fm.ONE_THREAD, truth, 300, expected)
+            found.append(judged.score(NEAR))
+    assert all(s.expected for s in scores[True])
+    assert not any(s.expected for s in scores[False])
+    values = {e: np.array([s.value for s in found]) for e, found in scores.items()}
+    # one truth, which both tell, and the expected one with half the scatter at most
+    apart = values[True].mean() - values[False].mean()
+    assert abs(apart) < 3 * np.std(values[True] - values[False]) / 30**0.5
+    assert values[True].std() < 0.5 * values[False].std()
+    centre = values[True].mean()
+    inside = [s.low <= centre <= s.high for s in scores[True]]
+    assert sum(inside) >= 26
+    text = scores[True][0].text(truth)
+    assert " points expected [" in text
+
+
+def test_what_labels_belie_is_counted() -> None:
+    # sure where it is wrong, in doubt where it is right: no temperature mends that
+    rows = np.arange(900)
+    wrong = rows % 2 == 0
+    x = fm.float32(np.eye(4)[rows % 4] * np.where(wrong, 50, 1)[:, None])
+    for labels in ((rows + wrong) % 4, rows % 4 + 1):
+        data = fm.dataset(SAME.proto, {"x": x, "labels": labels})
+        judged = Judge(SAME, data, fm.ONE_THREAD, Requirement("drop", 0.0), 90, True)
+        assert judged.score(SAME) == judge("drop", labels=labels, x=x).score(SAME)
 
 
 @pytest.mark.parametrize("parts", [(0.02, 0.02), (0.1, 0.05), (0.3, 0.0), (0.0, 0.0)])

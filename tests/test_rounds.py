@@ -125,7 +125,7 @@ def test_a_round_that_is_worse_is_dropped(monkeypatch: pytest.MonkeyPatch) -> No
     [
         ({"rounds": -1}, "-1 rounds"),
         ({"rounds": 1, "repair": "last"}, "give --repair chain or relu"),
-        ({"rounds": 1, "min_snr": 20.0}, "rounds are for one target"),
+        ({"rounds": 1, "min_snr": 20.0, "target": "macs"}, "rounds are for one target"),
     ],
 )
 def test_what_rounds_are_not_for(options: dict[str, Any], message: str) -> None:

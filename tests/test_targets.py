@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnx_lowrank.cost import Cost
+from onnx_lowrank.cost import Cost, cost_of
 from onnx_lowrank.errors import BudgetError, OptionError
 from onnx_lowrank.planner import Candidate, Choice, allocate, allocate_all, recosted
-from onnx_lowrank.targets import DEFAULT_TARGET, METRICS, Target, cost_of, parse_target
+from onnx_lowrank.targets import DEFAULT_TARGET, METRICS, Target, parse_target
 from tests import fixtures_models as fm
 
 Constraints = list[tuple[list[Choice], int]]
@@ -75,10 +75,29 @@ def test_two_targets_for_one_thing() -> None:
         Target.parse(["macs=0.5", "macs=0.6"])
 
 
-def test_another_ratio() -> None:
-    assert str(Target.parse("latency=0.5").at(0.125)) == "latency=0.125"
-    with pytest.raises(ValueError, match="too many"):
-        Target.parse(["macs=0.5", "size=0.5"]).at(0.1)
+@pytest.mark.parametrize(
+    ("asked", "at"),
+    [
+        (None, "macs=0.125"),
+        ("latency", "latency=0.125"),
+        (["params=0.25", "macs"], "params=0.25 macs=0.125"),
+        (["params", "macs", "size=0.3"], "params=0.125 macs=0.125 size=0.3"),
+    ],
+)
+def test_what_is_searched(asked: str | list[str] | None, at: str) -> None:
+    target = Target.parse(asked, search=True)
+    assert str(target.at(0.125)) == at
+    assert set(target.searched) == {m for m, r in target.budgets if r == 1}
+
+
+def test_nothing_to_search() -> None:
+    for asked in ("macs=0.5", ["macs=0.5", "size=0.5"]):
+        with pytest.raises(OptionError, match=r"nothing to search .* as in macs, or add another"):
+            Target.parse(asked, search=True)
+    with pytest.raises(OptionError, match="know of no bound to search by"):
+        Target.parse(None, "energy=0.9", search=True)
+    with pytest.raises(OptionError, match="two targets for one thing"):
+        Target.parse(["macs=0.5", "macs"], search=True)
 
 
 def test_costs() -> None:
