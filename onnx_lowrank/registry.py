@@ -8,7 +8,7 @@ A package adds passes by the entry-point group ``onnx_lowrank.passes``; each ent
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
@@ -38,21 +38,21 @@ def available() -> dict[str, type[Pass]]:
     return found
 
 
-def pass_class(name: str) -> type[Pass]:
-    """The pass of that name.
+def pass_class(name: str, passes: Mapping[str, type[Pass]] | None = None) -> type[Pass]:
+    """The pass of that name, among all that are available or among ``passes``.
 
     Raises:
         OptionError: there is none.
     """
-    passes = available()
+    passes = available() if passes is None else passes
     cls = passes.get(name.replace("-", "_"))
     if cls is None:
         raise OptionError(f"no pass named {name!r}; choose from {', '.join(passes)}")
     return cls
 
 
-def parse(spec: str) -> Pass:
-    """A pass from its name and options.
+def parse(spec: str, passes: Mapping[str, type[Pass]] | None = None) -> Pass:
+    """A pass from its name and options, among all that are available or among ``passes``.
 
     Raises:
         OptionError: unknown pass or option, or a value of the wrong type.
@@ -60,7 +60,7 @@ def parse(spec: str) -> Pass:
     match = _SPEC.match(spec.strip())
     if match is None:
         raise OptionError(f"cannot read pass {spec!r}; write name or name{{option=value,...}}")
-    cls = pass_class(match["name"])
+    cls = pass_class(match["name"], passes)
     known = {f.name: f.default for f in fields(cls)}
     values: dict[str, Any] = {}
     for item in filter(None, (match["options"] or "").split(",")):
@@ -90,7 +90,8 @@ class Passes(NamedTuple):
 def parse_list(text: str | Sequence[str | Pass]) -> Passes:
     """Passes from ``svd,spatial_svd{split=vh}`` or a sequence."""
     items: Sequence[str | Pass] = _SEPARATOR.split(text) if isinstance(text, str) else text
-    passes = [p if isinstance(p, Pass) else parse(p) for p in items]
+    known = available()  # looks through all that is installed
+    passes = [p if isinstance(p, Pass) else parse(p, known) for p in items]
     return Passes(
         [p for p in passes if isinstance(p, Rewrite)],
         [p for p in passes if isinstance(p, Factorization)],

@@ -1,4 +1,4 @@
-"""Compressed models that several test files look at, each made once."""
+"""Compressed models that several test files look at, each made once; and what tests counted."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from onnx_lowrank.pipeline import Result
 from tests import fixtures_models as fm
 
 Compressed = Callable[..., Result]
+Count = Callable[[str, str], None]
+
+_COUNTED = pytest.StashKey[dict[str, Counter[str]]]()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,3 +58,36 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts: dict[str, Any] = {"x": x[:300], "test.x": x[300:], "test.labels": labels[300:]}
     np.savez(folder / "data.npz", **parts)
     return folder
+
+
+@pytest.fixture(scope="session")
+def count(request: pytest.FixtureRequest) -> Count:
+    """``count(what, verdict)``: one more in the summary; a count of none would prove nothing."""
+    tallies = request.config.stash.setdefault(_COUNTED, {})
+
+    def add(what: str, verdict: str) -> None:
+        tallies.setdefault(what, Counter())[verdict] += 1
+
+    return add
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of pytest-xdist has ended: what it counted joins the rest."""
+    tallies = node.config.stash.setdefault(_COUNTED, {})
+    for what, verdicts in getattr(node, "workeroutput", {}).get("counted", {}).items():
+        tallies.setdefault(what, Counter()).update(verdicts)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        tallies = session.config.stash.get(_COUNTED, {})
+        session.config.workeroutput["counted"] = {k: dict(v) for k, v in tallies.items()}
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for what, tally in sorted(config.stash.get(_COUNTED, {}).items()):
+        verdicts = ", ".join(f"{number} {verdict}" for verdict, number in tally.most_common())
+        terminalreporter.write_line(f"{what}: {tally.total()} = {verdicts}")

@@ -18,7 +18,7 @@ from onnx_lowrank import files
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.model import atomic_write, load, save
 from tests import fixtures_models as fm
-from tests.robustness.conftest import Count
+from tests.conftest import Count
 
 Capture = pytest.CaptureFixture[str]
 

@@ -30,7 +30,7 @@ from onnx_lowrank.registry import parse_list
 from onnx_lowrank.rewrite import apply_chain
 from onnx_lowrank.run_data import made_up
 from tests import fixtures_models as fm
-from tests.robustness.conftest import Count
+from tests.conftest import Count
 from tests.robustness.victims import floats
 
 FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data"
