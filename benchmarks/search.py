@@ -36,11 +36,10 @@ class Need(NamedTuple):
 
 NEEDS = (
     Need("cifar10_vgg_s", "--max-drop 1%", 1000, {"max_drop": 0.01}),
-    Need("cifar10_vgg_s", "--max-drop 1% --target params", 1000,
-         {"max_drop": 0.01, "target": "params"}),
-    Need("cifar10_vgg16_bn", "--max-drop 0.4%", 1000, {"max_drop": 0.004}),
-    Need("cifar10_vgg16_bn", "--max-drop 0.4% --target params", 1000,
-         {"max_drop": 0.004, "target": "params"}),
+    Need("cifar10_vgg_s", "--max-drop 1% --target params=0.25 --target macs", 1000,
+         {"max_drop": 0.01, "target": ["params=0.25", "macs"]}),
+    Need("cifar10_vgg16_bn", "--max-drop 0.4% --target params=0.16 --target macs", 1000,
+         {"max_drop": 0.004, "target": ["params=0.16", "macs"]}),
     Need("cifar10_vgg16_bn", "--target macs=0.33 --target params=0.16", 1000,
          {"target": ["macs=0.33", "params=0.16"]}),
     Need("cifar10_vgg16_bn", "--target macs=0.25 --target params=0.1", 1000,

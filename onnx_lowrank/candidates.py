@@ -20,6 +20,7 @@ from onnx_lowrank.moments import Moments
 from onnx_lowrank.plan import Decision
 from onnx_lowrank.planner import Candidate, Choice
 from onnx_lowrank.progress import Progress
+from onnx_lowrank.work import time_in_macs
 
 __all__ = ["Proposals", "cut_candidate", "make_choices", "selected"]
 
@@ -126,7 +127,7 @@ def _choice(
     whole = layer_cost(layer, shapes)
     costs = {"macs": whole.macs, "params": whole.parameters, "size": whole.bytes}
     cost = costs[metric]
-    effort = layer.stage.effort(shape) if metric == "macs" else cost
+    effort = time_in_macs(Chain((layer.stage,)), shape) if metric == "macs" else cost
     keep = Candidate("", "", 0, 0.0, cost, effort, whole.macs, whole.parameters, whole.bytes)
     found = [keep]
     reasons = proposals.skips.setdefault(layer.name, [])
@@ -197,7 +198,7 @@ def _candidates(
             continue
         size = parameters * layer.dtype.itemsize + _NODE_BYTES * (outline.nodes - 1)
         cost = {"macs": macs, "params": parameters, "size": size}[metric]
-        effort = outline.effort(shape) if metric == "macs" else cost
+        effort = time_in_macs(outline, shape) if metric == "macs" else cost
         error = decomposition.error(rank)
         yield (
             Candidate(

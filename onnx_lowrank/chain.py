@@ -38,9 +38,6 @@ Rank = int | tuple[int, ...]
 #: divisor of it elsewhere. A block is paid for whole, on the input as on the output side.
 BLOCK = 16
 
-#: What a MAC of a depthwise convolution costs in others, for it waits for memory
-DEPTHWISE = 3
-
 #: MACs in the time that one number takes from memory to memory, in and out of blocks
 MOVED = 100
 
@@ -109,13 +106,13 @@ class Stage:
         return int(self.weight.size) * int(self.geometry.applications(shape))
 
     def effort(self, shape: Sequence[int]) -> int:
-        """MACs that a runtime with channel blocks could do in the time of this stage."""
+        """MACs of whole blocks; none of a depthwise convolution, which waits for memory."""
         if not self.blocked:
             return self.macs(shape)
-        outputs, inputs = (math.ceil(n / BLOCK) * BLOCK for n in self.weight.shape[:2])
         if self.depthwise:
-            inputs = DEPTHWISE
-        elif self.inputs < 4:  # the first convolution reads its few channels unblocked
+            return 0
+        outputs, inputs = (math.ceil(n / BLOCK) * BLOCK for n in self.weight.shape[:2])
+        if self.inputs < 4:  # the first convolution reads its few channels unblocked
             inputs = self.inputs
         return int(outputs * inputs * math.prod(self.weight.shape[2:]) * self.geometry.rows(shape))
 

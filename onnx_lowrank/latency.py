@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from onnx_lowrank.chain import Chain
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.latency_cache import LatencyCache
-from onnx_lowrank.latency_fit import Features, Fit, Sample, features, form_of
+from onnx_lowrank.latency_fit import Fit, Sample
 from onnx_lowrank.latency_probe import Place, chain_key
 from onnx_lowrank.latency_timer import Timer
 from onnx_lowrank.model import Model
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime import Feed
+from onnx_lowrank.work import Features, features, form_of
 
 __all__ = [
     "Coverage",
@@ -102,6 +103,11 @@ class LatencyTable:
     def network(self) -> float:
         """Seconds of one inference of the whole network; :meth:`measure` comes first."""
         return self._network
+
+    @property
+    def samples(self) -> list[Sample]:
+        """All that was measured."""
+        return [sample for found in self._samples.values() for sample in found]
 
     def measure(self, model: Model, feed: Feed, wanted: Wanted) -> Coverage:
         """Time a network, its layers, and of the chains among ``wanted`` what the limit allows.

@@ -2,11 +2,10 @@
 
     t(chain) = (a effort + b moved + c strayed + d nodes) * exp(r(effort)),      a, b, c, d >= 0
 
-with the bytes that are moved, and those among them that stand between two steps in a number of
-channels too small for blocks: the runtime leaves its own layout there, and comes back to it. a to d
-are fitted to the measured chains of one place, in relative error; r is what the fit
-leaves of the measured chains of the same form, interpolated between their efforts. So measured
-chains are met exactly, and the others lie between their neighbours, bent as the model bends.
+of the features in :mod:`onnx_lowrank.work`. a to d are fitted to the measured chains of one place,
+in relative error; r is what the fit leaves of the measured chains of the same form, interpolated
+between their efforts. So measured chains are met exactly, and the others lie between their
+neighbours, bent as the model bends.
 
 Reference:
     Lawson & Hanson 1974, Solving least squares problems (non-negative least squares).
@@ -15,24 +14,19 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 
-from onnx_lowrank.chain import BLOCK, Chain, Stage
-from onnx_lowrank.step import Step
+from onnx_lowrank.work import Features
 
-__all__ = ["Features", "Fit", "Sample", "features", "form_of"]
+__all__ = ["Fit", "Sample"]
 
 Array = npt.NDArray[np.floating[Any]]
-
-#: effort, bytes moved, bytes strayed and nodes of a chain
-Features = tuple[float, float, float, float]
 
 #: measured chains from which the rates of a place are fitted to it alone
 _ENOUGH = 6
@@ -45,38 +39,6 @@ class Sample:
     form: str
     features: Features
     seconds: float
-
-
-def features(chain: Chain, shape: Sequence[int], itemsize: int) -> Features:
-    """What a chain does.
-
-    Args:
-        chain: its numbers do not matter.
-        shape: of its input.
-        itemsize: bytes of one number.
-    """
-    effort = chain.effort(shape)
-    moved = strayed = 0
-    for step, strays in _with_strays(chain):
-        after = step.output_shape(shape)
-        moved += math.prod(shape) + math.prod(after) + step.parameters
-        if strays:
-            strayed += math.prod(after)
-        shape = after
-    return float(effort), float(moved * itemsize), float(strayed * itemsize), float(chain.nodes)
-
-
-def form_of(chain: Chain) -> str:
-    """Equal for chains of one method at several ranks, as long as they fill blocks or do not."""
-    parts = []
-    for step, strays in _with_strays(chain):
-        part = f"{type(step).__name__} {step.role}"
-        if isinstance(step, Stage):
-            part += f" {step.geometry.kernel}{' depthwise' if step.depthwise else ''}"
-        if strays:
-            part += " strayed"
-        parts.append(part)
-    return " > ".join(parts)
 
 
 class Fit:
@@ -118,16 +80,3 @@ def _rates(samples: Sequence[Sample]) -> Array:
     solution, _ = nnls(rows / scale, np.ones(len(samples)))
     rates: Array = solution / scale
     return rates
-
-
-def _with_strays(chain: Chain) -> Iterator[tuple[Step, bool]]:
-    """Each step, and whether its output cannot stay in blocks until the next step.
-
-    A convolution reads fewer channels than a block in plain layout, and one with groups reads
-    whole blocks alone.
-    """
-    for step, after in zip_longest(chain.stages, chain.stages[1:]):
-        fills = after is None or (
-            step.outputs >= BLOCK and (after.groups == 1 or step.outputs % BLOCK == 0)
-        )
-        yield step, not fills

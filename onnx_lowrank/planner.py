@@ -44,7 +44,7 @@ __all__ = [
 _ROUNDS, _SCALE = 30, 10**9
 
 #: budgets and weights of the effort against the MACs that are looked at
-_SCALES, _BLOCKED = (1.0, 0.9, 0.8, 0.7, 0.6), (0.0, 0.5, 0.8, 1.0)
+_SCALES, _BLOCKED = tuple(k / 20 for k in range(20, 11, -1)), (0.0, 0.5, 0.8, 1.0)
 
 #: how much more loss than that of MACs alone is borne: by a factor, or by so much a layer
 _BEARABLE, _NEGLIGIBLE = 1.25, 0.005
@@ -61,7 +61,7 @@ class Candidate:
             layer as it is.
         error: relative response error.
         cost: in the unit of the budget (MACs, parameters or bytes).
-        effort: MACs that a runtime with channel blocks carries out; the cost for other budgets.
+        effort: MACs that could be done in its time; the cost for other budgets.
         macs: multiply-accumulates.
         parameters: elements of weights and biases.
         bytes: of these and of the nodes, in the file.
@@ -130,10 +130,11 @@ def allocate(choices: Sequence[Choice], budget: int, blocked: float = 0.0) -> li
 def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list[Candidate]:
     """:func:`allocate` for MACs, which keeps the budget in effort too where that is worth it.
 
-    A plan may halve the MACs and leave the time nearly as it was, if its channels fill no blocks.
-    So plans of several weights on the effort, and of smaller budgets, are looked at. Of those that
-    keep the budget in effort the one of least loss is taken; where none does, the one of least
-    effort; and none whose loss is far above that of the plan by MACs alone.
+    A plan may halve the MACs and leave the time nearly as it was, if its channels fill no blocks,
+    or its nodes wait for memory. So plans of several weights on the effort, and of smaller budgets,
+    are looked at. Of those that keep the budget in effort the one of least loss is taken; where
+    none does, the one of least effort; and none whose loss is far above that of the plan by MACs
+    alone.
 
     Args:
         choices: the layers.

@@ -48,7 +48,7 @@ class Step(Protocol):
         """Multiply-accumulates for an input of ``shape``, over its whole batch."""
 
     def effort(self, shape: Sequence[int]) -> int:
-        """MACs that a runtime with channel blocks could do in the time of this step."""
+        """MACs that a runtime with channel blocks carries out."""
 
     def output_shape(self, shape: Sequence[int]) -> Sequence[int]:
         """Shape of the output for an input of ``shape``."""

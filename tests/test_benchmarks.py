@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from benchmarks import ablation, alone, layers, pruning, real_models, search
+from benchmarks import ablation, alone, effort, layers, pruning, real_models, search
 from benchmarks.layers import Case, Study
 from benchmarks.models import Benchmark, Samples
 from onnx_lowrank.base import Factorization
@@ -143,6 +143,7 @@ def test_documented_commands_are_understood() -> None:
     pages = [ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]
     parsers = {
         "benchmarks.ablation": ablation.parser(),
+        "benchmarks.effort": effort.parser(),
         "benchmarks.layers": layers.parser(),
         "benchmarks.alone": alone.parser(),
         "benchmarks.pruning": pruning.parser(),

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from onnx_lowrank.chain import Chain, Stage
 from onnx_lowrank.geometry import ConvGeometry
-from onnx_lowrank.latency_fit import Features, Fit, Sample, features, form_of
+from onnx_lowrank.latency_fit import Fit, Sample
+from onnx_lowrank.work import Features, features, form_of
 from tests.support import quick, rng
 
 POINT = ConvGeometry.pointwise(2)
