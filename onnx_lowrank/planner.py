@@ -46,6 +46,9 @@ _ROUNDS, _SCALE = 30, 10**9
 #: budgets and weights of the effort against the MACs that are looked at
 _SCALES, _BLOCKED = tuple(k / 20 for k in range(20, 11, -1)), (0.0, 0.5, 0.8, 1.0)
 
+#: so many times the MACs in effort, and time is spent elsewhere
+_ELSEWHERE = 3
+
 #: how much more loss than that of MACs alone is borne: by a factor, or by so much a layer
 _BEARABLE, _NEGLIGIBLE = 1.25, 0.005
 
@@ -134,7 +137,7 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
     or its nodes wait for memory. So plans of several weights on the effort, and of smaller budgets,
     are looked at. Of those that keep the budget in effort the one of least loss is taken; where
     none does, the one of least effort; and none whose loss is far above that of the plan by MACs
-    alone.
+    alone. Where MACs take little of the time, as in small dense layers, the plan is that by MACs.
 
     Args:
         choices: the layers.
@@ -153,8 +156,11 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
 
     free = allocate(choices, budget)
     most = bearable(loss(free), len(choices))
-    ratio = (budget + fixed) / max(sum(c.keep.cost for c in choices) + fixed, 1)
-    wanted = ratio * (sum(c.keep.effort for c in choices) + fixed)
+    whole = max(sum(c.keep.cost for c in choices) + fixed, 1)
+    time = sum(c.keep.effort for c in choices) + fixed
+    if time > _ELSEWHERE * whole:
+        return free
+    wanted = (budget + fixed) / whole * time
     least = least_cost(choices)
     plans = [free]
     for scale, blocked in product(_SCALES, _BLOCKED):

@@ -11,6 +11,7 @@ import pytest
 from onnx_lowrank.base import Factorization
 from onnx_lowrank.cli import main
 from onnx_lowrank.passes import BUILT_IN
+from tests import fixtures_models as fm
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -28,6 +29,8 @@ def commands(page: Path) -> list[list[str]]:
 
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the models; no clock refuses what takes microseconds."""
+    fm.without_clock(monkeypatch)
     (tmp_path / "models").symlink_to(ROOT / "models")
     monkeypatch.chdir(tmp_path)
     return tmp_path
