@@ -2,13 +2,12 @@
 
 Every chain that the passes propose is timed in the place of its layer, in ONNX Runtime on one
 thread, and the features of :mod:`onnx_lowrank.work` are fitted to the times, in relative error. A
-plan by MACs counts by what comes out (``work.MOVED`` and its neighbours).
+plan by MACs counts by what comes out (``work.TOUCHED`` and its neighbours).
 """
 
 from __future__ import annotations
 
 import argparse
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +26,7 @@ from onnx_lowrank.registry import parse_list
 from onnx_lowrank.run import Run
 from onnx_lowrank.runtime import Runtime
 from onnx_lowrank.timed_choices import TimingOptions
-from onnx_lowrank.work import CALLED, MOVED, STRAYED
+from onnx_lowrank.work import CALLED, STRAYED, TOUCHED
 from onnx_lowrank.workbench import DataOptions
 
 __all__ = ["HEADER", "Rates", "fitted", "parser", "timed"]
@@ -82,25 +81,22 @@ def main() -> None:
 
 def timed(name: str, batch: int, limit: float) -> list[Sample]:
     """Chains of a model with their times."""
-    with TemporaryDirectory() as folder:
-        archive = f"{folder}/samples.npz"
-        np.savez(archive, **MODELS[name].read())  # type: ignore[arg-type]
-        passes = parse_list(PASSES)
-        run = Run(
-            MODELS[name].path, passes, DataOptions(archive, SAMPLES, None, None, 0),
-            Runtime(threads=1), TimingOptions(batch), None,
-        )  # fmt: skip
-        work = run.prepared
-        proposals = make_choices(
-            work.layers, passes.factorizations, work.moments, work.shapes, "macs", {}, Progress()
-        )
-        feed, shapes = run.at_batch(work)
-        table = LatencyTable(RuntimeTimer(run.runtime), limit=limit)
-        table.measure(
-            work.model, feed,
-            [(place_of(work.graph, la, shapes), proposals.outlines[la.name]) for la in work.layers],
-        )  # fmt: skip
-        return table.samples
+    passes = parse_list(PASSES)
+    run = Run(
+        MODELS[name].path, passes, DataOptions(MODELS[name].read(), SAMPLES, None, None, 0),
+        Runtime(threads=1), TimingOptions(batch), None,
+    )  # fmt: skip
+    work = run.prepared
+    proposals = make_choices(
+        work.layers, passes.factorizations, work.moments, work.shapes, "macs", {}, Progress()
+    )
+    feed, shapes = run.at_batch(work)
+    table = LatencyTable(RuntimeTimer(run.runtime), limit=limit)
+    table.measure(
+        work.model, feed,
+        [(place_of(work.graph, la, shapes), proposals.outlines[la.name]) for la in work.layers],
+    )  # fmt: skip
+    return table.samples
 
 
 def fitted(samples: list[Sample]) -> Rates:
@@ -110,7 +106,7 @@ def fitted(samples: list[Sample]) -> Rates:
     features = np.array([s.features for s in samples]) / (1, 4, 4, 1)
     rates, _ = nnls(features / seconds[:, None], np.ones(len(seconds)))
     mac = max(float(rates[0]), 1e-15)
-    plans = features @ np.array([1, MOVED, STRAYED, CALLED])
+    plans = features @ np.array([1, TOUCHED, STRAYED, CALLED])
 
     def scatter(expected: npt.NDArray[np.float64]) -> float:
         return float(np.std(np.log(seconds / expected)))

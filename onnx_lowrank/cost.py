@@ -74,18 +74,18 @@ def cost_of(cost: Cost, metric: str) -> int:
     return {"macs": cost.macs, "params": cost.parameters, "size": cost.bytes}[metric]
 
 
-def other_cost(model: Model, shapes: Shapes, layers: Iterable[Layer], metric: str) -> int:
-    """Cost of what is no layer, such as normalizations and the names in the file.
+def other_cost(whole: Cost, shapes: Shapes, layers: Iterable[Layer], metric: str) -> int:
+    """Part of a model's cost that is no layer's, as of normalizations and names in the file.
 
     Biases of one element are counted here as long as the refit makes them, which those of chains
     are.
     """
-    whole = cost_of(model_cost(model, shapes), metric)
+    rest = cost_of(whole, metric)
     for layer in layers:
-        whole -= cost_of(layer_cost(layer, shapes), metric)
+        rest -= cost_of(layer_cost(layer, shapes), metric)
         if metric != "macs":
-            whole += layer.broadcast * (layer.dtype.itemsize if metric == "size" else 1)
-    return whole
+            rest += layer.broadcast * (layer.dtype.itemsize if metric == "size" else 1)
+    return rest
 
 
 def layer_cost(layer: Layer, shapes: Shapes) -> Cost:

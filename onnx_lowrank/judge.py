@@ -89,9 +89,13 @@ class Judge:
         if requirement.kind == "snr" and not any(np.asarray(v).dtype.kind == "f"
                                                  for v in found.values()):  # fmt: skip
             raise DataError("no output is of floating point; an SNR needs one, or give a metric")
-        self._first = self._classes(self._reference) if scored else np.zeros(0, np.intp)
-        believed = expected and scored and requirement.kind == "drop"
-        self._chances = calibrated(self._logits(), self._labels()) if believed else None
+        self._chances: Array | None = None
+        if expected and scored and requirement.kind == "drop":
+            logits = self._logits()
+            self._first = logits.argmax(axis=1)
+            self._chances = calibrated(logits, self._labels())
+        else:
+            self._first = self._classes(self._reference) if scored else np.zeros(0, np.intp)
         self._before = self._outputs(self._reference) if requirement.metric else {}
 
     def score(self, model: Model) -> Score:
@@ -135,7 +139,7 @@ class Judge:
     def _logits(self) -> Array:
         """The original's, ``(samples, classes)``."""
         every = (o[self._scores] for o in self._run(self._reference))
-        return np.concatenate([v.reshape(len(v), -1).astype(np.float32) for v in every])
+        return np.concatenate([v.reshape(len(v), -1) for v in every])
 
     def _outputs(self, session: Session) -> dict[str, Array]:
         found: dict[str, list[Array]] = {}

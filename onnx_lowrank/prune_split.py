@@ -23,7 +23,7 @@ import numpy as np
 from onnx_lowrank.base import Decomposition, Factorization, Skip
 from onnx_lowrank.candidates import make_choices
 from onnx_lowrank.chain import Chain, Rank
-from onnx_lowrank.cost import other_cost
+from onnx_lowrank.cost import model_cost, other_cost
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import Layer, find_layers
 from onnx_lowrank.model import Model
@@ -185,7 +185,7 @@ class Rest:
         )  # fmt: skip
         self._choices |= {keys[choice.layer]: choice for choice in found.choices}
         choices = [self._choices[keys[layer.name]] for layer in layers]
-        return choices, other_cost(model, shapes, layers, self._metric)
+        return choices, other_cost(model_cost(model, shapes), shapes, layers, self._metric)
 
     def _channels(self, layer: Layer, kept: Kept) -> bytes:
         """What is left of the groups that a layer makes or reads."""

@@ -16,7 +16,7 @@ from onnx_lowrank._version import __version__
 from onnx_lowrank.candidates import Proposals, cut_candidate, make_choices
 from onnx_lowrank.chain import Chain
 from onnx_lowrank.collect import batch_size
-from onnx_lowrank.cost import cost_of, other_cost
+from onnx_lowrank.cost import cost_of, model_cost, other_cost
 from onnx_lowrank.decide import after_cut, choose, decide
 from onnx_lowrank.errors import BudgetError, OptionError, PlanError
 from onnx_lowrank.graph import Graph
@@ -170,7 +170,8 @@ class Run(Workbench):
 
     def _channels(self, pruner: Pruner, target: Target, unpruned: float | None) -> Kept:
         whole = cost_of(self.before, target.metric)
-        fixed = self._other_cost(self.prepared, target.metric)
+        now = model_cost(self.prepared.model, self.prepared.shapes)
+        fixed = other_cost(now, self.prepared.shapes, self.prepared.layers, target.metric)
         budget = Budget(target.ratio * whole - fixed, str(target), whole, fixed)
         if unpruned is None:
             return pruner.plan(budget)[0]
@@ -256,6 +257,7 @@ class Run(Workbench):
             return [c.keep for c in proposals.choices]
         if target.rule is not None:
             return by_rule(proposals.choices, target.rule)
+        now = model_cost(work.model, work.shapes)
         constraints: list[tuple[str, Sequence[Choice], int, int, int]] = []
         for metric, ratio in target.budgets:
             if metric == "latency":
@@ -269,13 +271,9 @@ class Run(Workbench):
             if len(target.budgets) > 1:  # the same candidates for all, those that were timed
                 choices = recosted(timed.choices if timed is not None else choices, metric)
             whole = cost_of(self.before, metric)
-            fixed = self._other_cost(work, metric)
+            fixed = other_cost(now, work.shapes, work.layers, metric)
             constraints.append((metric, choices, int(ratio * whole) - fixed, whole, fixed))
         return choose(constraints)
-
-    @staticmethod
-    def _other_cost(work: Prepared, metric: str) -> int:
-        return other_cost(work.model, work.shapes, work.layers, metric)
 
     # -- the model -------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ Features = tuple[float, float, float, float]
 
 #: MACs in the time that a number takes to be read or written, to leave and enter blocks, and that a
 #: node takes to be called, as ``python -m benchmarks.effort`` finds them
-MOVED, STRAYED, CALLED = 5, 30, 120_000
+TOUCHED, STRAYED, CALLED = 5, 30, 120_000
 
 
 def features(chain: Chain, shape: Sequence[int], itemsize: int) -> Features:
@@ -45,7 +45,7 @@ def features(chain: Chain, shape: Sequence[int], itemsize: int) -> Features:
 def time_in_macs(chain: Chain, shape: Sequence[int]) -> int:
     """MACs that could be done in the time of a chain, for an input of ``shape``."""
     effort, moved, strayed, nodes = features(chain, shape, 1)
-    return int(effort + MOVED * moved + STRAYED * strayed + CALLED * nodes)
+    return int(effort + TOUCHED * moved + STRAYED * strayed + CALLED * nodes)
 
 
 def form_of(chain: Chain) -> str:

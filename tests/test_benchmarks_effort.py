@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.effort import HEADER, fitted, line, timed
 from onnx_lowrank.latency_fit import Sample
-from onnx_lowrank.work import CALLED, MOVED, STRAYED
+from onnx_lowrank.work import CALLED, STRAYED, TOUCHED
 from tests.support import rng
 
 
@@ -16,12 +16,12 @@ def test_planted_rates_come_out() -> None:
     for _ in range(60):
         effort, numbers, nodes = random.uniform(1e5, 1e7), random.uniform(1e4, 1e6), 2.0
         strayed = random.uniform(1e3, 1e5)
-        macs = effort + MOVED * numbers + STRAYED * strayed + CALLED * nodes
+        macs = effort + TOUCHED * numbers + STRAYED * strayed + CALLED * nodes
         samples.append(Sample("f", (effort, 4 * numbers, 4 * strayed, nodes), 1e-11 * macs))
     found = fitted(samples)
     assert found.mac == pytest.approx(0.01, rel=1e-6)
     rates = (found.moved, found.strayed, found.called)
-    assert rates == pytest.approx((MOVED, STRAYED, CALLED), rel=1e-4)
+    assert rates == pytest.approx((TOUCHED, STRAYED, CALLED), rel=1e-4)
     assert found.scatter == pytest.approx(0, abs=1e-6)
     assert found.scatter_of_plans == pytest.approx(0, abs=1e-6)
     assert line("net", "1", samples).count("|") == len(HEADER) + 1
