@@ -46,6 +46,9 @@ _ROUNDS, _SCALE = 30, 10**9
 #: budgets and weights of the effort against the MACs that are looked at
 _SCALES, _BLOCKED = tuple(k / 20 for k in range(20, 11, -1)), (0.0, 0.5, 0.8, 1.0)
 
+#: so much of the speed-up that the MACs promise is enough
+_PROMISED = 0.9
+
 #: so many times the MACs in effort, and time is spent elsewhere
 _ELSEWHERE = 3
 
@@ -135,9 +138,10 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
 
     A plan may halve the MACs and leave the time nearly as it was, if its channels fill no blocks,
     or its nodes wait for memory. So plans of several weights on the effort, and of smaller budgets,
-    are looked at. Of those that keep the budget in effort the one of least loss is taken; where
-    none does, the one of least effort; and none whose loss is far above that of the plan by MACs
-    alone. Where MACs take little of the time, as in small dense layers, the plan is that by MACs.
+    are looked at. Of those that nearly keep the budget in effort the one of least loss is taken;
+    where none does, the one of least effort; and none whose loss is far above that of the plan by
+    MACs alone. Where MACs take little of the time, as in small dense layers, the plan is that by
+    MACs.
 
     Args:
         choices: the layers.
@@ -160,7 +164,7 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
     time = sum(c.keep.effort for c in choices) + fixed
     if time > _ELSEWHERE * whole:
         return free
-    wanted = (budget + fixed) / whole * time
+    wanted = (budget + fixed) / whole * time / _PROMISED
     least = least_cost(choices)
     plans = [free]
     for scale, blocked in product(_SCALES, _BLOCKED):
