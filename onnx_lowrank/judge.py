@@ -98,6 +98,11 @@ class Judge:
             self._first = self._classes(self._reference) if scored else np.zeros(0, np.intp)
         self._before = self._outputs(self._reference) if requirement.metric else {}
 
+    @property
+    def expects(self) -> bool:
+        """Whether drops are expected, not counted."""
+        return self._chances is not None
+
     def score(self, model: Model) -> Score:
         """How ``model`` compares.
 

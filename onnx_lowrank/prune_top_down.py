@@ -29,7 +29,7 @@ from onnx_lowrank.moments import Accumulator, Moments
 from onnx_lowrank.preparation import MEMORY, Prepared
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning import Kept, Pruner, Seen
-from onnx_lowrank.refit import responses_of, solutions
+from onnx_lowrank.refit import responses_of, solution
 from onnx_lowrank.runtime import Runtime
 
 __all__ = ["top_down"]
@@ -118,7 +118,7 @@ def _solved(layer: Layer, both: Accumulator) -> Seen:
     with blas_for(width):
         weights = np.stack(
             [
-                next(solutions(matrix, covariance, [_RIDGE]))
+                solution(matrix, covariance, _RIDGE)
                 for matrix, covariance in zip(stage.matrices, both.covariance, strict=True)
             ]
         )

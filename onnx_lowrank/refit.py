@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ from onnx_lowrank.rewrite import Written, update_chain
 from onnx_lowrank.runtime import Runtime
 from onnx_lowrank.walker import Walker
 
-__all__ = ["Refit", "Task", "refit", "responses_of", "solutions"]
+__all__ = ["Refit", "Task", "refit", "responses_of", "solution"]
 
 Array = npt.NDArray[np.floating[Any]]
 Rows = dict[str, npt.NDArray[Any]]
@@ -211,16 +212,18 @@ def _solve(
     graph: Graph, task: Task, fit: Accumulator, held: Accumulator, drawn: DrawnRows | None
 ) -> Refit:
     start = task.stage.matrices.astype(np.float64)
-    errors = np.zeros(len(RIDGES))
-    for g, (covariance, seen) in enumerate(zip(fit.covariance, held.covariance, strict=True)):
-        shift = held.mean[g] - fit.mean[g]
-        for n, weight in enumerate(solutions(start[g], covariance, RIDGES)):
-            errors[n] += _held_error(weight, seen, shift)
-    best = int(np.argmin(errors))
+
+    @cache
+    def error(ridge: float) -> float:
+        return sum(
+            _held_error(solution(start[g], fit.covariance[g], ridge), seen, held.mean[g] - mean)
+            for g, (seen, mean) in enumerate(zip(held.covariance, fit.mean, strict=True))
+        )
+
+    ridge = _least(error)
     both = fit if held is fit else fit.merge(held)
     weights = np.stack([
-        next(solutions(start[g], covariance, RIDGES[best : best + 1]))
-        for g, covariance in enumerate(both.covariance)
+        solution(start[g], covariance, ridge) for g, covariance in enumerate(both.covariance)
     ])  # fmt: skip
     width = start.shape[2]
     inputs, outputs = both.mean[:, :width], both.mean[:, width:]
@@ -237,33 +240,39 @@ def _solve(
     update_chain(graph, task.written, chain)
     energy = float(np.trace(held.covariance[:, width:, width:], axis1=1, axis2=2).sum()) or 1.0
     name = task.written.layer.name
-    return Refit(name, RIDGES[best], errors[-1] / energy, errors[best] / energy, behind)
+    return Refit(name, ridge, error(np.inf) / energy, error(ridge) / energy, behind)
 
 
-def solutions(start: Array, covariance: Array, ridges: Sequence[float]) -> Iterator[Array]:
-    """Weights ``W*`` of one group under each ridge; see the module.
+def _least(error: Callable[[float], float]) -> float:
+    """The ridge of least error: downhill from the middle of those tried, for each is a solve."""
+    best = len(RIDGES) // 2
+    for step in (-1, 1):
+        while 0 <= best + step < len(RIDGES) and error(RIDGES[best + step]) < error(RIDGES[best]):
+            best += step
+    return min(RIDGES[best], np.inf, key=error)
+
+
+def solution(start: Array, covariance: Array, ridge: float) -> Array:
+    """Weights ``W*`` of one group under a ridge; see the module.
 
     Args:
         start: weights at hand, ``(n, d)``.
         covariance: of ``[x, y]``, ``(d + n, d + n)``.
-        ridges: in units of the mean variance of ``x``.
+        ridge: in units of the mean variance of ``x``; infinite for the weights at hand.
     """
     width = start.shape[1]
     inputs = covariance[:width, :width]
     unit = float(np.trace(inputs)) / width
+    if not np.isfinite(ridge) or unit <= 0:
+        return start
+    shifted = inputs.copy()
+    shifted[np.diag_indices(width)] += ridge * unit
     residual = (covariance[width:, :width] - start @ inputs).T
-    for ridge in ridges:
-        if not np.isfinite(ridge) or unit <= 0:
-            yield start
-            continue
-        shifted = inputs.copy()
-        shifted[np.diag_indices(width)] += ridge * unit
-        try:
-            step = linalg.solve(shifted, residual, assume_a="pos", check_finite=False)
-        except linalg.LinAlgError:  # less than the rounding of the sums: no ridge at all
-            yield start
-            continue
-        yield start + step.T
+    try:
+        step: Array = linalg.solve(shifted, residual, assume_a="pos", check_finite=False)
+    except linalg.LinAlgError:  # less than the rounding of the sums: no ridge at all
+        return start
+    return start + step.T
 
 
 def _held_error(weight: Array, covariance: Array, shift: Array) -> float:

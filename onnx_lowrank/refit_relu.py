@@ -37,8 +37,9 @@ ROWS, BYTES = 16_384, 96 << 20
 #: weight of the moments of all rows beside those drawn
 RIDGE = 0.3
 
-#: times that a chain is made anew, while that helps
-ROUNDS = 2
+#: times that a chain is made anew, while that helps, and rows drawn for each column of its layer
+#: below which it does not
+ROUNDS, ROWS_EACH = 2, 8
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def fitted_behind_relu(
     fit = _Fit(stage, moments, drawn)
     linear = fit.error(chain)
     best, least = fit.with_last_solved(chain)
-    for _ in range(ROUNDS if len(chain.stages) > 1 else 0):
+    for _ in range(ROUNDS if len(chain.stages) > 1 and fit.tells_of_layer else 0):
         tried, error = fit.with_last_solved(cut(fit.step(best), moments))
         if error >= least:
             break
@@ -154,6 +155,11 @@ class _Fit:
         wanted = self._held[1]
         spread = np.square(wanted - wanted.mean(axis=1, keepdims=True))
         self._energy = float(np.sum(spread, dtype=np.float64)) or 1.0
+
+    @property
+    def tells_of_layer(self) -> bool:
+        """Whether the rows are enough to solve the layer itself, not a last stage alone."""
+        return self._fit[0].shape[1] >= ROWS_EACH * self._fit[0].shape[2]
 
     def error(self, chain: Chain) -> float:
         """Behind the ReLU, on held-out rows, relative."""

@@ -1,9 +1,10 @@
 """The smallest budget at which a model still keeps what is required of it.
 
 Budgets are bisected (their logarithms, for a step of 0.4 to 0.3 is worth one of 0.8 to 0.6), each
-model judged on one half of the validation samples. What held there is confirmed on the other half:
-the search has picked among many by the first half, and so flatters it. Where that is refused, a few
-steps more look above it for what holds on both.
+model judged on one part of the validation samples. What held there is confirmed on the other part:
+the search has picked among many by the first, and so flatters it. Where that is refused, a few
+steps more look above it for what holds on both. Expected drops need few samples, counted ones many,
+so the search then has a fourth of them, else a half.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ __all__ = ["Found", "smallest_within"]
 STEPS, MORE = 7, 4
 #: where the search begins, and the smallest budget that it looks at
 FIRST, LEAST = 0.5, 0.05
-#: samples that each half needs
+#: samples that each part needs
 SAMPLES = 20
+#: every so many samples are of the search, and every so many where drops can be expected
+HALF, FOURTH = 2, 4
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def smallest_within(run: Run, target: Target, requirement: Requirement) -> Found
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A model at a budget, and its scores on the halves that it was judged by."""
+    """A model at a budget, and its scores on the parts that it was judged by."""
 
     ratio: float
     built: Built
@@ -101,7 +104,7 @@ class _Attempt:
 
 
 class _Search:
-    """Models of one run at budgets, judged on two halves of its samples."""
+    """Models of one run at budgets, judged on two parts of its samples."""
 
     def __init__(self, run: Run, target: Target, requirement: Requirement) -> None:
         self.run, self.target, self.requirement = run, target, requirement
@@ -109,10 +112,21 @@ class _Search:
         self._refused = ""
         shapes = run.prepared.shapes
         size = batch_size(list(shapes), shapes, MEMORY)
-        searching, confirming = _halves(run.data.validation)
-        # chance must not lead the search astray; the labels have the last word
-        self._searching = Judge(run.source, searching, run.runtime, requirement, size, True)
-        self._confirming = Judge(run.source, confirming, run.runtime, requirement, size)
+        data = run.data.validation
+
+        def judges(every: int) -> tuple[Judge, Judge]:
+            searching, confirming = _parts(data, every)
+            # chance must not lead the search astray; the labels have the last word
+            return (
+                Judge(run.source, searching, run.runtime, requirement, size, expected=True),
+                Judge(run.source, confirming, run.runtime, requirement, size),
+            )
+
+        self._searching, self._confirming = judges(
+            FOURTH if len(data) >= FOURTH * SAMPLES else HALF
+        )
+        if not self._searching.expects:
+            self._searching, self._confirming = judges(HALF)
 
     def bisect(
         self,
@@ -172,12 +186,13 @@ def _between(low: float, high: float) -> float:
     return round(math.sqrt(low * high), 3)
 
 
-def _halves(data: Dataset) -> tuple[Dataset, Dataset]:
+def _parts(data: Dataset, every: int) -> tuple[Dataset, Dataset]:
+    """Every so many samples, and all others."""
     if len(data) < 2 * SAMPLES:
         raise DataError(
-            f"{len(data)} samples to judge by; {2 * SAMPLES} at least are needed, half of them to "
-            "search and half to confirm: give --calib held-out samples (test.<input>), or more of "
-            "them (a fifth is held out)"
+            f"{len(data)} samples to judge by; {2 * SAMPLES} at least are needed, some to search "
+            "and others to confirm: give --calib held-out samples (test.<input>), or more of them "
+            "(a fifth is held out)"
         )
-    every = range(len(data))
-    return data.subset(every[::2]), data.subset(every[1::2])
+    places = range(len(data))
+    return data.subset(places[::every]), data.subset([i for i in places if i % every])

@@ -20,7 +20,7 @@ from onnx_lowrank.model import Model, load
 from onnx_lowrank.moments import Moments
 from onnx_lowrank.planner import Candidate
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.refit import Refit, Task, refit, solutions
+from onnx_lowrank.refit import RIDGES, Refit, Task, _least, refit, solution
 from onnx_lowrank.registry import parse_list
 from onnx_lowrank.rewrite import apply_chain
 from onnx_lowrank.runtime import Runtime
@@ -266,10 +266,26 @@ def test_a_ridge_below_the_rounding_of_the_sums_is_none() -> None:
     rows = np.hstack([x, x @ w.T])
     covariance = rows.T @ rows / len(rows)
     start = np.zeros((2, 3))
-    exact, *_ = solutions(start, covariance, [1e-9])
+    exact = solution(start, covariance, 1e-9)
     np.testing.assert_allclose(exact, w, rtol=1e-6)
     covariance[:3, :3] = np.diag([1.0, 1.0, -1e-4])
-    below, above = solutions(start, covariance, [1e-5, 1e-3])
+    below, above = (solution(start, covariance, ridge) for ridge in (1e-5, 1e-3))
     assert below is start
     assert np.isfinite(above).all()
     assert (above != start).all()
+
+
+@pytest.mark.parametrize("least", range(len(RIDGES)))
+def test_the_least_ridge_is_found_downhill(least: int) -> None:
+    asked: list[float] = []
+
+    def error(ridge: float) -> float:
+        asked.append(ridge)
+        return abs(RIDGES.index(ridge) - least)
+
+    assert _least(error) == RIDGES[least]
+    assert np.inf in asked
+
+
+def test_the_weights_at_hand_win_where_they_are_far_from_the_middle() -> None:
+    assert _least(lambda ridge: {np.inf: 1.0, 1e-2: 2.0}.get(ridge, 3.0)) == np.inf

@@ -83,6 +83,20 @@ def test_few_rows_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fitted.error() < 1.05 * linear.error()
 
 
+def test_a_layer_is_not_solved_from_too_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    step = refit_relu._Fit.step
+    monkeypatch.setattr(
+        refit_relu._Fit, "step", lambda fit, chain: (steps.append(1), step(fit, chain))[1]
+    )
+    compressed().refit(behind_relu=True)
+    assert steps
+    steps.clear()
+    monkeypatch.setattr(refit_relu, "ROWS_EACH", 10**9)
+    compressed().refit(behind_relu=True)
+    assert not steps
+
+
 def test_a_layer_without_bias_is_left_to_the_linear_solution() -> None:
     done = compressed(fm.residual_net(bias=False)).refit(behind_relu=True)
     assert all(r.behind_relu is None for r in done)

@@ -159,8 +159,8 @@ def test_what_has_a_ratio_keeps_it() -> None:
 def test_a_real_model() -> None:
     result = fm.quick_compress(fm.digits("mlp"), calib=fm.DIGITS, max_drop=0.01)
     (note,) = [n for n in result.report.notes if "is the least with" in n]
-    assert "399 samples of the search" in note
-    assert "398 samples held back to confirm" in note
+    assert "200 samples of the search" in note
+    assert "597 samples held back to confirm" in note
     ratio = float(result.plan.target.removeprefix("macs="))
     tried = note.split("; tried ")[1].split(", ")
     assert len(tried) in (STEPS, STEPS + MORE)
