@@ -159,7 +159,8 @@ class _Fit:
     @property
     def tells_of_layer(self) -> bool:
         """Whether the rows are enough to solve the layer itself, not a last stage alone."""
-        return self._fit[0].shape[1] >= ROWS_EACH * self._fit[0].shape[2]
+        _, rows, columns = self._fit[0].shape
+        return bool(rows >= ROWS_EACH * columns)
 
     def error(self, chain: Chain) -> float:
         """Behind the ReLU, on held-out rows, relative."""
