@@ -12,13 +12,13 @@ from scipy.linalg import LinAlgError, svdvals
 from onnx_lowrank.base import Decomposition, Factorization, Unfolded
 from onnx_lowrank.blas import blas_for
 from onnx_lowrank.chain import Chain, Rank
+from onnx_lowrank.choices import Candidate, Choice
 from onnx_lowrank.cost import layer_cost
 from onnx_lowrank.errors import PlanError
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.rank_rules import RankRule, evbmf_rank
 from onnx_lowrank.moments import Moments
 from onnx_lowrank.plan import Decision
-from onnx_lowrank.planner import Candidate, Choice
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.work import time_in_macs
 

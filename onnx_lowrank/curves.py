@@ -22,12 +22,12 @@ from onnx_lowrank.base import Pass
 from onnx_lowrank.calibration import ImageOptions, input_specs, load_dataset
 from onnx_lowrank.candidates import make_choices
 from onnx_lowrank.chain import Rank
+from onnx_lowrank.choices import Candidate
 from onnx_lowrank.curve_plot import Line, check_picture, draw
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.model import Model, load
-from onnx_lowrank.planner import Candidate
 from onnx_lowrank.preparation import canonicalise, measured_shapes, moments_of
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.registry import available, parse_list

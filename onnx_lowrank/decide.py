@@ -7,20 +7,15 @@ from dataclasses import replace
 
 from onnx_lowrank.candidates import Proposals
 from onnx_lowrank.chain import Chain
+from onnx_lowrank.choices import Candidate, Choice, least_cost
 from onnx_lowrank.cost import layer_cost
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.moments import Moments, relative_error
 from onnx_lowrank.plan import Decision
-from onnx_lowrank.planner import (
-    Candidate,
-    Choice,
-    allocate,
-    allocate_all,
-    allocate_blocked,
-    least_cost,
-)
+from onnx_lowrank.planner import allocate, allocate_blocked
 from onnx_lowrank.preparation import Prepared
+from onnx_lowrank.several_budgets import allocate_all
 
 __all__ = ["after_cut", "choose", "decide"]
 

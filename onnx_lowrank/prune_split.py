@@ -23,12 +23,13 @@ import numpy as np
 from onnx_lowrank.base import Decomposition, Factorization, Skip
 from onnx_lowrank.candidates import make_choices
 from onnx_lowrank.chain import Chain, Rank
+from onnx_lowrank.choices import Choice, least_cost
 from onnx_lowrank.cost import model_cost, other_cost
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import Layer, find_layers
 from onnx_lowrank.model import Model
 from onnx_lowrank.moments import Moments
-from onnx_lowrank.planner import Choice, allocate, least_cost
+from onnx_lowrank.planner import allocate
 from onnx_lowrank.preparation import Prepared
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.prune_plan import Budget, OutOfReachError

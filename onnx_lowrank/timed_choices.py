@@ -8,11 +8,11 @@ from pathlib import Path
 
 from onnx_lowrank.candidates import Proposals
 from onnx_lowrank.chain import Chain
+from onnx_lowrank.choices import Candidate, Choice
 from onnx_lowrank.latency import Coverage, LatencyTable
 from onnx_lowrank.latency_cache import LatencyCache, cache_folder, machine
 from onnx_lowrank.latency_probe import place_of
 from onnx_lowrank.latency_timer import RuntimeTimer
-from onnx_lowrank.planner import Candidate, Choice
 from onnx_lowrank.preparation import Prepared
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime import Feed, Runtime

@@ -16,8 +16,8 @@ from benchmarks import ablation, alone, effort, layers, pruning, real_models, se
 from benchmarks.layers import Case, Study
 from benchmarks.models import Benchmark, Samples
 from onnx_lowrank.base import Factorization
+from onnx_lowrank.choices import Candidate, Choice
 from onnx_lowrank.curves import RATIOS, curves
-from onnx_lowrank.planner import Candidate, Choice
 from onnx_lowrank.registry import available
 from tests import fixtures_models as fm
 from tests.support import layers_of

@@ -9,6 +9,7 @@ from onnx import ModelProto, helper
 
 from onnx_lowrank.base import Factorization
 from onnx_lowrank.candidates import Proposals, cut_candidate, make_choices, selected
+from onnx_lowrank.choices import Candidate
 from onnx_lowrank.cost import tensor_shapes
 from onnx_lowrank.errors import PlanError
 from onnx_lowrank.graph import Graph
@@ -16,7 +17,6 @@ from onnx_lowrank.layers import Layer, find_layers
 from onnx_lowrank.model import load
 from onnx_lowrank.moments import Moments, response_error
 from onnx_lowrank.pipeline import DEFAULT_PASSES
-from onnx_lowrank.planner import Candidate
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.registry import parse_list
 from tests import fixtures_models as fm

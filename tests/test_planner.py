@@ -9,16 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_lowrank.chain import aligned_ranks
+from onnx_lowrank.choices import Candidate, Choice, by_rule
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.linalg.rank_rules import RankRule
 from onnx_lowrank.plan import Decision, Plan
-from onnx_lowrank.planner import (
-    Candidate,
-    Choice,
-    allocate,
-    allocate_blocked,
-    by_rule,
-)
+from onnx_lowrank.planner import allocate, allocate_blocked
 
 Layers = list[Choice]
 quick = settings(deadline=None, max_examples=150, derandomize=True)

@@ -14,11 +14,11 @@ from onnx_lowrank import spool
 from onnx_lowrank import walker as walker_module
 from onnx_lowrank.candidates import cut_candidate
 from onnx_lowrank.chain import Chain, Stage
+from onnx_lowrank.choices import Candidate
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import Destination, Layer, find_layers
 from onnx_lowrank.model import Model, load
 from onnx_lowrank.moments import Moments
-from onnx_lowrank.planner import Candidate
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.refit import RIDGES, Refit, Task, _least, refit, solution
 from onnx_lowrank.registry import parse_list

@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from onnx_lowrank.choices import Candidate, Choice, recosted
 from onnx_lowrank.cost import Cost, cost_of
 from onnx_lowrank.errors import BudgetError, OptionError
-from onnx_lowrank.planner import Candidate, Choice, allocate, allocate_all, recosted
+from onnx_lowrank.planner import allocate
+from onnx_lowrank.several_budgets import allocate_all
 from onnx_lowrank.targets import DEFAULT_TARGET, METRICS, Target, parse_target
 from tests import fixtures_models as fm
 

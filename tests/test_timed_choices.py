@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnx_lowrank import run as engine
+from onnx_lowrank import planning, workbench
 from onnx_lowrank import timed_choices as module
-from onnx_lowrank import workbench
 from onnx_lowrank.chain import Chain
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.latency import corrected_budget
@@ -78,7 +77,7 @@ def remembered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Timed]]:
         found.append((proposals, timed))
         return timed
 
-    monkeypatch.setattr(engine, "timed_choices", spy)
+    monkeypatch.setattr(planning, "timed_choices", spy)
     return found
 
 

@@ -1,0 +1,240 @@
+"""From passes to a plan.
+
+prepare -> (prune) -> propose -> plan
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+from onnx_lowrank.candidates import Proposals, make_choices
+from onnx_lowrank.choices import Candidate, Choice, by_rule, recosted, reweighed
+from onnx_lowrank.cost import cost_of, model_cost, other_cost
+from onnx_lowrank.decide import choose, decide
+from onnx_lowrank.errors import BudgetError, OptionError
+from onnx_lowrank.model import Model
+from onnx_lowrank.plan import GroupDecision, Plan
+from onnx_lowrank.plan_checks import kept_by
+from onnx_lowrank.preparation import Prepared, measured_shapes
+from onnx_lowrank.progress import Progress
+from onnx_lowrank.prune_plan import Budget
+from onnx_lowrank.prune_split import share_budget
+from onnx_lowrank.prune_top_down import top_down
+from onnx_lowrank.pruning import Kept, Pruner
+from onnx_lowrank.registry import Passes
+from onnx_lowrank.repairs import DEFAULT_REPAIR, check_repair
+from onnx_lowrank.runtime import Runtime
+from onnx_lowrank.targets import Target
+from onnx_lowrank.timed_choices import Timed, TimingOptions, timed_choices
+from onnx_lowrank.workbench import DataOptions, Workbench, channels_key
+
+__all__ = ["Planning"]
+
+#: a loss of all layers that is so little for each needs no pruning to be less
+_LITTLE = 0.01
+
+
+class Planning(Workbench):
+    """Plans of one model.
+
+    Args: as of :class:`Workbench`, and
+        repair: how weights are mended, of :data:`onnx_lowrank.repairs.REPAIRS`.
+
+    Raises:
+        OptionError: no such repair, no pass that compresses, or two that prune.
+        ModelError, DataError: as the inputs deserve.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        passes: Passes,
+        data: DataOptions,
+        runtime: Runtime,
+        timing: TimingOptions,
+        progress: Progress | None,
+        repair: str = DEFAULT_REPAIR,
+    ) -> None:
+        self.repair = check_repair(repair)
+        super().__init__(model, passes, data, runtime, timing, progress)
+        self._proposed: dict[Any, tuple[Proposals, Timed | None]] = {}
+        self._last: Any = None  # of these
+        #: on the weights of layers, by name
+        self.factors: Mapping[str, float] = {}
+        self._notes: dict[str, list[str]] = {}  # by digest of the plan
+
+    def plan(self, target: Target, seconds: float | None = None) -> Plan:
+        """A decision for every layer and group of channels.
+
+        Args:
+            target: what is asked for.
+            seconds: nanoseconds to plan for instead of the target's part of the original's time.
+
+        Raises:
+            BudgetError: the target is out of reach.
+        """
+        kept, groups = self._prune(target)
+        work = self.cut(kept)[0]
+        proposals, timed = self._propose(work, kept, target)
+        with self.clock("plan"):
+            chosen = self._choose(work, proposals, timed, target, seconds)
+            decisions = decide(self.prepared, work, chosen, proposals)
+        return Plan(
+            self.source.digest, self.data.digest, str(target), self.seed,
+            self.samples, self.passes.specs, tuple(decisions), tuple(groups),
+            self.repair,
+        )  # fmt: skip
+
+    def _prune(self, target: Target) -> tuple[Kept, list[GroupDecision]]:
+        """Channels that stay, and a decision for every group where pruning was considered."""
+        if not self.passes.prunings:
+            return {}, []
+        options, alone = self.passes.prunings[0].options, not self.passes.factorizations
+        if alone and len(target.budgets) > 1:
+            raise OptionError("pruning alone keeps one target; give one, or add a factorization")
+        loss = None
+        if not alone and not options.keep:
+            if options.gain > 1 and self._unfit_to_prune(target):
+                return {}, []
+            if target.rule is not None:
+                raise OptionError(
+                    "ranks by rule leave pruning no budget; set prune_channels{keep=R}"
+                )
+            loss = self._unpruned_loss(target)
+            if options.gain > 1 and loss <= _LITTLE * len(self.prepared.layers):
+                return {}, []
+        with self.clock("prune"):
+            pruner = self.pruner(target.metric)
+            kept = self._chained(pruner, self._channels(pruner, target, loss))
+            considered = kept or options.gain <= 1
+            return kept, pruner.decisions(kept) if considered else []
+
+    def _unfit_to_prune(self, target: Target) -> bool:
+        """Whether nobody asked for pruning in particular, and it can be of no use."""
+        return target.rule is not None or self.data.calibration is None or self.source.large
+
+    def _unpruned_loss(self, target: Target) -> float:
+        """Predicted, where factorizations make up the whole budget; infinite out of reach."""
+        counted = Target(((target.metric, target.ratio),))
+        proposals, _ = self._propose(self.prepared, {}, counted)
+        try:
+            chosen = self._choose(self.prepared, proposals, None, counted, None)
+        except BudgetError:
+            return math.inf
+        return sum(c.weight * p.error for c, p in zip(proposals.choices, chosen, strict=True))
+
+    def _channels(self, pruner: Pruner, target: Target, unpruned: float | None) -> Kept:
+        whole = cost_of(self.before, target.metric)
+        now = model_cost(self.prepared.model, self.prepared.shapes)
+        fixed = other_cost(now, self.prepared.shapes, self.prepared.layers, target.metric)
+        budget = Budget(target.ratio * whole - fixed, str(target), whole, fixed)
+        if unpruned is None:
+            return pruner.plan(budget)[0]
+        return share_budget(
+            pruner, self.prepared, self.passes.factorizations, budget,
+            lambda model, graph, layers: measured_shapes(
+                model, graph, layers, self.data.validation, self.runtime
+            ),
+            target.metric, unpruned, self.passes.prunings[0].options.gain,
+        )  # fmt: skip
+
+    def _chained(self, pruner: Pruner, kept: Kept) -> Kept:
+        """The channels that stay, chosen in the order that the pass asks for."""
+        chain, data = self.passes.prunings[0].options.chain, self.data.calibration
+        if chain == "parallel":
+            return pruner.refined(kept)
+        if chain == "top_down" and data is not None:
+            return top_down(
+                pruner, self.prepared, kept, data, self.runtime, self.seed,
+                self.progress,
+            )  # fmt: skip
+        return kept
+
+    def _propose(
+        self, work: Prepared, kept: Kept, target: Target
+    ) -> tuple[Proposals, Timed | None]:
+        """Candidates of every layer, and their times where these are asked for."""
+        # several targets need one set of candidates, whose costs are then counted anew
+        metric = target.metric if len(target.budgets) == 1 else "macs"
+        key = (channels_key(kept), metric, target.rule)
+        if key not in self._proposed:
+            with self.clock("plan"):
+                proposals = make_choices(
+                    work.layers, self.passes.factorizations, work.moments, work.shapes, metric,
+                    self.prepared.moments.totals, self.progress, target.rule,
+                )  # fmt: skip
+            # plans that may prune ask for the whole model first; of pruned ones the last is kept
+            self._proposed = {k: v for k, v in self._proposed.items() if not k[0]}
+            self._proposed[key] = proposals, None
+        self._last = key
+        if target.latency is not None and self.timed is None and self.passes.factorizations:
+            proposals = self._proposed[key][0]
+            with self.clock("time"):
+                timed = timed_choices(
+                    work, proposals, *self.at_batch(work), self.runtime, self.timing,
+                    self.progress,
+                )  # fmt: skip
+            self._proposed[key] = proposals, timed
+        return self._weighed(target)
+
+    def _weighed(self, target: Target) -> tuple[Proposals, Timed | None]:
+        """What was proposed last, layers weighed as is asked."""
+        found, timed = self._proposed[self._last]
+        proposals = copy(found)
+        proposals.choices = reweighed(found.choices, self.factors)
+        if target.latency is None or timed is None:
+            return proposals, None
+        return proposals, replace(timed, choices=tuple(reweighed(timed.choices, self.factors)))
+
+    @property
+    def timed(self) -> Timed | None:
+        """What the last plan was chosen from, where that was timed."""
+        return self._proposed[self._last][1] if self._proposed else None
+
+    @property
+    def choices(self) -> Sequence[Choice]:
+        """What the last plan was chosen from, with equal weights."""
+        return self._proposed[self._last][0].choices if self._proposed else []
+
+    def planned_model(self, plan: Plan) -> Model:
+        """What the chains of a plan are written into."""
+        return self.cut(kept_by(plan))[0].model
+
+    def _choose(
+        self,
+        work: Prepared,
+        proposals: Proposals,
+        timed: Timed | None,
+        target: Target,
+        seconds: float | None,
+    ) -> list[Candidate]:
+        if not self.passes.factorizations:
+            return [c.keep for c in proposals.choices]
+        if target.rule is not None:
+            return by_rule(proposals.choices, target.rule)
+        now = model_cost(work.model, work.shapes)
+        constraints: list[tuple[str, Sequence[Choice], int, int, int]] = []
+        for metric, ratio in target.budgets:
+            if metric == "latency":
+                assert timed is not None
+                wanted = ratio * timed.whole if seconds is None else seconds
+                fixed = timed.whole - timed.movable
+                budget = int(wanted) - fixed
+                constraints.append((metric, timed.choices, budget, timed.whole, fixed))
+                continue
+            choices: Sequence[Choice] = proposals.choices
+            if len(target.budgets) > 1:  # the same candidates for all, those that were timed
+                choices = recosted(timed.choices if timed is not None else choices, metric)
+            whole = cost_of(self.before, metric)
+            fixed = other_cost(now, work.shapes, work.layers, metric)
+            constraints.append((metric, choices, int(ratio * whole) - fixed, whole, fixed))
+        return choose(constraints)
+
+    def note(self, plan: Plan, text: str, *, first: bool = False) -> None:
+        """Have the report of a plan say something; ``first`` drops what it said before."""
+        said = [] if first else self._notes.get(plan.digest, [])
+        self._notes[plan.digest] = [*said, text]
