@@ -106,7 +106,7 @@ MODELS: dict[str, Benchmark] = {
         SHARED / "models" / "cifar10_resnet20.onnx", _RESNET, 500, (0.5, 0.33)
     ),
     "cifar10_resnet56": Benchmark(
-        SHARED / "models" / "cifar10_resnet56.onnx", _RESNET, 500, (0.5,)
+        SHARED / "models" / "cifar10_resnet56.onnx", _RESNET, 500, (0.5, 0.33)
     ),
     "cifar10_vgg_s": Benchmark(SHARED / "models" / "cifar10_vgg_s.onnx", _VGG, 500, (0.5, 0.33)),
     "imagenet_squeezenet11": Benchmark(

@@ -135,10 +135,19 @@ def test_effort_decides_between_equal_costs() -> None:
     ragged, filled = candidate(50, 0.100, 90), candidate(48, 0.101, 48)
     layer = Choice("a", (keep, ragged, filled))
     assert allocate([layer], 50, 0.0) == [ragged]
-    # in effort the first does not meet the budget, the second does
+    # what is left of the budget is spent, though in effort the second alone keeps it
     assert allocate_blocked([layer], 50, 0) == [ragged]
     other = replace(layer, layer="b")
     assert sum(c.effort for c in allocate_blocked([layer, other], 98, 0)) < 180
+
+
+@pytest.mark.parametrize(
+    ("effort", "taken"), [(55, "near"), (60, "quick")], ids=["0.91 of the speed-up", "0.83 of it"]
+)
+def test_no_loss_is_spent_on_time_that_is_nearly_kept(effort: int, taken: str) -> None:
+    near, quick = candidate(50, 0.1, effort), candidate(44, 0.103, 44)
+    layer = Choice("a", (candidate(100, 0.0), near, quick))
+    assert allocate_blocked([layer], 50, 0) == [{"near": near, "quick": quick}[taken]]
 
 
 def test_nothing_to_choose_from() -> None:
