@@ -38,13 +38,14 @@ Row = Mapping[str, Any]
 STEPS: dict[str, dict[str, Any]] = {
     "weight space, one ratio": METHODS["weight space, uniform"],
     "response metric, one ratio": METHODS["response metric, uniform"],
-    "planned ranks": {"repair": "none"},
-    "last stages solved again": {"repair": "last"},
-    "whole chains solved again": {"repair": "chain"},
-    "behind the ReLU": {"repair": "relu"},
+    "planned ranks": {"repair": "none", "rounds": 0},
+    "last stages solved again": {"repair": "last", "rounds": 0},
+    "whole chains solved again": {"repair": "chain", "rounds": 0},
+    "behind the ReLU": {"repair": "relu", "rounds": 0},
     "layers weighed by a round": {"repair": "relu", "rounds": 1},
     "with pruning wherever the plan likes it": {
         "repair": "relu",
+        "rounds": 1,
         "passes": DEFAULT_PASSES.replace("prune_channels{gain=2}", "prune_channels"),
     },
 }

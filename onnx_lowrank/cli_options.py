@@ -62,9 +62,10 @@ def plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", default="planner", metavar="RULE",
                         help="planner, or for every layer alike fixed=R, ratio=R, energy=R, "
                         "error=R, evbmf (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=0, metavar="N",
+    parser.add_argument("--rounds", type=int, metavar="N",
                         help="plan again up to N times by what the errors of each layer do to the "
-                        "outputs; takes N more repairs (default: 0)")  # fmt: skip
+                        "outputs, which takes N more repairs; 0 is faster (default: 1 where the "
+                        "repair solves layers)")  # fmt: skip
     pass_options(parser)
 
 

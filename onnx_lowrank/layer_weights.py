@@ -33,8 +33,10 @@ from onnx_lowrank.runtime import Runtime
 
 __all__ = ["Repaired", "measured_factors", "recorded"]
 
-#: samples to measure on, and bytes of outputs of the original that are held
-SAMPLES, LARGEST = 100, 64 << 20
+#: samples to measure on, at the most and at the least, and bytes of outputs of the original held
+SAMPLES, FEWEST, LARGEST = 100, 10, 64 << 20
+#: runs through all samples, about, that it may take
+PASSES = 4
 #: power and bounds of a weight
 DAMPING, BOUND = 0.5, 4.0
 #: an improvement that is less than this part of the whole error counts as that
@@ -76,7 +78,9 @@ def measured_factors(
         size: samples at a time.
         progress: is told of every layer.
     """
-    reference = _Reference(source, data.subset(range(min(SAMPLES, len(data)))), runtime, size)
+    count = PASSES * len(data) // max(len(errors), 1)
+    count = min(max(count, FEWEST), SAMPLES, len(data))
+    reference = _Reference(source, data.subset(range(count)), runtime, size)
     whole = reference.error(_built(work, repaired, None))
     shares = {}
     with progress.task("weigh layers", len(errors)) as advance:

@@ -88,7 +88,7 @@ def compress(
     min_snr: float | None = None,
     metric: Metric | None = None,
     repair: str = DEFAULT_REPAIR,
-    rounds: int = 0,
+    rounds: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Result:
@@ -128,7 +128,8 @@ def compress(
             last stage of each chain again), ``chain`` (solve and factorize each again) or
             ``relu`` (and again for what a ReLU lets through).
         rounds: plan again, so many times at the most, by weights of the layers that are measured
-            around the plan; what is best on held-out samples is kept.
+            around the plan; what is best on held-out samples is kept. None for one round where the
+            repair solves whole layers; 0 is faster.
         force: return the model even if it is slower or bigger than the original.
         progress: told of each step.
 
@@ -171,7 +172,7 @@ def plan(
     timing_limit: float = 120.0,
     cache: str | os.PathLike[str] | None = None,
     repair: str = DEFAULT_REPAIR,
-    rounds: int = 0,
+    rounds: int | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """What :func:`compress` would do, to be looked at, edited, and applied.

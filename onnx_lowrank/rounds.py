@@ -1,15 +1,16 @@
 """Plan again, with the layers weighed by how much of their errors reaches the outputs.
 
 Each round builds the best plan so far, measures the weights around it
-(:mod:`onnx_lowrank.layer_weights`) and plans by them. The new plan takes the place of the old where
-its outputs are nearer to the original's on samples that neither was fitted to; the first that is
-not ends the rounds.
+(:mod:`onnx_lowrank.layer_weights`) and plans by them. The new plan is built where it foresees less
+loss, and takes the place of the old where its outputs are nearer to the original's on samples that
+neither was fitted to; the first that is not ends the rounds.
 """
 
 from __future__ import annotations
 
+from onnx_lowrank.calibration import Dataset
 from onnx_lowrank.collect import batch_size
-from onnx_lowrank.errors import OptionError
+from onnx_lowrank.errors import DataError, OptionError
 from onnx_lowrank.judge import Judge
 from onnx_lowrank.layer_weights import measured_factors
 from onnx_lowrank.plan import Plan
@@ -25,7 +26,14 @@ __all__ = ["weighed_plan"]
 _SNR = Requirement("snr", 0.0)
 
 
-def weighed_plan(run: Run, target: Target, rounds: int) -> tuple[Plan, Built | None]:
+#: parameters of a model whose layers are weighed unasked: their solved weights are kept meanwhile
+LARGEST = MEMORY // 8
+
+#: a plan made again is built where it foresees less of the weighted loss than this part
+WORTH = 0.95
+
+
+def weighed_plan(run: Run, target: Target, rounds: int | None) -> tuple[Plan, Built | None]:
     """The best of a plan with equal weights and of ``rounds`` with measured ones.
 
     Its model comes with it where rounds had to build it.
@@ -33,56 +41,94 @@ def weighed_plan(run: Run, target: Target, rounds: int) -> tuple[Plan, Built | N
     Args:
         run: model, passes and data.
         target: what is asked for.
-        rounds: at the most.
+        rounds: at the most; None for one where layers can be weighed, at little memory.
 
     Raises:
         OptionError: the repair solves no whole layers, or ranks are given by a rule.
         BudgetError: the target is out of reach.
         DataError: no output is of floating point.
     """
-    if rounds < 0:
+    if rounds is not None and rounds < 0:
         raise OptionError(f"{rounds} rounds; give 0 or more")
-    if rounds and (run.repair not in SOLVES_LAYERS or target.rule is not None):
+    weighable = run.repair in SOLVES_LAYERS and target.rule is None
+    if rounds and not weighable:
         raise OptionError(
             f"rounds weigh the layers of a plan as they are repaired; give --repair "
             f"{' or '.join(SOLVES_LAYERS)} and no rule for ranks"
         )
     best = timed_plan(run, target)
-    data = run.data.calibration
-    if not rounds or data is None:
+    data, taken_apart = run.data.calibration, sum(bool(d.method) for d in best.decisions)
+    unasked = weighable and taken_apart > 1 and run.before.parameters <= LARGEST
+    most = int(unasked) if rounds is None else rounds
+    if not most or data is None:
         return best, None
-    shapes = run.prepared.shapes
-    size = batch_size(list(shapes), shapes, MEMORY)
-    held = run.data.validation
-    judge = Judge(run.source, held.subset(range(0, len(held), 2)), run.runtime, _SNR, size)
-    built = run.build(best, keep_repaired=True)
-    score, notes = judge.score(built.model).value, []
-    for number in range(1, rounds + 1):
-        weights = {c.layer: c.weight for c in run.choices}
-        errors = {d.layer: weights[d.layer] * d.error for d in best.decisions if d.method}
+    try:
+        made = _Rounds(run, target, data)
+    except DataError:
+        if rounds is None:
+            return best, None
+        raise
+    return made.best_of(best, most)
+
+
+class _Rounds:
+    """Plans of one run, compared on half of the samples that none was fitted to."""
+
+    def __init__(self, run: Run, target: Target, data: Dataset) -> None:
+        self._run, self._target, self._data = run, target, data
+        shapes = run.prepared.shapes
+        self._size = batch_size(list(shapes), shapes, MEMORY)
+        held = run.data.validation
+        self._held = held.subset(range(0, len(held), 2))
+        self._judge = Judge(run.source, self._held, run.runtime, _SNR, self._size)
+
+    def best_of(self, best: Plan, rounds: int) -> tuple[Plan, Built]:
+        """``best``, or the last of the plans made after it that was better, and its model."""
+        run, notes = self._run, []
+        built = run.build(best, keep_repaired=True)
+        score = self._judge.score(built.model).value
+        for number in range(1, rounds + 1):
+            before, said = run.factors, f"round {number} with measured weights:"
+            run.factors = self._factors(best, built)
+            again = timed_plan(run, self._target)
+            if again.decisions == best.decisions or not self._worth(best, again):
+                same = again.decisions == best.decisions
+                notes.append(f"{said} {'the same plan' if same else 'no better plan'}")
+                run.factors = before
+                break
+            other = run.build(again, keep_repaired=number < rounds)
+            reached = self._judge.score(other.model).value
+            better = reached > score
+            notes.append(
+                f"{said} {score:.2f} to {reached:.2f} dB on {len(self._held)} held-out samples, "
+                f"{'kept' if better else 'dropped'}"
+            )
+            if not better:
+                run.factors = before
+                break
+            best, built, score = again, other, reached
+        for note in notes:
+            run.note(best, note)
+        return best, built
+
+    def _factors(self, plan: Plan, built: Built) -> dict[str, float]:
+        """Measured around a plan; those around a second one are taken half way."""
+        run = self._run
         with run.clock("weigh"):
-            factors = measured_factors(
-                run.source, run.planned_model(best), built.repaired, errors, data, run.runtime,
-                size, run.progress,
+            found = measured_factors(
+                run.source, run.planned_model(plan), built.repaired, self._errors(plan),
+                self._data, run.runtime, self._size, run.progress,
             )  # fmt: skip
-        before = run.factors
-        # later ones are measured around another plan: half way there
-        run.factors = {n: (f * before.get(n, f)) ** 0.5 for n, f in factors.items()}
-        again = timed_plan(run, target)
-        if again.decisions == best.decisions:
-            notes.append(f"round {number} with measured weights: the same plan")
-            break
-        other = run.build(again, keep_repaired=number < rounds)
-        reached = judge.score(other.model).value
-        better = reached > score
-        notes.append(
-            f"round {number} with measured weights: {score:.2f} to {reached:.2f} dB on "
-            f"{(len(held) + 1) // 2} held-out samples, {'kept' if better else 'dropped'}"
-        )
-        if not better:
-            run.factors = before
-            break
-        best, built, score = again, other, reached
-    for note in notes:
-        run.note(best, note)
-    return best, built
+        return {n: (f * run.factors.get(n, f)) ** 0.5 for n, f in found.items()}
+
+    def _errors(self, plan: Plan) -> dict[str, float]:
+        weights = {c.layer: c.weight for c in self._run.choices}
+        return {d.layer: weights[d.layer] * d.error for d in plan.decisions if d.method}
+
+    def _worth(self, best: Plan, again: Plan) -> bool:
+        """Whether the weights that ``again`` was made by foresee less loss of it."""
+        factors = self._run.factors
+        loss = [
+            sum(factors.get(n, 1.0) * e for n, e in self._errors(p).items()) for p in (best, again)
+        ]
+        return loss[1] < WORTH * loss[0]

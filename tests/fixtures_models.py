@@ -155,10 +155,10 @@ def without_clock(patch: pytest.MonkeyPatch, ratio: float = 0.5) -> None:
 
 
 def quick_compress(model: Path | ModelProto, **options: Any) -> Result:
-    """:func:`compress` on one thread, without timing anything."""
+    """:func:`compress` on one thread, without timing anything, planned once."""
     with pytest.MonkeyPatch.context() as patch:
         without_clock(patch)
-        return compress(model, **{"threads": 1, **options})
+        return compress(model, **{"threads": 1, "rounds": 0, **options})
 
 
 def external(folder: Path, proto: ModelProto) -> Path:

@@ -11,12 +11,13 @@ from onnx import helper
 
 from onnx_lowrank import pipeline, rounds
 from onnx_lowrank.chain import Chain
-from onnx_lowrank.errors import OptionError
+from onnx_lowrank.errors import DataError, OptionError
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layer_weights import Repaired, measured_factors
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.model import load
 from onnx_lowrank.progress import Progress
+from onnx_lowrank.run import Run
 from onnx_lowrank.runtime import Runtime
 from tests import fixtures_models as fm
 
@@ -118,6 +119,49 @@ def test_a_round_that_is_worse_is_dropped(monkeypatch: pytest.MonkeyPatch) -> No
     assert result.model == plain.model
     (note,) = [n for n in result.report.notes if n.startswith("round ")]
     assert note.endswith("dropped")
+
+
+def said(result: Any) -> list[str]:
+    return [n for n in result.report.notes if n.startswith("round ")]
+
+
+def test_one_round_is_made_unasked_where_layers_can_be_weighed() -> None:
+    net = fm.digits("resnet")
+    asked, unasked = (fm.quick_compress(net, **OPTIONS, rounds=n) for n in (1, None))
+    assert len(said(unasked)) == 1
+    assert unasked.model == asked.model
+    assert not said(fm.quick_compress(net, **OPTIONS, rounds=None, repair="last"))
+    assert not said(fm.quick_compress(net, target="params=0.3", rounds=None))  # no data
+    rule = {k: v for k, v in OPTIONS.items() if k != "target"}
+    assert not said(fm.quick_compress(net, **rule, ranks="ratio=0.5", rounds=None))
+
+
+def test_no_round_is_made_unasked_at_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "LARGEST", 1000)
+    assert not said(fm.quick_compress(fm.digits("resnet"), **OPTIONS, rounds=None))
+
+
+def test_outputs_that_are_no_numbers_end_no_run_unasked() -> None:
+    net = onnx.load(fm.digits("resnet"))
+    (logits,) = net.graph.output
+    net.graph.node.append(helper.make_node("ArgMax", [logits.name], ["class"], axis=1))
+    del net.graph.output[:]
+    net.graph.output.append(helper.make_tensor_value_info("class", onnx.TensorProto.INT64, None))
+    assert not said(fm.quick_compress(net, **OPTIONS, rounds=None))
+    with pytest.raises(DataError, match="floating point"):
+        fm.quick_compress(net, **OPTIONS, rounds=1)
+
+
+def test_what_foresees_no_less_loss_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "WORTH", 0.0)
+    built: list[Any] = []
+    build = Run.build
+    monkeypatch.setattr(
+        Run, "build", lambda run, plan, **o: (built.append(plan), build(run, plan, **o))[1]
+    )
+    result = fm.quick_compress(fm.digits("resnet"), **OPTIONS, rounds=2)
+    assert said(result) == ["round 1 with measured weights: no better plan"]
+    assert built == [result.plan]
 
 
 @pytest.mark.parametrize(
