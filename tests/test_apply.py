@@ -36,7 +36,7 @@ def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def both() -> Plan:
     """Of pruning and factorization under one budget."""
-    made = plan(NET, calib=CALIB, target="macs=0.45", passes=PASSES, threads=1)
+    made = plan(NET, calib=CALIB, target="macs=0.45", passes=PASSES, threads=1, rounds=0)
     assert {d.decision for d in made.decisions} == {"keep", "factorize"}
     assert [g.decision for g in made.groups] == ["cut", "frozen"]
     return made
@@ -154,8 +154,8 @@ def test_the_repair_of_the_plan_is_done(both: Plan, repair: str) -> None:
     """As ``compress`` does it, for the plan says all."""
     done = applied(Plan.from_json(replace(both, repair=repair).to_json()))
     whole = compress(
-        NET, calib=CALIB, target=both.target, passes=list(both.passes), repair=repair, threads=1,
-        force=True,
+        NET, calib=CALIB, target=both.target, passes=list(both.passes), repair=repair, rounds=0,
+        threads=1, force=True,
     )  # fmt: skip
     assert whole.plan == replace(both, repair=repair)
     assert bytes_of(done.model) == bytes_of(whole.model)
