@@ -38,7 +38,7 @@ ROWS, BYTES = 16_384, 96 << 20
 RIDGE = 0.3
 
 #: times that a chain is made anew, while that helps, and rows drawn for each column of its layer
-#: below which it does not
+#: below which that is hardly ever
 ROUNDS, ROWS_EACH = 2, 8
 
 
