@@ -64,7 +64,7 @@ class Choice:
 
 def least_cost(choices: Sequence[Choice]) -> int:
     """Cost of the cheapest candidates of all layers together."""
-    return sum(min(c.cost for c in choice.candidates) for choice in choices)
+    return sum(cheapest(choice).cost for choice in choices)
 
 
 def cheapest(choice: Choice) -> Candidate:

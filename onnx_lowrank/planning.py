@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from onnx_lowrank.candidates import Proposals, make_choices
-from onnx_lowrank.choices import Candidate, Choice, by_rule, recosted, reweighed
+from onnx_lowrank.choices import Candidate, Choice, by_rule, loss_of, recosted, reweighed
 from onnx_lowrank.cost import cost_of, model_cost, other_cost
 from onnx_lowrank.decide import choose, decide
 from onnx_lowrank.errors import BudgetError, OptionError
@@ -125,7 +125,7 @@ class Planning(Workbench):
             chosen = self._choose(self.prepared, proposals, None, counted, None)
         except BudgetError:
             return math.inf
-        return sum(c.weight * p.error for c, p in zip(proposals.choices, chosen, strict=True))
+        return loss_of(proposals.choices, chosen)
 
     def _channels(self, pruner: Pruner, target: Target, unpruned: float | None) -> Kept:
         whole = cost_of(self.before, target.metric)

@@ -25,7 +25,6 @@ __all__ = ["weighed_plan"]
 
 _SNR = Requirement("snr", 0.0)
 
-
 #: parameters of a model whose layers are weighed unasked: their solved weights are kept meanwhile
 LARGEST = MEMORY // 8
 
@@ -91,8 +90,8 @@ class _Rounds:
             before, said = run.factors, f"round {number} with measured weights:"
             run.factors = self._factors(best, built)
             again = timed_plan(run, self._target)
-            if again.decisions == best.decisions or not self._worth(best, again):
-                same = again.decisions == best.decisions
+            same = again.decisions == best.decisions
+            if same or not self._worth(best, again):
                 notes.append(f"{said} {'the same plan' if same else 'no better plan'}")
                 run.factors = before
                 break

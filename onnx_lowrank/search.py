@@ -114,19 +114,18 @@ class _Search:
         size = batch_size(list(shapes), shapes, MEMORY)
         data = run.data.validation
 
-        def judges(every: int) -> tuple[Judge, Judge]:
-            searching, confirming = _parts(data, every)
-            # chance must not lead the search astray; the labels have the last word
-            return (
-                Judge(run.source, searching, run.runtime, requirement, size, expected=True),
-                Judge(run.source, confirming, run.runtime, requirement, size),
-            )
+        def judge(part: Dataset, expected: bool) -> Judge:
+            return Judge(run.source, part, run.runtime, requirement, size, expected)
 
-        self._searching, self._confirming = judges(
-            FOURTH if len(data) >= FOURTH * SAMPLES else HALF
-        )
-        if not self._searching.expects:
-            self._searching, self._confirming = judges(HALF)
+        # chance must not lead the search astray; the labels have the last word
+        expectable = requirement.kind == "drop" and requirement.metric is None
+        every = FOURTH if expectable and len(data) >= FOURTH * SAMPLES else HALF
+        searching, confirming = _parts(data, every)
+        self._searching = judge(searching, True)
+        if every == FOURTH and not self._searching.expects:
+            searching, confirming = _parts(data, HALF)
+            self._searching = judge(searching, True)
+        self._confirming = judge(confirming, False)
 
     def bisect(
         self,
