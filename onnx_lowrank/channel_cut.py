@@ -140,7 +140,9 @@ def gather_input(
     operands = [layer.input, graph.add_constant(f"{consumer}_channels", kept)]
     name = graph.fresh(f"{consumer}_gather")
     graph.insert(node, lambda: graph.make_node("Gather", name, operands, gathered, {"axis": axis}))
-    graph.change(node, {data: gathered, 1 - data: graph.add_constant(f"{consumer}_weight", value)})
+    weight_name = node.inputs[1 - data].name
+    renewed = graph.renew_constant(weight_name, value, f"{consumer}_weight")
+    graph.change(node, {data: gathered, 1 - data: renewed})
     if weight is not None:
         list(_set_weights(graph, {consumer: weight}, {}))
     return gathered
@@ -196,7 +198,7 @@ def _edit(
                 assert value is not None
                 for axis, mask in masks.items():
                     value = value.compress(mask, axis)
-                made[key] = graph.add_constant(operand.name, value)
+                made[key] = graph.renew_constant(operand.name, value)
             inputs[index] = made[key]
     touched = any(t.name in cut.kept for t in (*node.inputs, *node.outputs))
     if touched and node.op in EDITS:

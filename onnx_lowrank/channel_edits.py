@@ -101,7 +101,7 @@ def _target(graph: Graph, cut: Cut, node: Node) -> Edit:
         return {}, {}
     value = graph.constant(name)
     if value is not None:
-        return {index: graph.add_constant(name, value + difference)}, {}
+        return {index: graph.renew_constant(name, value + difference)}, {}
     moved = graph.fresh(name)
     step = graph.add_constant(f"{name}_difference", difference)
     graph.insert(node, lambda: graph.make_node("Add", "", [name, step], moved))
@@ -140,7 +140,7 @@ def _slice(graph: Graph, cut: Cut, node: Node) -> Edit:
     if graph.opset < 10:
         return {}, {"starts": starts.tolist(), "ends": ends.tolist()}
     both = zip((1, 2), (starts, ends), strict=True)
-    return {i: graph.add_constant(node.inputs[i].name, v) for i, v in both}, {}
+    return {i: graph.renew_constant(node.inputs[i].name, v) for i, v in both}, {}
 
 
 def _gather(graph: Graph, cut: Cut, node: Node) -> Edit:
@@ -152,7 +152,7 @@ def _gather(graph: Graph, cut: Cut, node: Node) -> Edit:
     indices = constant_operand(graph, node, 1)
     indices = np.where(indices < 0, indices + mask.size, indices)
     left = (np.cumsum(mask) - 1)[indices[mask[indices]] if indices.ndim else indices]
-    return {1: graph.add_constant(node.inputs[1].name, np.asarray(left, indices.dtype))}, {}
+    return {1: graph.renew_constant(node.inputs[1].name, np.asarray(left, indices.dtype))}, {}
 
 
 def _pad(graph: Graph, cut: Cut, node: Node) -> Edit:
@@ -180,7 +180,7 @@ def _pad(graph: Graph, cut: Cut, node: Node) -> Edit:
             amounts[i + len(axes)] = mask[mask.size - end :].sum()
     if stated:
         return {}, {"pads": amounts.tolist()}
-    return {1: graph.add_constant(node.inputs[1].name, amounts)}, {}
+    return {1: graph.renew_constant(node.inputs[1].name, amounts)}, {}
 
 
 #: Operators whose file form states how many channels there are, besides constants with channels.

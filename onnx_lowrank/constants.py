@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -57,6 +57,7 @@ class Constants:
         proto: a node as it is written.
         attribute: values of a Constant node; None where they are no numbers.
         opset: version of the default operator set.
+        overridable: initializers for which a caller may feed another value; they are no constants.
     """
 
     producer: Callable[[str], Node | None]
@@ -65,6 +66,7 @@ class Constants:
     proto: Callable[[Node], NodeProto]
     attribute: Callable[[Node], Array | None]
     opset: int
+    overridable: Collection[str] = ()
     _varying: set[str] = field(default_factory=set)
 
     def forget(self) -> None:
@@ -79,6 +81,12 @@ class Constants:
         """Whether ``tensor`` is made of constants, some of them quantized."""
         steps = self._steps(tensor, QUANTIZED)
         return steps is not None and any(n.op == "DequantizeLinear" for n in steps)
+
+    def overridden(self, tensor: str) -> str | None:
+        """The overridable initializer that ``tensor`` is made of, where all else is constant."""
+        steps = self._steps(tensor, QUANTIZED, overridden=True)
+        names = {tensor, *(t.name for n in steps or [] for t in n.inputs)}
+        return None if steps is None else min(names & set(self.overridable), default=None)
 
     def value(self, tensor: str) -> Array | None:
         """Values of ``tensor``; None where it is not constant, or cannot be computed."""
@@ -132,14 +140,22 @@ class Constants:
             extents.update((t.name, total) for t in node.outputs)
         return extents
 
-    def _steps(self, tensor: str, also: frozenset[str] = frozenset()) -> list[Node] | None:
-        """Nodes to evaluate for ``tensor``, in order; None if it is not constant."""
+    def _steps(
+        self, tensor: str, also: frozenset[str] = frozenset(), overridden: bool = False
+    ) -> list[Node] | None:
+        """Nodes to evaluate for ``tensor``, in order; None if it is not constant.
+
+        Args:
+            tensor: name.
+            also: operators that are passed beside those that can be evaluated.
+            overridden: take initializers that a caller may override for constants too.
+        """
         done: dict[int, Node] = {}
         entered: set[int] = set()
         pending = [(tensor, False)]
         while pending:
             name, ready = pending.pop()
-            if self.dims(name) is not None:
+            if self.dims(name) is not None and (overridden or name not in self.overridable):
                 continue
             node = None if not also and name in self._varying else self.producer(name)
             if node is None or not _able(node, also):

@@ -8,7 +8,7 @@ strings, metadata and attributes that no library needs to understand.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,7 +19,9 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 from onnx_lowrank.constants import Constants
 from onnx_lowrank.errors import ModelError
-from onnx_lowrank.graph_protos import edited, part
+from onnx_lowrank.external_data import place
+from onnx_lowrank.graph_protos import edited, overridable, part
+from onnx_lowrank.heritage import Names, heir, inherited, renamed, with_annotations
 from onnx_lowrank.model import SMALLEST_EXTERNAL, Model
 from onnx_lowrank.protobuf import (
     all_names,
@@ -57,6 +59,10 @@ class Graph:
         # keeps the ids above from being used again
         self._originals = list(self._graph.nodes)
         self._initializers = {t.name: t for t in source.initializer}
+        self._overridable = overridable(model.proto)
+        self._heritage = Names(model.homes)
+        #: new nodes with what they take over; the node keeps its id from being used again
+        self._annotations: dict[int, tuple[Node, NodeProto]] = {}
         self._tensors: dict[str, Any] = dict(self._graph.tensors())
         self._outputs = {o.name for o in source.output}
         self._names = all_names(model.proto)
@@ -66,7 +72,7 @@ class Graph:
         self._spilled: dict[str, TensorProto] = {}
         self._constants = Constants(
             self.producer, self._dims, self._values, self._node_proto, self._constant_node,
-            self.opset,
+            self.opset, self._overridable,
         )  # fmt: skip
 
     # -- reading ---------------------------------------------------------------------------------
@@ -139,6 +145,13 @@ class Graph:
         """Whether ``tensor`` is made of constants that a DequantizeLinear reads."""
         return self._constants.quantized(tensor)
 
+    def overridable(self, tensor: str) -> str | None:
+        """The graph input that keeps ``tensor`` from being constant, where nothing else does.
+
+        That is an initializer which is listed as an input too: a caller may feed another value.
+        """
+        return self._constants.overridden(tensor)
+
     def views(self, tensor: str) -> list[str]:
         """``tensor`` and what it is made of, down to the constant with most of its numbers."""
         return self._constants.views(tensor)
@@ -170,10 +183,27 @@ class Graph:
         self._names.add(name)
         return name
 
-    def add_constant(self, stem: str, values: npt.NDArray[Any]) -> str:
-        """Add an initializer and return its name."""
+    def add_constant(self, stem: str, values: npt.NDArray[Any], origin: str = "") -> str:
+        """Add an initializer and return its name.
+
+        Args:
+            stem: how its name begins.
+            values: of it.
+            origin: the constant that it is made of, if any; both belong in the same file.
+        """
         name = self.fresh(stem)
+        self._heritage.settle(name, self._home(origin))
         self._tensors[name] = gs.Constant(name, self._kept(name, values))
+        return name
+
+    def renew_constant(self, origin: str, values: npt.NDArray[Any], stem: str = "") -> str:
+        """Add an initializer that takes the place of the constant ``origin`` for some reader.
+
+        Once nothing reads ``origin`` any more, it is written under that name, with the doc string
+        and the metadata of the old one; until then, and otherwise, it has the name returned.
+        """
+        name = self.add_constant(stem or origin, values, origin)
+        self._heritage.claim(name, origin)
         return name
 
     def set_constant(self, name: str, values: npt.NDArray[Any]) -> None:
@@ -210,10 +240,13 @@ class Graph:
         """
         position = max(self._index(n) for n in old)
         inputs = [t.name for n in old for t in n.inputs]
+        protos = [self._node_proto(n) for n in old]
         for node in old:
             node.inputs.clear()
             node.outputs.clear()
         new = list(make())
+        for node in new:
+            self._take_over(node, protos, {n.op for n in new})
         self._constants.forget()
         self._graph.nodes[position + 1 : position + 1] = new
         for node in old:
@@ -246,8 +279,10 @@ class Graph:
         self.replace([node], make)
 
     def insert(self, node: Node, make: Callable[[], Node]) -> None:
-        """Put the node that ``make`` returns in front of ``node``."""
-        self._graph.nodes.insert(self._index(node), make())
+        """Put the node that ``make`` returns in front of ``node``, with its annotations."""
+        new = make()
+        self._take_over(new, [self._node_proto(node)], ())
+        self._graph.nodes.insert(self._index(node), new)
         self._constants.forget()
 
     def forget_shape(self, tensor: str) -> None:
@@ -258,12 +293,27 @@ class Graph:
 
     def to_model(self) -> Model:
         """The model with all edits; the rest is a copy of the original."""
-        nodes = [self._node_proto(n) for n in self._graph.nodes]
         alive = {t.name for n in self._graph.nodes for t in n.outputs}
-        proto = edited(
-            self.model.proto, nodes, self._used(), alive, self._forgotten, self._constant_proto
-        )
-        return Model(proto, self.model.folder, scratch=self._scratch)
+        used = self._used()
+        final = self._heritage.final(used, used | alive | self._overridable)
+        ours = {new: old for old, new in final.items()}
+
+        def constant(name: str) -> TensorProto | None:
+            if name not in ours:
+                return self._constant_proto(name)
+            tensor = self._constant_proto(ours[name])
+            assert tensor is not None
+            return heir(tensor, name, self._initializers.get(name))
+
+        nodes = [
+            p if id(n) in self._protos else renamed(p, final)
+            for n in self._graph.nodes
+            for p in [self._node_proto(n)]
+        ]
+        homes = self._heritage.homes(used, final)
+        used = {final.get(name, name) for name in used}
+        proto = edited(self.model.proto, nodes, used, alive, self._forgotten, constant)
+        return Model(proto, self.model.folder, scratch=self._scratch, homes=homes)
 
     def extract(self, inputs: Mapping[str, int], outputs: Iterable[str]) -> Model:
         """The part of the model between two sets of tensors, as a model of its own.
@@ -318,6 +368,24 @@ class Graph:
             self._tensors[name] = gs.Variable(name)
         return self._tensors[name]
 
+    def _take_over(self, node: Node, old: Sequence[NodeProto], new_ops: Collection[str]) -> None:
+        if id(node) not in self._annotations:
+            self._annotations[id(node)] = node, inherited(node.op, old, new_ops)
+
+    def _home(self, origin: str) -> str:
+        """The file in which the values of a constant lie; empty for the model file."""
+        if not origin:
+            return ""
+        root = self.views(origin)[-1]
+        tensor = self._initializers.get(root)
+        if tensor is None and (node := self.producer(root)) is not None and node.op == "Constant":
+            tensor = next((a.t for a in self._node_proto(node).attribute if a.HasField("t")), None)
+        if tensor is not None and tensor.data_location == TensorProto.EXTERNAL:
+            location = place(tensor).location
+            if self._scratch is None or location != self._scratch.location:
+                return location
+        return self._heritage.home(root)
+
     def _index(self, node: Node) -> int:
         return next(i for i, n in enumerate(self._graph.nodes) if n is node)
 
@@ -360,7 +428,7 @@ class Graph:
         proto = self._protos.get(id(node))
         if proto is not None:
             return proto
-        return onnx.helper.make_node(
+        made = onnx.helper.make_node(
             node.op,
             [t.name for t in node.inputs],
             [t.name for t in node.outputs],
@@ -368,6 +436,9 @@ class Graph:
             domain=node.domain or None,
             **node.attrs,
         )
+        if id(node) in self._annotations:
+            with_annotations(made, self._annotations[id(node)][1])
+        return made
 
     def _constant_proto(self, name: str) -> TensorProto | None:
         """An initializer, of the original or our own; None for other tensors."""

@@ -8,13 +8,23 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from onnx_lowrank.protobuf import copy_field, reads, value_info
 
-__all__ = ["edited", "part"]
+__all__ = ["edited", "overridable", "part"]
 
 #: an initializer by name, of the original or of an edit; None for other tensors
 _Constants = Callable[[str], TensorProto | None]
 
 #: below it every initializer must be listed as an input
 _UNLISTED = 4
+
+
+def overridable(source: ModelProto) -> set[str]:
+    """Initializers for which a caller may feed another value: those listed as inputs too.
+
+    Before IR version 4 every initializer had to be listed, which therefore says nothing.
+    """
+    if source.ir_version < _UNLISTED:
+        return set()
+    return {i.name for i in source.graph.input} & {t.name for t in source.graph.initializer}
 
 
 def edited(
@@ -33,7 +43,7 @@ def edited(
         used: tensors that are read, or outputs of the graph.
         made: tensors that the nodes make.
         forgotten: tensors whose shape is no longer that of the original.
-        constant: initializers by name.
+        constant: initializers by name; those of the original may have other values.
     """
     proto = ModelProto()
     for field, value in source.ListFields():
@@ -44,23 +54,57 @@ def edited(
         if field.name not in {"node", "initializer", "input", "value_info"}:
             copy_field(proto.graph, field.name, value)
     listed = {i.name for i in source.graph.input}
-    # what nobody read in the original either is not ours to judge
+    # what nobody read in the original either is not ours to judge, nor are inputs
     orphans = {name for n in source.graph.node for name in reads(n)} - set(used)
-    original = {t.name: t for t in source.graph.initializer}
-    gone = original.keys() & orphans
-    proto.graph.input.extend(i for i in source.graph.input if i.name not in gone)
-    proto.graph.initializer.extend(t for name, t in original.items() if name not in gone)
-    known = {*original, *(t.values.name for t in source.graph.sparse_initializer)}
-    new = [t for n in sorted(set(used) - known) if (t := constant(n)) is not None]
-    proto.graph.initializer.extend(new)
+    orphans -= overridable(source)
+    original = {t.name for t in source.graph.initializer}
+    known = original | {t.values.name for t in source.graph.sparse_initializer}
+    names = [t.name for t in source.graph.initializer if t.name not in orphans]
+    tensors = {n: t for n in (*names, *sorted(set(used) - known)) if (t := constant(n)) is not None}
+    proto.graph.initializer.extend(tensors.values())
+    proto.graph.input.extend(
+        _declared(i, tensors.get(i.name))
+        for i in source.graph.input
+        if i.name not in original or i.name in tensors
+    )
     if source.ir_version < _UNLISTED:
-        proto.graph.input.extend(value_info(t.name, t.data_type, t.dims) for t in new)
+        proto.graph.input.extend(
+            value_info(t.name, t.data_type, t.dims)
+            for t in tensors.values()
+            if t.name not in original
+        )
     proto.graph.node.extend(nodes)
     alive = {*used, *made} - set(forgotten)
     proto.graph.value_info.extend(
-        v for v in source.graph.value_info if v.name in alive or v.name in listed
+        v
+        for v in source.graph.value_info
+        if (v.name in alive or v.name in listed) and _agree(v, tensors.get(v.name))
     )
     return proto
+
+
+def _agree(value: ValueInfoProto, tensor: TensorProto | None) -> bool:
+    """Whether what is declared of a tensor is true of its values."""
+    kind = value.type.tensor_type
+    if tensor is None or not value.type.HasField("tensor_type"):
+        return True
+    if kind.elem_type not in (0, tensor.data_type):
+        return False
+    sizes = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
+    return not kind.HasField("shape") or (
+        len(sizes) == len(tensor.dims)
+        and all(size in (None, n) for size, n in zip(sizes, tensor.dims, strict=True))
+    )
+
+
+def _declared(value: ValueInfoProto, tensor: TensorProto | None) -> ValueInfoProto:
+    """A graph input; one that lists an initializer has its type and shape."""
+    if tensor is None or _agree(value, tensor):
+        return value
+    copy = ValueInfoProto()
+    copy.CopyFrom(value)
+    copy.type.CopyFrom(value_info(tensor.name, tensor.data_type, tensor.dims).type)
+    return copy
 
 
 def part(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,12 +53,15 @@ class Model:
         folder: where its external data lies.
         path: of the file that it was read from.
         scratch: what of its external data is in no folder yet.
+        homes: names of files of the original's external data, by initializers that belong in them
+            and are not there yet.
     """
 
     proto: onnx.ModelProto
     folder: Path | None = None
     path: Path | None = None
     scratch: Scratch | None = None
+    homes: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, tensor: TensorProto) -> npt.NDArray[Any]:
         """The values of ``tensor``, mapped read-only where they are external."""
@@ -256,8 +259,15 @@ def _save_external(model: Model, target: Path, source: Model | None) -> int:
     known = _layout(target, model if source is None else source)
     names = list(known.values())
     rest = names[0] if len(names) == 1 else f"{target.name}.data"
-    moves = [(t, known.get(place(t).location, rest)) for t in Model(proto).outside]
-    moves += [(t, rest) for t in proto.graph.initializer if len(t.raw_data) >= SMALLEST_EXTERNAL]
+    homes = {name: known.get(location, rest) for name, location in model.homes.items()}
+    moves = [
+        (t, known.get(place(t).location) or homes.get(t.name, rest)) for t in Model(proto).outside
+    ]
+    inside = [t for t in proto.graph.initializer if t.HasField("raw_data")]
+    moves += [(t, homes[t.name]) for t in inside if t.name in homes]
+    wide = [t for t in inside if t.name not in homes and len(t.raw_data) >= SMALLEST_EXTERNAL]
+    if sum(len(t.raw_data) for t in wide) > LARGEST_PROTO:
+        moves += [(t, rest) for t in wide]
     names = list(dict.fromkeys(name for _, name in moves))
     moved: dict[Place, Place] = {}
     with atomic_writes(*map(target.with_name, names), target) as files:

@@ -13,9 +13,10 @@ import numpy.typing as npt
 from onnx_lowrank.chain import Chain, Stage
 from onnx_lowrank.geometry import ConvGeometry
 from onnx_lowrank.graph import Graph, Node
-from onnx_lowrank.layers import Layer, turned
+from onnx_lowrank.layers import Layer
 from onnx_lowrank.step import Step
 from onnx_lowrank.steps import Branches, Select, TensorTrainStep
+from onnx_lowrank.stored import flat, multiplies_left, stored
 
 __all__ = ["Written", "apply_chain", "update_chain"]
 
@@ -32,22 +33,31 @@ class Written:
         constants: initializers, in the order of the steps.
         kept_bias: of the recurrent product ``(directions, gates * hidden)``, which shares an
             initializer with that of the input; None for other layers.
+        renewed: whether the layer's own nodes stand there still, with other numbers.
     """
 
     layer: Layer
     chain: Chain
     constants: tuple[str, ...]
     kept_bias: Array | None
+    renewed: bool = False
 
     @property
     def biased(self) -> bool:
         """Whether some stage adds a bias."""
-        return any(s.bias is not None for s in _flat(self.chain))
+        return any(s.bias is not None for s in flat(self.chain))
 
 
 def apply_chain(graph: Graph, layer: Layer, chain: Chain) -> Written:
-    """Replace ``layer`` by ``chain``; the output tensor keeps its name, a single node too."""
+    """Replace ``layer`` by ``chain``; the output tensor keeps its name.
+
+    Where the chain is the layer itself with other numbers, its nodes stay as they are, and read
+    other constants.
+    """
     chain = chain.astype(layer.dtype)
+    renewed = _renewed(graph, layer, chain)
+    if renewed is not None:
+        return renewed
     writer = _Writer(graph, layer)
     graph.replace(
         layer.nodes, lambda: list(writer.chain(chain, layer.name, layer.input, layer.output))
@@ -58,23 +68,63 @@ def apply_chain(graph: Graph, layer: Layer, chain: Chain) -> Written:
 def update_chain(graph: Graph, written: Written, chain: Chain) -> None:
     """Give the steps of a written chain other numbers of the same shapes."""
     chain = (chain if written.biased else chain.unbiased()).astype(written.layer.dtype)
+    layer, kept_bias = written.layer, written.kept_bias
     numbers = [
         values
-        for step in _flat(chain)
-        for _, values in _numbers(written.layer, step, step is chain.last, written.kept_bias)
+        for step in flat(chain)
+        for _, values in stored(layer, step, step is chain.last, kept_bias, written.renewed)
     ]
     for name, values in zip(written.constants, numbers, strict=True):
         graph.set_constant(name, values)
     written.chain = chain
 
 
-def _flat(chain: Chain) -> Iterator[Step]:
-    for step in chain.stages:
-        if isinstance(step, Branches):
-            for branch in step.chains:
-                yield from _flat(branch)
+def _renewed(graph: Graph, layer: Layer, chain: Chain) -> Written | None:
+    """The layer with the numbers of ``chain``; None where that takes other nodes."""
+    stage, node = chain.last, layer.nodes[0]
+    if len(chain.stages) > 1 or not isinstance(stage, Stage):
+        return None
+    if stage.geometry != layer.geometry or stage.weight.shape != layer.shape:
+        return None
+    kept_bias = _kept_bias(graph, layer)
+    numbers = dict(stored(layer, stage, True, kept_bias, renewed=True))
+    weight_at = 0 if multiplies_left(layer) else 1
+    if layer.op == "MatMul":
+        product = node.outputs[0].name
+        biased, bias_at = layer.nodes[-1], 0
+        if len(layer.nodes) > 1:
+            bias_at = next(i for i, t in enumerate(biased.inputs) if t.name != product)
+        old_bias = biased.inputs[bias_at].name if len(layer.nodes) > 1 else ""
+    else:
+        biased, bias_at = node, 3 if layer.recurrent else 2
+        old_bias = node.inputs[bias_at].name if len(node.inputs) > bias_at else ""
+    if bool(old_bias) != ("bias" in numbers) and (old_bias or layer.op == "MatMul"):
+        return None
+    weight = node.inputs[weight_at].name
+    inputs = {weight_at: graph.renew_constant(weight, numbers["weight"], f"{layer.name}_weight")}
+    names = [inputs[weight_at]]
+    if "bias" in numbers:
+        stem = f"{layer.name}_bias"
+        names.append(
+            graph.renew_constant(old_bias, numbers["bias"], stem)
+            if old_bias
+            else graph.add_constant(stem, numbers["bias"], weight)
+        )
+        if biased is node:
+            inputs[bias_at] = names[1]
         else:
-            yield step
+            graph.change(biased, {bias_at: names[1]})
+    graph.change(node, inputs, dict.fromkeys(("alpha", "beta")) if layer.op == "Gemm" else None)
+    return Written(layer, chain, tuple(names), kept_bias, renewed=True)
+
+
+def _kept_bias(graph: Graph, layer: Layer) -> Array | None:
+    """The bias of the recurrent product, ``(directions, gates * hidden)``, if there is one."""
+    operands = layer.nodes[0].inputs
+    if not layer.recurrent or len(operands) < 4:
+        return None
+    bias = graph.constant(operands[3].name)
+    return None if bias is None else bias[:, bias.shape[1] // 2 :]
 
 
 class _Writer:
@@ -84,15 +134,13 @@ class _Writer:
         self._graph, self._layer = graph, layer
         self.constants: list[str] = []
         self._rank = graph.rank(layer.input)
-        self.kept_bias = None
-        if layer.recurrent:  # read now: the node is taken apart before the new ones are made
-            node = layer.nodes[0]
-            self._attributes = dict(node.attrs)
-            self._operands = [t.name for t in node.inputs]
-            self._results = [t.name for t in node.outputs]
-            bias = graph.constant(self._operands[3]) if len(self._operands) > 3 else None
-            if bias is not None:
-                self.kept_bias = bias[:, bias.shape[1] // 2 :]
+        # read now: the nodes are taken apart before the new ones are made
+        self.kept_bias = _kept_bias(graph, layer)
+        node = layer.nodes[0]
+        self._attributes = dict(node.attrs)
+        self._operands = [t.name for t in node.inputs]
+        self._results = [t.name for t in node.outputs]
+        self._origin = self._operands[0 if multiplies_left(layer) else 1]
 
     def chain(self, chain: Chain, name: str, source: str, target: str) -> Iterator[Node]:
         graph, alone = self._graph, len(chain.stages) == 1
@@ -121,8 +169,8 @@ class _Writer:
 
     def _step(self, step: Step, last: bool, name: str, source: str, target: str) -> Iterator[Node]:
         numbers = [
-            self._graph.add_constant(f"{name}_{what}", values)
-            for what, values in _numbers(self._layer, step, last, self.kept_bias)
+            self._graph.add_constant(f"{name}_{what}", values, self._origin)
+            for what, values in stored(self._layer, step, last, self.kept_bias)
         ]
         self.constants += numbers
         if isinstance(step, Select):
@@ -220,39 +268,6 @@ class _Writer:
             source = output
 
 
-def _numbers(
-    layer: Layer, step: Step, last: bool, kept_bias: Array | None
-) -> Iterator[tuple[str, Array]]:
-    """What a step has in the file: a word for the name, and the values."""
-    if isinstance(step, Select):
-        yield "index", np.array(step.index, np.int64)
-    elif isinstance(step, TensorTrainStep):
-        for number, matrix in enumerate(step.matrices, 1):
-            yield f"core{number}", matrix
-        if step.bias is not None:
-            yield "bias", step.bias
-    elif isinstance(step, Stage) and layer.recurrent and last:
-        yield from _recurrent_numbers(layer, step, kept_bias)
-    elif isinstance(step, Stage):
-        yield "weight", _stored_weight(layer, step)
-        if step.bias is not None:
-            yield "bias", _stored_bias(layer, step.bias)
-
-
-def _recurrent_numbers(
-    layer: Layer, stage: Stage, kept_bias: Array | None
-) -> Iterator[tuple[str, Array]]:
-    directions = layer.directions
-    yield "weight", stage.weight.reshape(directions, -1, stage.inputs)
-    if stage.bias is None and kept_bias is None:
-        return
-    rows = stage.outputs // directions
-    own = np.zeros(stage.outputs) if stage.bias is None else stage.bias
-    other = np.zeros((directions, rows)) if kept_bias is None else kept_bias
-    both = np.concatenate([own.reshape(directions, rows), other], axis=1)
-    yield "bias", both.astype(layer.dtype)
-
-
 def _conv_attributes(geometry: ConvGeometry) -> dict[str, Any]:
     attributes: dict[str, Any] = {
         "kernel_shape": list(geometry.kernel),
@@ -267,24 +282,3 @@ def _conv_attributes(geometry: ConvGeometry) -> dict[str, Any]:
     if any(geometry.output_padding):
         attributes["output_padding"] = list(geometry.output_padding)
     return attributes
-
-
-def _multiplies_left(layer: Layer) -> bool:
-    return not isinstance(layer.geometry, ConvGeometry) and layer.geometry.output_axis == -2
-
-
-def _stored_weight(layer: Layer, stage: Stage) -> Array:
-    """The weight in the orientation that the operator wants; Gemm is written with transB."""
-    if isinstance(stage.geometry, ConvGeometry):
-        return turned(stage.weight, stage.groups) if stage.geometry.transposed else stage.weight
-    if layer.op == "Gemm" or _multiplies_left(layer):
-        return stage.weight
-    return stage.weight.T
-
-
-def _stored_bias(layer: Layer, bias: Array) -> Array:
-    if layer.op != "MatMul":
-        return bias
-    if layer.bias_shape is not None:
-        return bias.reshape(layer.bias_shape)
-    return bias.reshape(-1, 1) if _multiplies_left(layer) else bias

@@ -100,8 +100,8 @@ def _fold(graph: Graph, layer: Node, norm: Node) -> bool:
     def make() -> list[Node]:
         inputs = [
             source,
-            graph.add_constant(f"{stem}_folded", new_weight),
-            graph.add_constant(f"{stem}_folded_bias", new_bias),
+            graph.add_constant(f"{stem}_folded", new_weight, stem),
+            graph.add_constant(f"{stem}_folded_bias", new_bias, stem),
         ]
         return [graph.make_node(layer.op, layer.name, inputs, output, attrs)]
 

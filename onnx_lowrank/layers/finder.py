@@ -8,7 +8,7 @@ from onnx_lowrank.errors import ModelError
 from onnx_lowrank.graph import Graph, Node
 from onnx_lowrank.layers.convolutions import convolution
 from onnx_lowrank.layers.layer import RECURRENT, Ineligible, Layer
-from onnx_lowrank.layers.operands import NotLinear
+from onnx_lowrank.layers.operands import NotLinear, refuse_overridable
 from onnx_lowrank.layers.products import gemm, matmul, recurrent
 
 __all__ = ["find_layers", "refuse_optimised"]
@@ -50,7 +50,9 @@ def find_layers(graph: Graph) -> tuple[list[Layer], list[Ineligible]]:
         if node.op in _READERS and node.domain in (None, "", "ai.onnx"):
             taken.add(name)
             try:
-                layers.append(_READERS[node.op](graph, node, name))
+                layer = _READERS[node.op](graph, node, name)
+                refuse_overridable(graph, layer.input, "input")
+                layers.append(layer)
             except NotLinear as verdict:
                 others.append(Ineligible(name, node.op, str(verdict)))
         elif node.op in _OTHER_OPS or (node.op == "Conv" and node.domain == _LAYOUT_DOMAIN):

@@ -127,6 +127,6 @@ def destination(graph: Graph, layer: Layer) -> Destination:
         if not any(add is n for n in graph.nodes):
             return Destination(output, ())  # inside a subgraph
         others = [t.name for t in add.inputs if t.name != output]
-        if len(others) == 1 and not graph.is_constant(others[0]):
+        if len(others) == 1 and not (graph.is_constant(others[0]) or graph.overridable(others[0])):
             return Destination(add.outputs[0].name, (others[0],))
     return Destination(output, ())

@@ -15,6 +15,7 @@ __all__ = [
     "bias_shape_for",
     "constant_of",
     "operand_name",
+    "refuse_overridable",
     "refuse_quantized",
     "weight_of",
 ]
@@ -41,6 +42,7 @@ def constant_of(graph: Graph, tensor: str, what: str) -> Array:
     Raises:
         NotLinear: it has none, or none that can be read; ``what`` says what it is for.
     """
+    refuse_overridable(graph, tensor, what)
     value = graph.constant(tensor)
     if value is None and graph.is_constant(tensor):
         raise NotLinear(f"its {what} cannot be read: it is sparse, or behind views that do not fit")
@@ -77,6 +79,20 @@ def refuse_quantized(graph: Graph, tensor: str) -> None:
     """
     if graph.is_quantized(tensor):
         raise NotLinear("its weight is quantized (DequantizeLinear)")
+
+
+def refuse_overridable(graph: Graph, tensor: str, what: str) -> None:
+    """Refuse a constant for which a caller may feed another value.
+
+    Raises:
+        NotLinear: it is one; ``what`` says what it is for.
+    """
+    name = graph.overridable(tensor)
+    if name is not None:
+        raise NotLinear(
+            f"its {what} {name} can be overridden by the caller; "
+            f"take {name} off the graph's inputs to have it compressed"
+        )
 
 
 def bias_add(graph: Graph, tensor: str) -> tuple[Node, str] | None:

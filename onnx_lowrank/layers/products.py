@@ -16,6 +16,7 @@ from onnx_lowrank.layers.operands import (
     bias_shape_for,
     constant_of,
     operand_name,
+    refuse_overridable,
     refuse_quantized,
     weight_of,
 )
@@ -81,6 +82,7 @@ def matmul(graph: Graph, node: Node, name: str) -> Layer:
         raise NotLinear("both operands are constant")
     if not any(constant):
         for position in (1, 0):
+            refuse_overridable(graph, node.inputs[position].name, "weight")
             refuse_quantized(graph, node.inputs[position].name)
         raise NotLinear("no operand is constant")
     left = constant[0]
