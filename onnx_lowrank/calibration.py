@@ -21,6 +21,7 @@ from onnx_lowrank.columns import Column, InputSpec
 from onnx_lowrank.errors import DataError, ModelError, OptionError
 from onnx_lowrank.images import ImageOptions, Picture
 from onnx_lowrank.model import Model
+from onnx_lowrank.option_values import check_count
 from onnx_lowrank.sources import HELD_OUT, Loader, check_names, describe, pick
 
 __all__ = [
@@ -152,10 +153,11 @@ def load_dataset(
 
     Raises:
         DataError: the source cannot be read, or does not fit the inputs.
-        OptionError: ``samples`` is below 1.
+        OptionError: ``samples`` is below 1, or ``seed`` below 0.
     """
-    if samples is not None and samples < 1:
-        raise OptionError(f"samples must be 1 or more, not {samples}")
+    if samples is not None:
+        check_count("samples", samples)
+    check_count("seed", seed, least=0)
     if not specs:
         raise DataError("the model has no inputs to feed; leave calibration data out")
     if isinstance(source, Dataset):

@@ -25,6 +25,7 @@ from onnx_lowrank.plan_summary import print_summary
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.registry import available, pass_class
 from onnx_lowrank.report import outputs_table
+from onnx_lowrank.requirement import check_bound, largest_loss
 from onnx_lowrank.validate import validate
 
 __all__ = [
@@ -139,6 +140,8 @@ def run_inspect(a: argparse.Namespace, out: Console) -> int:
 def run_validate(a: argparse.Namespace, out: Console) -> int:
     """Compare two models, and fail where too much was lost."""
     limit = None if a.max_drop is None else percentage(a.max_drop)
+    if limit is not None:
+        check_bound("drop", limit)
     with _progress(a.quiet) as progress:
         checks = validate(
             a.reference,
@@ -163,11 +166,13 @@ def run_validate(a: argparse.Namespace, out: Console) -> int:
             )
     if limit is None:
         return 0
+    if not (a.json or a.quiet):
+        out.print(largest_loss(limit))
     if checks.drop is None:
         raise OptionError("--max-drop needs labels in the data, or an output of class scores")
     if checks.drop > limit:
         what = "accuracy fell by" if checks.accuracy is not None else "the top class changed in"
-        raise ValidationError(f"{what} {checks.drop:.2%}; {limit:.2%} is allowed")
+        raise ValidationError(f"{what} {checks.drop:.2%}; {largest_loss(limit)}")
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from onnx_lowrank.calibration import ImageOptions
 from onnx_lowrank.errors import OptionError
+from onnx_lowrank.option_values import fraction
 from onnx_lowrank.pipeline import DEFAULT_PASSES, DEFAULT_TARGET
 from onnx_lowrank.repairs import DEFAULT_REPAIR, REPAIRS
 from onnx_lowrank.user_code import python_function
@@ -91,7 +92,8 @@ def search_options(parser: argparse.ArgumentParser) -> None:
         "searched by the ratio of what --target names without one (default: macs)",
     )
     one = group.add_mutually_exclusive_group()
-    one.add_argument("--max-drop", metavar="1%", help="labelled accuracy but for so much")
+    one.add_argument("--max-drop", metavar="1%", help="labelled accuracy but for so much, "
+                     "1%% or 0.01; with --metric, in its own units")  # fmt: skip
     one.add_argument("--min-agreement", metavar="99%", help="the first class of so many samples")
     one.add_argument("--min-snr", metavar="30dB", help="all outputs at such a ratio to the error")
     group.add_argument("--metric", metavar="FILE.py:FUNCTION", help="for --max-drop: "
@@ -172,11 +174,11 @@ def shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
 
 
 def percentage(text: str, option: str = "--max-drop") -> float:
-    """``1%`` or ``0.01`` as a number."""
+    """``1%`` or ``0.01`` as a number; a bare ``1`` may mean either 1 % or all, and is refused."""
     try:
-        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        raise OptionError(f"{option} {text!r}; write 1% or 0.01") from None
+        return fraction(text, bare_one=False)
+    except ValueError as error:
+        raise OptionError(f"{option} {error}") from None
 
 
 def requirement(a: argparse.Namespace) -> dict[str, Any]:
@@ -186,8 +188,11 @@ def requirement(a: argparse.Namespace) -> dict[str, Any]:
         metric = python_function(a.metric)
         if metric is None:
             raise OptionError(f"--metric {a.metric!r}; write file.py:function")
+    drop = None
+    if a.max_drop is not None:
+        drop = percentage(a.max_drop) if metric is None else _in_units(a.max_drop)
     return {
-        "max_drop": None if a.max_drop is None else percentage(a.max_drop),
+        "max_drop": drop,
         "min_agreement": None
         if a.min_agreement is None
         else percentage(a.min_agreement, "--min-agreement"),
@@ -197,8 +202,19 @@ def requirement(a: argparse.Namespace) -> dict[str, Any]:
 
 
 def ratios(text: str) -> list[float]:
-    """``0.9,0.5`` as numbers."""
-    return list(_numbers("--ratios", text) or ())
+    """``0.9,0.5`` or ``90%,50%`` as numbers."""
+    try:
+        return [fraction(t) for t in text.split(",")]
+    except ValueError as error:
+        raise OptionError(f"--ratios {text!r}: {error}") from None
+
+
+def _in_units(text: str) -> float:
+    """A drop of the user's own metric, which need not be a fraction."""
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise OptionError(f"--max-drop {text!r}; write a number in units of the metric") from None
 
 
 def _decibels(text: str) -> float:

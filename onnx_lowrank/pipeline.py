@@ -150,7 +150,8 @@ def compress(
         built = made if made is not None else run.build(planned)
         return _finished(run, run.paying(asked, built), force)
     found = smallest_within(run, asked, requirement)
-    return _finished(run, found.built, force, [found.text(requirement)])
+    said = [requirement.understood, found.text(requirement)]
+    return _finished(run, found.built, force, said)
 
 
 def plan(

@@ -15,8 +15,9 @@ from typing import Any
 import numpy.typing as npt
 
 from onnx_lowrank.errors import OptionError
+from onnx_lowrank.option_values import percent
 
-__all__ = ["Metric", "Requirement", "Score"]
+__all__ = ["Metric", "Requirement", "Score", "check_bound", "largest_loss"]
 
 Array = npt.NDArray[Any]
 
@@ -25,6 +26,7 @@ Array = npt.NDArray[Any]
 Metric = Callable[[Mapping[str, Array], Array | None], float]
 
 
+_NAMES = {"drop": "max_drop", "agreement": "min_agreement", "snr": "min_snr"}
 _UNITS = {"drop": " points", "agreement": " %", "snr": " dB"}
 
 
@@ -63,17 +65,26 @@ class Requirement:
             if bound is not None
         ]  # fmt: skip
         if len(asked) > 1:
-            raise OptionError(f"{' and '.join(k for k, _ in asked)} at once; give one of them")
+            names = " and ".join(_NAMES[kind] for kind, _ in asked)
+            raise OptionError(f"{names} at once; give one of them")
         if metric is not None and (not asked or asked[0][0] != "drop"):
-            raise OptionError("a metric goes with the largest drop of it that is borne")
+            raise OptionError("a metric needs max_drop too, the largest drop of it that is borne")
         if not asked:
             return None
         kind, bound = asked[0]
-        largest = math.inf if kind == "snr" or metric is not None else 1.0
-        if not (math.isfinite(bound) and 0 <= bound <= largest):
-            wanted = "0 or more" if math.isinf(largest) else "a part between 0 and 1, 0.01 for 1 %"
-            raise OptionError(f"{kind} of {bound:g}: give {wanted}")
+        check_bound(kind, bound, metric is not None)
         return cls(kind, bound, metric)
+
+    @property
+    def understood(self) -> str:
+        """The bound in words, with its unit: what a report says first."""
+        if self.kind == "snr":
+            return f"least SNR asked for: {self.bound:g} dB"
+        if self.kind == "agreement":
+            return f"least agreement of the first class asked for: {percent(self.bound)}"
+        if self.metric is not None:
+            return f"largest loss of the metric allowed: {self.bound:g}, in units of the metric"
+        return largest_loss(self.bound)
 
     def holds(self, value: float) -> bool:
         """Whether a score is within the bound."""
@@ -124,3 +135,34 @@ class Score:
         """The value alone."""
         how = " expected" if self.expected else ""
         return f"{requirement.scale * self.value:.2f}{requirement.unit}{how}"
+
+
+def check_bound(kind: str, bound: float, own_metric: bool = False) -> None:
+    """Refuse a bound that is out of range, or that every model would keep.
+
+    Args:
+        kind: ``drop | agreement | snr``.
+        bound: as of :class:`Requirement`.
+        own_metric: whether a drop is one of the user's metric, in whatever units that has.
+
+    Raises:
+        OptionError: as said.
+    """
+    name = f"{_NAMES[kind]}={bound:g}"
+    if not math.isfinite(bound) or bound < 0:
+        raise OptionError(f"{name}: give a finite number, 0 or more")
+    if kind == "drop" and not own_metric and bound >= 1:
+        raise OptionError(
+            f"{name} would allow a loss of {100 * bound:g} %, which every model keeps to; give a "
+            "fraction below 1, as 0.01 for 1 %"
+        )
+    if kind == "agreement" and not 0 < bound <= 1:
+        raise OptionError(
+            f"{name}: give a fraction above 0, which every model reaches, and of 1 at most, as "
+            "0.99 for 99 %"
+        )
+
+
+def largest_loss(bound: float) -> str:
+    """A bound on accuracy in words, as a percentage and as the number that was understood."""
+    return f"largest accuracy loss allowed: {percent(bound)}"

@@ -13,6 +13,7 @@ from onnx_lowrank.collect import batch_size
 from onnx_lowrank.errors import DataError, OptionError
 from onnx_lowrank.judge import Judge
 from onnx_lowrank.layer_weights import measured_factors
+from onnx_lowrank.option_values import check_count
 from onnx_lowrank.plan import Plan
 from onnx_lowrank.preparation import MEMORY
 from onnx_lowrank.repairs import SOLVES_LAYERS
@@ -47,8 +48,8 @@ def weighed_plan(run: Run, target: Target, rounds: int | None) -> tuple[Plan, Bu
         BudgetError: the target is out of reach.
         DataError: no output is of floating point.
     """
-    if rounds is not None and rounds < 0:
-        raise OptionError(f"{rounds} rounds; give 0 or more")
+    if rounds is not None:
+        check_count("rounds", rounds, least=0)
     weighable = run.repair in SOLVES_LAYERS and target.rule is None
     if rounds and not weighable:
         raise OptionError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.linalg.rank_rules import RankRule
+from onnx_lowrank.option_values import fraction
 
 __all__ = ["DEFAULT_TARGET", "METRICS", "Target", "parse_target"]
 
@@ -96,18 +97,19 @@ class Target:
 
 
 def parse_target(text: str) -> tuple[str, float]:
-    """``macs=0.5`` to its metric and ratio.
+    """The metric and the ratio of ``macs=0.5`` or ``macs=50%``.
 
     Raises:
         OptionError: it is not of that form.
     """
     metric, equals, value = text.partition("=")
+    wanted = f"write {' or '.join(f'{m}=R' for m in METRICS)} with 0 < R <= 1"
+    if not equals or metric not in METRICS:
+        raise OptionError(f"target {text!r}; {wanted}")
     try:
-        ratio = float(value)
-    except ValueError:
-        ratio = float("nan")
-    if not equals or metric not in METRICS or not 0 < ratio <= 1:
-        raise OptionError(
-            f"target {text!r}; write {' or '.join(f'{m}=R' for m in METRICS)} with 0 < R <= 1"
-        )
+        ratio = fraction(value)
+    except ValueError as error:
+        raise OptionError(f"target {text!r}: {error} ({wanted})") from error
+    if not ratio:
+        raise OptionError(f"target {text!r} leaves nothing; {wanted}")
     return metric, ratio

@@ -13,6 +13,7 @@ from onnx_lowrank.latency import Coverage, LatencyTable
 from onnx_lowrank.latency_cache import LatencyCache, cache_folder, machine
 from onnx_lowrank.latency_probe import place_of
 from onnx_lowrank.latency_timer import RuntimeTimer
+from onnx_lowrank.option_values import check_count, check_seconds
 from onnx_lowrank.preparation import Prepared
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime import Feed, Runtime
@@ -34,11 +35,18 @@ class TimingOptions:
         batch: samples of an inference.
         limit: seconds to measure chains for, about.
         cache: folder of what is kept between runs; None for the user's own; empty for none.
+
+    Raises:
+        OptionError: ``batch`` is below 1, or ``limit`` no time.
     """
 
     batch: int = 1
     limit: float = 120.0
     cache: Path | str | None = None
+
+    def __post_init__(self) -> None:
+        check_count("batch", self.batch)
+        check_seconds("timing limit", self.limit)
 
 
 @dataclass(frozen=True)

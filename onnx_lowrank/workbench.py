@@ -17,6 +17,7 @@ from onnx_lowrank.graph import Graph
 from onnx_lowrank.latency_cache import cache_folder
 from onnx_lowrank.model import Model, load
 from onnx_lowrank.moment_cache import MomentCache
+from onnx_lowrank.option_values import check_count
 from onnx_lowrank.preparation import Prepared, canonicalise, measured_shapes, prepare
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning import Kept, Pruner
@@ -31,13 +32,22 @@ __all__ = ["DataOptions", "Workbench", "channels_key"]
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where samples come from: as of :func:`onnx_lowrank.compress`."""
+    """Where samples come from: as of :func:`onnx_lowrank.compress`.
+
+    Raises:
+        OptionError: ``samples`` is below 1, or ``seed`` below 0.
+    """
 
     calib: Any
     samples: int | None
     images: ImageOptions | None
     input_shapes: Mapping[str, Sequence[int]] | None
     seed: int
+
+    def __post_init__(self) -> None:
+        if self.samples is not None:
+            check_count("samples", self.samples)
+        check_count("seed", self.seed, least=0)
 
 
 class Workbench:

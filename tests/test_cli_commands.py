@@ -51,9 +51,22 @@ def test_validate(tiny: Path, worse: Path, capsys: Capture) -> None:
     assert 0.01 < drop < 0.5
     assert cli.main([*command, "-q", "--max-drop", "50%"]) == 0
     assert capsys.readouterr() == ("", "")
-    fm.refused([*command, "-q", "--max-drop", "1%"], capsys, 6, "accuracy fell by", "1.00%")
-    fm.refused([*command, "-q", "--max-drop", "0.01"], capsys, 6, "accuracy fell by", "1.00%")
-    fm.refused([*command, "-q", "--max-drop", "low"], capsys, 2, "--max-drop 'low'")
+    fm.refused(
+        [*command, "-q", "--max-drop", "1%"], capsys, 6, "accuracy fell by", "allowed: 1 % (0.01)"
+    )
+    fm.refused([*command, "-q", "--max-drop", "0.01"], capsys, 6, "accuracy fell by", "(0.01)")
+    assert cli.main([*command, "--max-drop", "50%"]) == 0
+    assert "largest accuracy loss allowed: 50 % (0.5)" in capsys.readouterr().out
+    for text, part in {
+        "low": "--max-drop 'low' is no fraction",
+        "5": "--max-drop '5' without a sign would mean 500 %; write 5% or 0.05",
+        "1": "write 1% or 0.01",
+        "-1": "is negative",
+        "nan": "is no fraction",
+        "100%": "would allow a loss of 100 %",
+        "500%": "is more than the whole",
+    }.items():
+        fm.refused([*command, "-q", f"--max-drop={text}"], capsys, 2, part)
 
 
 def test_validate_without_labels(tiny: Path, worse: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -94,6 +94,8 @@ def test_search(compress: list[str], own: str, tmp_path: Path, capsys: Capture) 
         out, err = capsys.readouterr()
         assert err == ""
         said = " ".join(out.split())
+        assert "note: largest " in said
+        assert "(0.02)" in said or "0.02, in units of the metric" in said
         assert "is the least with a drop of" in said
         assert re.search(r"params=0\.\d+ macs=0\.8 is the least", said)
         assert "held back to confirm" in said
@@ -103,15 +105,24 @@ def test_search(compress: list[str], own: str, tmp_path: Path, capsys: Capture) 
 @pytest.mark.parametrize(
     ("more", "code", "part"),
     [
-        (["--max-drop", "one"], 2, "--max-drop 'one'; write 1% or 0.01"),
-        (["--min-agreement", "all"], 2, "--min-agreement 'all'; write 1% or 0.01"),
-        (["--min-agreement", "99"], 2, "give a part between 0 and 1, 0.01 for 1 %"),
+        (["--max-drop", "one"], 2, "--max-drop 'one' is no fraction; write 1% or 0.01"),
+        (["--max-drop", "5"], 2, "--max-drop '5' without a sign would mean 500 %; write 5% or 0."),
+        (["--max-drop", "1"], 2, "write 1% or 0.01"),
+        (["--max-drop=-1%"], 2, "--max-drop '-1%' is negative"),
+        (["--max-drop", "nan"], 2, "--max-drop 'nan' is no fraction"),
+        (["--max-drop", "100%"], 2, "max_drop=1 would allow a loss of 100 %"),
+        (["--max-drop", "101%"], 2, "'101%' is more than the whole"),
+        (["--min-agreement", "1"], 2, "--min-agreement '1' without a sign would mean 100 %"),
+        (["--min-agreement", "0"], 2, "min_agreement=0: give a fraction above 0"),
+        (["--min-snr", "nan"], 2, "min_snr=nan"),
+        (["--min-agreement", "all"], 2, "--min-agreement 'all' is no fraction"),
+        (["--min-agreement", "99"], 2, "--min-agreement '99' without a sign"),
         (["--min-snr", "30%"], 2, "--min-snr '30%'; write 30dB or 30"),
         (["--max-drop", "1%", "--min-snr", "30"], 2, "not allowed with"),
         (["--metric", "own.txt", "--max-drop", "1"], 2, "--metric 'own.txt'; write file.py:fun"),
         (["--metric", "no.py:f", "--max-drop", "1"], 4, "no.py: no such file"),
         (["--metric", f"{__file__}:absent", "--max-drop", "1"], 4, "no function 'absent'"),
-        (["--metric", f"{__file__}:caught"], 2, "a metric goes with the largest drop"),
+        (["--metric", f"{__file__}:caught"], 2, "a metric needs max_drop too"),
         (["--max-drop", "1%", "--ranks", "evbmf"], 2, "evbmf know of no bound to search by"),
         (["--max-drop", "1%", "--target", "macs=0.5"], 2, "nothing to search with macs=0.5"),
         (["--max-drop", "1%", "--target", "macs="], 2, "write macs=R"),
@@ -175,8 +186,10 @@ def test_sweep_draws(sweep: list[str], tmp_path: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("more", "code", "part"),
     [
-        (["--ratios", "half"], 2, "--ratios 'half'; write numbers"),
-        (["--ratios", "0.5,2"], 2, "write macs=R"),
+        (["--ratios", "half"], 2, "--ratios 'half': 'half' is no fraction; write 1% or 0.01"),
+        (["--ratios", "50,25"], 2, "'50' without a sign would mean 5000 %; write 50% or 0.5"),
+        (["--ratios", ""], 2, "is no fraction"),
+        (["--ratios", "0.5,0"], 2, "write macs=R"),
         (["--budget", "flops"], 2, "--budget"),
         (["--target", "macs=0.5"], 2, "--target"),
         (["--plot", "a.pdf"], 2, ".png or .svg"),

@@ -86,17 +86,19 @@ def some(outputs: Mapping[str, Array], labels: Array | None) -> float:
 @pytest.mark.parametrize(
     ("given", "part"),
     [
-        ((0.1, 0.9, None), "drop and agreement at once; give one of them"),
-        ((0.1, 0.9, 30.0), "drop and agreement and snr at once"),
-        ((None, 99.0, None), "agreement of 99: give a part between 0 and 1, 0.01 for 1 %"),
-        ((-0.01, None, None), "drop of -0.01"),
-        ((1.5, None, None), "drop of 1.5"),
-        ((math.nan, None, None), "drop of nan"),
-        ((None, None, math.inf), "snr of inf: give 0 or more"),
-        ((None, None, -3.0), "snr of -3"),
-        ((None, 0.9, None, some), "a metric goes with the largest drop"),
-        ((None, None, None, some), "a metric goes with the largest drop"),
-        ((-1.0, None, None, some), "drop of -1: give 0 or more"),
+        ((0.1, 0.9, None), "max_drop and min_agreement at once; give one of them"),
+        ((0.1, 0.9, 30.0), "max_drop and min_agreement and min_snr at once"),
+        ((None, 99.0, None), "min_agreement=99: give a fraction above 0"),
+        ((None, 0.0, None), "min_agreement=0: give a fraction above 0, which every model reaches"),
+        ((-0.01, None, None), "max_drop=-0.01: give a finite number, 0 or more"),
+        ((5, None, None), "max_drop=5 would allow a loss of 500 %, .* as 0.01 for 1 %"),
+        ((1.0, None, None), "max_drop=1 would allow a loss of 100 %"),
+        ((math.nan, None, None), "max_drop=nan"),
+        ((None, None, math.inf), "min_snr=inf: give a finite number, 0 or more"),
+        ((None, None, -3.0), "min_snr=-3"),
+        ((None, 0.9, None, some), "a metric needs max_drop too"),
+        ((None, None, None, some), "a metric needs max_drop too"),
+        ((-1.0, None, None, some), "max_drop=-1: give a finite number"),
     ],
 )
 def test_what_makes_no_sense(given: tuple[Any, ...], part: str) -> None:
@@ -109,6 +111,17 @@ def test_a_metric_has_its_own_unit() -> None:
     assert found is not None
     assert str(found) == "a drop of 3.5 of the metric at most"
     assert Score(1.0, 0.5, 2.0, 9).text(found) == "1.00 [0.50, 2.00] on 9 samples"
+
+
+def test_what_was_understood() -> None:
+    wanted = {
+        Requirement("drop", 0.01): "largest accuracy loss allowed: 1 % (0.01)",
+        Requirement("drop", 5.0, some): "largest loss of the metric allowed: 5, in units of the",
+        Requirement("agreement", 0.985): "least agreement of the first class asked for: 98.5 % (",
+        Requirement("snr", 30.0): "least SNR asked for: 30 dB",
+    }
+    for requirement, text in wanted.items():
+        assert requirement.understood.startswith(text)
 
 
 def test_text() -> None:

@@ -167,7 +167,7 @@ def test_what_foresees_no_less_loss_is_not_built(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rounds": -1}, "-1 rounds"),
+        ({"rounds": -1}, "rounds must be 0 or more"),
         ({"rounds": 1, "repair": "last"}, "give --repair chain or relu"),
         ({"rounds": 1, "min_snr": 20.0, "target": "macs"}, "rounds are for one target"),
     ],

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.linalg.evbmf import evbmf
+from onnx_lowrank.option_values import fraction
 
 __all__ = ["RankRule", "energy_rank", "error_rank", "evbmf_rank", "ratio_rank"]
 
@@ -103,11 +104,17 @@ class RankRule:
             raise ValueError(
                 f"rank rule {text!r} is none of fixed=32, ratio=0.5, energy=0.95, error=0.01, evbmf"
             )
+        if not equals:
+            return cls(kind)
+        if kind != "fixed":
+            try:
+                return cls(kind, fraction(number))
+            except ValueError as error:
+                raise ValueError(f"rank rule {text!r}: {error}") from None
         try:
-            value = float(number) if equals else 0.0
+            return cls(kind, float(number))
         except ValueError:
             raise ValueError(f"rank rule {text!r}: {number!r} is no number") from None
-        return cls(kind, value)
 
     def __str__(self) -> str:
         number = int(self.value) if float(self.value).is_integer() else self.value

@@ -1,0 +1,81 @@
+"""Numbers that options take: one parser of fractions, and one set of checks, for all of them.
+
+A fraction is written ``5%`` or ``0.05``. A bare ``5`` is refused, for nobody who writes it means
+500 %; a bare ``1`` is taken where an option is a part of the original, as in ``macs=1``, and
+refused where people think in percent.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from typing import Any
+
+from onnx_lowrank.errors import OptionError
+
+__all__ = ["check_count", "check_seconds", "fraction", "percent"]
+
+
+def fraction(text: str, *, bare_one: bool = True) -> float:
+    """The number between 0 and 1 that ``text`` writes.
+
+    Args:
+        text: ``5%`` or ``0.05``.
+        bare_one: whether ``1`` without a sign stands for the whole.
+
+    Raises:
+        ValueError: no number, a negative one, more than the whole, or one that may well have been
+            meant in percent; the message has the remedy.
+    """
+    number, percents = re.fullmatch(r"(.*?)\s*(%?)", text.strip(), re.DOTALL).groups()  # type: ignore[union-attr]
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is no fraction; write 1% or 0.01")
+    if value < 0:
+        raise ValueError(f"{text!r} is negative; write a fraction such as 1% or 0.01")
+    if percents:
+        if value > 100:
+            raise ValueError(f"{text!r} is more than the whole; write 100% at most")
+        return value / 100
+    if value > 100:
+        raise ValueError(f"{text!r} is more than the whole; write a fraction such as 1% or 0.01")
+    if value > 1 or (value == 1 and not bare_one):
+        raise ValueError(
+            f"{text!r} without a sign would mean {100 * value:g} %; write {value:g}% or "
+            f"{value / 100:g}"
+        )
+    return value
+
+
+def percent(value: float) -> str:
+    """A fraction as people and as programs write it: ``1 % (0.01)``."""
+    return f"{100 * value:.10g} % ({value:.10g})"
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """Refuse what is no whole number of ``least`` or more.
+
+    Raises:
+        OptionError: as said; it names the option.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise OptionError(f"{name} must be {least} or more, and whole, not {value!r}")
+    return number
+
+
+def check_seconds(name: str, value: float) -> None:
+    """Refuse what is no time.
+
+    Raises:
+        OptionError: zero, negative, infinite or NaN.
+    """
+    if not (math.isfinite(value) and value > 0):
+        raise OptionError(f"{name} must be more than 0 seconds, and finite, not {value:g}")
