@@ -22,6 +22,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnx_lowrank.errors import DataError
+from onnx_lowrank.file_kinds import other_kind
 
 __all__ = [
     "Scratch",
@@ -42,6 +43,8 @@ MAP_IN_PLACE = 64 << 20  # bytes
 ALIGNMENT = 64  # bytes
 #: of the header of an .npy file: numpy itself reads no longer one, but only after it is in memory
 LARGEST_HEADER = 10_000  # bytes
+#: how array files begin, by suffix
+_MAGIC = {".npz": b"PK", ".npy": b"\x93NUMPY"}
 #: no protobuf is longer
 LARGEST_TENSOR = 1 << 31  # bytes
 
@@ -225,6 +228,8 @@ def _tensor(path: Path) -> Array:
         return numpy_helper.to_array(tensor)
     # decoders of broken files raise what they like
     except Exception as error:
+        if (kind := other_kind(path)) is not None:
+            raise DataError(f"{path}: no TensorProto, but {kind.as_data()}") from error
         raise DataError(
             f"{path}: not a TensorProto, or truncated ({error}); write it again"
         ) from error
@@ -273,6 +278,8 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     # decoders of broken files raise what they like: zipfile, zlib, numpy's header, its tokenizer
     except Exception as error:
+        if (kind := other_kind(path, _MAGIC.get(path.suffix.lower()))) is not None:
+            raise DataError(f"{path}: no array file, but {kind.as_data()}") from error
         raise DataError(
             f"{path}: cannot be read ({error}); write numeric arrays with numpy.savez or numpy.save"
         ) from error

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from onnx import TensorProto, helper
 
 from onnx_lowrank.errors import ModelError
+from onnx_lowrank.file_kinds import other_kind
 from onnx_lowrank.soundness import tensor_bytes
 
 __all__ = ["Place", "check", "chunks", "layout", "mapped", "place", "refer"]
@@ -144,5 +145,7 @@ def check(folder: Path, tensor: TensorProto) -> None:
             f"{where}: declares {wanted} bytes of external data, refers to {length} at {offset}; "
             "export the model again"
         )
+    if size < offset + length and (kind := other_kind(file)) is not None and kind.remedy:
+        raise ModelError(f"{where}: external data file {location!r} is {kind.name}; {kind.remedy}")
     if size < offset + length:
         raise ModelError(f"{where}: external data file {location!r} is too short; copy it again")

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.errors import DataError, OptionError
+from onnx_lowrank.file_kinds import other_kind
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -175,6 +176,9 @@ def _opened(path: Path) -> Iterator[Image]:
         raise
     # decoders of broken files raise what they like
     except Exception as error:
+        kind = other_kind(path)
+        if kind is not None and kind.remedy and kind.name != "a picture or document":
+            raise DataError(f"{path}: no image, but {kind.as_data()}") from error
         raise DataError(f"{path}: not an image, or truncated ({error}); remove it") from error
 
 

@@ -18,7 +18,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, checker, external_data_helper, numpy_helper
 
-from onnx_lowrank.errors import ModelError
+from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.external_data import (
     Place,
     check,
@@ -29,6 +29,7 @@ from onnx_lowrank.external_data import (
     place,
     refer,
 )
+from onnx_lowrank.file_kinds import other_kind
 from onnx_lowrank.files import atomic_write, atomic_writes
 from onnx_lowrank.protobuf import all_tensors
 from onnx_lowrank.scratch import Scratch
@@ -158,6 +159,8 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
             raise ModelError(f"{path}: larger than 2 GiB, which no ONNX file is; give the model")
         if not path.is_file():  # a pipe would block, a device never end
             raise ModelError(f"{path}: cannot be read (no plain file); give the model itself")
+        if (kind := other_kind(path)) is not None:
+            raise ModelError(f"{path}: no ONNX model, but {kind.as_model()}")
         proto.ParseFromString(path.read_bytes())
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
@@ -185,7 +188,8 @@ def save(model: Model, path: str | os.PathLike[str], *, source: Model | None = N
         Bytes written, external data included.
 
     Raises:
-        ModelError: ``path`` is the source itself, a folder, or cannot be written.
+        OptionError: ``path`` is the source itself, or a folder, or lies in none.
+        ModelError: it cannot be written.
     """
     target = check_output(path, source)
     if model.large or any(_locations(m) for m in (model, source) if m is not None):
@@ -209,30 +213,30 @@ def check_output(
         keep: other files of the run: its data, its other outputs. Those that are None are none.
 
     Raises:
-        ModelError: it is the input itself, the file of its weights, one to keep, a folder or a
+        OptionError: it is the input itself, the file of its weights, one to keep, a folder or a
             device, or its folder is absent or read-only.
     """
     target = Path(path)
     try:
         if source is not None and source.path is not None and _same_file(source.path, target):
-            raise ModelError(f"{target} is the input itself; name another output")
+            raise OptionError(f"{target} is the input itself; name another output")
         for file in () if source is None else _data_files(source):
             for ours in (target, *_data_paths(target, source)):
                 if _same_file(file, ours):
-                    raise ModelError(f"{ours} holds the input's weights; name another output")
+                    raise OptionError(f"{ours} holds the input's weights; name another output")
         for other in (Path(name) for name in keep if name is not None):
             if _same_file(other, target) or other.absolute() == target.absolute():
-                raise ModelError(f"{target} has another part in this run; name another output")
+                raise OptionError(f"{target} has another part in this run; name another output")
         if target.is_dir():
-            raise ModelError(f"{target} is a folder; name a file in it")
+            raise OptionError(f"{target} is a folder; name a file in it")
         if target.exists() and not target.is_file():
-            raise ModelError(f"{target} is no plain file; name another output")
+            raise OptionError(f"{target} is no plain file; name another output")
         if not target.parent.is_dir():
-            raise ModelError(f"{target.parent} does not exist; create it first")
+            raise OptionError(f"{target.parent} does not exist; create it first")
     except (OSError, ValueError) as error:
-        raise ModelError(f"{target}: cannot be written ({error}); name another output") from error
+        raise OptionError(f"{target}: cannot be written ({error}); name another output") from error
     if not os.access(target.parent, os.W_OK):
-        raise ModelError(f"{target.parent} is read-only; name another folder")
+        raise OptionError(f"{target.parent} is read-only; name another folder")
     return target
 
 

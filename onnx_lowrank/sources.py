@@ -27,6 +27,7 @@ from onnx_lowrank.archives import (
 )
 from onnx_lowrank.columns import REMEDY, Column, InputSpec, Rows, assemble
 from onnx_lowrank.errors import DataError
+from onnx_lowrank.file_kinds import other_kind
 from onnx_lowrank.images import ImageOptions, Picture, image_files
 from onnx_lowrank.user_code import python_function, read_all, user_code, user_feeds
 
@@ -144,7 +145,9 @@ class Loader:
                 )
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
-        raise DataError(f"{path}: not a source of samples; give {ACCEPTED}")
+        kind = other_kind(path)
+        known = "" if kind is None else f" ({kind.name})"
+        raise DataError(f"{path}: not a source of samples{known}; give {ACCEPTED}")
 
     def _archive(self, path: Path) -> Loaded:
         with Scratch() as scratch:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from onnx_lowrank._version import __version__
 from onnx_lowrank.curve_plot import check_picture
-from onnx_lowrank.errors import BudgetError, ModelError, OptionError
+from onnx_lowrank.errors import BudgetError, OptionError
 from onnx_lowrank.model import save
 from onnx_lowrank.report import Report
 from onnx_lowrank.run import Run
@@ -160,7 +160,7 @@ def swept(
         batch: whose latency is told; the next smaller one that the data allows.
 
     Raises:
-        OptionError: there are no targets.
+        OptionError: there are no targets, or the folder cannot be made.
         ModelError: a model cannot be written.
     """
     if not targets:
@@ -221,4 +221,4 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ModelError(f"{folder}: cannot be made ({error.strerror}); name another") from error
+        raise OptionError(f"{folder}: cannot be made ({error.strerror}); name another") from error

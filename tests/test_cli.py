@@ -143,8 +143,8 @@ def _narrow(a: list[str], folder: Path) -> list[str]:
         (lambda *_: ["squeeze"], 2, "squeeze"),
         (_set(1, "none.onnx"), 3, "none.onnx: no such file"),
         (_garbage, 3, "bad.onnx: not an ONNX model"),
-        (_onto_itself, 3, "is the input itself; name another output"),
-        (_set(2, "/no/such/folder/out.onnx"), 3, "/no/such/folder does not exist"),
+        (_onto_itself, 2, "is the input itself; name another output"),
+        (_set(2, "/no/such/folder/out.onnx"), 2, "/no/such/folder does not exist"),
         (_set(4, "none.npz"), 4, "none.npz"),
         (_narrow, 4, "'x'"),
         (_set(6, "macs=0.001"), 5, "these passes reach"),
@@ -183,7 +183,7 @@ def test_what_cannot_be_written_stops_before_the_work(
         arguments += ["--report", missing]
     else:
         arguments[2] = missing
-    fm.refused(arguments, capsys, 3, f"{tmp_path / 'no'} does not exist")
+    fm.refused(arguments, capsys, 2, f"{tmp_path / 'no'} does not exist")
 
 
 def test_interruption(

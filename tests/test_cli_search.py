@@ -193,9 +193,9 @@ def test_sweep_draws(sweep: list[str], tmp_path: Path, capsys: Capture) -> None:
         (["--budget", "flops"], 2, "--budget"),
         (["--target", "macs=0.5"], 2, "--target"),
         (["--plot", "a.pdf"], 2, ".png or .svg"),
-        (["--plot", "/no/such/a.svg"], 3, "/no/such does not exist"),
-        (["--json", "/no/such/a.json"], 3, "/no/such does not exist"),
-        (["--models", "/dev/null/models"], 3, "/dev/null/models: cannot be made"),
+        (["--plot", "/no/such/a.svg"], 2, "/no/such does not exist"),
+        (["--json", "/no/such/a.json"], 2, "/no/such does not exist"),
+        (["--models", "/dev/null/models"], 2, "/dev/null/models: cannot be made"),
         (["--ratios", "0.01"], 5, "these passes reach"),
     ],
 )

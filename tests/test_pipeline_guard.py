@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, helper
 
 from onnx_lowrank import cli, run
-from onnx_lowrank.errors import GuardError, ModelError
+from onnx_lowrank.errors import GuardError, OptionError
 from onnx_lowrank.guard import check_result
 from onnx_lowrank.pipeline import Result, compress
 from onnx_lowrank.validate import OutputCheck, Validation
@@ -84,7 +84,7 @@ def test_nothing_is_written_over_the_input(tmp_path: Path) -> None:
     path = tmp_path / "in.onnx"
     onnx.save(fm.classifier(), path)
     result = fm.quick_compress(path, calib={"x": X}, target="macs=0.6")
-    with pytest.raises(ModelError, match="is the input itself"):
+    with pytest.raises(OptionError, match="is the input itself"):
         result.save(path)
     assert isinstance(onnx.load(path), ModelProto)
 

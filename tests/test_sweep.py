@@ -142,7 +142,7 @@ def test_what_makes_no_sense(tiny: Path, tmp_path: Path) -> None:
         with pytest.raises(OptionError, match=part):
             quick_sweep(tiny / "tiny.onnx", **options)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ModelError, match=r"file: cannot be made .*; name another"):
+    with pytest.raises(OptionError, match=r"file: cannot be made .*; name another"):
         quick_sweep(tiny / "tiny.onnx", folder=tmp_path / "file")
 
 

@@ -104,17 +104,18 @@ class RankRule:
             raise ValueError(
                 f"rank rule {text!r} is none of fixed=32, ratio=0.5, energy=0.95, error=0.01, evbmf"
             )
-        if not equals:
-            return cls(kind)
-        if kind != "fixed":
+        value = 0.0
+        if equals and kind != "fixed":
             try:
-                return cls(kind, fraction(number))
+                value = fraction(number)
             except ValueError as error:
                 raise ValueError(f"rank rule {text!r}: {error}") from None
-        try:
-            return cls(kind, float(number))
-        except ValueError:
-            raise ValueError(f"rank rule {text!r}: {number!r} is no number") from None
+        elif equals:
+            try:
+                value = float(number)
+            except ValueError:
+                raise ValueError(f"rank rule {text!r}: {number!r} is no number") from None
+        return cls(kind, value)
 
     def __str__(self) -> str:
         number = int(self.value) if float(self.value).is_integer() else self.value

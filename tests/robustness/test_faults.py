@@ -240,7 +240,7 @@ def refused(folder: Path, capsys: Capture, out: str, message: str) -> None:
     arguments = compression(folder, out=out)
     before = digests(folder, *INPUTS)
     names = {p.name for p in folder.iterdir()}
-    fm.refused(arguments, capsys, 3, message)
+    fm.refused(arguments, capsys, 2, message)
     assert digests(folder, *INPUTS) == before
     assert {p.name for p in folder.iterdir()} == names
 
@@ -263,11 +263,11 @@ def test_outputs_do_not_replace_the_data_or_each_other(tmp_path: Path, capsys: C
     (tmp_path / "data.npz").write_bytes(fm.DIGITS.read_bytes())
     before = digests(tmp_path, "data.npz")
     arguments[4] = str(tmp_path / "data.npz")
-    fm.refused(arguments, capsys, 3, "data.npz has another part in this run; name another")
+    fm.refused(arguments, capsys, 2, "data.npz has another part in this run; name another")
     arguments[2] = str(tmp_path / "out.onnx")
     for report in ("data.npz", "out.onnx"):
         argv = [*arguments, "--report", str(tmp_path / report)]
-        fm.refused(argv, capsys, 3, f"{report} has another part in this run; name another")
+        fm.refused(argv, capsys, 2, f"{report} has another part in this run; name another")
     assert digests(tmp_path, "data.npz") == before
     assert {p.name for p in tmp_path.iterdir()} == {*INPUTS, "data.npz"}
 

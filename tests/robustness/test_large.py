@@ -19,7 +19,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnx_lowrank import model as model_module
 from onnx_lowrank import runtime as runtime_module
-from onnx_lowrank.errors import ModelError
+from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.external_data import Place, layout, place, refer
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.inspection import inspect
@@ -261,7 +261,7 @@ def test_no_file_of_the_input_is_written_to(tmp_path: Path) -> None:
     """Files of the input that have the names of those of the output."""
     names = {"w0": "small.onnx.w", "w1": "w"}
     path = placed(tmp_path, lambda w: names.get(w, "w"))
-    with pytest.raises(ModelError, match="holds the input's weights; name another output"):
+    with pytest.raises(OptionError, match="holds the input's weights; name another output"):
         check_output(path.parent / "small.onnx", load(path))
 
 
