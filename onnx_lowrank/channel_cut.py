@@ -217,7 +217,7 @@ def _reading(graph: Graph, node: Node) -> tuple[int, int, int]:
         transposed = [graph.attribute(node, k, 0) for k in ("transA", "transB")]
         return 0, 0 if transposed[0] else 1, 1 if transposed[1] else 0
     if node.op == "MatMul":
-        return (1, -2, 1) if graph.is_constant(node.inputs[0].name) else (0, -1, 0)
+        return (1, -2, -1) if graph.is_constant(node.inputs[0].name) else (0, -1, -2)
     return 0, 2, 2  # recurrent
 
 

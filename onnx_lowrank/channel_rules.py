@@ -95,12 +95,15 @@ def _matmul(flow: Flow, node: Node) -> Outputs:
     at = 0 if left else 1
     shape = _weight(flow, node, at)
     x, y, axis = operand_name(node, 1 - at), operand_name(node, 0, out=True), -2 if left else -1
-    if len(shape) != 2 or (left and len(flow.shape(x)) < 2):
+    axes = len(shape)
+    if axes < 2 or any(size != 1 for size in shape[:-2]):
         raise UnknownOperatorError("a product that is no matrix")
+    if (left or axes > 2) and len(flow.shape(x)) < axes:
+        raise UnknownOperatorError("a product with more axes than its input")
     inputs = flow.vector(x, axis, f"channels on another axis of {label(node)}")
-    outputs = flow.atoms.fresh(shape[0 if left else 1])
-    flow.operand(node, at, _along(outputs, 0 if left else 1, 2), "rows")
-    flow.operand(node, at, _along(inputs, 1 if left else 0, 2), "columns")
+    outputs = flow.atoms.fresh(shape[-2 if left else -1])
+    flow.operand(node, at, _along(outputs, axes - (2 if left else 1), axes), "rows")
+    flow.operand(node, at, _along(inputs, axes - (1 if left else 2), axes), "columns")
     _tie_shared(flow, operand_name(node, at), outputs, inputs, (node.op, left))
     return [flow.spread(y, axis, outputs)]
 

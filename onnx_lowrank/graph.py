@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,7 +21,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 from onnx_lowrank.constants import Constants
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.external_data import place
-from onnx_lowrank.graph_protos import edited, overridable, part
+from onnx_lowrank.graph_protos import edited, inferred_extents, overridable, part
 from onnx_lowrank.heritage import Names, heir, inherited, renamed, with_annotations
 from onnx_lowrank.model import SMALLEST_EXTERNAL, Model
 from onnx_lowrank.protobuf import (
@@ -125,6 +126,20 @@ class Graph:
         found = self._tensors.get(tensor)
         shape = getattr(found, "shape", None)
         return None if shape is None else len(shape)
+
+    def extents(self, tensor: str) -> tuple[int | None, ...] | None:
+        """Extent of each axis of ``tensor``, None where it is dynamic; None if nothing is known.
+
+        What the model does not say is inferred.
+        """
+        found = self._tensors.get(tensor)
+        shape = getattr(found, "shape", None)
+        inferred = self._inferred.get(tensor)
+        if shape is None or (inferred is not None and len(inferred) != len(shape)):
+            return inferred
+        stated = [d if isinstance(d, int) and d >= 0 else None for d in shape]
+        more = inferred or (None,) * len(stated)
+        return tuple(i if s is None else s for s, i in zip(stated, more, strict=True))
 
     def attribute(self, node: Node, name: str, default: Any = None) -> Any:
         """An attribute of ``node``."""
@@ -362,6 +377,10 @@ class Graph:
                     yield node.outputs[0].name, values.shape, element
 
     # -- inside ----------------------------------------------------------------------------------
+
+    @cached_property
+    def _inferred(self) -> dict[str, tuple[int | None, ...]]:
+        return inferred_extents(self.model.proto)
 
     def _tensor(self, name: str) -> Any:
         if name not in self._tensors:

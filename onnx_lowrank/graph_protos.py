@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, shape_inference
 
+from onnx_lowrank.constants import SHAPE_LIKE
 from onnx_lowrank.protobuf import copy_field, reads, value_info
 
-__all__ = ["edited", "overridable", "part"]
+__all__ = ["edited", "inferred_extents", "overridable", "part"]
 
 #: an initializer by name, of the original or of an edit; None for other tensors
 _Constants = Callable[[str], TensorProto | None]
@@ -25,6 +27,33 @@ def overridable(source: ModelProto) -> set[str]:
     if source.ir_version < _UNLISTED:
         return set()
     return {i.name for i in source.graph.input} & {t.name for t in source.graph.initializer}
+
+
+def inferred_extents(source: ModelProto) -> dict[str, tuple[int | None, ...]]:
+    """Extents of the tensors of the main graph as ONNX infers them; None where one is dynamic."""
+    skeleton = ModelProto(ir_version=max(source.ir_version, _UNLISTED))
+    skeleton.opset_import.extend(source.opset_import)
+    skeleton.functions.extend(source.functions)
+    graph = skeleton.graph
+    graph.name = "skeleton"
+    graph.node.extend(source.graph.node)
+    graph.output.extend(source.graph.output)
+    graph.value_info.extend(source.graph.value_info)
+    large = [t for t in source.graph.initializer if math.prod(t.dims) > SHAPE_LIKE]
+    graph.initializer.extend(t for t in source.graph.initializer if math.prod(t.dims) <= SHAPE_LIKE)
+    names = {t.name for t in large}
+    graph.input.extend(i for i in source.graph.input if i.name not in names)
+    graph.input.extend(value_info(t.name, t.data_type, t.dims) for t in large)
+    try:
+        found = shape_inference.infer_shapes(skeleton, data_prop=True).graph
+    except Exception:  # a node that does not fit its inputs must not stop the rest
+        found = graph
+    return {
+        v.name: tuple(d.dim_value if d.dim_value > 0 else None for d in shape.dim)
+        for v in (*found.input, *found.value_info, *found.output)
+        if v.type.tensor_type.HasField("shape")
+        for shape in [v.type.tensor_type.shape]
+    }
 
 
 def edited(

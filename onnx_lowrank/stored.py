@@ -81,7 +81,8 @@ def _stored_weight(layer: Layer, stage: Stage, renewed: bool) -> Array:
         return turned(stage.weight, stage.groups) if stage.geometry.transposed else stage.weight
     if layer.op == "Gemm" and (not renewed or layer.nodes[0].attrs.get("transB", 0)):
         return stage.weight
-    return stage.weight if multiplies_left(layer) else stage.weight.T
+    matrix = stage.weight if multiplies_left(layer) else stage.weight.T
+    return matrix.reshape((1,) * layer.unit_axes + matrix.shape) if renewed else matrix
 
 
 def _stored_bias(layer: Layer, bias: Array) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -9,12 +11,15 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from onnx_lowrank.base import Factorization
+from onnx_lowrank.chain import Chain
 from onnx_lowrank.geometry import ConvGeometry
+from onnx_lowrank.layers import find_layers
 from onnx_lowrank.moments import Accumulator, Moments, relative_error
 from onnx_lowrank.passes import ChannelSvd, Cp, SpatialSvd, Svd, Tucker2
 from tests.support import (
     assert_identity_at_full_rank,
     conv_example,
+    graph_of,
     make_model,
     only_layer,
     quick,
@@ -95,6 +100,48 @@ def test_auto_pad(auto_pad: str) -> None:
     proto = make_model([node], {"x": [None, 3, None, None]}, ["y"], {"w": weight})
     feed = {"x": rng(1).normal(size=(2, 3, 5, 6)).astype(np.float32)}
     assert_identity_at_full_rank(ChannelSvd(), proto, feed, 0)
+
+
+def reaching(output_shape: list[int], auto_pad: str, size: list[int | None], **attrs: Any) -> Any:
+    weight = rng(0).normal(size=(3, 4, 3, 4)).astype(np.float32)
+    node = helper.make_node(
+        "ConvTranspose", ["x", "w"], ["y"], name="conv", auto_pad=auto_pad,
+        output_shape=output_shape, **{"strides": [2, 3]} | attrs,
+    )  # fmt: skip
+    return make_model([node], {"x": [None, 3, *size]}, ["y"], {"w": weight})
+
+
+@pytest.mark.parametrize("auto_pad", ["NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"])
+@pytest.mark.parametrize("output_shape", [[11, 19], [10, 18], [8, 16], [9, 17], [12, 21]])
+def test_output_shape(auto_pad: str, output_shape: list[int]) -> None:
+    """The pads follow from the size; beyond what the kernel reaches there is output padding."""
+    proto = reaching(output_shape, auto_pad, [5, 6])
+    feed = {"x": rng(1).normal(size=(2, 3, 5, 6)).astype(np.float32)}
+    assert run(proto, feed)["y"].shape[2:] == tuple(output_shape)
+    for factorization in (ChannelSvd(), SpatialSvd()):
+        assert_identity_at_full_rank(factorization, proto, feed, 0)
+
+
+def test_output_shape_with_output_padding() -> None:
+    proto = reaching([11, 19], "NOTSET", [5, 6], output_padding=[1, 1], dilations=[2, 1])
+    feed = {"x": rng(1).normal(size=(2, 3, 5, 6)).astype(np.float32)}
+    assert_identity_at_full_rank(SpatialSvd(), proto, feed, 0)
+
+
+def test_output_shape_of_a_dynamic_input_is_left_alone() -> None:
+    (layer,) = find_layers(graph_of(reaching([11, 19], "NOTSET", [5, None])))[1]
+    assert layer.reason.startswith("its output_shape fixes the pads by the size of its input")
+
+
+def test_output_shape_behind_tensors_of_inferred_size() -> None:
+    proto = reaching([11, 19], "NOTSET", [5, 6])
+    proto.graph.node[0].input[0] = "r"
+    proto.graph.node.insert(0, helper.make_node("Relu", ["x"], ["r"]))
+    feed = {"x": rng(1).normal(size=(2, 3, 5, 6)).astype(np.float32)}
+    wanted = run(proto, feed)["y"]
+    layer = only_layer(proto)
+    got = run(replaced(proto, "conv", Chain((layer.stage,))), feed)["y"]
+    assert relative(wanted, got) < 1e-6
 
 
 def test_macs_are_counted_at_the_input() -> None:

@@ -50,11 +50,12 @@ def convolution(graph: Graph, node: Node, name: str) -> Layer:
         auto_pad=auto_pad,
     )
     if transposed:
-        if graph.attribute(node, "output_shape"):
-            raise NotLinear("its output_shape fixes the pads by the size of the input")
         if any(geometry.kernel[a] == 1 and geometry.strides[a] > 1 for a in range(axes)):
             raise NotLinear("its stride leaves gaps that no tap fills")
         geometry = _transposed(geometry, ints("output_padding", 0))
+        if graph.attribute(node, "output_shape"):
+            extents = graph.extents(node.inputs[0].name)
+            geometry = _reaching(geometry, ints("output_shape", 0), extents, auto_pad)
     weight_name, bias_name = node.inputs[1].name, operand_name(node, 2)
     if bias_name:
         constant_of(graph, bias_name, "bias")
@@ -87,6 +88,41 @@ def turned(weight: Array, groups: int) -> Array:
     grouped = weight.reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)
     plain: Array = np.flip(grouped, tuple(range(3, grouped.ndim)))
     return plain.reshape(-1, *plain.shape[2:])
+
+
+def _reaching(
+    geometry: ConvGeometry,
+    wanted: tuple[int, ...],
+    extents: tuple[int | None, ...] | None,
+    auto_pad: str,
+) -> ConvGeometry:
+    """The geometry of a transposed convolution whose ``output_shape`` decides on its pads.
+
+    Args:
+        geometry: without these pads.
+        wanted: extents of the output.
+        extents: of the input, batch and channels included.
+        auto_pad: on which side the smaller part of an odd pad goes.
+
+    Raises:
+        NotLinear: the input has no fixed size, or the output cannot have this one.
+    """
+    sizes = [n for n in (extents or ())[2:] if n is not None]
+    if len(sizes) != geometry.axes:
+        raise NotLinear(
+            "its output_shape fixes the pads by the size of its input, which is dynamic; "
+            "give the input a fixed size"
+        )
+    plain = replace(geometry, pads=(0,) * len(geometry.pads))
+    excess = [n - w for n, w in zip(plain.output_spatial(sizes), wanted, strict=True)]
+    more = [o + max(-e, 0) for o, e in zip(geometry.output_padding, excess, strict=True)]
+    most = [max(s, d) for s, d in zip(geometry.strides, geometry.dilations, strict=True)]
+    if any(m >= limit for m, limit in zip(more, most, strict=True)):
+        raise NotLinear("its output_shape is larger than its kernel reaches")
+    small = [max(e, 0) // 2 for e in excess]
+    large = [max(e, 0) - s for e, s in zip(excess, small, strict=True)]
+    pads = (*small, *large) if auto_pad == "SAME_UPPER" else (*large, *small)
+    return replace(plain, pads=pads, output_padding=tuple(more))
 
 
 def _transposed(geometry: ConvGeometry, output_padding: tuple[int, ...]) -> ConvGeometry:

@@ -29,10 +29,11 @@ _OTHER_OPS = {
                "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 }  # fmt: skip
 #: What ONNX Runtime's graph optimisations leave of layers, in its own domains.
-_OPTIMISED = "it was fused by ONNX Runtime; run before ONNX Runtime's layout optimisation"
 _OTHER_OPS |= dict.fromkeys(
-    ("FusedConv", "FusedGemm", "FusedMatMul", "NhwcConv", "NhwcFusedConv"), _OPTIMISED
+    ("FusedConv", "FusedGemm", "FusedMatMul", "NhwcConv", "NhwcFusedConv"),
+    "it was fused by ONNX Runtime; give the model from before that to have it compressed",
 )
+_OPTIMISED = "it has the blocked layout that ONNX Runtime gives layers for one kind of machine"
 _LAYOUT_DOMAIN = "com.microsoft.nchwc"
 
 
@@ -66,7 +67,7 @@ def find_layers(graph: Graph) -> tuple[list[Layer], list[Ineligible]]:
 
 
 def refuse_optimised(others: Iterable[Ineligible]) -> None:
-    """Refuse a model that ONNX Runtime has rewritten for its own kernels.
+    """Refuse a model that ONNX Runtime has laid out for its own kernels.
 
     Layers in its blocked layouts have no MACs that could be counted, so no budget would be right.
 
@@ -76,5 +77,6 @@ def refuse_optimised(others: Iterable[Ineligible]) -> None:
     found = [o for o in others if o.reason == _OPTIMISED]
     if found:
         raise ModelError(
-            f"{found[0].op} {found[0].name!r}: {_OPTIMISED}, and give the model from before it"
+            f"{found[0].op} {found[0].name!r}: {_OPTIMISED}; "
+            "give the model from before ONNX Runtime's layout optimisation"
         )

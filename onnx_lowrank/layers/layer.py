@@ -38,6 +38,7 @@ class Layer:
         bias_shape: of the bias in the file, where it is an operand of an Add.
         directions: of a recurrent node; its rows are (direction, gate, hidden).
         bias_size: elements of the bias in the file, where one stands for all outputs.
+        unit_axes: axes of extent 1 that the weight of a MatMul has in front of its matrix.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Layer:
     _load: Callable[[], tuple[Array, Array | None]]
     directions: int = 1
     bias_size: int | None = None
+    unit_axes: int = 0
 
     @property
     def stage(self) -> Stage:

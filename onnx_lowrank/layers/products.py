@@ -74,6 +74,8 @@ def gemm(graph: Graph, node: Node, name: str) -> Layer:
 def matmul(graph: Graph, node: Node, name: str) -> Layer:
     """``x W`` or ``W x``, with the Add of a bias that follows it and nothing else.
 
+    A weight ``(1, ..., K, N)`` is a matrix where the input has as many axes.
+
     Raises:
         NotLinear: no operand, or each, is a constant; or the weight is no matrix.
     """
@@ -90,9 +92,13 @@ def matmul(graph: Graph, node: Node, name: str) -> Layer:
         raise NotLinear("its input is a vector")
     weight = weight_of(graph, node, 0 if left else 1)
     weight_name = node.inputs[0 if left else 1].name
-    if weight.ndim != 2:
+    if weight.ndim < 2 or any(size != 1 for size in weight.shape[:-2]):
         raise NotLinear(f"weight has {weight.ndim} axes; a matrix has 2")
-    shape = weight.shape if left else weight.shape[::-1]
+    ahead = graph.extents(node.inputs[1 if left else 0].name) if weight.ndim > 2 else None
+    if weight.ndim > 2 and len(ahead or ()) < weight.ndim:
+        raise NotLinear("its weight has more axes than its input, as far as the model says")
+    rows, columns = weight.shape[-2:]
+    shape = (rows, columns) if left else (columns, rows)
     axis = -2 if left else -1
     nodes: tuple[Node, ...] = (node,)
     output: str = node.outputs[0].name
@@ -109,7 +115,7 @@ def matmul(graph: Graph, node: Node, name: str) -> Layer:
             nodes, output, bias_name = (node, add), add.outputs[0].name, operand
 
     def read() -> tuple[Array, Array | None]:
-        values = constant_of(graph, weight_name, "weight")
+        values = constant_of(graph, weight_name, "weight").reshape(rows, columns)
         matrix = values if left else values.T
         if bias_name is None:
             return matrix, None
@@ -129,6 +135,7 @@ def matmul(graph: Graph, node: Node, name: str) -> Layer:
         bias_shape=bias_shape,
         _load=read,
         bias_size=bias_size,
+        unit_axes=weight.ndim - 2,
     )
 
 
