@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from scipy.linalg import LinAlgError, svdvals
@@ -12,7 +12,7 @@ from scipy.linalg import LinAlgError, svdvals
 from onnx_lowrank.base import Decomposition, Factorization, Unfolded
 from onnx_lowrank.blas import blas_for
 from onnx_lowrank.chain import Chain, Rank
-from onnx_lowrank.choices import Candidate, Choice
+from onnx_lowrank.choices import Candidate, Choice, reweighed, without_chains
 from onnx_lowrank.cost import layer_cost
 from onnx_lowrank.errors import PlanError
 from onnx_lowrank.layers import Layer
@@ -28,14 +28,33 @@ __all__ = ["Proposals", "cut_candidate", "make_choices", "selected"]
 _NODE_BYTES = 400
 
 
+@dataclass(frozen=True)
 class Proposals:
-    """Choices for the planner, and why passes left layers alone."""
+    """All ways that passes found to write the layers of one model.
 
-    def __init__(self) -> None:
-        self.choices: list[Choice] = []
-        self.skips: dict[str, list[str]] = {}
-        #: by layer, the shapes of every candidate but the first
-        self.outlines: dict[str, list[Chain]] = {}
+    Attributes:
+        choices: one for each layer, in the order of the layers.
+        skips: by layer name, why passes left it alone.
+        outlines: by layer name, chains of the right shapes for every candidate but the first,
+            which is the layer itself.
+    """
+
+    choices: tuple[Choice, ...]
+    skips: Mapping[str, tuple[str, ...]]
+    outlines: Mapping[str, tuple[Chain, ...]]
+
+    def weighed(self, factors: Mapping[str, float]) -> Proposals:
+        """The same with the weights of layers, by name, multiplied by factors."""
+        return replace(self, choices=tuple(reweighed(self.choices, factors)))
+
+    def keeping(self, layers: Iterable[str], reason: str) -> Proposals:
+        """The same where some layers can only be kept as they are, for a reason that is told."""
+        kept = frozenset(layers)
+        return Proposals(
+            tuple(without_chains(self.choices, kept)),
+            {**self.skips, **dict.fromkeys(kept, (reason,))},
+            {name: () if name in kept else found for name, found in self.outlines.items()},
+        )
 
 
 def selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> str | None:
@@ -70,20 +89,23 @@ def make_choices(
         progress: is told of every layer.
         rule: where it gives the ranks itself (``fixed``, ``evbmf``), only these are candidates.
     """
-    proposals = Proposals()
+    choices: list[Choice] = []
+    skips: dict[str, tuple[str, ...]] = {}
+    outlines: dict[str, tuple[Chain, ...]] = {}
     with progress.task("plan", len(layers)) as advance:
         for layer in layers:
             with blas_for(layer.patch):
-                choice = _choice(
-                    layer, passes, moments[layer.name], shapes, metric, proposals, rule
+                choice, reasons, found = _choice(
+                    layer, passes, moments[layer.name], shapes, metric, rule
                 )
                 total = totals.get(layer.name, 0.0)
                 if total > 0:
                     energy = moments[layer.name].energy(layer.stage.matrices)
                     choice = replace(choice, weight=energy / total)
-            proposals.choices.append(choice)
+            choices.append(choice)
+            skips[layer.name], outlines[layer.name] = tuple(reasons), tuple(found)
             advance(1)
-    return proposals
+    return Proposals(tuple(choices), skips, outlines)
 
 
 def cut_candidate(
@@ -120,9 +142,9 @@ def _choice(
     moments: Moments,
     shapes: Mapping[str, tuple[int, ...]],
     metric: str,
-    proposals: Proposals,
     rule: RankRule | None,
-) -> Choice:
+) -> tuple[Choice, list[str], list[Chain]]:
+    """The choice of one layer, why passes left it alone, and the outlines of its candidates."""
     shape = shapes[layer.input]
     whole = layer_cost(layer, shapes)
     costs = {"macs": whole.macs, "params": whole.parameters, "size": whole.bytes}
@@ -130,8 +152,8 @@ def _choice(
     effort = time_in_macs(Chain((layer.stage,)), shape) if metric == "macs" else cost
     keep = Candidate("", "", 0, 0.0, cost, effort, whole.macs, whole.parameters, whole.bytes)
     found = [keep]
-    reasons = proposals.skips.setdefault(layer.name, [])
-    outlines = proposals.outlines.setdefault(layer.name, [])
+    reasons: list[str] = []
+    outlines: list[Chain] = []
     for factorization in passes:
         if layer.op not in factorization.ops:
             continue
@@ -156,7 +178,7 @@ def _choice(
             reasons.append(f"{factorization.name}: no rank saves anything")
     if passes and not reasons and len(found) == 1:
         reasons.append(f"no pass is for {layer.op}")
-    return Choice(layer.name, tuple(found))
+    return Choice(layer.name, tuple(found)), reasons, outlines
 
 
 def _ranks(decomposition: Decomposition, rule: RankRule | None) -> Iterable[Rank]:

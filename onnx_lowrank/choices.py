@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnx_lowrank.chain import Rank
@@ -17,6 +17,7 @@ __all__ = [
     "loss_of",
     "recosted",
     "reweighed",
+    "without_chains",
 ]
 
 
@@ -90,6 +91,11 @@ def recosted(choices: Sequence[Choice], metric: str) -> list[Choice]:
 def reweighed(choices: Sequence[Choice], factors: Mapping[str, float]) -> list[Choice]:
     """The same choices with the weights of layers, by name, multiplied by factors."""
     return [replace(c, weight=c.weight * factors.get(c.layer, 1.0)) for c in choices]
+
+
+def without_chains(choices: Sequence[Choice], layers: Collection[str]) -> list[Choice]:
+    """The same choices where the layers named can only be kept as they are."""
+    return [replace(c, candidates=c.candidates[:1]) if c.layer in layers else c for c in choices]
 
 
 def by_rule(choices: Sequence[Choice], rule: RankRule) -> list[Candidate]:

@@ -105,6 +105,11 @@ class LatencyTable:
         return self._network
 
     @property
+    def empty(self) -> bool:
+        """Whether no time of a layer or chain is known, so that none can be predicted either."""
+        return not self._samples
+
+    @property
     def samples(self) -> list[Sample]:
         """All that was measured."""
         return [sample for found in self._samples.values() for sample in found]
@@ -119,7 +124,7 @@ class LatencyTable:
                 equal shape have equal places.
 
         Raises:
-            ModelError: the network does not run, or none of its layers by itself.
+            ModelError: the network does not run.
         """
         start = self._clock()
         places, chains, uses = _distinct(wanted)
@@ -139,8 +144,6 @@ class LatencyTable:
         finally:
             if self._cache is not None:
                 self._cache.save()
-        if not self._samples:
-            raise ModelError("no layer runs by itself in ONNX Runtime: its time is not known")
         self._fits = {}
         spent = self._clock() - start
         return Coverage(measured, cached, total - cached - measured, spent)
@@ -149,10 +152,15 @@ class LatencyTable:
         """The time of ``chain`` in ``place``; what was not measured is predicted.
 
         :meth:`measure` comes first.
+
+        Raises:
+            ModelError: the table is :attr:`empty`.
         """
         seconds = self._known.get(place.key, {}).get(chain_key(chain))
         if seconds is not None:
             return Estimate(seconds, True)
+        if self.empty:
+            raise ModelError("no layer runs by itself in ONNX Runtime, so no time is known")
         if place.key not in self._fits:
             own = self._samples.get(place.key, [])
             others = [s for key, found in self._samples.items() if key != place.key for s in found]

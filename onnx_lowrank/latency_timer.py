@@ -23,6 +23,7 @@ from onnx_lowrank.errors import ModelError
 from onnx_lowrank.latency_probe import Place, probe
 from onnx_lowrank.model import Model
 from onnx_lowrank.runtime import Feed, Runtime, Session
+from onnx_lowrank.validate import LatencyPair, measure_latency
 
 __all__ = ["RuntimeTimer", "Timer"]
 
@@ -32,6 +33,9 @@ _SECONDS = 0.04
 #: seconds of one turn; turns at the least, and where a network takes part
 _TURN, _TURNS, _NETWORK_TURNS = 0.005, 3, 15
 
+#: seconds for two whole models on one feed
+_PAIR = 1.0
+
 #: seconds that a clock of processor time must tell apart
 _FINE = 1e-6
 
@@ -39,7 +43,7 @@ Clock = Callable[[], float]
 
 
 class Timer(Protocol):
-    """Takes times; the table decides of what."""
+    """Takes all times that a run decides by; tests pass one whose times are written down."""
 
     def layers(
         self, model: Model, feed: Feed, places: Sequence[Place]
@@ -54,6 +58,11 @@ class Timer(Protocol):
 
         None stands for what does not run by itself.
         """
+
+    def models(
+        self, reference: Model, new: Model, feeds: Sequence[tuple[int, Feed]]
+    ) -> tuple[LatencyPair, ...]:
+        """Times of two whole models on each ``(batch, feed)``."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,12 @@ class RuntimeTimer:
         best = _alternate(running, _SECONDS * len(running), _TURNS, self._clock)
         parts = iter(best[1:] / best[0])
         return [None if o is None else float(next(parts)) for o in opened[1:]]
+
+    def models(
+        self, reference: Model, new: Model, feeds: Sequence[tuple[int, Feed]]
+    ) -> tuple[LatencyPair, ...]:
+        """See :class:`Timer`."""
+        return measure_latency(reference, new, feeds, self.runtime, seconds=_PAIR)
 
     @property
     def _clock(self) -> Clock:

@@ -146,12 +146,24 @@ def compress(
     run = Run(model, parse_list(passes), data, runtime, timing, progress, repair)
     run.choose_layers(include, exclude)
     if requirement is None:
-        planned, made = weighed_plan(run, asked, rounds)
-        built = made if made is not None else run.build(planned)
-        return _finished(run, run.paying(asked, built), force)
+        return compressed(run, asked, rounds, force)
     found = smallest_within(run, asked, requirement)
-    said = [requirement.understood, found.text(requirement)]
-    return _finished(run, found.built, force, said)
+    notes = [*found.planned.notes, requirement.understood, found.text(requirement)]
+    return _finished(run, found.built, force, notes)
+
+
+def compressed(run: Run, target: Target, rounds: int | None, force: bool) -> Result:
+    """Plan a run to a target, build the model, take back what does not pay, and report.
+
+    Args: as of :func:`compress`.
+
+    Raises:
+        OptionError, ModelError, DataError, BudgetError, GuardError, ValidationError.
+    """
+    planned, made = weighed_plan(run, target, rounds)
+    built = made if made is not None else run.build(planned.plan)
+    planned, built = run.paying(planned, built)
+    return _finished(run, built, force, planned.notes)
 
 
 def plan(
@@ -189,7 +201,7 @@ def plan(
     runtime = Runtime(provider, threads)
     run = Run(model, parse_list(passes), data, runtime, timing, progress, repair)
     run.choose_layers(include, exclude)
-    return weighed_plan(run, asked, rounds)[0]
+    return weighed_plan(run, asked, rounds)[0].plan
 
 
 def apply(

@@ -6,19 +6,20 @@ prepare -> (prune) -> propose -> plan
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from copy import copy
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from onnx_lowrank.candidates import Proposals, make_choices
-from onnx_lowrank.choices import Candidate, Choice, by_rule, loss_of, recosted, reweighed
+from onnx_lowrank.choices import Candidate, Choice, by_rule, loss_of, recosted
 from onnx_lowrank.cost import cost_of, model_cost, other_cost
 from onnx_lowrank.decide import choose, decide
 from onnx_lowrank.errors import BudgetError, OptionError
-from onnx_lowrank.model import Model
-from onnx_lowrank.plan import GroupDecision, Plan
+from onnx_lowrank.latency_timer import Timer
+from onnx_lowrank.plan import Decision, GroupDecision, Plan
 from onnx_lowrank.plan_checks import kept_by
+from onnx_lowrank.planned import Planned
 from onnx_lowrank.preparation import Prepared, measured_shapes
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.prune_plan import Budget
@@ -36,6 +37,9 @@ __all__ = ["Planning"]
 
 #: a loss of all layers that is so little for each needs no pruning to be less
 _LITTLE = 0.01
+
+#: factors on the weights of layers where all are to count alike
+_EQUAL: Mapping[str, float] = MappingProxyType({})
 
 
 class Planning(Workbench):
@@ -58,21 +62,28 @@ class Planning(Workbench):
         timing: TimingOptions,
         progress: Progress | None,
         repair: str = DEFAULT_REPAIR,
+        timer: Timer | None = None,
     ) -> None:
         self.repair = check_repair(repair)
-        super().__init__(model, passes, data, runtime, timing, progress)
-        self._proposed: dict[Any, tuple[Proposals, Timed | None]] = {}
-        self._last: Any = None  # of these
-        #: on the weights of layers, by name
-        self.factors: Mapping[str, float] = {}
-        self._notes: dict[str, list[str]] = {}  # by digest of the plan
+        super().__init__(model, passes, data, runtime, timing, progress, timer)
+        # both by channels, metric and rule: what they hold depends on nothing else
+        self._proposed: dict[Any, Proposals] = {}
+        self._timed: dict[Any, Timed] = {}
 
-    def plan(self, target: Target, seconds: float | None = None) -> Plan:
-        """A decision for every layer and group of channels.
+    def plan(
+        self,
+        target: Target,
+        weights: Mapping[str, float] = _EQUAL,
+        time: float | None = None,
+    ) -> Planned:
+        """A decision for every layer and group of channels, and what it was chosen from.
 
         Args:
             target: what is asked for.
-            seconds: nanoseconds to plan for instead of the target's part of the original's time.
+            weights: factors on the weights of layers, by name; 1 for others. Ranks are chosen by
+                them. How much is pruned does not depend on them: what pruning loses cannot be
+                weighed alike.
+            time: nanoseconds to plan for instead of the target's part of the original's time.
 
         Raises:
             BudgetError: the target is out of reach.
@@ -80,14 +91,38 @@ class Planning(Workbench):
         kept, groups = self._prune(target)
         work = self.cut(kept)[0]
         proposals, timed = self._propose(work, kept, target)
+        weights = MappingProxyType(dict(weights))
         with self.clock("plan"):
-            chosen = self._choose(work, proposals, timed, target, seconds)
-            decisions = decide(self.prepared, work, chosen, proposals)
-        return Plan(
+            decisions = self._decided(work, proposals, timed, target, weights, time)
+        plan = Plan(
             self.source.digest, self.data.digest, str(target), self.seed,
             self.samples, self.passes.specs, tuple(decisions), tuple(groups),
             self.repair,
         )  # fmt: skip
+        return Planned(plan, target, proposals, timed, weights, time)
+
+    def plan_keeping(self, planned: Planned, layers: Collection[str], reason: str) -> Planned:
+        """Choose again from what a plan was chosen from, some layers being kept as they are.
+
+        The channels that the plan takes out stay the same.
+
+        Args:
+            planned: the plan that it takes the place of.
+            layers: names of those to keep.
+            reason: that their decisions give.
+
+        Raises:
+            BudgetError: the target is out of reach without them.
+        """
+        work = self.cut(kept_by(planned.plan))[0]
+        proposals = planned.proposals.keeping(layers, reason)
+        timed = planned.timed and planned.timed.keeping(layers)
+        with self.clock("plan"):
+            decisions = self._decided(
+                work, proposals, timed, planned.target, planned.weights, planned.time
+            )
+        plan = replace(planned.plan, decisions=tuple(decisions))
+        return replace(planned, plan=plan, proposals=proposals, timed=timed)
 
     def _prune(self, target: Target) -> tuple[Kept, list[GroupDecision]]:
         """Channels that stay, and a decision for every group where pruning was considered."""
@@ -118,7 +153,10 @@ class Planning(Workbench):
         return target.rule is not None or self.data.calibration is None or self.source.large
 
     def _unpruned_loss(self, target: Target) -> float:
-        """Predicted, where factorizations make up the whole budget; infinite out of reach."""
+        """Predicted, where factorizations make up the whole budget; infinite out of reach.
+
+        All layers weigh alike, as in the loss of pruning that it is compared with.
+        """
         counted = Target(((target.metric, target.ratio),))
         proposals, _ = self._propose(self.prepared, {}, counted)
         try:
@@ -169,40 +207,31 @@ class Planning(Workbench):
                 )  # fmt: skip
             # plans that may prune ask for the whole model first; of pruned ones the last is kept
             self._proposed = {k: v for k, v in self._proposed.items() if not k[0]}
-            self._proposed[key] = proposals, None
-        self._last = key
-        if target.latency is not None and self.timed is None and self.passes.factorizations:
-            proposals = self._proposed[key][0]
-            with self.clock("time"):
-                timed = timed_choices(
-                    work, proposals, *self.at_batch(work), self.runtime, self.timing,
-                    self.progress,
-                )  # fmt: skip
-            self._proposed[key] = proposals, timed
-        return self._weighed(target)
-
-    def _weighed(self, target: Target) -> tuple[Proposals, Timed | None]:
-        """What was proposed last, layers weighed as is asked."""
-        found, timed = self._proposed[self._last]
-        proposals = copy(found)
-        proposals.choices = reweighed(found.choices, self.factors)
-        if target.latency is None or timed is None:
+            self._timed = {k: v for k, v in self._timed.items() if not k[0]}
+            self._proposed[key] = proposals
+        proposals = self._proposed[key]
+        if target.latency is None or not self.passes.factorizations:
             return proposals, None
-        return proposals, replace(timed, choices=tuple(reweighed(timed.choices, self.factors)))
+        if key not in self._timed:
+            with self.clock("time"):
+                self._timed[key] = timed_choices(
+                    work, proposals, *self.at_batch(work), self.latency_table()
+                )
+        return proposals, self._timed[key]
 
-    @property
-    def timed(self) -> Timed | None:
-        """What the last plan was chosen from, where that was timed."""
-        return self._proposed[self._last][1] if self._proposed else None
-
-    @property
-    def choices(self) -> Sequence[Choice]:
-        """What the last plan was chosen from, with equal weights."""
-        return self._proposed[self._last][0].choices if self._proposed else []
-
-    def planned_model(self, plan: Plan) -> Model:
-        """What the chains of a plan are written into."""
-        return self.cut(kept_by(plan))[0].model
+    def _decided(
+        self,
+        work: Prepared,
+        proposals: Proposals,
+        timed: Timed | None,
+        target: Target,
+        weights: Mapping[str, float],
+        time: float | None,
+    ) -> list[Decision]:
+        """Decisions on all layers, those weighed by ``weights``."""
+        weighed = proposals.weighed(weights)
+        chosen = self._choose(work, weighed, timed and timed.weighed(weights), target, time)
+        return decide(self.prepared, work, chosen, proposals)
 
     def _choose(
         self,
@@ -210,7 +239,7 @@ class Planning(Workbench):
         proposals: Proposals,
         timed: Timed | None,
         target: Target,
-        seconds: float | None,
+        time: float | None,
     ) -> list[Candidate]:
         if not self.passes.factorizations:
             return [c.keep for c in proposals.choices]
@@ -221,7 +250,7 @@ class Planning(Workbench):
         for metric, ratio in target.budgets:
             if metric == "latency":
                 assert timed is not None
-                wanted = ratio * timed.whole if seconds is None else seconds
+                wanted = ratio * timed.whole if time is None else time
                 fixed = timed.whole - timed.movable
                 budget = int(wanted) - fixed
                 constraints.append((metric, timed.choices, budget, timed.whole, fixed))
@@ -233,8 +262,3 @@ class Planning(Workbench):
             fixed = other_cost(now, work.shapes, work.layers, metric)
             constraints.append((metric, choices, int(ratio * whole) - fixed, whole, fixed))
         return choose(constraints)
-
-    def note(self, plan: Plan, text: str, *, first: bool = False) -> None:
-        """Have the report of a plan say something; ``first`` drops what it said before."""
-        said = [] if first else self._notes.get(plan.digest, [])
-        self._notes[plan.digest] = [*said, text]

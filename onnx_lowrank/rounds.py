@@ -14,7 +14,8 @@ from onnx_lowrank.errors import DataError, OptionError
 from onnx_lowrank.judge import Judge
 from onnx_lowrank.layer_weights import measured_factors
 from onnx_lowrank.option_values import check_count
-from onnx_lowrank.plan import Plan
+from onnx_lowrank.plan_checks import kept_by
+from onnx_lowrank.planned import Planned
 from onnx_lowrank.preparation import MEMORY
 from onnx_lowrank.repairs import SOLVES_LAYERS
 from onnx_lowrank.requirement import Requirement
@@ -33,7 +34,7 @@ LARGEST = MEMORY // 8
 WORTH = 0.95
 
 
-def weighed_plan(run: Run, target: Target, rounds: int | None) -> tuple[Plan, Built | None]:
+def weighed_plan(run: Run, target: Target, rounds: int | None) -> tuple[Planned, Built | None]:
     """The best of a plan with equal weights and of ``rounds`` with measured ones.
 
     Its model comes with it where rounds had to build it.
@@ -57,7 +58,7 @@ def weighed_plan(run: Run, target: Target, rounds: int | None) -> tuple[Plan, Bu
             f"{' or '.join(SOLVES_LAYERS)} and no rule for ranks"
         )
     best = timed_plan(run, target)
-    data, taken_apart = run.data.calibration, sum(bool(d.method) for d in best.decisions)
+    data, taken_apart = run.data.calibration, sum(bool(d.method) for d in best.plan.decisions)
     unasked = weighable and taken_apart > 1 and run.before.parameters <= LARGEST
     most = int(unasked) if rounds is None else rounds
     if not most or data is None:
@@ -82,21 +83,19 @@ class _Rounds:
         self._held = held.subset(range(0, len(held), 2))
         self._judge = Judge(run.source, self._held, run.runtime, _SNR, self._size)
 
-    def best_of(self, best: Plan, rounds: int) -> tuple[Plan, Built]:
+    def best_of(self, best: Planned, rounds: int) -> tuple[Planned, Built]:
         """``best``, or the last of the plans made after it that was better, and its model."""
         run, notes = self._run, []
-        built = run.build(best, keep_repaired=True)
+        built = run.build(best.plan, keep_repaired=True)
         score = self._judge.score(built.model).value
         for number in range(1, rounds + 1):
-            before, said = run.factors, f"round {number} with measured weights:"
-            run.factors = self._factors(best, built)
-            again = timed_plan(run, self._target)
-            same = again.decisions == best.decisions
-            if same or not self._worth(best, again):
+            said = f"round {number} with measured weights:"
+            again = timed_plan(run, self._target, self._weights(best, built))
+            same = again.plan.decisions == best.plan.decisions
+            if same or not again.loss(again.weights) < WORTH * best.loss(again.weights):
                 notes.append(f"{said} {'the same plan' if same else 'no better plan'}")
-                run.factors = before
                 break
-            other = run.build(again, keep_repaired=number < rounds)
+            other = run.build(again.plan, keep_repaired=number < rounds)
             reached = self._judge.score(other.model).value
             better = reached > score
             notes.append(
@@ -104,31 +103,17 @@ class _Rounds:
                 f"{'kept' if better else 'dropped'}"
             )
             if not better:
-                run.factors = before
                 break
             best, built, score = again, other, reached
-        for note in notes:
-            run.note(best, note)
-        return best, built
+        return best.noting(*notes), built
 
-    def _factors(self, plan: Plan, built: Built) -> dict[str, float]:
-        """Measured around a plan; those around a second one are taken half way."""
+    def _weights(self, planned: Planned, built: Built) -> dict[str, float]:
+        """Factors measured around a plan; those around a second one are taken half way."""
         run = self._run
+        work = run.cut(kept_by(planned.plan))[0].model
         with run.clock("weigh"):
             found = measured_factors(
-                run.source, run.planned_model(plan), built.repaired, self._errors(plan),
-                self._data, run.runtime, self._size, run.progress,
+                run.source, work, built.repaired, planned.errors, self._data, run.runtime,
+                self._size, run.progress,
             )  # fmt: skip
-        return {n: (f * run.factors.get(n, f)) ** 0.5 for n, f in found.items()}
-
-    def _errors(self, plan: Plan) -> dict[str, float]:
-        weights = {c.layer: c.weight for c in self._run.choices}
-        return {d.layer: weights[d.layer] * d.error for d in plan.decisions if d.method}
-
-    def _worth(self, best: Plan, again: Plan) -> bool:
-        """Whether the weights that ``again`` was made by foresee less loss of it."""
-        factors = self._run.factors
-        loss = [
-            sum(factors.get(n, 1.0) * e for n, e in self._errors(p).items()) for p in (best, again)
-        ]
-        return loss[1] < WORTH * loss[0]
+        return {n: (f * planned.weights.get(n, f)) ** 0.5 for n, f in found.items()}

@@ -6,8 +6,7 @@ prepare -> (cut) -> rewrite -> refit -> check
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,7 +14,7 @@ from onnx_lowrank._version import __version__
 from onnx_lowrank.candidates import cut_candidate
 from onnx_lowrank.chain import Chain
 from onnx_lowrank.collect import batch_size
-from onnx_lowrank.decide import after_cut, decide
+from onnx_lowrank.decide import after_cut
 from onnx_lowrank.errors import BudgetError, PlanError
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layer_weights import Repaired, recorded
@@ -23,6 +22,7 @@ from onnx_lowrank.layers import Layer, find_layers
 from onnx_lowrank.model import Model
 from onnx_lowrank.plan import Decision, Plan
 from onnx_lowrank.plan_checks import check_plan, kept_by
+from onnx_lowrank.planned import Planned
 from onnx_lowrank.planning import Planning
 from onnx_lowrank.preparation import MEMORY, Prepared
 from onnx_lowrank.pruning import Kept
@@ -32,7 +32,6 @@ from onnx_lowrank.registry import Passes
 from onnx_lowrank.report import Report
 from onnx_lowrank.rewrite import Written, apply_chain
 from onnx_lowrank.signing import check, sign
-from onnx_lowrank.targets import Target
 from onnx_lowrank.timed_choices import losers
 from onnx_lowrank.validate import validate_models
 from onnx_lowrank.workbench import channels_key
@@ -119,43 +118,41 @@ class Run(Planning):
     def _chains(self) -> _Chains:
         return _Chains(self.passes)
 
-    def paying(self, target: Target, built: Built) -> Built:
-        """``built``, or where it is slower than the original, one without what does not pay.
+    def paying(self, planned: Planned, built: Built) -> tuple[Planned, Built]:
+        """The same, or where the model is slower than the original, one without what does not pay.
 
-        The budget is then spent on other layers; where that cannot be, nothing is changed.
+        The budget is then spent on other layers. Nothing is changed where that cannot be, or where
+        no chain is to blame: what is slower all the same is for the guard to refuse.
+
+        Args:
+            planned: the plan.
+            built: its model.
         """
+        if not built.chains or planned.target.rule:
+            return planned, built
         pair = self.latency(built.model, [self.timing.batch])[0]
-        if not self._proposed or target.rule or max(pair.speedup, pair.median_speedup) >= 1:
-            return built
-        proposals, timed = self._weighed(target)
-        kept = kept_by(built.plan)
-        work = self.cut(kept)[0]
+        if max(pair.speedup, pair.median_speedup) >= 1:
+            return planned, built
+        work = self.cut(kept_by(planned.plan))[0]
         with self.clock("time"):
-            lost = losers(
-                work, built.chains, *self.at_batch(work), self.runtime, self.timing,
-                self.progress,
-            )  # fmt: skip
-        names = ", ".join(sorted(lost))
+            lost = losers(work, built.chains, *self.at_batch(work), self.latency_table())
         if not lost:
-            return built
-        fewer = copy(proposals)
-        fewer.choices = [
-            replace(c, candidates=c.candidates[:1]) if c.layer in lost else c
-            for c in proposals.choices
-        ]
+            return planned, built
+        names = ", ".join(sorted(lost))
         try:
-            chosen = self._choose(work, fewer, timed, target, None)
+            fewer = self.plan_keeping(planned, lost, "its chain takes more time than the layer")
         except BudgetError:
-            self.note(built.plan, f"{SLOWER_CHAINS} {names}")
-            return built
-        decisions = decide(self.prepared, work, chosen, fewer)
-        plan = replace(built.plan, decisions=tuple(decisions))
-        self._notes[plan.digest] = list(self._notes.get(built.plan.digest, []))
-        self.note(plan, f"taken back, for they took more time than the layers: {names}")
-        return self.build(plan)
+            return planned.noting(f"{SLOWER_CHAINS} {names}"), built
+        fewer = fewer.noting(f"taken back, for they took more time than the layers: {names}")
+        return fewer, self.build(fewer.plan)
 
     def report(self, built: Built, notes: Sequence[str] = ()) -> Report:
-        """Both models on samples that did not calibrate, and by the clock."""
+        """Both models on samples that did not calibrate, and by the clock.
+
+        Args:
+            built: the new one.
+            notes: what else is to be said of it.
+        """
         plan = built.plan
         with self.clock("validate"):
             size = batch_size(list(self.prepared.shapes), self.prepared.shapes, MEMORY)
@@ -165,7 +162,7 @@ class Run(Planning):
             )  # fmt: skip
             latency = self.latency(built.model, sorted({1, 16, self.timing.batch}))
             after = self.cost(built.model)
-        said = [*self.data.notes, *self.resumed(), *self._notes.get(plan.digest, []), *notes]
+        said = [*self.data.notes, *self.resumed(), *notes]
         if plan.data != self.data.digest:
             said.append("the calibration data is not that of the plan; the weights differ from it")
         for part in plan.target.split():

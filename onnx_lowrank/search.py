@@ -17,6 +17,7 @@ from onnx_lowrank.calibration import Dataset
 from onnx_lowrank.collect import batch_size
 from onnx_lowrank.errors import BudgetError, DataError
 from onnx_lowrank.judge import Judge
+from onnx_lowrank.planned import Planned
 from onnx_lowrank.preparation import MEMORY
 from onnx_lowrank.requirement import Requirement, Score
 from onnx_lowrank.run import Built, Run
@@ -40,13 +41,15 @@ class Found:
     """What a search came to.
 
     Attributes:
-        built: the model.
+        planned: the plan.
+        built: its model.
         target: its budget.
         searched: its score on the samples of the search.
         confirmed: its score on the others.
         tried: budgets and scores of all models, in order.
     """
 
+    planned: Planned
     built: Built
     target: Target
     searched: Score
@@ -89,7 +92,12 @@ def smallest_within(run: Run, target: Target, requirement: Requirement) -> Found
         )
     assert best.confirmed is not None
     return Found(
-        best.built, target.at(best.ratio), best.searched, best.confirmed, tuple(search.tried)
+        best.planned,
+        best.built,
+        target.at(best.ratio),
+        best.searched,
+        best.confirmed,
+        tuple(search.tried),
     )
 
 
@@ -98,6 +106,7 @@ class _Attempt:
     """A model at a budget, and its scores on the parts that it was judged by."""
 
     ratio: float
+    planned: Planned
     built: Built
     searched: Score
     confirmed: Score | None = None
@@ -148,13 +157,16 @@ class _Search:
     def searched(self, ratio: float) -> _Attempt | None:
         """The model at a ratio, if it holds on the samples of the search."""
         try:
-            built = self.run.build(timed_plan(self.run, self.target.at(ratio)))
+            planned = timed_plan(self.run, self.target.at(ratio))
+            built = self.run.build(planned.plan)
         except BudgetError:
             self.tried.append((ratio, None))
             return None
         score = self._searching.score(built.model)
         self.tried.append((ratio, score))
-        return _Attempt(ratio, built, score) if self.requirement.holds(score.value) else None
+        if not self.requirement.holds(score.value):
+            return None
+        return _Attempt(ratio, planned, built, score)
 
     def confirmed(self, attempt: _Attempt) -> _Attempt | None:
         """The same with its other score, if that holds."""

@@ -173,12 +173,13 @@ def swept(
     with run.progress.task("sweep", len(targets)) as advance:
         for target in targets:
             try:
-                built = run.build(timed_plan(run, target))
+                planned = timed_plan(run, target)
+                built = run.build(planned.plan)
             except BudgetError as error:
                 missed.append((str(target), str(error)))
                 advance(1)
                 continue
-            report = run.report(built)
+            report = run.report(built, planned.notes)
             if report.validation.accuracy is not None:
                 accuracy = report.validation.accuracy.reference
             points.append(_point(target, report, batch))

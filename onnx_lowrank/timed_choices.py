@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnx_lowrank.candidates import Proposals
 from onnx_lowrank.chain import Chain
-from onnx_lowrank.choices import Candidate, Choice
+from onnx_lowrank.choices import Candidate, Choice, reweighed, without_chains
+from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.latency import Coverage, LatencyTable
 from onnx_lowrank.latency_cache import LatencyCache, cache_folder, machine
 from onnx_lowrank.latency_probe import place_of
-from onnx_lowrank.latency_timer import RuntimeTimer
+from onnx_lowrank.latency_timer import Timer
 from onnx_lowrank.option_values import check_count, check_seconds
 from onnx_lowrank.preparation import Prepared
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime import Feed, Runtime
 
-__all__ = ["Timed", "TimingOptions", "losers", "timed_choices"]
+__all__ = ["Timed", "TimingOptions", "latency_table", "losers", "timed_choices"]
 
 #: nanoseconds, so that costs are whole numbers
 UNIT = 1e9
@@ -68,28 +69,51 @@ class Timed:
         """Nanoseconds of the layers as they are."""
         return sum(c.keep.cost for c in self.choices)
 
+    def weighed(self, factors: Mapping[str, float]) -> Timed:
+        """The same with the weights of layers, by name, multiplied by factors."""
+        return replace(self, choices=tuple(reweighed(self.choices, factors)))
+
+    def keeping(self, layers: Collection[str]) -> Timed:
+        """The same where some layers can only be kept as they are."""
+        return replace(self, choices=tuple(without_chains(self.choices, layers)))
+
+
+def latency_table(
+    timer: Timer, runtime: Runtime, options: TimingOptions, progress: Progress
+) -> LatencyTable:
+    """An empty table of times, with those that are known on disk behind it.
+
+    Args:
+        timer: takes the times.
+        runtime: that they are times of; the file on disk depends on it.
+        options: how long to measure, and the folder of what is kept between runs.
+        progress: is told of every chain.
+    """
+    folder = cache_folder(options.cache, "latency")
+    cache = None if folder is None else LatencyCache(folder, machine(runtime))
+    return LatencyTable(timer, limit=options.limit, cache=cache, progress=progress)
+
 
 def timed_choices(
     work: Prepared,
     proposals: Proposals,
     feed: Feed,
     shapes: Mapping[str, tuple[int, ...]],
-    runtime: Runtime,
-    options: TimingOptions,
-    progress: Progress,
+    table: LatencyTable,
 ) -> Timed:
-    """The proposals, timed.
+    """The proposals with measured or predicted times as their costs.
 
     Args:
         work: the model that they are of.
         proposals: with their outlines.
         feed: an inference of the batch that counts.
         shapes: of all tensors at that batch.
-        runtime: that counts.
-        options: how to measure.
-        progress: is told of every chain.
+        table: of times.
+
+    Raises:
+        BudgetError: there are layers, and none of them can be timed.
+        ModelError: the network does not run.
     """
-    table = _table(runtime, options, progress)
     places = [place_of(work.graph, layer, shapes) for layer in work.layers]
     looked_at = [_undominated(c, proposals.outlines[c.layer]) for c in proposals.choices]
     wanted = [
@@ -97,6 +121,11 @@ def timed_choices(
         for place, found in zip(places, looked_at, strict=True)
     ]
     coverage = table.measure(work.model, feed, wanted)
+    if places and table.empty:
+        raise BudgetError(
+            "latency: none of the layers runs by itself in ONNX Runtime, so their times are not "
+            "known; ask for macs=R, params=R or size=R instead"
+        )
     choices = []
     for choice, place, found in zip(proposals.choices, places, looked_at, strict=True):
         keep = _timed(choice.keep, table.seconds(place, place.chain))
@@ -111,33 +140,33 @@ def losers(
     chains: Mapping[str, Chain],
     feed: Feed,
     shapes: Mapping[str, tuple[int, ...]],
-    runtime: Runtime,
-    options: TimingOptions,
-    progress: Progress,
+    table: LatencyTable,
 ) -> set[str]:
     """Layers whose chain takes no less time than they do.
 
+    Where no time is known there are none: nothing is then taken back on a guess.
+
     Args: as of :func:`timed_choices`, and
         chains: by layer name.
+
+    Raises:
+        ModelError: the network does not run.
     """
-    table = _table(runtime, options, progress)
     places = {
         layer.name: place_of(work.graph, layer, shapes)
         for layer in work.layers
         if layer.name in chains
     }
+    if not places:
+        return set()
     table.measure(work.model, feed, [(p, [chains[name]]) for name, p in places.items()])
+    if table.empty:
+        return set()
     return {
         name
         for name, place in places.items()
         if table.seconds(place, chains[name]) >= table.seconds(place, place.chain)
     }
-
-
-def _table(runtime: Runtime, options: TimingOptions, progress: Progress) -> LatencyTable:
-    folder = cache_folder(options.cache, "latency")
-    cache = None if folder is None else LatencyCache(folder, machine(runtime))
-    return LatencyTable(RuntimeTimer(runtime), limit=options.limit, cache=cache, progress=progress)
 
 
 def _timed(candidate: Candidate, seconds: float) -> Candidate:

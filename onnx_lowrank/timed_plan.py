@@ -7,12 +7,14 @@ by that. Pruning alone, whose candidates are not timed, counts MACs in the place
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.latency import corrected_budget
 from onnx_lowrank.plan import Plan
+from onnx_lowrank.planned import Planned
 from onnx_lowrank.run import Run
 from onnx_lowrank.targets import Target
 from onnx_lowrank.timed_choices import Timed
@@ -23,50 +25,50 @@ __all__ = ["timed_plan"]
 _NEAR = 0.03
 
 
-def timed_plan(run: Run, target: Target) -> Plan:
+def timed_plan(run: Run, target: Target, weights: Mapping[str, float] | None = None) -> Planned:
     """A plan; where time is asked for, made again by what the first plan took.
 
     Args:
         run: model, passes and data.
         target: what is asked for.
+        weights: factors on the weights of layers, by name; None for equal weights.
 
     Raises:
         BudgetError: the target is out of reach.
     """
+    weights = weights or {}
     if target.latency is not None and not run.passes.factorizations:
         return _pruned_in_time(run, target, target.latency)
-    plan = run.plan(target)
-    timed = run.timed
+    planned = run.plan(target, weights)
+    timed = planned.timed
     if target.latency is None or timed is None:
-        return plan
+        return planned
     whole = timed.whole
-    predicted = _predicted(timed, plan)
-    measured = _measured(run, plan)
+    predicted = _predicted(timed, planned.plan)
+    measured = _measured(run, planned.plan)
     note = (
         f"latency at batch {run.timing.batch}: {predicted / whole:.3f} of the original "
         f"predicted, {measured:.3f} measured; {timed.coverage}"
     )
-    run.note(plan, note, first=True)
     if abs(measured - target.latency) <= _NEAR * target.latency:
-        return plan
+        return planned.noting(note)
     wanted = target.latency * whole
-    again = run.plan(target, corrected_budget(whole, predicted, measured * whole, wanted))
-    run.note(again, f"{note}; planned again by that", first=True)
-    return again
+    time = corrected_budget(whole, predicted, measured * whole, wanted)
+    return run.plan(target, weights, time).noting(f"{note}; planned again by that")
 
 
-def _pruned_in_time(run: Run, target: Target, wanted: float) -> Plan:
+def _pruned_in_time(run: Run, target: Target, wanted: float) -> Planned:
     """Pruning alone counts MACs in place of time; once more, by the time that they took."""
-    plan = run.plan(target)
-    measured = _measured(run, plan)
+    planned = run.plan(target)
+    measured = _measured(run, planned.plan)
     if not run.passes.prunings[0].options.keep and wanted < measured < 1:
         ratio = max(1 - (1 - wanted) ** 2 / (1 - measured), 0.0)
         with suppress(BudgetError):  # else what there is
-            again = replace(run.plan(Target((("macs", ratio),))), target=str(target))
-            plan, measured = again, _measured(run, again)
+            again = run.plan(Target((("macs", ratio),)))
+            again = replace(again, plan=replace(again.plan, target=str(target)), target=target)
+            planned, measured = again, _measured(run, again.plan)
     took = f"latency at batch {run.timing.batch}: {measured:.3f} of the original measured"
-    run.note(plan, f"{took}; pruning alone counts MACs in place of time", first=True)
-    return plan
+    return planned.noting(f"{took}; pruning alone counts MACs in place of time")
 
 
 def _measured(run: Run, plan: Plan) -> float:

@@ -14,7 +14,9 @@ from onnx_lowrank.clock import Clock
 from onnx_lowrank.cost import Cost, model_cost, tensor_shapes
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.graph import Graph
+from onnx_lowrank.latency import LatencyTable
 from onnx_lowrank.latency_cache import cache_folder
+from onnx_lowrank.latency_timer import RuntimeTimer, Timer
 from onnx_lowrank.model import Model, load
 from onnx_lowrank.moment_cache import MomentCache
 from onnx_lowrank.option_values import check_count
@@ -24,8 +26,8 @@ from onnx_lowrank.pruning import Kept, Pruner
 from onnx_lowrank.registry import Passes
 from onnx_lowrank.run_data import gather
 from onnx_lowrank.runtime import Feed, Runtime
-from onnx_lowrank.timed_choices import TimingOptions
-from onnx_lowrank.validate import LatencyPair, measure_latency
+from onnx_lowrank.timed_choices import TimingOptions, latency_table
+from onnx_lowrank.validate import LatencyPair
 
 __all__ = ["DataOptions", "Workbench", "channels_key"]
 
@@ -60,6 +62,7 @@ class Workbench:
         runtime: that counts.
         timing: how latency is measured.
         progress: told of each step.
+        timer: takes all times; None for one that runs models on ``runtime``.
 
     Raises:
         OptionError: no pass that compresses, or two that prune.
@@ -74,6 +77,7 @@ class Workbench:
         runtime: Runtime,
         timing: TimingOptions,
         progress: Progress | None,
+        timer: Timer | None = None,
     ) -> None:
         if len(passes.prunings) > 1:
             raise OptionError("one pruning pass at a time; its options say how")
@@ -83,6 +87,7 @@ class Workbench:
         self.progress = progress or Progress()
         self.runtime, self.source = runtime, load(model)
         self.passes, self.timing = passes, timing
+        self.timer: Timer = timer or RuntimeTimer(runtime)
         self.samples, self.seed = data.samples, data.seed
         self.data = gather(
             self.source, data.calib, data.samples, data.images, data.input_shapes, data.seed
@@ -158,7 +163,11 @@ class Workbench:
         data = self.data.validation
         most = len(data) if data.batchable else 1
         feeds = [(b, self._feed(b)) for b in batches if b <= most] or [(1, self._feed(1))]
-        return measure_latency(self.source, model, feeds, self.runtime, seconds=1.0)
+        return self.timer.models(self.source, model, feeds)
+
+    def latency_table(self) -> LatencyTable:
+        """An empty table of times of layers and chains."""
+        return latency_table(self.timer, self.runtime, self.timing, self.progress)
 
     def _feed(self, batch: int) -> Feed:
         data = self.data.validation

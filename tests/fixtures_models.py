@@ -13,8 +13,7 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from onnx_lowrank import cli
-from onnx_lowrank import workbench as engine
+from onnx_lowrank import cli, latency_timer
 from onnx_lowrank.calibration import Dataset, input_specs, load_dataset
 from onnx_lowrank.model import load
 from onnx_lowrank.pipeline import Result, compress
@@ -151,7 +150,7 @@ def without_clock(patch: pytest.MonkeyPatch, ratio: float = 0.5) -> None:
     def measured(*_: Any, **__: Any) -> tuple[LatencyPair, ...]:
         return (pair(ratio),)
 
-    patch.setattr(engine, "measure_latency", measured)
+    patch.setattr(latency_timer, "measure_latency", measured)
 
 
 def quick_compress(model: Path | ModelProto, **options: Any) -> Result:

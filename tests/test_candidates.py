@@ -156,12 +156,12 @@ def test_what_is_left_alone_has_a_reason() -> None:
     _, found = proposals(proto, (1, 8, 5, 5))
     assert [len(c.candidates) for c in found.choices] == [1, 1]
     assert "spatial_svd: is depthwise: each group reads one channel" in found.skips["depthwise"]
-    assert found.skips["narrow"] == [
+    assert found.skips["narrow"] == (
         "svd: no rank saves anything",
         "spatial_svd: has fewer than two kernel axes to split",
         "channel_svd: has no spatial kernel",
         "cp: has no spatial kernel",
-    ]
+    )
 
 
 def test_cut_refuses_what_does_not_belong() -> None:

@@ -21,7 +21,8 @@ from onnx_lowrank.latency_timer import RuntimeTimer
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.model import Model
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.runtime import Feed, Runtime
+from onnx_lowrank.runtime import Runtime
+from tests.scripted_timer import ScriptedTimer, by_effort
 from tests.support import graph_of, make_model, quick, rng
 
 SHAPES = {"x": (1, 16, 8, 8), "a": (1, 16, 8, 8), "b": (1, 16, 8, 8)}
@@ -60,42 +61,8 @@ def ranked(place: Place, ranks: Sequence[int]) -> list[Chain]:
     ]
 
 
-def synthetic(place: Place, chain: Chain) -> float:
-    """Seconds of a machine whose time goes with effort and with nodes."""
-    return 1e-10 * chain.effort(place.shape) + 1e-6 * chain.nodes
-
-
-class FakeTimer:
-    """Takes the times of a machine that is written down, and remembers what it was asked."""
-
-    def __init__(self, seconds: Callable[[Place, Chain], float | None] = synthetic) -> None:
-        self.seconds = seconds
-        self.now = 0.0
-        self.networks = 0
-        self.asked: list[tuple[Place, Chain]] = []
-        self.groups: list[tuple[Place, Sequence[Chain]]] = []
-
-    def layers(
-        self, model: Model, feed: Feed, places: Sequence[Place]
-    ) -> tuple[float, Sequence[float | None]]:
-        self.networks += 1
-        self.asked += [(p, p.chain) for p in places]
-        self.now += 1.0
-        found = [self.seconds(p, p.chain) for p in places]
-        return 0.01, [None if s is None else s / 0.01 for s in found]
-
-    def chains(self, place: Place, chains: Sequence[Chain]) -> Sequence[float | None]:
-        self.asked += [(place, c) for c in chains]
-        self.groups.append((place, chains))
-        self.now += len(chains)
-        layer = self.seconds(place, place.chain)
-        assert layer is not None
-        found = [self.seconds(place, c) for c in chains]
-        return [None if s is None else s / layer for s in found]
-
-
 def table(
-    timer: FakeTimer, *, limit: float = 1e9, cache: LatencyCache | None = None
+    timer: ScriptedTimer, *, limit: float = 1e9, cache: LatencyCache | None = None
 ) -> LatencyTable:
     return LatencyTable(timer, limit=limit, cache=cache, clock=lambda: timer.now)
 
@@ -109,7 +76,7 @@ RANKS = list(range(1, 16))
 def test_equal_places_and_equal_chains_are_measured_once() -> None:
     model = network(3, 3, 5, 3)
     found = places(model)
-    timer = FakeTimer()
+    timer = ScriptedTimer()
     wanted = [(p, ranked(p, RANKS) + ranked(p, RANKS)) for p in found]
     coverage = table(timer).measure(model, FEED, wanted)
     keys = [(p.key, chain_key(c)) for p, c in timer.asked]
@@ -119,7 +86,7 @@ def test_equal_places_and_equal_chains_are_measured_once() -> None:
 
 def test_measured_times_are_those_of_the_timer() -> None:
     model = network(3, 5)
-    timer = FakeTimer()
+    timer = ScriptedTimer(network=0.01)
     times = table(timer)
     wanted = [(p, ranked(p, RANKS)) for p in places(model)]
     times.measure(model, FEED, wanted)
@@ -128,7 +95,7 @@ def test_measured_times_are_those_of_the_timer() -> None:
         for chain in (place.chain, *chains):
             estimate = times.estimate(place, chain)
             assert estimate.measured
-            assert estimate.seconds == pytest.approx(synthetic(place, chain), rel=1e-9)
+            assert estimate.seconds == pytest.approx(by_effort(place, chain), rel=1e-9)
 
 
 @quick(50)
@@ -151,7 +118,7 @@ def test_levels_go_from_coarse_to_fine(count: int) -> None:
 def test_ends_of_the_ranks_of_all_places_come_first_and_heavy_places_before_light_ones() -> None:
     model = network(1, 5, 3, 3, 3)
     light, heavy, *many = places(model)
-    timer = FakeTimer()
+    timer = ScriptedTimer()
     table(timer).measure(model, FEED, [(p, ranked(p, RANKS)) for p in places(model)])
     order = {light.key: "light", heavy.key: "heavy", many[0].key: "many"}
     first = [(order[p.key], [c.stages[0].outputs for c in g]) for p, g in timer.groups[:3]]
@@ -165,7 +132,7 @@ def test_ends_of_the_ranks_of_all_places_come_first_and_heavy_places_before_ligh
 @pytest.mark.parametrize("limit", [0.0, 1.0, 6.0, 17.0])
 def test_the_limit_ends_the_measuring_and_the_rest_is_predicted(limit: float) -> None:
     model = network(3, 5)
-    timer = FakeTimer()
+    timer = ScriptedTimer()
     times = table(timer, limit=limit)
     wanted = [(p, ranked(p, RANKS)) for p in places(model)]
     coverage = times.measure(model, FEED, wanted)
@@ -179,13 +146,13 @@ def test_the_limit_ends_the_measuring_and_the_rest_is_predicted(limit: float) ->
 
 def test_what_was_not_measured_lies_near_the_truth_on_a_machine_of_the_models_kind() -> None:
     model = network(3, 5)
-    timer = FakeTimer()
+    timer = ScriptedTimer()
     times = table(timer, limit=12.0)
     wanted = [(p, ranked(p, RANKS)) for p in places(model)]
     assert times.measure(model, FEED, wanted).predicted > 10
     for place, chains in wanted:
         for chain in chains:
-            true = synthetic(place, chain)
+            true = by_effort(place, chain)
             assert times.seconds(place, chain) == pytest.approx(true, rel=0.1)
 
 
@@ -194,32 +161,45 @@ def test_a_chain_that_does_not_run_alone_is_predicted() -> None:
     (place,) = places(model)
     chains = ranked(place, RANKS)
     broken = chains[7]
-    timer = FakeTimer(lambda p, c: None if c is broken else synthetic(p, c))
+    timer = ScriptedTimer(lambda p, c: None if c is broken else by_effort(p, c))
     times = table(timer)
     coverage = times.measure(model, FEED, [(place, chains)])
     assert coverage.predicted == 1
     estimate = times.estimate(place, broken)
     assert not estimate.measured
-    assert estimate.seconds == pytest.approx(synthetic(place, broken), rel=0.1)
+    assert estimate.seconds == pytest.approx(by_effort(place, broken), rel=0.1)
 
 
 def test_a_layer_that_does_not_run_alone_is_predicted_from_other_places() -> None:
     model = network(3, 5)
     good, bad = places(model)
-    timer = FakeTimer(lambda p, c: None if p is bad else synthetic(p, c))
+    timer = ScriptedTimer(lambda p, c: None if p is bad else by_effort(p, c))
     times = table(timer)
     coverage = times.measure(model, FEED, [(p, ranked(p, RANKS)) for p in (good, bad)])
     assert coverage.predicted == 1 + len(RANKS)
     estimate = times.estimate(bad, bad.chain)
     assert not estimate.measured
-    assert estimate.seconds == pytest.approx(synthetic(bad, bad.chain), rel=0.1)
+    assert estimate.seconds == pytest.approx(by_effort(bad, bad.chain), rel=0.1)
 
 
-def test_where_no_layer_runs_alone_it_says_so() -> None:
+def test_where_no_layer_runs_alone_nothing_is_known() -> None:
     model = network(3)
-    times = table(FakeTimer(lambda p, c: None))
-    with pytest.raises(ModelError, match="no layer runs by itself"):
-        times.measure(model, FEED, [(p, ranked(p, [4])) for p in places(model)])
+    (place,) = places(model)
+    times = table(ScriptedTimer(lambda p, c: None))
+    coverage = times.measure(model, FEED, [(place, ranked(place, [4]))])
+    assert times.empty
+    assert (coverage.measured, coverage.cached, coverage.predicted) == (0, 0, 2)
+    with pytest.raises(ModelError, match="no layer runs by itself in ONNX Runtime, so no time is"):
+        times.seconds(place, place.chain)
+
+
+def test_of_no_layers_the_network_alone_is_timed() -> None:
+    timer = ScriptedTimer(network=0.01)
+    times = table(timer)
+    assert times.measure(network(3), FEED, []).measured == 0
+    assert times.network == 0.01
+    assert times.empty
+    assert timer.asked == []
 
 
 def test_progress_is_told_of_every_chain() -> None:
@@ -231,7 +211,7 @@ def test_progress_is_told_of_every_chain() -> None:
             told.append(-total)
             yield told.append
 
-    model, timer = network(3, 5), FakeTimer()
+    model, timer = network(3, 5), ScriptedTimer()
     times = LatencyTable(timer, progress=Listening(), clock=lambda: timer.now)
     times.measure(model, FEED, [(p, ranked(p, RANKS)) for p in places(model)])
     assert sum(told) == 0
@@ -248,14 +228,14 @@ def cached(folder: Path, version: str = "1") -> LatencyCache:
 def test_a_second_run_measures_nothing(tmp_path: Path) -> None:
     model = network(3, 5)
     wanted = [(p, ranked(p, RANKS)) for p in places(model)]
-    first, second = FakeTimer(), FakeTimer()
+    first, second = ScriptedTimer(), ScriptedTimer()
     one = table(first, cache=cached(tmp_path))
     one.measure(model, FEED, wanted)
     two = table(second, cache=cached(tmp_path))
     coverage = two.measure(model, FEED, wanted)
     assert (coverage.measured, coverage.cached) == (0, 2 * (1 + len(RANKS)))
     assert not second.asked
-    assert second.networks == 0
+    assert second.batches == []
     assert two.network == one.network
     assert [two.seconds(p, c) for p, cs in wanted for c in cs] == [
         one.seconds(p, c) for p, cs in wanted for c in cs
@@ -265,22 +245,24 @@ def test_a_second_run_measures_nothing(tmp_path: Path) -> None:
 def test_another_version_or_no_cache_measures_anew(tmp_path: Path) -> None:
     model = network(3)
     wanted = [(p, ranked(p, RANKS)) for p in places(model)]
-    table(FakeTimer(), cache=cached(tmp_path)).measure(model, FEED, wanted)
+    table(ScriptedTimer(), cache=cached(tmp_path)).measure(model, FEED, wanted)
     for cache in (cached(tmp_path, "2"), None):
-        assert table(FakeTimer(), cache=cache).measure(model, FEED, wanted).cached == 0
+        assert table(ScriptedTimer(), cache=cache).measure(model, FEED, wanted).cached == 0
 
 
 def test_new_chains_of_a_known_layer_hang_together_with_it(tmp_path: Path) -> None:
     """The machine is twice as slow the second time; ratios are what counts."""
     model = network(3)
     (place,) = places(model)
-    table(FakeTimer(), cache=cached(tmp_path)).measure(model, FEED, [(place, ranked(place, [4]))])
-    slow = FakeTimer(lambda p, c: 2 * synthetic(p, c))
+    table(ScriptedTimer(), cache=cached(tmp_path)).measure(
+        model, FEED, [(place, ranked(place, [4]))]
+    )
+    slow = ScriptedTimer(lambda p, c: 2 * by_effort(p, c))
     times = table(slow, cache=cached(tmp_path))
     coverage = times.measure(model, FEED, [(place, ranked(place, [4, 8]))])
     assert (coverage.measured, coverage.cached) == (1, 2)
     (new,) = ranked(place, [8])
-    assert times.seconds(place, new) == pytest.approx(synthetic(place, new), rel=1e-9)
+    assert times.seconds(place, new) == pytest.approx(by_effort(place, new), rel=1e-9)
 
 
 def test_what_was_measured_before_an_interruption_is_kept(tmp_path: Path) -> None:
@@ -291,12 +273,12 @@ def test_what_was_measured_before_an_interruption_is_kept(tmp_path: Path) -> Non
     def seconds(where: Place, chain: Chain) -> float:
         if chain is chains[4]:
             raise KeyboardInterrupt
-        return synthetic(where, chain)
+        return by_effort(where, chain)
 
-    times = table(FakeTimer(seconds), cache=cached(tmp_path))
+    times = table(ScriptedTimer(seconds), cache=cached(tmp_path))
     with pytest.raises(KeyboardInterrupt):
         times.measure(model, FEED, [(place, chains)])
-    again = table(FakeTimer(), cache=cached(tmp_path)).measure(model, FEED, [(place, chains)])
+    again = table(ScriptedTimer(), cache=cached(tmp_path)).measure(model, FEED, [(place, chains)])
     assert again.cached > 0
 
 

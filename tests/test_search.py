@@ -55,10 +55,10 @@ class Fake:
         self.losses, self.least = (loss, confirming or loss), least
         self.built: list[float] = []
 
-    def timed_plan(self, target: Target) -> float:
+    def timed_plan(self, target: Target) -> Any:
         if target.ratio < self.least:
             raise BudgetError("out of reach")
-        return target.ratio
+        return SimpleNamespace(plan=target.ratio)
 
     def build(self, plan: float) -> Any:
         self.built.append(plan)
@@ -147,7 +147,9 @@ def test_what_has_a_ratio_keeps_it() -> None:
     fake = Fake(lambda r: 0.09999 * 0.4 / r)
     target = Target.parse(["size=0.3", "latency"], search=True)
     run: Any = fake
-    fake.timed_plan = lambda t: dict(t.budgets)["latency"]  # type: ignore[method-assign]
+    fake.timed_plan = lambda t: SimpleNamespace(  # type: ignore[method-assign]
+        plan=dict(t.budgets)["latency"]
+    )
     found = smallest_within(run, target, SNR)
     assert dict(found.target.budgets) == {"size": 0.3, "latency": found.built.plan}
     assert 0.4 <= found.built.plan <= 0.4 * RESOLUTION + 0.001

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from onnx_lowrank import workbench as engine
+from onnx_lowrank import latency_timer
 from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.pipeline import sweep
 from onnx_lowrank.sweep import RATIOS, Point, Sweep, front_of
@@ -121,7 +121,7 @@ def test_the_batch_that_counts(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def measured(*_: Any, **__: Any) -> tuple[LatencyPair, ...]:
         return tuple(replace(fm.pair(0.9 / b), batch=b) for b in (1, 4, 16))
 
-    monkeypatch.setattr(engine, "measure_latency", measured)
+    monkeypatch.setattr(latency_timer, "measure_latency", measured)
     (first,) = sweep(tiny / "tiny.onnx", ratios=[0.6], threads=1).points
     assert first.latency == pytest.approx(0.9, rel=1e-12, abs=0)
 

@@ -1,30 +1,31 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
-from onnx_lowrank import planning, workbench
-from onnx_lowrank import timed_choices as module
+from onnx_lowrank import planning
 from onnx_lowrank.chain import Chain
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.latency import corrected_budget
 from onnx_lowrank.latency_probe import Place
 from onnx_lowrank.model import Model
-from onnx_lowrank.pipeline import Result, compress
+from onnx_lowrank.pipeline import Result, compressed
+from onnx_lowrank.plan import Plan
 from onnx_lowrank.registry import parse_list
 from onnx_lowrank.run import Run
-from onnx_lowrank.runtime import Feed, Runtime
 from onnx_lowrank.targets import Target
 from onnx_lowrank.timed_choices import Timed, TimingOptions
 from onnx_lowrank.workbench import DataOptions
 from tests import fixtures_models as fm
+from tests.scripted_timer import ScriptedTimer
 
-#: seconds of a MAC, of a node, of the network besides its layers
-MAC, NODE, REST = 1e-9, 2.5e-6, 1e-6
+#: seconds of a MAC and of a node
+MAC, NODE = 1e-9, 2.5e-6
 
 X, _ = fm.classified(300, 128)
 #: MACs of the layers of the classifier
@@ -35,42 +36,11 @@ def seconds(place: Place, chain: Chain) -> float:
     return MAC * chain.macs(place.shape) + NODE * chain.nodes
 
 
-class FakeTimer:
-    """A machine whose times are written down."""
-
-    asked = 0
-    batches: Sequence[int] = ()
-
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
-
-    def layers(
-        self, model: Model, feed: Feed, places: Sequence[Place]
-    ) -> tuple[float, Sequence[float | None]]:
-        type(self).batches = (*type(self).batches, *(len(v) for v in feed.values()))
-        found = [seconds(p, p.chain) for p in places]
-        whole = REST + sum(found)
-        return whole, [s / whole for s in found]
-
-    def chains(self, place: Place, chains: Sequence[Chain]) -> Sequence[float | None]:
-        type(self).asked += len(chains)
-        return [seconds(place, c) / seconds(place, place.chain) for c in chains]
-
-
-@pytest.fixture(autouse=True)
-def timer(monkeypatch: pytest.MonkeyPatch) -> type[FakeTimer]:
-    class Fresh(FakeTimer):
-        pass
-
-    monkeypatch.setattr(module, "RuntimeTimer", Fresh)
-    return Fresh
-
-
 @pytest.fixture
 def remembered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Timed]]:
     """Proposals and what was made of them."""
     found: list[tuple[Any, Timed]] = []
-    real = module.timed_choices
+    real = planning.timed_choices
 
     def spy(work: Any, proposals: Any, *more: Any) -> Timed:
         timed = real(work, proposals, *more)
@@ -81,11 +51,19 @@ def remembered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Timed]]:
     return found
 
 
-def planned(target: str = "latency=0.7", **options: Any) -> Any:
-    timing = TimingOptions(**{"cache": "", **options})
+def run_of(timer: ScriptedTimer | None = None, passes: str = "svd", **options: Any) -> Run:
     data = DataOptions({"x": X}, None, None, None, 0)
-    run = Run(fm.classifier(128), parse_list("svd"), data, fm.ONE_THREAD, timing, None)
-    return run.plan(Target.parse(target))
+    timing = TimingOptions(**{"cache": "", **options})
+    return Run(
+        fm.classifier(128), parse_list(passes), data, fm.ONE_THREAD, timing, None,
+        timer=timer or ScriptedTimer(seconds),
+    )  # fmt: skip
+
+
+def planned(
+    target: str = "latency=0.7", timer: ScriptedTimer | None = None, **options: Any
+) -> Plan:
+    return run_of(timer, **options).plan(Target.parse(target)).plan
 
 
 # choices
@@ -133,54 +111,64 @@ def test_the_plan_keeps_the_time(remembered: list[tuple[Any, Timed]]) -> None:
 
 
 def test_nothing_is_written_without_a_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timer: type[FakeTimer]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
     planned(cache="")
     assert list(tmp_path.iterdir()) == []
     # elsewhere it is, and what was measured once is not measured again
-    planned(cache=str(tmp_path / "given"))
-    assert [p.name for p in tmp_path.iterdir()] == ["given"]
-    asked = timer.asked
     plan = planned(cache=str(tmp_path / "given"))
-    assert timer.asked == asked
+    assert [p.name for p in tmp_path.iterdir()] == ["given"]
+    timer = ScriptedTimer(seconds)
+    assert planned(timer=timer, cache=str(tmp_path / "given")) == plan
+    assert timer.asked == []
     assert plan == planned(cache=None)
     assert {p.name for p in tmp_path.iterdir()} == {"given", "own"}
 
 
-def test_the_batch_that_counts(timer: type[FakeTimer], remembered: list[tuple[Any, Timed]]) -> None:
-    planned("latency=0.9", batch=4)
-    assert set(timer.batches) == {4}
+def test_the_batch_that_counts(remembered: list[tuple[Any, Timed]]) -> None:
+    timer = ScriptedTimer(seconds)
+    planned("latency=0.9", timer, batch=4)
+    assert timer.batches == [4]
     (_, timed), = remembered  # fmt: skip
     assert timed.choices[0].keep.cost == pytest.approx(4 * FIRST + 2500, rel=0, abs=1)
 
 
-def test_what_another_betters_is_not_timed(timer: type[FakeTimer]) -> None:
-    planned("latency=0.9")
-    one = timer.asked
-    data = DataOptions({"x": X}, None, None, None, 0)
+def test_what_another_betters_is_not_timed() -> None:
+    one, two = ScriptedTimer(seconds), ScriptedTimer(seconds)
+    planned("latency=0.9", one)
     # blind to the data, the same shapes have larger errors: only one of each two is worth its time
-    passes = parse_list("svd,svd{metric=identity}")
-    run = Run(fm.classifier(128), passes, data, fm.ONE_THREAD, TimingOptions(cache=""), None)
-    run.plan(Target.parse("latency=0.9"))
-    assert timer.asked - one == one
+    planned("latency=0.9", two, passes="svd,svd{metric=identity}")
+    assert len(two.asked) == len(one.asked) > 2
+
+
+@pytest.mark.parametrize("passes", ["svd", "svd,prune_channels{gain=2}"])
+def test_a_time_of_nothing_is_no_budget(passes: str) -> None:
+    """Layers that do not run by themselves can be planned by another target only."""
+    timer = ScriptedTimer(lambda place, chain: None)
+    with pytest.raises(BudgetError, match=r"latency: none of the layers .*; ask for macs=R"):
+        planned("latency=0.7", timer, passes=passes)
+    assert any(d.method for d in planned("macs=0.7", timer, passes=passes).decisions)
+
+
+def test_a_model_without_layers_is_not_faster() -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    data = DataOptions({"x": X}, None, None, None, 0)
+    run = Run(
+        fm.build(nodes, {"x": ["N", 128]}, {"y": ["N", 128]}, {}), parse_list("svd"), data,
+        fm.ONE_THREAD, TimingOptions(cache=""), None, timer=ScriptedTimer(seconds),
+    )  # fmt: skip
+    with pytest.raises(BudgetError, match=r"^latency: "):
+        run.plan(Target.parse("latency=0.5"))
 
 
 # the flow
 
 
-def compressed(
-    measured: Callable[[Model], float], target: Any = "latency=0.8", **options: Any
-) -> Result:
-    """Where the clock says ``measured`` of each model, as a part of the original's time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            workbench, "measure_latency", lambda _, new, *__, **___: (fm.pair(measured(new)),)
-        )
-        return compress(
-            fm.classifier(128), calib={"x": X}, target=target, passes="svd", threads=1, cache="",
-            **options,
-        )  # fmt: skip
+def finished(measured: Callable[[Model], float], target: Any = "latency=0.8") -> Result:
+    """Where each model takes the part ``measured`` of the original's time."""
+    run = run_of(ScriptedTimer(seconds, measured))
+    return compressed(run, Target.parse(target), rounds=None, force=False)
 
 
 def rank(result: Result) -> Any:
@@ -194,7 +182,7 @@ def note(result: Result) -> str:
 
 def test_a_time_as_predicted_is_left_at_that() -> None:
     for measured in (0.8, 0.8 * 1.029, 0.8 * 0.971):
-        result = compressed(lambda _, m=measured: m)  # type: ignore[misc]
+        result = finished(lambda _, m=measured: m)  # type: ignore[misc]
         text = note(result)
         assert text.startswith("latency at batch 1: 0.")
         assert f" of the original predicted, {measured:.3f} measured; " in text
@@ -204,9 +192,9 @@ def test_a_time_as_predicted_is_left_at_that() -> None:
 
 
 def test_a_time_that_differs_is_planned_for_again(remembered: list[tuple[Any, Timed]]) -> None:
-    as_said = rank(compressed(lambda _: 0.8))
-    less = compressed(lambda _: 0.88)
-    more = compressed(lambda _: 0.6)
+    as_said = rank(finished(lambda _: 0.8))
+    less = finished(lambda _: 0.88)
+    more = finished(lambda _: 0.6)
     assert rank(less) < as_said < rank(more)
     for result, measured in ((less, "0.880"), (more, "0.600")):
         assert f"{measured} measured; " in note(result)
@@ -223,7 +211,7 @@ def test_a_time_that_differs_is_planned_for_again(remembered: list[tuple[Any, Ti
 
 
 def test_time_and_size_together(remembered: list[tuple[Any, Timed]]) -> None:
-    result = compressed(lambda _: 0.85, ["latency=0.85", "size=0.6"])
+    result = finished(lambda _: 0.85, ["latency=0.85", "size=0.6"])
     assert result.plan.target == "latency=0.85 size=0.6"
     assert result.report.after.bytes <= 0.6 * result.report.before.bytes
     ((_, timed),) = remembered

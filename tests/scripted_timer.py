@@ -1,0 +1,69 @@
+"""A timer whose times are written down, for tests of what is decided by time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from onnx_lowrank.chain import Chain
+from onnx_lowrank.latency_probe import Place
+from onnx_lowrank.model import Model
+from onnx_lowrank.runtime import Feed
+from onnx_lowrank.validate import LatencyPair
+from tests import fixtures_models as fm
+
+__all__ = ["ScriptedTimer", "by_effort"]
+
+
+def by_effort(place: Place, chain: Chain) -> float:
+    """Seconds on a machine whose time grows with effort and with the number of nodes."""
+    return 1e-10 * chain.effort(place.shape) + 1e-6 * chain.nodes
+
+
+class ScriptedTimer:
+    """Tells times by a script, and remembers what it was asked.
+
+    Args:
+        seconds: of a chain, or of a layer, in its place; None for what does not run by itself.
+        models: part of the original's time that a whole model takes.
+        network: seconds of a network whose layers are timed; None for the sum of those.
+    """
+
+    def __init__(
+        self,
+        seconds: Callable[[Place, Chain], float | None] = by_effort,
+        models: Callable[[Model], float] = lambda _: 0.5,
+        network: float | None = None,
+    ) -> None:
+        self._seconds, self._models, self._network = seconds, models, network
+        #: seconds that the times taken so far would have lasted: one for all layers, one a chain
+        self.now = 0.0
+        #: batch of every network that was timed
+        self.batches: list[int] = []
+        self.asked: list[tuple[Place, Chain]] = []
+        self.groups: list[tuple[Place, Sequence[Chain]]] = []
+
+    def layers(
+        self, model: Model, feed: Feed, places: Sequence[Place]
+    ) -> tuple[float, Sequence[float | None]]:
+        self.batches.append(len(next(iter(feed.values()))))
+        self.asked += [(p, p.chain) for p in places]
+        self.now += 1.0
+        found = [self._seconds(p, p.chain) for p in places]
+        whole = self._network
+        if whole is None:
+            whole = 1e-6 + sum(s for s in found if s is not None)
+        return whole, [None if s is None else s / whole for s in found]
+
+    def chains(self, place: Place, chains: Sequence[Chain]) -> Sequence[float | None]:
+        self.asked += [(place, c) for c in chains]
+        self.groups.append((place, chains))
+        self.now += len(chains)
+        layer = self._seconds(place, place.chain)
+        assert layer is not None
+        found = [self._seconds(place, c) for c in chains]
+        return [None if s is None else s / layer for s in found]
+
+    def models(
+        self, reference: Model, new: Model, feeds: Sequence[tuple[int, Feed]]
+    ) -> tuple[LatencyPair, ...]:
+        return (fm.pair(self._models(new)),)
