@@ -33,7 +33,16 @@ from onnx_lowrank.targets import DEFAULT_TARGET, Target
 from onnx_lowrank.timed_choices import TimingOptions
 from onnx_lowrank.workbench import DataOptions
 
-__all__ = ["DEFAULT_PASSES", "DEFAULT_TARGET", "Result", "apply", "compress", "plan", "sweep"]
+__all__ = [
+    "DEFAULT_PASSES",
+    "DEFAULT_TARGET",
+    "Result",
+    "apply",
+    "compress",
+    "compressed",
+    "plan",
+    "sweep",
+]
 
 DEFAULT_PASSES = (
     "fold_batchnorm,prune_channels{gain=2},svd,spatial_svd,channel_svd,cp{form=three},recurrent_svd"

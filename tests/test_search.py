@@ -179,7 +179,7 @@ def test_options_that_make_no_sense() -> None:
     for options, part in (
         ({"target": ["macs=0.5", "size=0.5"]}, "nothing to search with macs=0.5 size=0.5 given"),
         ({"ranks": "energy=0.9"}, "ranks by energy=0.9 know of no bound to search by"),
-        ({"min_agreement": 0.9}, "drop and agreement at once"),
+        ({"min_agreement": 0.9}, "max_drop and min_agreement at once"),
     ):
         with pytest.raises(OptionError, match=part):
             fm.quick_compress(fm.classifier(), max_drop=0.01, **options)
