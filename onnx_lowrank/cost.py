@@ -1,23 +1,37 @@
-"""What a model costs: MACs, parameters, bytes.
+"""What a model costs: MACs, parameters, bytes; and the shapes that MACs are counted from.
 
 MACs are counted from the graph alone, so that a written file can be counted independently of the
-plan that made it.
+plan that made it: :mod:`onnx_lowrank.counting` says how, and which nodes no total holds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, shape_inference
 
+from onnx_lowrank.bodies import Flat, flatten
 from onnx_lowrank.constants import SHAPE_LIKE
-from onnx_lowrank.graph import Graph, Node
+from onnx_lowrank.counting import (
+    SHAPELESS,
+    Counts,
+    Uncounted,
+    count,
+    limit_key,
+    tensors_to_measure,
+)
+from onnx_lowrank.errors import ModelError
+from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.model import Model
+from onnx_lowrank.parameters import parameters_of
 from onnx_lowrank.runtime import Feed, Runtime
 
 __all__ = [
@@ -25,18 +39,19 @@ __all__ = [
     "cost_of",
     "layer_cost",
     "model_cost",
-    "node_macs",
-    "node_tensors",
     "other_cost",
     "tensor_shapes",
 ]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_FLOATS = frozenset(
-    {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
-)
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_NOTHING = Counts()
+
+#: rounds that a Loop is given where it is meant to be ended by its condition
+ENDLESS = 1 << 31
+
+#: how tensors begin that hold the shapes of others
+_STEM = "onnx_lowrank_shape_"
 
 
 @dataclass(frozen=True)
@@ -44,14 +59,53 @@ class Cost:
     """Cost of a model, or of a part.
 
     Attributes:
-        macs: multiply-accumulates of one inference (at batch 1 where the batch is dynamic).
-        parameters: elements of floating-point initializers.
+        macs: multiply-accumulates of one inference (at batch 1 where the batch is dynamic), of
+            contractions alone (:mod:`onnx_lowrank.mac_formulas`).
+        parameters: numbers that take part in computing (:mod:`onnx_lowrank.parameters`).
         bytes: of the file, external data included.
+        counts: the MACs node by node, and the nodes that :attr:`macs` leaves out.
     """
 
     macs: int
     parameters: int
     bytes: int
+    counts: Counts = _NOTHING
+
+    @property
+    def uncounted(self) -> tuple[Uncounted, ...]:
+        """Nodes that may do products, but are not in :attr:`macs`."""
+        return self.counts.uncounted
+
+    @property
+    def macs_label(self) -> str:
+        """How :attr:`macs` is to be called: what is left out must show."""
+        left = len(self.uncounted)
+        return f"MACs without {left} node{'s' * (left > 1)}" if left else "MACs"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as of ``--json``."""
+        return {
+            "macs": self.macs,
+            "params": self.parameters,
+            "bytes": self.bytes,
+            "uncounted": [{"name": n.name, "op": n.op, "reason": n.reason} for n in self.uncounted],
+        }
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader of :attr:`macs` must know, in sentences."""
+        said = []
+        if left := Uncounted.said(self.uncounted):
+            hint = "; give --calib or --input-shape" if self._shapeless else ""
+            said.append(left + hint)
+        if self.counts.larger:
+            names = ", ".join(dict.fromkeys(self.counts.larger))
+            said.append(f"of an If the branch with more MACs is counted: {names}")
+        return said
+
+    @property
+    def _shapeless(self) -> bool:
+        return any(n.reason == SHAPELESS for n in self.uncounted)
 
 
 def model_cost(model: Model, shapes: Shapes) -> Cost:
@@ -61,12 +115,8 @@ def model_cost(model: Model, shapes: Shapes) -> Cost:
         model: the model.
         shapes: of its tensors, by name (:func:`tensor_shapes`).
     """
-    graph = Graph(model)
-    macs = sum(node_macs(graph, node, shapes) or 0 for node in graph.nodes)
-    parameters = sum(
-        math.prod(dims) for _, dims, element in graph.initializers() if element in _FLOATS
-    )
-    return Cost(macs, parameters, model.bytes)
+    counts = count(flatten(model), shapes)
+    return Cost(counts.macs, parameters_of(model.proto), model.bytes, counts)
 
 
 def cost_of(cost: Cost, metric: str) -> int:
@@ -100,118 +150,159 @@ def layer_cost(layer: Layer, shapes: Shapes) -> Cost:
     )
 
 
-def node_tensors(node: Node) -> list[str]:
-    """Tensors whose shapes :func:`node_macs` reads."""
-    if node.domain not in (None, "", "ai.onnx"):
-        return []
-    if node.op in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
-        tensors = [*node.inputs[:2], node.outputs[0]]
-    elif node.op in _GATES:
-        tensors = node.inputs[:3]
-    else:
-        return []
-    return [t.name for t in tensors]
-
-
-def node_macs(graph: Graph, node: Node, shapes: Shapes) -> int | None:
-    """MACs of one node; None where a shape is unknown, 0 for operators that do no products."""
-    if node.domain not in (None, "", "ai.onnx"):
-        return 0
-
-    def shape(tensor: Any) -> tuple[int, ...] | None:
-        return shapes.get(tensor.name)
-
-    if node.op in ("Conv", "ConvTranspose"):
-        weight, x, y = shape(node.inputs[1]), shape(node.inputs[0]), shape(node.outputs[0])
-        if weight is None or x is None or y is None:
-            return None
-        # every weight meets every output position (Conv), every input position (ConvTranspose)
-        spatial = y if node.op == "Conv" else x
-        return math.prod(weight) * spatial[0] * math.prod(spatial[2:])
-    if node.op in ("MatMul", "Gemm"):
-        a, y = shape(node.inputs[0]), shape(node.outputs[0])
-        if a is None or y is None:
-            return None
-        inner = a[0] if node.op == "Gemm" and graph.attribute(node, "transA", 0) else a[-1]
-        return math.prod(y) * inner
-    if node.op in _GATES:
-        w, r, x = shape(node.inputs[1]), shape(node.inputs[2]), shape(node.inputs[0])
-        if w is None or r is None or x is None:
-            return None
-        return (math.prod(w) + math.prod(r)) * x[0] * x[1]
-    return 0
-
-
 def tensor_shapes(
     model: Model,
     inputs: Mapping[str, tuple[int, ...]],
     feed: Feed | None = None,
     runtime: Runtime | None = None,
     needed: Iterable[str] = (),
+    wished: Iterable[str] = (),
 ) -> dict[str, tuple[int, ...]]:
-    """Concrete shapes of the tensors of the main graph.
+    """Concrete shapes of tensors: of the main graph, and of the bodies that are laid out beside it.
+
+    What inference cannot tell is asked of the runtime, which computes the tensors but keeps none:
+    of each it hands out the shape. Tensors that costs are counted from are always asked for; those
+    of bodies that do not run, as the branch of an If that was not taken, stay unknown.
 
     Args:
         model: the model.
         inputs: concrete shapes of its inputs.
         feed: an input of these shapes; run for what inference alone cannot tell.
         runtime: how to run it.
-        needed: tensors whose shape must be known; only these are asked of the runtime.
+        needed: other tensors whose shape must be known.
+        wished: tensors whose shape is good to know; some may be no tensors, as sequences are.
+
+    Raises:
+        ModelError: the runtime refuses what is needed.
     """
-    known = _inferred(model, inputs)
-    missing = [t for t in needed if t not in known]
-    if missing and feed is not None and runtime is not None:
+    flat = flatten(model)
+    known, others = _inferred(flat, inputs)
+    counted, inside, limits = tensors_to_measure(flat)
+    if limits:
+        known |= _constant_values(Graph(flat.to_model()), limits)
+    if feed is None or runtime is None:
+        return known
+    must = [t for t in dict.fromkeys([*needed, *counted]) if t not in known]
+    more = [t for t in dict.fromkeys(wished) if t not in known and t not in {*must, *others}]
+    if must or more:
         graph = Graph(model)
-        part = graph.extract(graph.input_types(), missing)
-        for name, value in runtime.session(part, lean=True).run(feed).items():
-            known[name] = value.shape
+        try:
+            known |= _measured(graph, [*must, *more], feed, runtime)
+        except ModelError:
+            if not more:
+                raise
+            known |= _measured(graph, must, feed, runtime)
+    unknown = [t for t in limits if limit_key(t) not in known]
+    inside = [t for t in inside if t not in known]
+    if unknown or inside:
+        graph = Graph(flat.to_model())
+        with suppress(ModelError):
+            known |= _values(graph, unknown, feed, runtime)
+        with suppress(ModelError):
+            known |= _measured(graph, inside, feed, runtime)
     return known
 
 
-def _inferred(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    skeleton = onnx.ModelProto()
-    skeleton.ir_version = model.proto.ir_version
-    skeleton.opset_import.extend(model.proto.opset_import)
-    skeleton.functions.extend(model.proto.functions)
+def _measured(
+    graph: Graph, tensors: Sequence[str], feed: Feed, runtime: Runtime
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of tensors in a run, none of which is kept."""
+    given = {t: feed[t].shape for t in tensors if t in feed}
+    asked = [t for t in tensors if t not in given]
+    if not asked:
+        return given
+    part = graph.extract(graph.input_types(), asked)
+    del part.proto.graph.output[:]
+    names = {f"{_STEM}{i}": tensor for i, tensor in enumerate(asked)}
+    for name, tensor in names.items():
+        part.proto.graph.node.append(onnx.helper.make_node("Shape", [tensor], [name]))
+        part.proto.graph.output.append(
+            onnx.helper.make_tensor_value_info(name, TensorProto.INT64, None)
+        )
+    found = runtime.session(part, lean=True).run(feed)
+    return given | {names[k]: tuple(map(int, v)) for k, v in found.items()}
+
+
+def _values(
+    graph: Graph, tensors: Sequence[str], feed: Feed, runtime: Runtime
+) -> dict[str, tuple[int, ...]]:
+    """Values of scalars in a run, as they stand among shapes."""
+    if not tensors:
+        return {}
+    part = graph.extract(graph.input_types(), tensors)
+    found = dict(feed)
+    if part.proto.graph.output:
+        found |= runtime.session(part, lean=True).run(feed)
+    return _scalars({t: found[t] for t in tensors})
+
+
+def _constant_values(graph: Graph, tensors: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Values of scalars that follow from constants, as they stand among shapes."""
+    found = {t: graph.constant(t) for t in tensors}
+    return _scalars({t: value for t, value in found.items() if value is not None})
+
+
+def _scalars(values: Mapping[str, npt.NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+    return {
+        limit_key(t): (int(np.ravel(value)[0]),)
+        for t, value in values.items()
+        if np.size(value) == 1 and np.ravel(value)[0] < ENDLESS
+    }
+
+
+def _inferred(
+    flat: Flat, inputs: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """Shapes that inference tells, and names of what is no tensor."""
+    source = flat.model.proto
+    skeleton = onnx.ModelProto(ir_version=source.ir_version)
+    skeleton.opset_import.extend([*source.opset_import, *flat.opsets])
+    skeleton.functions.extend(source.functions)
     graph = skeleton.graph
     graph.name = "skeleton"
-    graph.node.extend(model.proto.graph.node)
-    graph.output.extend(onnx.ValueInfoProto(name=o.name) for o in model.proto.graph.output)
-    for tensor in model.proto.graph.initializer:
+    graph.node.extend([*source.graph.node, *flat.nodes])
+    graph.output.extend(onnx.ValueInfoProto(name=o.name) for o in source.graph.output)
+    constants = [*((t.name, t) for t in source.graph.initializer), *flat.constants]
+    found: dict[str, tuple[int, ...]] = {}
+    for name, tensor in constants:
+        found[name] = tuple(tensor.dims)
         if math.prod(tensor.dims) > SHAPE_LIKE:
             graph.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+                onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
             )
         else:
-            graph.initializer.append(tensor)
-    for sparse in model.proto.graph.sparse_initializer:
+            graph.initializer.add().CopyFrom(tensor)
+            graph.initializer[-1].name = name
+    for sparse in source.graph.sparse_initializer:
         values = sparse.values
+        found[values.name] = tuple(sparse.dims)
         graph.input.append(
             onnx.helper.make_tensor_value_info(values.name, values.data_type, sparse.dims)
         )
-    named = {t.name for t in model.proto.graph.initializer}
-    named |= {t.values.name for t in model.proto.graph.sparse_initializer}
-    for value in model.proto.graph.input:
+    named = set(found)
+    for value in source.graph.input:
         if value.name in named:
             continue
         shape = inputs.get(value.name)
-        fixed = onnx.helper.make_tensor_value_info(
-            value.name, value.type.tensor_type.elem_type, shape
-        )
-        graph.input.append(fixed)
+        if shape is None or not value.type.HasField("tensor_type"):
+            graph.input.append(value)
+            continue
+        element = value.type.tensor_type.elem_type
+        graph.input.append(onnx.helper.make_tensor_value_info(value.name, element, shape))
     try:
         inferred = shape_inference.infer_shapes(skeleton, data_prop=True)
     except Exception:  # an odd node must not stop the rest; the runtime knows better
         inferred = skeleton
-    found = {t.name: tuple(t.dims) for t in model.proto.graph.initializer}
-    found |= {t.values.name: tuple(t.dims) for t in model.proto.graph.sparse_initializer}
     found.update(inputs)
-    for value in (*inferred.graph.value_info, *inferred.graph.output):
-        if value.type.tensor_type.HasField("shape"):
+    others = set()
+    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+        if value.type.WhichOneof("value") not in (None, "tensor_type"):
+            others.add(value.name)
+        elif value.type.tensor_type.HasField("shape") and value.name not in found:
             dims = [
                 d.dim_value if d.HasField("dim_value") else None
                 for d in value.type.tensor_type.shape.dim
             ]
             if all(d is not None and d >= 0 for d in dims):
                 found[value.name] = tuple(int(d) for d in dims if d is not None)
-    return found
+    return found, others

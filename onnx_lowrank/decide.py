@@ -92,9 +92,13 @@ def decide(
                 reason,
             )
         )
-    decisions += [
-        Decision(o.name, o.op, "skip", "", "", 0, 0.0, 0, 0, 0, 0, o.reason) for o in work.left_out
-    ]
+    for node in work.left_out:
+        macs, rest = (p.cost.counts.of(node.output, main=node.main) or 0 for p in (original, work))
+        decisions.append(
+            Decision(
+                node.name, node.op, "skip", "", "", 0, 0.0, macs, rest, 0, 0, node.reason
+            )
+        )  # fmt: skip
     return decisions
 
 

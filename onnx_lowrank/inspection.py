@@ -14,7 +14,7 @@ from rich.text import Text
 
 from onnx_lowrank.base import Factorization
 from onnx_lowrank.calibration import input_specs
-from onnx_lowrank.cost import Cost, model_cost, node_macs, node_tensors, tensor_shapes
+from onnx_lowrank.cost import Cost, model_cost, tensor_shapes
 from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import Layer, find_layers
@@ -37,7 +37,7 @@ class LayerInfo:
         op: operator.
         shape: of the weight, ``(N, C / groups, *kernel)``; empty where it was not read.
         groups: number of groups.
-        macs: multiply-accumulates; None where a shape is unknown.
+        macs: multiply-accumulates; None where they cannot be counted.
         params: elements of weight and bias.
         eligible: whether some pass can take it apart.
         reason: the passes that can, or why none can.
@@ -72,7 +72,7 @@ class Inspection:
         cost = self.cost
         return {
             "schema": 1,
-            "model": {"macs": cost.macs, "params": cost.parameters, "bytes": cost.bytes},
+            "model": cost.to_dict(),
             "layers": [asdict(layer) for layer in self.layers],
             "notes": list(self.notes),
         }
@@ -99,7 +99,8 @@ class Inspection:
         console.print(table)
         cost = self.cost
         console.print(
-            f"{cost.macs:,} MACs, {cost.parameters:,} parameters, {cost.bytes:,} bytes",
+            f"{cost.macs:,} {cost.macs_label}, {cost.parameters:,} parameters, "
+            f"{cost.bytes:,} bytes",
             highlight=False,
         )
         for note in self.notes:
@@ -132,22 +133,25 @@ def inspect(
         if input_shapes:
             raise
         notes.append(f"MACs are not counted everywhere: {error}")
-    needed = dict.fromkeys(t for n in graph.nodes for t in node_tensors(n))
     given = {} if feed is None else {k: v.shape for k, v in feed.items()}
     try:
-        shapes = tensor_shapes(source, given, feed, Runtime(), needed)
+        shapes = tensor_shapes(source, given, feed, Runtime())
     except ModelError as error:
         shapes = tensor_shapes(source, given)
         notes.append(f"MACs are not counted everywhere: {error}")
-    nodes = [node for node in graph.nodes if node.outputs]
-    macs = {node.outputs[0].name: node_macs(graph, node, shapes) for node in nodes}
-    by_name = {n.name: macs[n.outputs[0].name] for n in nodes} | macs
+    cost = model_cost(source, shapes)
     passes = parse_list(DEFAULT_PASSES).factorizations
-    infos = [_info(layer, passes, macs[layer.nodes[0].outputs[0].name]) for layer in layers]
+    infos = [_info(layer, passes, cost.counts.of(_made(layer))) for layer in layers]
     infos += [
-        LayerInfo(o.name, o.op, (), 1, by_name.get(o.name), 0, False, o.reason) for o in others
+        LayerInfo(o.name, o.op, (), 1, cost.counts.of(o.output, main=o.main), 0, False, o.reason)
+        for o in others
     ]
-    return Inspection(model_cost(source, shapes), tuple(infos), tuple(notes))
+    return Inspection(cost, tuple(infos), (*notes, *cost.remarks))
+
+
+def _made(layer: Layer) -> str:
+    """The first output of the node that holds a layer's weight."""
+    return str(next(t.name for t in layer.nodes[0].outputs if t.name))
 
 
 def _info(layer: Layer, passes: Sequence[Factorization], macs: int | None) -> LayerInfo:

@@ -156,6 +156,7 @@ def compress(
     run.choose_layers(include, exclude)
     if requirement is None:
         return compressed(run, asked, rounds, force)
+    run.check_target(asked)  # before what is searched finds it out of reach at every ratio
     found = smallest_within(run, asked, requirement)
     notes = [*found.planned.notes, requirement.understood, found.text(requirement)]
     return _finished(run, found.built, force, notes)

@@ -13,7 +13,8 @@ from typing import Any
 
 from onnx_lowrank.candidates import Proposals, make_choices
 from onnx_lowrank.choices import Candidate, Choice, by_rule, loss_of, recosted
-from onnx_lowrank.cost import cost_of, model_cost, other_cost
+from onnx_lowrank.cost import cost_of, other_cost
+from onnx_lowrank.countable import check_countable, fixed_nodes
 from onnx_lowrank.decide import choose, decide
 from onnx_lowrank.errors import BudgetError, OptionError
 from onnx_lowrank.latency_timer import Timer
@@ -86,8 +87,9 @@ class Planning(Workbench):
             time: nanoseconds to plan for instead of the target's part of the original's time.
 
         Raises:
-            BudgetError: the target is out of reach.
+            BudgetError: the target is out of reach, or on what cannot be counted or timed.
         """
+        self.check_target(target)
         kept, groups = self._prune(target)
         work = self.cut(kept)[0]
         proposals, timed = self._propose(work, kept, target)
@@ -123,6 +125,14 @@ class Planning(Workbench):
             )
         plan = replace(planned.plan, decisions=tuple(decisions))
         return replace(planned, plan=plan, proposals=proposals, timed=timed)
+
+    def check_target(self, target: Target) -> None:
+        """Refuse a target that no result could be held against.
+
+        Raises:
+            BudgetError: the model has no MACs that can be counted, or nothing that can be timed.
+        """
+        check_countable(target, self.before, len(self.prepared.layers))
 
     def _prune(self, target: Target) -> tuple[Kept, list[GroupDecision]]:
         """Channels that stay, and a decision for every group where pruning was considered."""
@@ -167,9 +177,10 @@ class Planning(Workbench):
 
     def _channels(self, pruner: Pruner, target: Target, unpruned: float | None) -> Kept:
         whole = cost_of(self.before, target.metric)
-        now = model_cost(self.prepared.model, self.prepared.shapes)
-        fixed = other_cost(now, self.prepared.shapes, self.prepared.layers, target.metric)
-        budget = Budget(target.ratio * whole - fixed, str(target), whole, fixed)
+        now = self.prepared
+        fixed = other_cost(now.cost, now.shapes, now.layers, target.metric)
+        named = fixed_nodes(now, whole) if target.metric == "macs" else ""
+        budget = Budget(target.ratio * whole - fixed, str(target), whole, fixed, named)
         if unpruned is None:
             return pruner.plan(budget)[0]
         return share_budget(
@@ -245,7 +256,6 @@ class Planning(Workbench):
             return [c.keep for c in proposals.choices]
         if target.rule is not None:
             return by_rule(proposals.choices, target.rule)
-        now = model_cost(work.model, work.shapes)
         constraints: list[tuple[str, Sequence[Choice], int, int, int]] = []
         for metric, ratio in target.budgets:
             if metric == "latency":
@@ -259,6 +269,12 @@ class Planning(Workbench):
             if len(target.budgets) > 1:  # the same candidates for all, those that were timed
                 choices = recosted(timed.choices if timed is not None else choices, metric)
             whole = cost_of(self.before, metric)
-            fixed = other_cost(now, work.shapes, work.layers, metric)
+            fixed = other_cost(work.cost, work.shapes, work.layers, metric)
             constraints.append((metric, choices, int(ratio * whole) - fixed, whole, fixed))
-        return choose(constraints)
+        try:
+            return choose(constraints)
+        except BudgetError as error:
+            named = fixed_nodes(work, self.before.macs)
+            if named and "macs" in dict(target.budgets):
+                raise BudgetError(f"{error}; {named}") from error
+            raise

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from onnx_lowrank.base import Rewrite
 from onnx_lowrank.calibration import Dataset
 from onnx_lowrank.collect import MomentStore, collect_moments
-from onnx_lowrank.cost import node_tensors, tensor_shapes
+from onnx_lowrank.cost import Cost, model_cost, tensor_shapes
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.latency_cache import machine
 from onnx_lowrank.layers import Ineligible, Layer, find_layers, refuse_optimised
@@ -49,6 +50,11 @@ class Prepared:
     shapes: Mapping[str, tuple[int, ...]]
     moments: MomentStore
     unfinished: MomentCache | None = None
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Of the model, at one sample."""
+        return model_cost(self.model, self.shapes)
 
 
 def prepare(
@@ -88,7 +94,8 @@ def prepare(
         if reason is None:
             layers.append(layer)
         else:
-            left_out.append(Ineligible(layer.name, layer.op, reason))
+            output = next((t.name for t in layer.nodes[0].outputs if t.name), "")
+            left_out.append(Ineligible(layer.name, layer.op, reason, output))
     unfinished = None
     if cache is not None and data.calibration is not None:
         unfinished = MomentCache(cache, _origin(model, layers, data, runtime, seed))
@@ -116,12 +123,10 @@ def measured_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Shapes at the first sample of what layers read, and of all that costs are counted from."""
     feed = dataset.feed(0)
-    needed = dict.fromkeys([layer.input for layer in layers])
-    if every:
-        needed |= dict.fromkeys(t.name for n in graph.nodes for t in n.outputs if t.name)
-    needed |= dict.fromkeys(t for n in graph.nodes for t in node_tensors(n))
+    needed = [layer.input for layer in layers]
+    wished = [t.name for n in graph.nodes for t in n.outputs if t.name] if every else []
     inputs = {name: value.shape for name, value in feed.items()}
-    return tensor_shapes(model, inputs, feed, runtime, needed)
+    return tensor_shapes(model, inputs, feed, runtime, needed, wished)
 
 
 def moments_of(

@@ -88,12 +88,14 @@ class Budget:
         what: as the user has it, ``macs=0.5``.
         whole: cost of the original model; 0 where the layers are all of it.
         fixed: cost of all that no channel changes.
+        named: which nodes make up most of :attr:`fixed`, for a message; may be empty.
     """
 
     limit: float
     what: str = "the budget"
     whole: float = 0.0
     fixed: float = 0.0
+    named: str = ""
 
     def unmet(self, least: float) -> OutOfReachError:
         """The error that names what can be reached, ``least`` being of the layers."""
@@ -104,7 +106,7 @@ class Budget:
             reached += " of the original"
         return OutOfReachError(
             f"{self.what}: these passes reach {reached} at the least; ask for more, or give "
-            "more passes or layers",
+            f"more passes or layers{'; ' * bool(self.named)}{self.named}",
             least,
         )
 

@@ -58,8 +58,8 @@ class Report:
 
     @property
     def macs_ratio(self) -> float:
-        """MACs after over MACs before."""
-        return self.after.macs / max(self.before.macs, 1)
+        """MACs after over MACs before; 1 where none could be counted."""
+        return self.after.macs / self.before.macs if self.before.macs else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as written by ``--report``."""
@@ -126,10 +126,14 @@ def model_table(
     table = Table(title="model", title_justify="left", box=None, pad_edge=False)
     for column in ("", "before", "after", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
-    rows = [("MACs", before.macs, after.macs), ("parameters", before.parameters, after.parameters),
-            ("bytes", before.bytes, after.bytes)]  # fmt: skip
+    rows = [
+        (before.macs_label, before.macs, after.macs),
+        ("parameters", before.parameters, after.parameters),
+        ("bytes", before.bytes, after.bytes),
+    ]
     for name, old, new in rows:
-        table.add_row(name, _count(old), _count(new), f"{new / max(old, 1):.3f}")
+        ratio = f"{new / old:.3f}" if old else "not known" if before.uncounted else ""
+        table.add_row(name, _count(old), _count(new), ratio)
     if latency is not None:
         table.add_row(
             f"latency, batch {latency.batch}",
@@ -224,12 +228,7 @@ def _layer_dict(d: Decision) -> dict[str, Any]:
 
 
 def _cost_dict(cost: Cost, latency: float | None) -> dict[str, Any]:
-    return {
-        "macs": cost.macs,
-        "params": cost.parameters,
-        "bytes": cost.bytes,
-        "latency_ms": latency,
-    }
+    return {**cost.to_dict(), "latency_ms": latency}
 
 
 def _finite(data: dict[str, Any]) -> dict[str, Any]:

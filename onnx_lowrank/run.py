@@ -162,7 +162,7 @@ class Run(Planning):
             )  # fmt: skip
             latency = self.latency(built.model, sorted({1, 16, self.timing.batch}))
             after = self.cost(built.model)
-        said = [*self.data.notes, *self.resumed(), *notes]
+        said = [*self.data.notes, *self.resumed(), *notes, *self.before.remarks]
         if plan.data != self.data.digest:
             said.append("the calibration data is not that of the plan; the weights differ from it")
         for part in plan.target.split():

@@ -179,8 +179,8 @@ class Workbench:
         """An inference of the batch that counts, and the shapes of all tensors at it."""
         feed = self._feed(self.timing.batch)
         inputs = {name: value.shape for name, value in feed.items()}
-        needed = [t.name for n in work.graph.nodes for t in n.outputs if t.name]
-        return feed, tensor_shapes(work.model, inputs, feed, self.runtime, needed)
+        wished = [t.name for n in work.graph.nodes for t in n.outputs if t.name]
+        return feed, tensor_shapes(work.model, inputs, feed, self.runtime, wished=wished)
 
 
 def channels_key(kept: Kept) -> tuple[Any, ...]:

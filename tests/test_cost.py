@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from onnx_lowrank.cost import layer_cost, model_cost, node_macs, node_tensors, tensor_shapes
+from onnx_lowrank.bodies import flatten
+from onnx_lowrank.cost import layer_cost, model_cost, tensor_shapes
+from onnx_lowrank.counting import count
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.model import load
@@ -19,9 +21,8 @@ Shape = list[int | str]
 def macs_of(proto: ModelProto, **inputs: tuple[int, ...]) -> list[int | None]:
     """MACs of each node, the shapes inferred from those of the inputs."""
     model = load(proto)
-    graph = Graph(model)
-    shapes = tensor_shapes(model, inputs)
-    return [node_macs(graph, node, shapes) for node in graph.nodes]
+    counts = count(flatten(model), tensor_shapes(model, inputs))
+    return [counts.of(node.output[0]) for node in proto.graph.node]
 
 
 def single(op: str, x: Shape, weights: dict[str, tuple[int, ...]], **attributes: Any) -> ModelProto:
@@ -85,14 +86,6 @@ def test_a_dynamic_batch_counts_as_it_is_fed() -> None:
     assert five == 5 * one
 
 
-def test_nodes_of_other_domains_do_no_products() -> None:
-    proto = single("Gemm", ["N", 7], {"w": (7, 4)})
-    proto.graph.node[0].domain = "com.example"
-    graph = Graph(load(proto))
-    assert node_macs(graph, graph.nodes[0], {"x": (1, 7), "y": (1, 4)}) == 0
-    assert node_tensors(graph.nodes[0]) == []
-
-
 # shapes
 
 
@@ -106,8 +99,8 @@ def test_unknown_shapes_are_no_macs(op: str) -> None:
         weights = {"w": (3, 3, 1, 1)}
     values = {k: fm.float32(np.ones(v)) for k, v in weights.items()}
     node = helper.make_node(op, ["x", *weights], ["y"], name="node", **attributes)
-    graph = Graph(load(fm.build([node], {"x": None}, {"y": None}, values)))
-    assert node_macs(graph, graph.nodes[0], {}) is None
+    counts = count(flatten(load(fm.build([node], {"x": None}, {"y": None}, values))), {})
+    assert (counts.macs, counts.of("y")) == (0, None)
 
 
 def reshaped_by_data() -> ModelProto:
@@ -124,14 +117,13 @@ def reshaped_by_data() -> ModelProto:
 
 def test_the_runtime_tells_what_inference_cannot() -> None:
     model = load(reshaped_by_data())
-    graph = Graph(model)
     x = np.array([[1, -1, 2, 3, -4, 5]], np.float32)
     alone = tensor_shapes(model, {"x": (1, 6)})
     assert "rows" not in alone
-    assert node_macs(graph, graph.nodes[-1], alone) is None
+    assert count(flatten(model), alone).of("y") is None
     asked = tensor_shapes(model, {"x": (1, 6)}, {"x": x}, fm.ONE_THREAD, ["rows", "y", "w"])
     assert asked["rows"] == (4, 2)
-    assert node_macs(graph, graph.nodes[-1], asked) == 4 * 2 * 5
+    assert count(flatten(model), asked).of("y") == 4 * 2 * 5
 
 
 def test_shapes_where_inference_fails_altogether() -> None:
@@ -169,10 +161,11 @@ def test_cost_of_a_layer_is_that_of_its_node() -> None:
     graph = Graph(model)
     shapes = tensor_shapes(model, {"x": (1, 3, 7, 7)})
     layers, _ = find_layers(graph)
+    counts = count(flatten(model), shapes)
     assert [layer.name for layer in layers] == [f"conv{i}" for i in range(4)]
     for layer in layers:
         cost = layer_cost(layer, shapes)
-        assert cost.macs == node_macs(graph, layer.nodes[0], shapes)
+        assert cost.macs == counts.of(layer.nodes[0].outputs[0].name)
         assert cost.parameters == np.prod(layer.shape) + layer.shape[0]
         assert cost.bytes == 4 * cost.parameters
 

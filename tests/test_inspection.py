@@ -57,18 +57,19 @@ def test_layers_with_costs_and_reasons() -> None:
     assert "is depthwise" in depthwise.reason
     assert up.reason == "svd"
     assert up.macs == 64 * 36
-    assert hidden.macs is None
+    assert hidden.macs == 576 * 36
     assert hidden.reason == "inside branch"
-    assert found.cost.macs == (576 + 72 + 64) * 36
-    assert found.notes == ()
+    assert found.cost.macs == (576 + 72 + 64 + 576) * 36
+    assert found.notes == ("of an If the branch with more MACs is counted: branch",)
 
 
 def test_a_dynamic_size_is_asked_for() -> None:
     found = inspect(mixed())
     assert len(found.layers) == 4
     assert found.layers[0].macs is None
-    assert len(found.notes) == 1
     assert "--input-shape x:1,3,224,224" in found.notes[0]
+    assert found.notes[1].startswith("MACs of 4 nodes are not counted: plain (Conv: its shapes")
+    assert len(found.notes) == 2
 
 
 def test_a_shape_that_does_not_fit() -> None:

@@ -26,7 +26,8 @@ _OTHER_OPS = {
     op: f"{op} is not factorized"
     for op in ("ConvInteger", "QLinearConv", "MatMulInteger", "QLinearMatMul", "QGemm",
                "DeformConv", "Einsum", "Attention", "QAttention", "MatMulNBits", "MatMulBnb4",
-               "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
+               "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM",
+               "MultiHeadAttention", "GroupQueryAttention")
 }  # fmt: skip
 #: What ONNX Runtime's graph optimisations leave of layers, in its own domains.
 _OTHER_OPS |= dict.fromkeys(
@@ -48,6 +49,7 @@ def find_layers(graph: Graph) -> tuple[list[Layer], list[Ineligible]]:
             name = node.outputs[0].name if node.outputs else node.op
         while name in taken:
             name += "_"
+        output = next((t.name for t in node.outputs if t.name), "")
         if node.op in _READERS and node.domain in (None, "", "ai.onnx"):
             taken.add(name)
             try:
@@ -55,14 +57,16 @@ def find_layers(graph: Graph) -> tuple[list[Layer], list[Ineligible]]:
                 refuse_overridable(graph, layer.input, "input")
                 layers.append(layer)
             except NotLinear as verdict:
-                others.append(Ineligible(name, node.op, str(verdict)))
+                others.append(Ineligible(name, node.op, str(verdict), output))
         elif node.op in _OTHER_OPS or (node.op == "Conv" and node.domain == _LAYOUT_DOMAIN):
             taken.add(name)
-            others.append(Ineligible(name, node.op, _OTHER_OPS.get(node.op, _OPTIMISED)))
+            reason = _OTHER_OPS.get(node.op, _OPTIMISED)
+            others.append(Ineligible(name, node.op, reason, output))
     for proto, place in graph.subgraph_nodes():
         if proto.op_type in _READERS or proto.op_type in _OTHER_OPS:
-            name = proto.name or (proto.output[0] if proto.output else proto.op_type)
-            others.append(Ineligible(name, proto.op_type, f"inside {place}"))
+            output = next((o for o in proto.output if o), "")
+            name = proto.name or output or proto.op_type
+            others.append(Ineligible(name, proto.op_type, f"inside {place}", output, main=False))
     return layers, others
 
 

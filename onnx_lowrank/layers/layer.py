@@ -98,11 +98,21 @@ class Layer:
 
 @dataclass(frozen=True)
 class Ineligible:
-    """A node with weights that no pass can take apart, and why."""
+    """A node with weights that no pass can take apart, and why.
+
+    Attributes:
+        name: of the node, or of its output.
+        op: its operator.
+        reason: why.
+        output: its first output, as it stands in the file.
+        main: whether it stands in the main graph.
+    """
 
     name: str
     op: str
     reason: str
+    output: str = ""
+    main: bool = True
 
 
 @dataclass(frozen=True)
