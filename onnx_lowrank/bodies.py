@@ -8,7 +8,7 @@ the bodies stay as they are; nothing reads the copies, which serve to learn shap
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -102,17 +102,6 @@ class Flat:
     nodes: list[NodeProto] = field(default_factory=list)
     constants: list[tuple[str, TensorProto]] = field(default_factory=list)
     opsets: list[onnx.OperatorSetIdProto] = field(default_factory=list)
-
-    def every(self) -> Iterator[Step]:
-        """All steps, at any depth."""
-
-        def walk(steps: Iterable[Step]) -> Iterator[Step]:
-            for step in steps:
-                yield step
-                for body in step.bodies:
-                    yield from walk(body.steps or ())
-
-        yield from walk(self.steps)
 
     def to_model(self) -> Model:
         """The flat graph as a model; the model itself where it has no bodies."""

@@ -193,13 +193,14 @@ def tensor_shapes(
                 raise
             known |= _measured(graph, must, feed, runtime)
     unknown = [t for t in limits if limit_key(t) not in known]
-    inside = [t for t in inside if t not in known]
-    if unknown or inside:
+    bodies = [left for own in inside if (left := [t for t in own if t not in known])]
+    if unknown or bodies:
         graph = Graph(flat.to_model())
         with suppress(ModelError):
             known |= _values(graph, unknown, feed, runtime)
-        with suppress(ModelError):
-            known |= _measured(graph, inside, feed, runtime)
+        for body in bodies:
+            with suppress(ModelError):
+                known |= _measured(graph, body, feed, runtime)
     return known
 
 

@@ -2,7 +2,8 @@
 
 Counted from the graph and the shapes of its tensors, so that a written file can be counted
 independently of the plan that made it. Nodes in functions count once for each call, those in Loop
-and Scan once for each round, and of an If the branch with more MACs counts.
+and Scan once for each round (every round as the first), and of an If the branch with more MACs
+counts.
 """
 
 from __future__ import annotations
@@ -136,26 +137,40 @@ def count(flat: Flat, shapes: Shapes) -> Counts:
     return _together([_count(step, shapes, "") for step in flat.steps])
 
 
-def tensors_to_measure(flat: Flat) -> tuple[list[str], list[str], list[str]]:
+def tensors_to_measure(flat: Flat) -> tuple[list[str], list[list[str]], list[str]]:
     """Tensors that the counts depend on.
 
     Returns:
-        Tensors of the main graph whose shapes count, likewise those of bodies, and tensors whose
-        value is a number of rounds.
+        Tensors of the main graph whose shapes count, likewise those of each body in it (a branch
+        that does not run must not hide the other), and tensors whose value is a number of rounds.
     """
     copied = {o for n in flat.nodes for o in n.output} | {name for name, _ in flat.constants}
+    main, limits = _asked(flat.steps, deep=False)
+    inside = []
+    for body in (body for step in flat.steps for body in step.bodies):
+        shaped, more = _asked(body.steps or (), deep=True)
+        main |= dict.fromkeys(t for t in shaped if t not in copied)
+        limits |= more
+        if own := [t for t in shaped if t in copied]:
+            inside.append(own)
+    return list(main), inside, list(limits)
+
+
+def _asked(steps: Iterable[Step], *, deep: bool) -> tuple[dict[str, None], dict[str, None]]:
+    """Tensors of which nodes need the shape, and those of which Loops need the value."""
     shaped: dict[str, None] = {}
     limits: dict[str, None] = {}
-    for step in flat.every():
-        if formula_of(step.node) is not None:
+    for step in steps:
+        if not step.bodies and formula_of(step.node) is not None:
             shaped |= dict.fromkeys(t for t in (*step.node.input, *step.node.output) if t)
-        if not any(_contracts(body.steps or ()) for body in step.bodies):
-            continue
-        for rounds in (body.rounds for body in step.bodies if body.rounds is not None):
-            shaped |= dict.fromkeys([rounds.tensor] if rounds.tensor else [])
-            limits |= dict.fromkeys([rounds.limit] if rounds.limit else [])
-    main = [t for t in shaped if t not in copied]
-    return main, [t for t in shaped if t in copied], list(limits)
+        for body in step.bodies:
+            if body.rounds is not None and _contracts(body.steps or ()):
+                shaped |= dict.fromkeys([body.rounds.tensor] if body.rounds.tensor else [])
+                limits |= dict.fromkeys([body.rounds.limit] if body.rounds.limit else [])
+            if deep:
+                more, counts = _asked(body.steps or (), deep=True)
+                shaped, limits = shaped | more, limits | counts
+    return shaped, limits
 
 
 def limit_key(tensor: str) -> str:

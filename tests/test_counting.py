@@ -176,6 +176,27 @@ def test_of_an_if_the_larger_branch_counts() -> None:
     assert (counts.macs, counts.larger) == (2 * 3 * 64, ("if",))
 
 
+def test_a_branch_that_cannot_run_does_not_hide_the_other() -> None:
+    # both have shapes that depend on data; five columns cannot be seven
+    taken = branch("taken", helper.make_node("Compress", ["x", "rows"], ["s"], axis=0),
+                   product("s", "w", "t", "taken product"))  # fmt: skip
+    broken = branch("broken", helper.make_node("Expand", ["kept", "seven"], ["u"]),
+                    product("u", "w", "v", "broken product"))  # fmt: skip
+    nodes = [
+        helper.make_node("Greater", ["x", "low"], ["places"]),
+        helper.make_node("ReduceMax", ["x"], ["most"], axes=[1], keepdims=0),
+        helper.make_node("Greater", ["most", "low"], ["rows"]),
+        helper.make_node("Compress", ["x", "rows"], ["kept"], axis=0),
+        helper.make_node("If", ["c"], ["y"], name="if", then_branch=taken, else_branch=broken),
+    ]
+    given = weights(w=(8, 8)) | {
+        "c": np.array(True), "seven": np.array([7, 7]), "low": np.array(-9, np.float32)
+    }  # fmt: skip
+    counts = counted(fm.build(nodes, {"x": ["N", 8]}, {"y": None}, given), run=True, x=(3, 8))
+    assert counts.macs == 3 * 64
+    assert [n.name for n in counts.uncounted] == ["broken product"]
+
+
 def looped(limit: Any, going: str = "Identity", scanned: bool = False) -> ModelProto:
     """``rounds`` of ``h = h w``, which end by ``limit``, or by a condition on the data."""
     body = [product("h", "w", "next", "in loop")]
