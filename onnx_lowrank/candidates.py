@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 from scipy.linalg import LinAlgError, svdvals
 
@@ -22,7 +21,7 @@ from onnx_lowrank.plan import Decision
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.work import time_in_macs
 
-__all__ = ["Proposals", "cut_candidate", "make_choices", "selected"]
+__all__ = ["Proposals", "cut_candidate", "make_choices"]
 
 #: bytes of the protobuf of one more node with its initializers, besides their data
 _NODE_BYTES = 400
@@ -55,15 +54,6 @@ class Proposals:
             {**self.skips, **dict.fromkeys(kept, (reason,))},
             {name: () if name in kept else found for name, found in self.outlines.items()},
         )
-
-
-def selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> str | None:
-    """Why the user's globs leave a layer out; None where they do not."""
-    if include and not any(fnmatchcase(name, g) for g in include):
-        return "not named by --include"
-    if any(fnmatchcase(name, g) for g in exclude):
-        return "excluded by --exclude"
-    return None
 
 
 def make_choices(

@@ -169,6 +169,8 @@ def shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
         numbers = dims.strip("[]").split(",")
         if not name or not all(n.strip().isdigit() for n in numbers):
             raise OptionError(f"--input-shape {text!r}; write name:1,3,224,224")
+        if name in found:
+            raise OptionError(f"--input-shape {text!r}: {name} has a shape already; give one")
         found[name] = tuple(int(n) for n in numbers)
     return found
 

@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import onnx
@@ -26,13 +25,14 @@ from onnx_lowrank.choices import Candidate
 from onnx_lowrank.curve_plot import Line, check_picture, draw
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.graph import Graph
+from onnx_lowrank.layer_globs import check_globs, matches
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.model import Model, load
 from onnx_lowrank.preparation import canonicalise, measured_shapes, moments_of
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.registry import available, parse_list
 from onnx_lowrank.report import short
-from onnx_lowrank.run_data import made_up
+from onnx_lowrank.run_data import check_shapes, made_up
 from onnx_lowrank.runtime import Runtime
 
 __all__ = ["Curve", "Curves", "Point", "curves"]
@@ -247,6 +247,7 @@ def curves(
     if calib is not None:
         calibration = load_dataset(calib, specs, samples=samples, seed=seed, images=images)
         notes = list(calibration.notes)
+        check_shapes(specs, input_shapes or {}, calibration)
     looked_at = calibration
     if looked_at is None:
         looked_at = load_dataset(made_up(specs, input_shapes or {}, seed, 1), specs)
@@ -256,10 +257,8 @@ def curves(
     found, others = find_layers(graph)
     globs = [layers] if isinstance(layers, str) else list(layers)
     names = [x.name for x in found] + [x.name for x in others]
-    named = {n for n in names if not globs or any(fnmatchcase(n, g) for g in globs)}
-    if globs and not named:
-        known = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
-        raise OptionError(f"no layer is named {' or '.join(globs)}; there are {known or 'none'}")
+    check_globs("--layer", globs, names)
+    named = {n for n in names if not globs or matches(n, globs)}
     found = [layer for layer in found if layer.name in named]
     shapes = measured_shapes(canonical, graph, found, looked_at, runtime)
     skipped = {o.name: o.reason for o in others if o.name in named}

@@ -233,6 +233,8 @@ def check_output(
             raise OptionError(f"{target} is no plain file; name another output")
         if not target.parent.is_dir():
             raise OptionError(f"{target.parent} does not exist; create it first")
+    except OptionError:
+        raise
     except (OSError, ValueError) as error:
         raise OptionError(f"{target}: cannot be written ({error}); name another output") from error
     if not os.access(target.parent, os.W_OK):

@@ -24,7 +24,7 @@ from onnx_lowrank.calibration import (
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.model import Model
 
-__all__ = ["RunData", "concrete_shape", "gather", "made_up"]
+__all__ = ["RunData", "check_shapes", "concrete_shape", "gather", "made_up"]
 
 #: samples that a validation looks at, at the most
 LARGEST_VALIDATION = 1000
@@ -60,6 +60,7 @@ def gather(
     else a fifth of all.
     """
     specs = input_specs(source)
+    check_shapes(specs, input_shapes or {})
     if calib is None:
         made = load_dataset(made_up(specs, input_shapes or {}, seed), specs)
         return RunData(None, made, (
@@ -71,8 +72,10 @@ def gather(
         held = load_dataset(
             calib, specs, samples=LARGEST_VALIDATION, seed=seed, images=images, part=HELD_OUT
         )
+        check_shapes(specs, input_shapes or {}, calibration)
         return RunData(calibration, held, calibration.notes)
     everything = load_dataset(calib, specs, seed=seed, images=images)
+    check_shapes(specs, input_shapes or {}, everything)
     total = len(everything)
     if samples is not None and samples < total:
         rest, calibration = split(everything, samples, seed)
@@ -95,12 +98,7 @@ def made_up(
     Raises:
         OptionError: a shape is needed that nobody gave, or one is too large.
     """
-    unknown = set(shapes) - {spec.name for spec in specs}
-    if unknown:
-        raise OptionError(
-            f"the model has no input {', '.join(map(repr, sorted(unknown)))}; it has "
-            f"{', '.join(spec.name for spec in specs)}"
-        )
+    check_shapes(specs, shapes)
     wanted = {spec.name: concrete_shape(spec, shapes) for spec in specs}
     size = sum(8 * math.prod(shape) for shape in wanted.values())
     if size > LARGEST_RANDOM:
@@ -122,20 +120,57 @@ def made_up(
     return feeds
 
 
+def check_shapes(
+    specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]], data: Dataset | None = None
+) -> None:
+    """Refuse shapes that the user gives for inputs which are not there, or have others.
+
+    Args:
+        specs: inputs of the model.
+        shapes: given, by name.
+        data: samples whose shapes count where they are given too.
+
+    Raises:
+        OptionError: an input is unknown, or its shape is another in the model or the data.
+    """
+    known = {spec.name: spec for spec in specs}
+    for name, given in ((n, tuple(s)) for n, s in shapes.items()):
+        if name not in known:
+            raise OptionError(
+                f"--input-shape {name}: the model has no such input; it has {', '.join(known)}"
+            )
+        text = f"--input-shape {name}:{','.join(map(str, given))}"
+        if min(given, default=1) < 1:
+            raise OptionError(f"{text}: sizes are 1 or more")
+        shape = known[name].shape
+        if shape is not None and not _agree(shape, given):
+            dims = ", ".join("?" if d is None else str(d) for d in shape)
+            raise OptionError(
+                f"{text} does not fit: the model has ({dims}) there; only ? can be given a size"
+            )
+        found = None if data is None else data.feed(0)[name].shape
+        free = shape is None or not shape or shape[0] is None
+        if found is not None and not _agree((None, *found[1:]) if free else found, given):
+            raise OptionError(
+                f"{text} does not fit: the data has {found} there, and its shapes count; leave "
+                "the option out, or give other data"
+            )
+
+
+def _agree(shape: Sequence[int | None], given: Sequence[int]) -> bool:
+    return len(shape) == len(given) and all(
+        d is None or d == g for d, g in zip(shape, given, strict=True)
+    )
+
+
 def concrete_shape(spec: InputSpec, shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
-    """A shape without dynamic axes: the one given, else batch 1.
+    """A shape without dynamic axes: the one given, which is checked before, else batch 1.
 
     Raises:
         OptionError: another axis is dynamic and no shape was given.
     """
     if spec.name in shapes:
-        given = tuple(shapes[spec.name])
-        if spec.shape is not None and (
-            len(given) != len(spec.shape)
-            or any(d is not None and d != g for d, g in zip(spec.shape, given, strict=True))
-        ):
-            raise OptionError(f"input {spec.name!r} has shape {spec.shape}; {given} does not fit")
-        return given
+        return tuple(shapes[spec.name])
     if spec.shape is None or any(d is None for d in spec.shape[1:]):
         raise OptionError(
             f"input {spec.name!r} has dynamic axes {spec.shape}; give --input-shape "

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 from onnx_lowrank.calibration import ImageOptions
-from onnx_lowrank.candidates import selected
 from onnx_lowrank.channel_cut import Remains
 from onnx_lowrank.clock import Clock
 from onnx_lowrank.cost import Cost, model_cost, tensor_shapes
@@ -17,6 +16,8 @@ from onnx_lowrank.graph import Graph
 from onnx_lowrank.latency import LatencyTable
 from onnx_lowrank.latency_cache import cache_folder
 from onnx_lowrank.latency_timer import RuntimeTimer, Timer
+from onnx_lowrank.layer_globs import check_globs, selected
+from onnx_lowrank.layers import find_layers
 from onnx_lowrank.model import Model, load
 from onnx_lowrank.moment_cache import MomentCache
 from onnx_lowrank.option_values import check_count
@@ -97,14 +98,31 @@ class Workbench:
         self.refuse: Callable[[str], str | None] = lambda name: None
 
     def choose_layers(self, include: Sequence[str], exclude: Sequence[str]) -> None:
-        """Leave out the layers that the user's globs leave out."""
+        """Leave out the layers that the user's globs leave out.
+
+        Raises:
+            OptionError: a glob matches no layer.
+        """
+        include, exclude = (
+            [globs] if isinstance(globs, str) else globs for globs in (include, exclude)
+        )
+        if include or exclude:
+            found, others = find_layers(Graph(self.canonical))
+            names = [layer.name for layer in found] + [node.name for node in others]
+            check_globs("--include", include, names)
+            check_globs("--exclude", exclude, names)
         self.refuse = lambda name: selected(name, include, exclude)
+
+    @cached_property
+    def canonical(self) -> Model:
+        """The model as passes see it."""
+        return canonicalise(self.source, self.passes.rewrites)
 
     @cached_property
     def prepared(self) -> Prepared:
         """The canonical model, its layers and the moments of their inputs."""
         with self.clock("calibrate"):
-            return self._prepare(canonicalise(self.source, self.passes.rewrites))
+            return self._prepare(self.canonical)
 
     @cached_property
     def before(self) -> Cost:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 from onnx import ModelProto, helper
 
 from onnx_lowrank.base import Factorization
-from onnx_lowrank.candidates import Proposals, cut_candidate, make_choices, selected
+from onnx_lowrank.candidates import Proposals, cut_candidate, make_choices
 from onnx_lowrank.choices import Candidate
 from onnx_lowrank.cost import tensor_shapes
 from onnx_lowrank.errors import PlanError
@@ -54,27 +53,6 @@ NETS = {
     "conv": (fm.residual_net(16), (1, 3, 7, 7)),
     "conv without bias": (fm.residual_net(16, bias=False), (1, 3, 7, 7)),
 }
-
-
-# globs
-
-
-@pytest.mark.parametrize(
-    ("include", "exclude", "reason"),
-    [
-        ((), (), None),
-        (("/a/*",), (), None),
-        (("/b/*", "*Conv"), (), None),
-        (("/b/*",), (), "not named by --include"),
-        ((), ("*/conv1/*",), "excluded by --exclude"),
-        ((), ("/a/conv[23]/Conv",), None),
-        (("*",), ("*",), "excluded by --exclude"),
-        (("/A/*",), (), "not named by --include"),
-        (("/a",), (), "not named by --include"),
-    ],
-)
-def test_globs(include: Sequence[str], exclude: Sequence[str], reason: str | None) -> None:
-    assert selected("/a/conv1/Conv", include, exclude) == reason
 
 
 # candidates

@@ -167,7 +167,9 @@ def test_left_alone() -> None:
 
 
 def test_wrong_options(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="no layer is named nope; there are first, second"):
+    with pytest.raises(
+        OptionError, match="--layer 'nope' matches no layer; there are first, second"
+    ):
         curves(fm.classifier(), layers="nope")
     with pytest.raises(OptionError, match="no factorization"):
         curves(fm.classifier(), passes="fold_batchnorm")
@@ -319,7 +321,7 @@ def test_command_draws(command: list[str], tmp_path: Path, capsys: Capture) -> N
 
 
 def test_command_refuses(command: list[str], tiny: Path, capsys: Capture) -> None:
-    fm.refused([*command, "--layer", "nope"], capsys, 2, "no layer is named nope")
+    fm.refused([*command, "--layer", "nope"], capsys, 2, "--layer 'nope' matches no layer")
     fm.refused([*command, "--json", "--plot", "a.svg"], capsys, 2, "not allowed with")
     fm.refused([*command[:-1], "absent.npz"], capsys, 4, "absent.npz")
     plain = ["inspect", str(tiny / "tiny.onnx")]

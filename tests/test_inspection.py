@@ -73,7 +73,7 @@ def test_a_dynamic_size_is_asked_for() -> None:
 
 
 def test_a_shape_that_does_not_fit() -> None:
-    with pytest.raises(OptionError, match="does not fit"):
+    with pytest.raises(OptionError, match="does not fit: the model has"):
         inspect(mixed(), input_shapes={"x": (1, 3, 6, 6)})
 
 
