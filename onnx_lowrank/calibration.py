@@ -54,15 +54,15 @@ class Dataset:
     """Random access to the feeds of a model; made by :func:`load_dataset`.
 
     Attributes:
-        labels: one for each feed, ``(len,)``; ``(len, B)`` where the model's batch is fixed at
-            B > 1; None without.
+        labels: one for each feed, of any type, ``(len, ...)``; ``(len, B, ...)`` where the
+            model's batch is fixed at B > 1; None without.
         notes: what was left out in loading, one sentence each.
     """
 
     def __init__(
         self,
         columns: Sequence[Column],
-        labels: npt.NDArray[np.int64] | None = None,
+        labels: Array | None = None,
         notes: tuple[str, ...] = (),
         indices: npt.NDArray[np.int64] | None = None,
     ) -> None:
@@ -73,6 +73,13 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    @property
+    def sample_labels(self) -> Array | None:
+        """One label for each sample along axis 0, whatever the batch of the model."""
+        if self.labels is None or max(column.step for column in self._columns) == 1:
+            return self.labels
+        return self.labels.reshape(-1, *self.labels.shape[2:])
 
     @property
     def batchable(self) -> bool:

@@ -12,11 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from onnx_lowrank.cli_options import images, percentage, ratios, requirement, shapes
 from onnx_lowrank.curve_plot import check_picture
 from onnx_lowrank.curves import curves
-from onnx_lowrank.errors import BudgetError, OptionError, ValidationError
+from onnx_lowrank.errors import BudgetError, DataError, OptionError, ValidationError
 from onnx_lowrank.inspection import inspect
 from onnx_lowrank.model import atomic_write, check_output, load
 from onnx_lowrank.pipeline import Result, apply, compress, plan, sweep
@@ -164,15 +165,25 @@ def run_validate(a: argparse.Namespace, out: Console) -> int:
                 f"top-1 of {accuracy.samples} samples: {accuracy.reference:.2%} -> "
                 f"{accuracy.new:.2%} ({0.0 - 100 * accuracy.drop:+.2f} points)"
             )
+        for note in checks.notes:
+            out.print(Text(f"note: {note}", style="yellow"))
     if limit is None:
         return 0
+    if checks.uncounted:
+        raise DataError(checks.uncounted)
+    if checks.accuracy is not None and checks.accuracy.doubt:
+        raise DataError(
+            f"{checks.accuracy.doubt}; --max-drop would let any model pass: check the labels and "
+            "how the inputs are prepared, or give more samples"
+        )
+    allowed = largest_loss(limit, labelled=checks.accuracy is not None)
     if not (a.json or a.quiet):
-        out.print(largest_loss(limit))
+        out.print(allowed)
     if checks.drop is None:
         raise OptionError("--max-drop needs labels in the data, or an output of class scores")
     if checks.drop > limit:
         what = "accuracy fell by" if checks.accuracy is not None else "the top class changed in"
-        raise ValidationError(f"{what} {checks.drop:.2%}; {largest_loss(limit)}")
+        raise ValidationError(f"{what} {checks.drop:.2%}; {allowed}")
     return 0
 
 

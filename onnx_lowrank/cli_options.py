@@ -97,7 +97,8 @@ def search_options(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--min-agreement", metavar="99%", help="the first class of so many samples")
     one.add_argument("--min-snr", metavar="30dB", help="all outputs at such a ratio to the error")
     group.add_argument("--metric", metavar="FILE.py:FUNCTION", help="for --max-drop: "
-                       "function(outputs, labels), higher being better, for accuracy")  # fmt: skip
+                       "function(outputs, labels) or (outputs, labels, inputs), "
+                       "higher being better, for accuracy")  # fmt: skip
 
 
 def result_options(parser: argparse.ArgumentParser) -> None:

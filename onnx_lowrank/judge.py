@@ -20,7 +20,7 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,10 +29,12 @@ import numpy.typing as npt
 from onnx_lowrank.calibration import Dataset
 from onnx_lowrank.errors import DataError, ValidationError
 from onnx_lowrank.intervals import mean, paired, wilson
+from onnx_lowrank.labels import class_ids
 from onnx_lowrank.linalg.temperature import calibrated
 from onnx_lowrank.model import Model
 from onnx_lowrank.requirement import Metric, Requirement, Score
 from onnx_lowrank.runtime import Feed, Runtime, Session
+from onnx_lowrank.user_code import takes
 from onnx_lowrank.validate import looks_like_scores
 
 __all__ = ["Judge"]
@@ -93,10 +95,23 @@ class Judge:
         if expected and scored and requirement.kind == "drop":
             logits = self._logits()
             self._first = logits.argmax(axis=1)
-            self._chances = calibrated(logits, self._labels())
         else:
             self._first = self._classes(self._reference) if scored else np.zeros(0, np.intp)
-        self._before = self._outputs(self._reference) if requirement.metric else {}
+        self._ids = np.zeros(0, np.int64)
+        if scored and requirement.kind == "drop":
+            assert data.sample_labels is not None
+            width = found[self._scores].shape[1]
+            self._ids = class_ids(data.sample_labels, width, self._scores, self._first)
+            if expected:
+                self._chances = calibrated(logits, self._ids)
+        metric = requirement.metric
+        self._before = self._outputs(self._reference) if metric else {}
+        self._inputs = self._feeds() if metric and takes(metric, "inputs") else None
+
+    @property
+    def answers(self) -> tuple[Array, Array]:
+        """Class numbers by the labels, where these are counted, and by the original."""
+        return self._ids, self._first
 
     @property
     def expects(self) -> bool:
@@ -121,12 +136,7 @@ class Judge:
             rows = np.arange(len(now))
             lost = self._chances[rows, self._first] - self._chances[rows, now]
             return Score(float(lost.mean()), *mean(lost), len(now), expected=True)
-        labels = self._labels()
-        return _paired(self._first == labels, now == labels)
-
-    def _labels(self) -> Array:
-        assert self._data.labels is not None
-        return self._data.labels.reshape(-1)
+        return _paired(self._first == self._ids, now == self._ids)
 
     def _run(self, session: Session) -> Iterator[dict[str, Array]]:
         """Outputs a batch at a time, samples along axis 0."""
@@ -147,17 +157,12 @@ class Judge:
         return np.concatenate([v.reshape(len(v), -1) for v in every])
 
     def _outputs(self, session: Session) -> dict[str, Array]:
-        found: dict[str, list[Array]] = {}
-        for outputs in self._run(session):
-            for name, value in outputs.items():
-                found.setdefault(name, []).append(value)
-        for name, values in found.items():
-            if len({v.shape[1:] for v in values}) > 1:
-                raise DataError(
-                    f"output {name!r} has another shape from sample to sample, which no metric "
-                    "can be asked of; ask for an SNR"
-                )
-        return {name: np.concatenate(values) for name, values in found.items()}
+        return _joined("output", self._run(session))
+
+    def _feeds(self) -> dict[str, Array]:
+        """All inputs by name, samples along axis 0."""
+        feeds = self._data.batches(self._size)
+        return _joined("input", ({n: np.asarray(v) for n, v in feed.items()} for feed in feeds))
 
     def _snr(self, session: Session) -> Score:
         every = [
@@ -175,14 +180,12 @@ class Judge:
         return _drawn(decibel, len(signal))
 
     def _own(self, after: Mapping[str, Array], metric: Metric) -> Score:
-        labels, count = self._data.labels, len(next(iter(self._before.values())))
+        labels, count = self._data.sample_labels, len(next(iter(self._before.values())))
 
         def drop(index: npt.NDArray[np.intp]) -> float:
-            chosen = None if labels is None else labels.reshape(-1)[index]
-            old, new = (
-                _asked(metric, {n: v[index] for n, v in o.items()}, chosen)
-                for o in (self._before, after)
-            )
+            chosen = None if labels is None else labels[index]
+            fed = None if self._inputs is None else _rows(self._inputs, index)
+            old, new = (_asked(metric, _rows(o, index), chosen, fed) for o in (self._before, after))
             return math.inf if math.isfinite(old) and not math.isfinite(new) else old - new
 
         found = _drawn(drop, count)
@@ -201,9 +204,34 @@ def _by_sample(value: Any, count: int) -> bool:
     return np.ndim(value) > 0 and len(value) == count
 
 
-def _asked(metric: Metric, outputs: Mapping[str, Array], labels: Array | None) -> float:
+def _joined(what: str, batches: Iterable[Mapping[str, Array]]) -> dict[str, Array]:
+    found: dict[str, list[Array]] = {}
+    for batch in batches:
+        for name, value in batch.items():
+            found.setdefault(name, []).append(value)
+    for name, values in found.items():
+        if len({v.shape[1:] for v in values}) > 1:
+            raise DataError(
+                f"{what} {name!r} has another shape from sample to sample, which no metric "
+                "can be asked of; ask for an SNR"
+            )
+    return {name: np.concatenate(values) for name, values in found.items()}
+
+
+def _rows(values: Mapping[str, Array], index: npt.NDArray[np.intp]) -> dict[str, Array]:
+    return {name: value[index] for name, value in values.items()}
+
+
+def _asked(
+    metric: Metric,
+    outputs: Mapping[str, Array],
+    labels: Array | None,
+    inputs: Mapping[str, Array] | None,
+) -> float:
     try:
-        return float(metric(outputs, labels))
+        if inputs is None:
+            return float(metric(outputs, labels))
+        return float(metric(outputs, labels, inputs=inputs))
     except Exception as error:  # whatever it is, it is the user's
         raise DataError(
             f"the metric failed with {type(error).__name__}: {error}"

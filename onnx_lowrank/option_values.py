@@ -65,9 +65,9 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        number = least - 1
+        raise OptionError(f"{name} must be a whole number, not {value!r}") from None
     if number < least:
-        raise OptionError(f"{name} must be {least} or more, and whole, not {value!r}")
+        raise OptionError(f"{name} must be {least} or more, not {value}")
     return number
 
 

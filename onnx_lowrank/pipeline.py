@@ -132,7 +132,9 @@ def compress(
             ``["latency", "params=0.25"]``.
         min_agreement: least part of samples that keep their first class, likewise.
         min_snr: least signal-to-noise ratio of the outputs in dB, likewise.
-        metric: ``metric(outputs, labels) -> float``, higher being better; ``outputs`` by name.
+        metric: ``metric(outputs, labels) -> float``, higher being better; ``outputs`` by name,
+            labels of any type as the data has them. One with a parameter ``inputs`` gets these by
+            name as well.
         repair: what mends the weights, with the prefix compressed: ``none``, ``last`` (solve the
             last stage of each chain again), ``chain`` (solve and factorize each again) or
             ``relu`` (and again for what a ReLU lets through).
@@ -157,6 +159,7 @@ def compress(
     if requirement is None:
         return compressed(run, asked, rounds, force)
     run.check_target(asked)  # before what is searched finds it out of reach at every ratio
+    run.labels_are_classes = requirement.metric is None
     found = smallest_within(run, asked, requirement)
     notes = [*found.planned.notes, requirement.understood, found.text(requirement)]
     return _finished(run, found.built, force, notes)
@@ -170,6 +173,7 @@ def compressed(run: Run, target: Target, rounds: int | None, force: bool) -> Res
     Raises:
         OptionError, ModelError, DataError, BudgetError, GuardError, ValidationError.
     """
+    run.check_labels()
     planned, made = weighed_plan(run, target, rounds)
     built = made if made is not None else run.build(planned.plan)
     planned, built = run.paying(planned, built)
@@ -242,6 +246,7 @@ def apply(
     timing = TimingOptions(batch, cache=None if cache is None else os.fspath(cache))
     run = Run(model, parse_list(plan.passes), data, runtime, timing, progress)
     run.refuse = {d.layer: d.reason for d in plan.decisions if d.decision == "skip"}.get
+    run.check_labels()
     return _finished(run, run.build(plan), force)
 
 
@@ -283,6 +288,7 @@ def sweep(
     runtime = Runtime(provider, threads)
     run = Run(model, parse_list(passes), data, runtime, timing, progress, repair)
     run.choose_layers(include, exclude)
+    run.check_labels()
     made = swept(run, targets, folder, batch)
     run.forget()
     return made

@@ -66,6 +66,7 @@ class Report:
         first = self.latency[0] if self.latency else None
         validation = self.validation.to_dict()
         accuracy = validation.pop("accuracy")
+        del validation["notes"]  # they are among those of the report
         return {
             "schema": SCHEMA,
             "version": self.version,

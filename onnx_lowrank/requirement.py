@@ -8,22 +8,18 @@ snr         of all floating-point outputs against the original's, in dB
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import numpy.typing as npt
 
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.option_values import percent
 
 __all__ = ["Metric", "Requirement", "Score", "check_bound", "largest_loss"]
 
-Array = npt.NDArray[Any]
-
-#: the user's own: outputs by name, samples along axis 0; labels ``(samples,)`` or None; higher is
+#: the user's own, of ``(outputs, labels)``, and of ``inputs`` where it has such a parameter:
+#: outputs and inputs by name, samples along axis 0; labels ``(samples, ...)`` or None; higher is
 #: better
-Metric = Callable[[Mapping[str, Array], Array | None], float]
+Metric = Callable[..., float]
 
 
 _NAMES = {"drop": "max_drop", "agreement": "min_agreement", "snr": "min_snr"}
@@ -163,6 +159,12 @@ def check_bound(kind: str, bound: float, own_metric: bool = False) -> None:
         )
 
 
-def largest_loss(bound: float) -> str:
-    """A bound on accuracy in words, as a percentage and as the number that was understood."""
-    return f"largest accuracy loss allowed: {percent(bound)}"
+def largest_loss(bound: float, *, labelled: bool = True) -> str:
+    """A bound on what may be lost in words: as a percentage, and as the number understood.
+
+    Args:
+        bound: a fraction.
+        labelled: whether accuracy is counted; else it is changes of the first class.
+    """
+    what = "accuracy loss" if labelled else "part of changed classes"
+    return f"largest {what} allowed: {percent(bound)}"

@@ -158,11 +158,12 @@ class Run(Planning):
             size = batch_size(list(self.prepared.shapes), self.prepared.shapes, MEMORY)
             validation = validate_models(
                 self.source, built.model, self.data.validation, self.runtime,
-                size=size, progress=self.progress,
+                size=size, progress=self.progress, labels_are_classes=self.labels_are_classes,
             )  # fmt: skip
             latency = self.latency(built.model, sorted({1, 16, self.timing.batch}))
             after = self.cost(built.model)
-        said = [*self.data.notes, *self.resumed(), *notes, *self.before.remarks]
+        said = [*self.data.notes, *self.resumed(), *validation.notes, *notes]
+        said += self.before.remarks
         if plan.data != self.data.digest:
             said.append("the calibration data is not that of the plan; the weights differ from it")
         for part in plan.target.split():

@@ -13,10 +13,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from onnx_lowrank.calibration import Dataset
 from onnx_lowrank.collect import batch_size
 from onnx_lowrank.errors import BudgetError, DataError
 from onnx_lowrank.judge import Judge
+from onnx_lowrank.labels import refuse_doubt
 from onnx_lowrank.planned import Planned
 from onnx_lowrank.preparation import MEMORY
 from onnx_lowrank.requirement import Requirement, Score
@@ -135,6 +138,15 @@ class _Search:
             searching, confirming = _parts(data, HALF)
             self._searching = judge(searching, True)
         self._confirming = judge(confirming, False)
+        pairs = zip(self._searching.answers, self._confirming.answers, strict=True)
+        ids, first = (np.concatenate(pair) for pair in pairs)
+        if len(ids):
+            refuse_doubt(ids, first)
+        elif requirement.kind == "agreement" and len(np.unique(first)) == 1:
+            raise DataError(
+                f"the original gives all {len(first)} samples class {first[0]}, so any model that "
+                "always does agrees; give samples of other classes"
+            )
 
     def bisect(
         self,

@@ -48,7 +48,7 @@ class Loaded(NamedTuple):
     """What a source holds."""
 
     columns: list[Column]
-    labels: npt.NDArray[np.int64] | None
+    labels: Array | None
     notes: tuple[str, ...]
 
 
@@ -268,7 +268,8 @@ class Loader:
         return self.specs[0].name
 
 
-def _labels(where: str, items: Items, columns: Sequence[Column]) -> npt.NDArray[np.int64] | None:
+def _labels(where: str, items: Items, columns: Sequence[Column]) -> Array | None:
+    """Labels of whatever type and shape, one for each sample along axis 0."""
     given = [arrays[LABELS] for _, arrays in items if LABELS in arrays]
     if not given or any(column.spec.name == LABELS for column in columns):
         return None
@@ -277,20 +278,19 @@ def _labels(where: str, items: Items, columns: Sequence[Column]) -> npt.NDArray[
             f"{where}: {len(given)} of {len(items)} files have labels; give all or none"
         )
     longest = max(columns, key=lambda column: column.step)
-    for labels in given:
-        if labels.dtype.kind not in "iu" or len(labels.shape) != 1:
-            raise DataError(
-                f"{where}: expected labels as integers of the shape ({longest.rows},), found "
-                f"{labels.dtype.name} {labels.shape}; give class numbers, as by numpy.argmax of "
-                "one-hot labels over axis 1"
-            )
-    values = np.concatenate([np.asarray(labels[:]) for labels in given]).astype(np.int64)
+    if any(len(labels.shape) == 0 for labels in given):
+        raise DataError(f"{where}: the labels are a single value; give one a sample, along axis 0")
+    if len({labels.shape[1:] for labels in given}) > 1:
+        raise DataError(f"{where}: labels of different shapes; give the same for all samples")
+    values = np.concatenate([np.asarray(labels[:]) for labels in given])
+    if values.dtype.kind in "iu":
+        values = values.astype(np.int64)
     if len(values) != longest.rows:
         raise DataError(
             f"{where}: expected {longest.rows} labels, found {len(values)}; give one a sample"
         )
     values = values[: len(longest) * longest.step]
-    return values if longest.step == 1 else values.reshape(-1, longest.step)
+    return values if longest.step == 1 else values.reshape(-1, longest.step, *values.shape[1:])
 
 
 def _array(where: str, values: Any) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import runpy
@@ -12,7 +13,7 @@ from typing import Any
 
 from onnx_lowrank.errors import DataError
 
-__all__ = ["python_function", "read_all", "user_code", "user_feeds"]
+__all__ = ["python_function", "read_all", "takes", "user_code", "user_feeds"]
 
 
 def python_function(text: str) -> Callable[..., Any] | None:
@@ -32,6 +33,14 @@ def python_function(text: str) -> Callable[..., Any] | None:
     if not callable(function):
         raise DataError(f"{file}: defines no function {name!r}")
     return function
+
+
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function has a parameter of that name."""
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some that are written in C do not tell
+        return False
 
 
 def user_feeds(where: str, source: Iterable[Any]) -> Iterator[tuple[str, Any]]:

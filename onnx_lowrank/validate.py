@@ -20,7 +20,8 @@ from onnx_lowrank.calibration import (
     input_specs,
     load_dataset,
 )
-from onnx_lowrank.errors import ValidationError
+from onnx_lowrank.errors import DataError, ValidationError
+from onnx_lowrank.labels import class_ids, doubt, no_numbers
 from onnx_lowrank.model import Model, load
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime import Feed, Runtime, Session, interleaved_latency
@@ -30,10 +31,13 @@ __all__ = [
     "LatencyPair",
     "OutputCheck",
     "Validation",
+    "check_classes",
     "measure_latency",
     "validate",
     "validate_models",
 ]
+
+Classes = npt.NDArray[np.intp]
 
 _TOP = 5
 
@@ -63,12 +67,21 @@ class OutputCheck:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Labelled accuracy of both models on the same samples (top-1, between 0 and 1)."""
+    """Labelled accuracy of both models on the same samples (top-1, between 0 and 1).
+
+    Attributes:
+        output: the one with the class scores.
+        samples: how many were counted.
+        reference: accuracy of the original.
+        new: accuracy of the new model.
+        doubt: why the labels say nothing of the original; empty where they do.
+    """
 
     output: str
     samples: int
     reference: float
     new: float
+    doubt: str = ""
 
     @property
     def drop(self) -> float:
@@ -100,11 +113,21 @@ class LatencyPair:
 
 @dataclass(frozen=True)
 class Validation:
-    """All checks of a pair of models."""
+    """All checks of a pair of models.
+
+    Attributes:
+        samples: how many were looked at.
+        outputs: one check for each output.
+        accuracy: by labels; None where there are none, or no output of class scores.
+        notes: what a reader should know besides, one sentence each.
+        uncounted: why no accuracy was counted by the labels that there are; else empty.
+    """
 
     samples: int
     outputs: tuple[OutputCheck, ...]
     accuracy: Accuracy | None
+    notes: tuple[str, ...] = ()
+    uncounted: str = ""
 
     @property
     def drop(self) -> float | None:
@@ -122,7 +145,12 @@ class Validation:
         accuracy = None
         if self.accuracy is not None:
             accuracy = {**asdict(self.accuracy), "drop": self.accuracy.drop}
-        return {"samples": self.samples, "outputs": outputs, "accuracy": accuracy}
+        return {
+            "samples": self.samples,
+            "outputs": outputs,
+            "accuracy": accuracy,
+            "notes": list(self.notes),
+        }
 
 
 class _Tally:
@@ -203,10 +231,22 @@ def validate_models(
     *,
     size: int = 16,
     progress: Progress | None = None,
+    labels_are_classes: bool = True,
 ) -> Validation:
-    """Compare the outputs of two models on ``dataset``; memory does not grow with its length.
+    """Compare the outputs of two models on ``dataset``, a batch at a time.
+
+    Args:
+        reference: the original.
+        new: the model to judge.
+        dataset: samples, with or without labels.
+        runtime: how to run both.
+        size: samples of a batch.
+        progress: told of every sample.
+        labels_are_classes: whether integer labels that are no classes of the output are an error.
+            They are none where a metric of the user reads them; no accuracy is counted then.
 
     Raises:
+        DataError: integer labels are not numbers of the output's classes.
         ValidationError: outputs missing, of other shapes, or not finite.
         ModelError: one of the models does not run.
     """
@@ -215,26 +255,73 @@ def validate_models(
     if missing:
         raise ValidationError(f"outputs {sorted(missing)} are missing in the new model")
     tallies = {name: _Tally(name) for name in sessions[0].outputs}
-    right = [0, 0]
-    scored: str | None = None
-    seen = 0
+    labels = dataset.sample_labels
+    scored, classes = "", 0
+    found: tuple[list[Classes], list[Classes]] = ([], [])  # classes that both models give
     with (progress or Progress()).task("validate", len(dataset)) as advance:
         for feed in dataset.batches(size):
             both = [s.run(feed, list(tallies)) for s in sessions]
             for name, tally in tallies.items():
                 tally.add(np.asarray(both[0][name]), np.asarray(both[1][name]))
-            if dataset.labels is not None:
-                scored = next((n for n in tallies if looks_like_scores(both[0][n])), None)
-                if scored is not None:
-                    labels, seen = _labels(dataset, both[0][scored], seen)
-                    for i, outputs in enumerate(both):
-                        classes = outputs[scored].reshape(len(labels), -1).argmax(1)
-                        right[i] += int(np.sum(classes == labels))
+            if labels is not None:
+                scored = next((n for n in tallies if looks_like_scores(both[0][n])), "")
+                if scored:
+                    classes = both[0][scored].shape[1]
+                    for kept, outputs in zip(found, both, strict=True):
+                        scores = outputs[scored]
+                        kept.append(scores.reshape(len(scores), -1).argmax(1))
             advance(_samples(dataset, feed))
-    accuracy = None
-    if scored is not None and seen:
-        accuracy = Accuracy(scored, seen, right[0] / seen, right[1] / seen)
-    return Validation(len(dataset), tuple(t.result() for t in tallies.values()), accuracy)
+    accuracy, uncounted = None, ""
+    if labels is not None and scored:
+        uncounted = no_numbers(labels)
+    if labels is not None and scored and not uncounted:
+        try:
+            accuracy = _accuracy(scored, classes, labels, *map(np.concatenate, found))
+        except DataError:
+            if labels_are_classes:
+                raise
+    notes = []
+    if uncounted and labels_are_classes:
+        notes.append(f"no accuracy was counted: {uncounted}")
+    if accuracy is not None and accuracy.doubt:
+        notes.append(f"the accuracy says nothing of the models: {accuracy.doubt}")
+    checks = tuple(t.result() for t in tallies.values())
+    return Validation(len(dataset), checks, accuracy, tuple(notes), uncounted)
+
+
+def _accuracy(
+    output: str,
+    classes: int,
+    labels: npt.NDArray[Any],
+    reference: Classes,
+    new: Classes,
+) -> Accuracy:
+    """Both accuracies, from the classes that both models give each sample."""
+    ids, count = class_ids(labels, classes, output, reference), len(reference)
+    old, now = (int(np.sum(found == ids)) / count for found in (reference, new))
+    return Accuracy(output, count, old, now, doubt(ids, reference))
+
+
+def check_classes(reference: Model, dataset: Dataset, runtime: Runtime) -> None:
+    """Refuse integer labels that are not numbers of the classes that a model has.
+
+    The model runs on one sample, and on all of them only where there is something to refuse.
+
+    Raises:
+        DataError: as said.
+        ModelError: the model does not run.
+    """
+    labels, session = dataset.sample_labels, runtime.session(reference, lean=True)
+    first = session.run(dataset.feed(0))
+    scored = next((n for n, v in first.items() if looks_like_scores(np.asarray(v))), "")
+    if labels is None or not scored:
+        return
+    count = first[scored].shape[1]
+    if no_numbers(labels) or (labels.min() >= 0 and labels.max() < count):
+        return
+    outputs = (session.run(feed, [scored])[scored] for feed in dataset.batches(16))
+    predicted = np.concatenate([o.reshape(len(o), -1).argmax(1) for o in outputs])
+    class_ids(labels, count, scored, predicted)
 
 
 def measure_latency(
@@ -264,14 +351,6 @@ def measure_latency(
 
 def _samples(dataset: Dataset, feed: Feed) -> int:
     return len(next(iter(feed.values()))) if dataset.batchable else 1
-
-
-def _labels(
-    dataset: Dataset, scores: npt.NDArray[Any], seen: int
-) -> tuple[npt.NDArray[np.int64], int]:
-    assert dataset.labels is not None
-    flat = dataset.labels.reshape(-1)
-    return flat[seen : seen + len(scores)], seen + len(scores)
 
 
 def validate(

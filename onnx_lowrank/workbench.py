@@ -28,7 +28,7 @@ from onnx_lowrank.registry import Passes
 from onnx_lowrank.run_data import gather
 from onnx_lowrank.runtime import Feed, Runtime
 from onnx_lowrank.timed_choices import TimingOptions, latency_table
-from onnx_lowrank.validate import LatencyPair
+from onnx_lowrank.validate import LatencyPair, check_classes
 
 __all__ = ["DataOptions", "Workbench", "channels_key"]
 
@@ -96,6 +96,8 @@ class Workbench:
         self._pruned: tuple[Any, Prepared, Remains] | None = None
         self._pruners: dict[str, Pruner] = {}  # by metric
         self.refuse: Callable[[str], str | None] = lambda name: None
+        #: else a metric of the user reads them
+        self.labels_are_classes = True
 
     def choose_layers(self, include: Sequence[str], exclude: Sequence[str]) -> None:
         """Leave out the layers that the user's globs leave out.
@@ -112,6 +114,16 @@ class Workbench:
             check_globs("--include", include, names)
             check_globs("--exclude", exclude, names)
         self.refuse = lambda name: selected(name, include, exclude)
+
+    def check_labels(self) -> None:
+        """Refuse labels that are no classes of the model, before the work begins.
+
+        Raises:
+            DataError: as said.
+        """
+        data = self.data.validation
+        if data.labels is not None:
+            check_classes(self.source, data, self.runtime)
 
     @cached_property
     def canonical(self) -> Model:

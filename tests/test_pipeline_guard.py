@@ -101,14 +101,20 @@ def check(*outputs: Outputs, samples: int = 1000, calibrated: bool = True) -> No
 
 
 def test_the_guard_refuses_what_says_other_things() -> None:
-    with pytest.raises(GuardError, match=r"class of 40\.0% of 1000 samples; leave more than"):
+    with pytest.raises(
+        GuardError, match=r"class of 40\.0% of 1000 samples, which is less than half; leave"
+    ):
         check((0.4, 10.0))
     with pytest.raises(GuardError, match=r"an SNR of -0\.5 dB; .*--force writes it"):
         check((None, -0.5))
     with pytest.raises(GuardError):
         check((0.1, 3.0), (None, -0.5))
-    check((0.4, 10.0), samples=10)  # that may be chance
-    check((0.49, 10.0))
+    for samples in (10, 100, 1000):
+        with pytest.raises(
+            GuardError, match=rf"class of 41\.0% of {samples} samples, which is less"
+        ):
+            check((0.41, 10.0), samples=samples)
+    check((0.5, 10.0))
     check((None, 0.5))
     check((0.1, 3.0), (None, 20.0))  # something of it serves
     check((0.1, -3.0), calibrated=False)  # random inputs prove nothing
