@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from rich.console import Console
 
@@ -46,6 +49,12 @@ _EXIT_CODES = """exit codes:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    with warnings.catch_warnings():
+        warnings.showwarning = partial(_show_warning, errors)
+        return _run(argv, errors)
+
+
+def _run(argv: Sequence[str] | None, errors: Console) -> int:
     try:
         arguments = _parser().parse_args(argv)
         run: Callable[[argparse.Namespace, Console], int] = arguments.run
@@ -60,6 +69,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except BrokenPipeError:
         return 128 + signal.SIGPIPE
+
+
+def _show_warning(
+    errors: Console, message: Warning | str, category: type[Warning], *_: Any, **__: Any
+) -> None:
+    """Say in one line what is meant for users; other categories are for developers.
+
+    Filters come first: one that makes errors of warnings, as in tests, still does.
+    """
+    if issubclass(category, UserWarning):
+        first = (str(message).strip().splitlines() or [category.__name__])[0]
+        errors.print(f"[yellow]warning:[/] {_escape(first)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -145,5 +166,5 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _escape(error: Exception) -> str:
+def _escape(error: Exception | str) -> str:
     return str(error).replace("[", r"\[")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import onnxruntime as ort
 from onnx import IR_VERSION, TensorProto, defs, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
-from onnx_lowrank.errors import ModelError, OptionError
+from onnx_lowrank.errors import DataError, ModelError, OptionError
 from onnx_lowrank.graph import Graph
 from onnx_lowrank.model import Model
 from onnx_lowrank.pieces import pieces
@@ -121,6 +122,7 @@ class Session:
         """Outputs by name; entries of ``feed`` that the model does not read are ignored.
 
         Raises:
+            DataError: an input holds an index that is out of the range of what it looks up.
             ModelError: ONNX Runtime fails on this input.
         """
         names = list(self.outputs if outputs is None else outputs)
@@ -128,7 +130,10 @@ class Session:
         try:
             values = self._inner.run(names, wanted)
         except _RUN_ERRORS as error:
-            raise ModelError(f"ONNX Runtime cannot run the model: {_first_line(error)}") from error
+            said = _first_line(error)
+            if (outside := _outside(said, wanted)) is not None:
+                raise DataError(outside) from error
+            raise ModelError(f"ONNX Runtime cannot run the model: {said}") from error
         return dict(zip(names, values, strict=True))
 
     def turn(self, feed: Feed, seconds: float = 0.02, least: int = 2) -> list[float]:
@@ -267,6 +272,39 @@ def interleaved_latency(
 def _latency(record: list[float]) -> Latency:
     low, median, high = np.percentile(record, [25, 50, 75])
     return Latency(min(record), float(median), float((high - low) / median))
+
+
+#: how Gather and its like tell of an index that is in no place of what they look up
+_BEYOND = re.compile(r"out of data bounds|invalid index|out of range value in index", re.IGNORECASE)
+_INDEX = re.compile(r"\b(?:idx|index)\s*=\s*(-?\d+)")
+_RANGE = re.compile(r"range \[(-?\d+),\s*(-?\d+)\]")
+
+
+def _outside(message: str, feed: Feed) -> str | None:
+    """What to say of a feed in which ONNX Runtime found an index out of range.
+
+    Args:
+        message: what ONNX Runtime said.
+        feed: what it was given.
+
+    Returns:
+        A message that names the input; None where the failure is another, or the index stands in
+        no input.
+    """
+    if _BEYOND.search(message) is None:
+        return None
+    index, bounds = _INDEX.search(message), _RANGE.search(message)
+    whole = {n: v for n, v in feed.items() if v.dtype.kind in "iu" and v.any()}
+    if index is not None:
+        whole = {n: v for n, v in whole.items() if bool(np.any(v == int(index[1])))}
+    if not whole:
+        return None
+    found = f"index {index[1]}" if index is not None else "an index"
+    allowed = f", which must be from {bounds[1]} to {bounds[2]}" if bounds is not None else ""
+    return (
+        f"input {' or '.join(map(repr, whole))} holds {found} out of range{allowed}; give data that "
+        "was made for this model, by its own tokenizer or vocabulary for one"
+    )
 
 
 def _first_line(error: Exception) -> str:

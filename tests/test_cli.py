@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,3 +232,25 @@ def test_python_m(arguments: list[str], tmp_path: Path) -> None:
     failed = python_m("inspect", "none.onnx")
     assert (failed.returncode, failed.stdout) == (3, "")
     assert failed.stderr == "error: none.onnx: no such file\n"
+
+
+# warnings
+
+
+def test_warnings_have_no_source_lines(
+    arguments: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warned(*_: Any, **__: Any) -> None:
+        warnings.warn("divide by zero encountered in divide", RuntimeWarning, stacklevel=1)
+        warnings.warn("mind [the] gap\nand more", UserWarning, stacklevel=1)
+        raise ModelError("enough")
+
+    monkeypatch.setattr(cli_commands, "compress", warned)
+    before = warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.main(arguments) == ModelError.exit_code
+    assert capsys.readouterr().err == "warning: mind [the] gap\nerror: enough\n"
+    assert warnings.showwarning is before
+    with pytest.raises(RuntimeWarning):  # where tests make errors of them, they stay errors
+        cli.main(arguments)
