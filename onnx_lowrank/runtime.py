@@ -302,8 +302,8 @@ def _outside(message: str, feed: Feed) -> str | None:
     found = f"index {index[1]}" if index is not None else "an index"
     allowed = f", which must be from {bounds[1]} to {bounds[2]}" if bounds is not None else ""
     return (
-        f"input {' or '.join(map(repr, whole))} holds {found} out of range{allowed}; give data that "
-        "was made for this model, by its own tokenizer or vocabulary for one"
+        f"input {' or '.join(map(repr, whole))} holds {found} out of range{allowed}; give data "
+        "that was made for this model, by its own tokenizer or vocabulary for one"
     )
 
 
