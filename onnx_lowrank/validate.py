@@ -145,6 +145,7 @@ class Validation:
         accuracy = None
         if self.accuracy is not None:
             accuracy = {**asdict(self.accuracy), "drop": self.accuracy.drop}
+            del accuracy["doubt"]  # it is among the notes
         return {
             "samples": self.samples,
             "outputs": outputs,
