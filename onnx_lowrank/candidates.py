@@ -21,10 +21,10 @@ from onnx_lowrank.plan import Decision
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.work import time_in_macs
 
-__all__ = ["Proposals", "cut_candidate", "make_choices"]
+__all__ = ["NODE_BYTES", "Proposals", "cut_candidate", "make_choices"]
 
 #: bytes of the protobuf of one more node with its initializers, besides their data
-_NODE_BYTES = 400
+NODE_BYTES = 400
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _candidates(
         macs, parameters = outline.macs(shape), outline.parameters + zeros
         if macs >= keep.macs or parameters >= keep.parameters:
             continue
-        size = parameters * layer.dtype.itemsize + _NODE_BYTES * (outline.nodes - 1)
+        size = parameters * layer.dtype.itemsize + NODE_BYTES * (outline.nodes - 1)
         cost = {"macs": macs, "params": parameters, "size": size}[metric]
         effort = time_in_macs(outline, shape) if metric == "macs" else cost
         error = decomposition.error(rank)

@@ -27,7 +27,7 @@ _LARGEST = 64 << 20
 #: the largest number that may stand in a plan
 _MOST = 2**63 - 1
 
-DECISIONS = ("keep", "factorize", "skip")
+DECISIONS = ("keep", "factorize", "share", "skip")
 GROUP_DECISIONS = ("cut", "gather", "keep", "frozen")
 
 _KINDS = {
@@ -53,7 +53,8 @@ class Decision:
     Attributes:
         layer: its name.
         op: its operator.
-        decision: ``keep | factorize | skip``; a skipped layer is not looked at.
+        decision: ``keep | factorize | share | skip``; a skipped layer is not looked at. Layers
+            of one weight that ``share`` get one chain, by the same method and rank.
         method: spec of the pass.
         variant: which form of it.
         rank: channels a group between the stages, one number or one for each place.
@@ -82,6 +83,11 @@ class Decision:
     def parameters(self) -> int:
         """Of what takes its place."""
         return self.parameters_after
+
+    @property
+    def replaces(self) -> bool:
+        """Whether a chain takes the place of the layer."""
+        return self.decision in ("factorize", "share")
 
 
 @dataclass(frozen=True)
@@ -213,7 +219,7 @@ def _check_decisions(decisions: tuple[Decision, ...]) -> None:
             raise PlanError(f"{where} comes twice")
         seen.add(d.layer)
         ranks = (d.rank,) if isinstance(d.rank, int) else d.rank
-        if d.decision == "factorize" and (not ranks or min(ranks) < 1):
+        if d.replaces and (not ranks or min(ranks) < 1):
             raise PlanError(f"{where}: rank {_shown(d.rank)}; ranks are 1 or more")
 
 

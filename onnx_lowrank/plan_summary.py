@@ -26,7 +26,7 @@ def _layers(plan: Plan) -> RenderableType:
         table.add_column(column, justify="right", no_wrap=True)
     by_method: dict[str, list[Decision]] = {}
     for d in plan.decisions:
-        key = d.method if d.decision == "factorize" else d.decision
+        key = d.method if d.replaces else d.decision
         by_method.setdefault(key, []).append(d)
     for method, decisions in sorted(by_method.items()):
         _row(table, method, decisions)

@@ -30,6 +30,7 @@ from onnx_lowrank.pruning import Kept, Pruner
 from onnx_lowrank.registry import Passes
 from onnx_lowrank.repairs import DEFAULT_REPAIR, check_repair
 from onnx_lowrank.runtime import Runtime
+from onnx_lowrank.sharing import SHARE, Tie, decided_together, proposed_together, ties
 from onnx_lowrank.targets import Target
 from onnx_lowrank.timed_choices import Timed, TimingOptions, timed_choices
 from onnx_lowrank.workbench import DataOptions, Workbench, channels_key
@@ -38,9 +39,18 @@ __all__ = ["Planning"]
 
 #: a loss of all layers that is so little for each needs no pruning to be less
 _LITTLE = 0.01
+#: how many times less the foreseen loss of one chain for several layers must be than that of one
+#: for each, which the refit fits to each of them
+SHARING_GAIN = 2
 
 #: factors on the weights of layers where all are to count alike
 _EQUAL: Mapping[str, float] = MappingProxyType({})
+
+
+def _sharable(target: Target) -> bool:
+    """Whether one chain for several layers may meet a target that one for each does not."""
+    metrics = {metric for metric, _ in target.budgets}
+    return target.rule is None and "latency" not in metrics and bool(metrics & {"params", "size"})
 
 
 class Planning(Workbench):
@@ -90,17 +100,66 @@ class Planning(Workbench):
             BudgetError: the target is out of reach, or on what cannot be counted or timed.
         """
         self.check_target(target)
-        kept, groups = self._prune(target)
-        work = self.cut(kept)[0]
-        proposals, timed = self._propose(work, kept, target)
         weights = MappingProxyType(dict(weights))
+        tied = ties(self.prepared.graph, self.prepared.layers) if _sharable(target) else []
+        tied = tied if self.passes.factorizations else []
+        try:
+            apart = self._plan_apart(target, weights, time)
+        except BudgetError:
+            if not tied:
+                raise
+            return self._plan_together(target, weights, tied)
+        if not tied:
+            return apart
+        try:
+            together = self._plan_together(target, weights, tied)
+        except BudgetError:
+            return apart
+        losses = [self._foreseen(planned.plan, target, weights) for planned in (together, apart)]
+        return together if losses[0] < losses[1] / SHARING_GAIN else apart
+
+    def _foreseen(self, plan: Plan, target: Target, weights: Mapping[str, float]) -> float:
+        """The loss that a plan foresees, of its chains and of the channels that it takes out."""
+        proposals = self._propose(self.prepared, {}, target)[0].weighed(weights)
+        losses = {c.layer: c.weight for c in proposals.choices}
+        chains = sum(losses[d.layer] * d.error for d in plan.decisions if d.replaces)
+        return chains + sum(g.loss for g in plan.groups if g.shrinks)
+
+    def _plan_together(
+        self, target: Target, weights: Mapping[str, float], tied: Sequence[Tie]
+    ) -> Planned:
+        """A plan in which layers that use one weight get one chain, and no channels go."""
+        work = self.prepared
+        metric = target.metric if len(target.budgets) == 1 else "macs"
+        apart, _ = self._propose(work, {}, target)
         with self.clock("plan"):
-            decisions = self._decided(work, proposals, timed, target, weights, time)
-        plan = Plan(
+            proposals = proposed_together(
+                apart, work, tied, self.passes.factorizations, metric, self.progress
+            )
+            decisions = self._decided(work, proposals, None, target, weights, None)
+            decisions = decided_together(decisions, tied, work)
+        plan = self._as_plan(target, decisions, [])
+        return Planned(plan, target, proposals, None, weights, None)
+
+    def _as_plan(
+        self, target: Target, decisions: Sequence[Decision], groups: Sequence[GroupDecision]
+    ) -> Plan:
+        return Plan(
             self.source.digest, self.data.digest, str(target), self.seed,
             self.samples, self.passes.specs, tuple(decisions), tuple(groups),
             self.repair,
         )  # fmt: skip
+
+    def _plan_apart(
+        self, target: Target, weights: Mapping[str, float], time: float | None
+    ) -> Planned:
+        """A plan in which every layer gets a chain of its own."""
+        kept, groups = self._prune(target)
+        work = self.cut(kept)[0]
+        proposals, timed = self._propose(work, kept, target)
+        with self.clock("plan"):
+            decisions = self._decided(work, proposals, timed, target, weights, time)
+        plan = self._as_plan(target, decisions, groups)
         return Planned(plan, target, proposals, timed, weights, time)
 
     def plan_keeping(self, planned: Planned, layers: Collection[str], reason: str) -> Planned:
@@ -117,13 +176,18 @@ class Planning(Workbench):
             BudgetError: the target is out of reach without them.
         """
         work = self.cut(kept_by(planned.plan))[0]
+        share = any(d.decision == SHARE for d in planned.plan.decisions)
+        tied = ties(work.graph, work.layers) if share else []
+        for tie in tied:  # one chain stays or goes for all
+            names = {layer.name for layer in tie}
+            layers = {*layers, *names} if names & set(layers) else layers
         proposals = planned.proposals.keeping(layers, reason)
         timed = planned.timed and planned.timed.keeping(layers)
         with self.clock("plan"):
             decisions = self._decided(
                 work, proposals, timed, planned.target, planned.weights, planned.time
             )
-        plan = replace(planned.plan, decisions=tuple(decisions))
+        plan = replace(planned.plan, decisions=tuple(decided_together(decisions, tied, work)))
         return replace(planned, plan=plan, proposals=proposals, timed=timed)
 
     def check_target(self, target: Target) -> None:

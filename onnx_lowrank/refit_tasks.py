@@ -19,6 +19,7 @@ from onnx_lowrank.preparation import Prepared
 from onnx_lowrank.refit import Task
 from onnx_lowrank.repairs import DEFAULT_REPAIR
 from onnx_lowrank.rewrite import Written, apply_chain
+from onnx_lowrank.sharing import SHARE
 
 __all__ = ["refit_tasks"]
 
@@ -52,6 +53,9 @@ def refit_tasks(
     for layer in work.layers:
         stage, first = layer.stage, before[layer.name]
         rows = _rows(original.graph, first, remains)
+        if layer.name in written and decisions[layer.name].decision == SHARE:
+            changed.add(layer.output)  # fitted to all its readers; no one's own response is it
+            continue
         if layer.name in written:
             chain = written[layer.name]
             if repair != "last":

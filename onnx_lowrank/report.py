@@ -180,7 +180,7 @@ def _layer_table(decisions: Sequence[Decision]) -> RenderableType:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("reason", overflow="fold", style="dim")
     for d in decisions:
-        done = d.decision == "factorize"
+        done = d.replaces
         form = "" if f"={d.variant}" in d.method else d.variant
         method = f"{d.method} {form}".strip() if done else d.decision
         table.add_row(

@@ -48,17 +48,23 @@ class Written:
         return any(s.bias is not None for s in flat(self.chain))
 
 
-def apply_chain(graph: Graph, layer: Layer, chain: Chain) -> Written:
+def apply_chain(graph: Graph, layer: Layer, chain: Chain, constants: Sequence[str] = ()) -> Written:
     """Replace ``layer`` by ``chain``; the output tensor keeps its name.
 
     Where the chain is the layer itself with other numbers, its nodes stay as they are, and read
     other constants.
+
+    Args:
+        graph: changed.
+        layer: of it.
+        chain: to write.
+        constants: of the same chain, written in another place: the new nodes read these too.
     """
     chain = chain.astype(layer.dtype)
-    renewed = _renewed(graph, layer, chain)
+    renewed = None if constants else _renewed(graph, layer, chain)
     if renewed is not None:
         return renewed
-    writer = _Writer(graph, layer)
+    writer = _Writer(graph, layer, chain, constants)
     graph.replace(
         layer.nodes, lambda: list(writer.chain(chain, layer.name, layer.input, layer.output))
     )
@@ -130,10 +136,13 @@ def _kept_bias(graph: Graph, layer: Layer) -> Array | None:
 class _Writer:
     """The nodes of a chain, and the initializers that they read, in one order."""
 
-    def __init__(self, graph: Graph, layer: Layer) -> None:
-        self._graph, self._layer = graph, layer
+    def __init__(self, graph: Graph, layer: Layer, chain: Chain, constants: Sequence[str]) -> None:
+        self._graph, self._layer, self._given = graph, layer, constants
         self.constants: list[str] = []
         self._rank = graph.rank(layer.input)
+        #: whether it writes the whole layer with other numbers, as where it gains a bias
+        only = chain.stages[0] if len(chain.stages) == 1 else None
+        self._whole = isinstance(only, Stage) and only.weight.shape == layer.shape
         # read now: the nodes are taken apart before the new ones are made
         self.kept_bias = _kept_bias(graph, layer)
         node = layer.nodes[0]
@@ -168,10 +177,11 @@ class _Writer:
             total = output
 
     def _step(self, step: Step, last: bool, name: str, source: str, target: str) -> Iterator[Node]:
-        numbers = [
-            self._graph.add_constant(f"{name}_{what}", values, self._origin)
-            for what, values in stored(self._layer, step, last, self.kept_bias)
-        ]
+        written = stored(self._layer, step, last, self.kept_bias)
+        if self._given:
+            numbers = list(self._given[len(self.constants) :][: len(list(written))])
+        else:
+            numbers = [self._add(f"{name}_{what}", what, values) for what, values in written]
         self.constants += numbers
         if isinstance(step, Select):
             attributes = {"axis": step.axis}
@@ -190,6 +200,11 @@ class _Writer:
             )
         elif isinstance(step, Stage):
             yield from self._stage(step, name, source, target, numbers)
+
+    def _add(self, stem: str, what: str, values: Array) -> str:
+        if self._whole and what == "weight":
+            return self._graph.renew_constant(self._origin, values, stem)
+        return self._graph.add_constant(stem, values, self._origin)
 
     def _stage(
         self, stage: Stage, name: str, source: str, target: str, numbers: Sequence[str]

@@ -31,6 +31,7 @@ from onnx_lowrank.refit_tasks import refit_tasks
 from onnx_lowrank.registry import Passes
 from onnx_lowrank.report import Report
 from onnx_lowrank.rewrite import Written, apply_chain
+from onnx_lowrank.sharing import cut_together, sharing, write_together
 from onnx_lowrank.signing import check, sign
 from onnx_lowrank.timed_choices import losers
 from onnx_lowrank.validate import validate_models
@@ -92,6 +93,10 @@ class Run(Planning):
                 if decision.decision == "factorize":
                     chain, made[layer.name] = self._chains.cut(work, kept, layer, decision)
                     written[layer.name] = apply_chain(compressed, named[layer.name], chain)
+            for tie in sharing(work, made):
+                chain, cut = cut_together(work, tie, made, self.passes.factorizations)
+                made |= cut
+                written |= write_together(compressed, [named[la.name] for la in tie], chain)
         refits: list[Refit] = []
         repaired: dict[str, Repaired] = {}
         with self.clock("refit"):

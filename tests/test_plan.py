@@ -164,7 +164,7 @@ def test_from_a_file(tmp_path: Path) -> None:
         (lambda d: d["decisions"][2].update(macs_after=-1), "decisions[2].macs_after is -1"),
         (
             lambda d: d["decisions"][0].update(decision="Keep"),
-            'decisions[0] ("conv1"): decision "Keep"; it should be keep, factorize or skip',
+            'decisions[0] ("conv1"): decision "Keep"; it should be keep, factorize, share or skip',
         ),
         (lambda d: d["decisions"][0].update(reason=[]), "decisions[0].reason is []"),
         (
