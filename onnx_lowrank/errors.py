@@ -6,6 +6,7 @@
     +-- ModelError            3   a file that is no usable ONNX model
     +-- DataError             4   calibration or validation data that does not fit the model
     +-- BudgetError           5   no plan meets the budget
+    |   +-- NothingAppliesError 5 because no pass can do anything with any layer
     +-- GuardError            5   the result would be slower or bigger than the original
     +-- ValidationError       6   the result does not give the answers of the original
 
@@ -22,6 +23,7 @@ __all__ = [
     "GuardError",
     "LowRankError",
     "ModelError",
+    "NothingAppliesError",
     "OptionError",
     "PlanError",
     "ValidationError",
@@ -62,6 +64,10 @@ class BudgetError(LowRankError):
     """No plan meets the budget."""
 
     exit_code = 5
+
+
+class NothingAppliesError(BudgetError):
+    """No pass can do anything with any layer, so no ratio would be met."""
 
 
 class GuardError(LowRankError):

@@ -6,6 +6,7 @@ prepare -> (prune) -> propose -> plan
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -16,7 +17,7 @@ from onnx_lowrank.choices import Candidate, Choice, by_rule, loss_of, recosted
 from onnx_lowrank.cost import cost_of, other_cost
 from onnx_lowrank.countable import check_countable, fixed_nodes
 from onnx_lowrank.decide import choose, decide
-from onnx_lowrank.errors import BudgetError, OptionError
+from onnx_lowrank.errors import BudgetError, NothingAppliesError, OptionError
 from onnx_lowrank.latency_timer import Timer
 from onnx_lowrank.plan import Decision, GroupDecision, Plan
 from onnx_lowrank.plan_checks import kept_by
@@ -45,6 +46,11 @@ SHARING_GAIN = 2
 
 #: factors on the weights of layers where all are to count alike
 _EQUAL: Mapping[str, float] = MappingProxyType({})
+
+#: any budget that needs no clock
+_BY_MACS = (("macs", 1.0),)
+#: reasons that a message counts
+_REASONS = 4
 
 
 def _sharable(target: Target) -> bool:
@@ -101,6 +107,17 @@ class Planning(Workbench):
         """
         self.check_target(target)
         weights = MappingProxyType(dict(weights))
+        try:
+            return self._best_plan(target, weights, time)
+        except BudgetError as error:
+            if reasons := self._inapplicable(target):
+                raise NothingAppliesError(f"{target}: {reasons}") from error
+            raise
+
+    def _best_plan(
+        self, target: Target, weights: Mapping[str, float], time: float | None
+    ) -> Planned:
+        """The better of plans with chains for each layer and for all that use one weight."""
         tied = ties(self.prepared.graph, self.prepared.layers) if _sharable(target) else []
         tied = tied if self.passes.factorizations else []
         try:
@@ -161,6 +178,24 @@ class Planning(Workbench):
             decisions = self._decided(work, proposals, timed, target, weights, time)
         plan = self._as_plan(target, decisions, groups)
         return Planned(plan, target, proposals, timed, weights, time)
+
+    def _inapplicable(self, target: Target) -> str:
+        """Why no pass can do anything with any layer, with counts; empty where one can."""
+        proposals = self._propose(self.prepared, {}, replace(target, budgets=_BY_MACS))[0]
+        if any(len(choice.candidates) > 1 for choice in proposals.choices):
+            return ""
+        if self.passes.prunings and self.pruner(target.metric).prunables:
+            return ""
+        reasons = Counter(node.reason for node in self.prepared.left_out)
+        reasons.update("; ".join(said) or "no pass is for it" for said in proposals.skips.values())
+        said = ", ".join(f"{count} ({reason})" for reason, count in reasons.most_common(_REASONS))
+        more = f" and {len(reasons) - _REASONS} more reasons" if len(reasons) > _REASONS else ""
+        if not reasons:
+            return "the model has no layers, so there is nothing to compress"
+        return (
+            f"none of the {reasons.total()} layers can be compressed by these passes: {said}{more};"
+            " give other passes (onnx-lowrank passes lists them) or other layers"
+        )
 
     def plan_keeping(self, planned: Planned, layers: Collection[str], reason: str) -> Planned:
         """Choose again from what a plan was chosen from, some layers being kept as they are.

@@ -17,7 +17,7 @@ import numpy as np
 
 from onnx_lowrank.calibration import Dataset
 from onnx_lowrank.collect import batch_size
-from onnx_lowrank.errors import BudgetError, DataError
+from onnx_lowrank.errors import BudgetError, DataError, NothingAppliesError
 from onnx_lowrank.judge import Judge
 from onnx_lowrank.labels import refuse_doubt
 from onnx_lowrank.planned import Planned
@@ -171,6 +171,8 @@ class _Search:
         try:
             planned = timed_plan(self.run, self.target.at(ratio))
             built = self.run.build(planned.plan)
+        except NothingAppliesError:
+            raise
         except BudgetError:
             self.tried.append((ratio, None))
             return None

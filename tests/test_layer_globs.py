@@ -124,3 +124,29 @@ def test_shapes_and_data_that_contradict_each_other(tmp_path: Path, capsys: Capt
         assert cli.main([*command, "-q", "--input-shape", fitting]) == 0
     twice = ["--input-shape", "x:1,5,8", "--input-shape", "x:1,6,8"]
     fm.refused([*command, *twice], capsys, 2, "x has a shape already")
+
+
+# where nothing is left to do
+
+
+@pytest.mark.parametrize(
+    ("more", "part"),
+    [
+        (["--exclude", "*"], "2 (excluded by --exclude)"),
+        (["--passes", "spatial_svd"], "2 (spatial_svd: has fewer than two kernel axes"),
+        (["--passes", "spatial_svd", "--exclude", "first"], "1 (excluded by --exclude)"),
+        (["--passes", "prune_channels", "--exclude", "*"], "2 (excluded by --exclude)"),
+        (
+            ["--passes", "spatial_svd", "--min-snr", "20"],
+            "2 (spatial_svd: has fewer than two kernel axes",
+        ),
+        (["--passes", "cp", "--target", "params=0.5"], "2 (cp: has no spatial kernel)"),
+    ],
+)
+def test_where_nothing_applies_the_reasons_are_counted(
+    more: list[str], part: str, tiny: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    argv = ["compress", str(tiny / "tiny.onnx"), str(tmp_path / "out.onnx"), "--cache", ""]
+    argv += ["--calib", str(tiny / "data.npz"), *more]
+    fm.refused(argv, capsys, 5, "none of the 2 layers can be compressed by these passes", part)
+    assert not (tmp_path / "out.onnx").exists()
