@@ -91,7 +91,9 @@ def make_choices(
                 total = totals.get(layer.name, 0.0)
                 if total > 0:
                     energy = moments[layer.name].energy(layer.stage.matrices)
-                    choice = replace(choice, weight=energy / total)
+                    weight = energy / total
+                    if math.isfinite(weight):  # else it could not be measured, and counts as 1
+                        choice = replace(choice, weight=weight)
             choices.append(choice)
             skips[layer.name], outlines[layer.name] = tuple(reasons), tuple(found)
             advance(1)
@@ -212,6 +214,8 @@ def _candidates(
         cost = {"macs": macs, "params": parameters, "size": size}[metric]
         effort = time_in_macs(outline, shape) if metric == "macs" else cost
         error = decomposition.error(rank)
+        if not math.isfinite(error):  # numbers so large or small that their squares are none
+            continue
         yield (
             Candidate(
                 factorization.spec, decomposition.variant, rank, error, cost, effort, macs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,6 +37,9 @@ class Candidate:
         macs: multiply-accumulates.
         parameters: elements of weights and biases.
         bytes: of these and of the nodes, in the file.
+
+    Raises:
+        ValueError: the error is NaN or infinite.
     """
 
     method: str
@@ -48,14 +52,26 @@ class Candidate:
     parameters: int
     bytes: int = 0
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.error):
+            raise ValueError(f"a candidate of {self.method} has the error {self.error}")
+
 
 @dataclass(frozen=True)
 class Choice:
-    """One layer and all ways to write it; the first is to keep it."""
+    """One layer and all ways to write it; the first is to keep it.
+
+    Raises:
+        ValueError: the weight is NaN, infinite or negative.
+    """
 
     layer: str
     candidates: tuple[Candidate, ...]
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"layer {self.layer!r} has the weight {self.weight}")
 
     @property
     def keep(self) -> Candidate:

@@ -42,6 +42,8 @@ class MomentStore(Mapping[str, Moments]):
         self._memory = memory
         #: variance, summed over channels, of the tensor that each layer's response ends up in
         self.totals: dict[str, float] = {}
+        #: layers that the data says nothing of
+        self.silent: set[str] = set()
         self._held: dict[str, Moments] = {}
         self._spilled: dict[str, Path] = {}
         self._folder: Path | None = None
@@ -225,6 +227,9 @@ class _Reader:
 
     def finish(self, store: MomentStore) -> None:
         for layer in self._layers:
-            store.add(layer.name, self._inputs.pop(layer.name).moments())
-            if layer.name in self._totals:
+            moments = self._inputs.pop(layer.name).moments()
+            store.add(layer.name, moments)
+            if moments.covariance is None:
+                store.silent.add(layer.name)
+            if layer.name in self._totals and moments.covariance is not None:
                 store.totals[layer.name] = self._totals[layer.name].variance

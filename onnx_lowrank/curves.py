@@ -28,7 +28,7 @@ from onnx_lowrank.graph import Graph
 from onnx_lowrank.layer_globs import check_globs, matches
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.model import Model, load
-from onnx_lowrank.preparation import canonicalise, measured_shapes, moments_of
+from onnx_lowrank.preparation import canonicalise, measured_shapes, moments_of, silent_notes
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.registry import available, parse_list
 from onnx_lowrank.report import short
@@ -266,6 +266,7 @@ def curves(
     skipped |= dict.fromkeys(unknown, "the shape of its input is not known")
     found = [layer for layer in found if layer.name not in unknown]
     moments = moments_of(graph, found, calibration, runtime, shapes, seed, progress)
+    notes += silent_notes(moments, len(found))
     proposals = make_choices(found, factorizations, moments, shapes, "macs", {}, progress)
     made: list[Curve] = []
     for choice in proposals.choices:

@@ -167,7 +167,8 @@ def part(
             proto.graph.initializer.append(tensor)
     for name, element in inputs.items():
         if name in used:
-            proto.graph.input.append(value_info(name, element))
+            # sequences and the like have no element type of their own
+            proto.graph.input.append(value_info(name, element) if element else fed[name])
     if source.ir_version < _UNLISTED:
         for tensor in proto.graph.initializer:
             proto.graph.input.append(

@@ -1,10 +1,14 @@
 """What is not written without being forced: a result that is bigger, slower, or says other things.
 
 Other things: the first class of less than half of the samples is what it was; or outputs that are
-no class scores err by more than they are. Nobody who asked for a smaller model wanted that one.
+no class scores err by more than they are, or texts and labels are mostly others. Nobody who asked
+for a smaller model wanted that one. Where no output could be compared nothing is known of that, and
+nothing is written either.
 """
 
 from __future__ import annotations
+
+import math
 
 from onnx_lowrank.errors import GuardError
 from onnx_lowrank.report import Report
@@ -45,9 +49,19 @@ def check_result(report: Report, *, calibrated: bool) -> None:
             f"(batch {slow[0].batch}){named}; {_FORCE}"
         )
     validation = report.validation
-    if calibrated and validation.outputs and all(_lost(o) for o in validation.outputs):
-        first = validation.outputs[0]
+    if not validation.compared:
+        raise GuardError(
+            "no output could be compared with the original's, so nothing shows what the result "
+            f"does; {'; '.join(validation.notes) or 'the model gives none'}: give --calib samples "
+            f"on which the original's outputs are finite and repeat; {_FORCE}"
+        )
+    if calibrated and all(_lost(o) for o in validation.outputs if o.places):
+        first = next(o for o in validation.outputs if o.places)
         kept = f"an SNR of {first.snr_db:.1f} dB"
+        if first.equal is not None:
+            kept = f"{first.equal:.1%} of {validation.samples} samples equal"
+        if 2 * first.mismatches > first.places + first.mismatches:
+            kept = f"NaN or Inf at {first.mismatches} places where the other has none"
         if first.top1_agreement is not None:
             kept = (
                 f"the first class of {first.top1_agreement:.1%} of {validation.samples} samples, "
@@ -63,4 +77,8 @@ def check_result(report: Report, *, calibrated: bool) -> None:
 def _lost(output: OutputCheck) -> bool:
     if output.top1_agreement is not None:
         return output.top1_agreement < 0.5
+    if output.mismatches > output.places:
+        return True
+    if output.equal is not None and (math.isnan(output.snr_db) or output.single):
+        return output.equal < 0.5
     return output.snr_db < 0

@@ -20,7 +20,7 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,11 @@ from onnx_lowrank.intervals import mean, paired, wilson
 from onnx_lowrank.labels import class_ids
 from onnx_lowrank.linalg.temperature import calibrated
 from onnx_lowrank.model import Model
+from onnx_lowrank.observation import Observer
+from onnx_lowrank.outputs import Values, arrays_of, difference, finite_classes, is_float, scores_in
 from onnx_lowrank.requirement import Metric, Requirement, Score
 from onnx_lowrank.runtime import Feed, Runtime, Session
 from onnx_lowrank.user_code import takes
-from onnx_lowrank.validate import looks_like_scores
 
 __all__ = ["Judge"]
 
@@ -70,8 +71,10 @@ class Judge:
         size: int,
         expected: bool = False,
     ) -> None:
-        self._data, self._runtime, self._requirement = data, runtime, requirement
-        self._reference, self._size = runtime.session(reference, lean=True), size
+        self._data, self._requirement = data, requirement
+        self._observer = Observer(reference, data, runtime, size)
+        self._given = [o.name for o in reference.proto.graph.output]
+        self._reference, self._size = self._observer.session(reference), size
         scored = requirement.kind != "snr" and requirement.metric is None
         if scored and requirement.kind == "drop" and data.labels is None:
             raise DataError(
@@ -79,30 +82,37 @@ class Judge:
                 "test.labels), or a metric; without them ask for an agreement"
             )
         feed = next(data.batches(size))
-        found = self._reference.run(feed)
-        if not all(_by_sample(v, _count(feed)) for v in found.values()):
+        found = self._observer.run(self._reference, feed)
+        count = _count(feed)
+        if not all(_by_sample(a, count) for arrays in found.values() for a in arrays):
             self._size = 1
-        self._scores = next((n for n, v in found.items() if looks_like_scores(np.asarray(v))
-                             and _by_sample(v, _count(feed))), "")  # fmt: skip
+        scores = ((n, scores_in(found[n])) for n in self._observer.outputs)
+        self._scores = next((n for n, v in scores if v is not None and _by_sample(v, count)), "")
         if scored and not self._scores:
             raise DataError(
                 "no output is a vector of class scores; ask for an SNR, or give a metric"
             )
-        if requirement.kind == "snr" and not any(np.asarray(v).dtype.kind == "f"
-                                                 for v in found.values()):  # fmt: skip
-            raise DataError("no output is of floating point; an SNR needs one, or give a metric")
+        floats = any(is_float(a) for arrays in found.values() for a in arrays)
+        if requirement.kind == "snr" and not floats:
+            said = "; ".join(["no output is of floating point", *self._observer.notes])
+            raise DataError(f"{said}; an SNR needs one, or give a metric")
         self._chances: Array | None = None
         if expected and scored and requirement.kind == "drop":
             logits = self._logits()
-            self._first = logits.argmax(axis=1)
+            self._first = finite_classes(logits)
         else:
             self._first = self._classes(self._reference) if scored else np.zeros(0, np.intp)
+        if scored and not (self._first >= 0).any():
+            raise DataError(
+                f"output {self._scores!r} of the original holds only NaN and Inf; nothing can be "
+                "compared: give other samples"
+            )
         self._ids = np.zeros(0, np.int64)
         if scored and requirement.kind == "drop":
             assert data.sample_labels is not None
-            width = found[self._scores].shape[1]
+            width = next(v.shape[1] for v in [scores_in(found[self._scores])] if v is not None)
             self._ids = class_ids(data.sample_labels, width, self._scores, self._first)
-            if expected:
+            if expected and np.isfinite(logits).all():
                 self._chances = calibrated(logits, self._ids)
         metric = requirement.metric
         self._before = self._outputs(self._reference) if metric else {}
@@ -124,40 +134,57 @@ class Judge:
         Raises:
             ValidationError: its outputs have other shapes.
         """
-        session = self._runtime.session(model, lean=True)
+        session = self._observer.session(model)
         if self._requirement.kind == "snr":
             return self._snr(session)
         if self._requirement.metric is not None:
             return self._own(self._outputs(session), self._requirement.metric)
         now = self._classes(session)
         if self._requirement.kind == "agreement":
-            return _kept(now == self._first)
+            known = self._first >= 0
+            return _kept((now == self._first)[known])
         if self._chances is not None:
             rows = np.arange(len(now))
             lost = self._chances[rows, self._first] - self._chances[rows, now]
             return Score(float(lost.mean()), *mean(lost), len(now), expected=True)
         return _paired(self._first == self._ids, now == self._ids)
 
-    def _run(self, session: Session) -> Iterator[dict[str, Array]]:
-        """Outputs a batch at a time, samples along axis 0."""
+    def _run(self, session: Session) -> Iterator[dict[str, list[Array]]]:
+        """Arrays of all that is compared a batch at a time, samples along axis 0."""
         for feed in self._data.batches(self._size):
             count = _count(feed)
             yield {
-                n: v if _by_sample(v, count) else np.repeat(np.asarray(v)[None], count, axis=0)
-                for n, v in session.run(feed).items()
+                n: [_each_sample(a, count) for a in arrays]
+                for n, arrays in self._observer.run(session, feed).items()
             }
 
+    def _batches_of_scores(self, session: Session) -> Iterator[Array]:
+        for outputs in self._run(session):
+            scores = scores_in(outputs[self._scores])
+            if scores is None:
+                raise ValidationError(f"output {self._scores!r} holds no class scores any more")
+            yield scores
+
     def _classes(self, session: Session) -> npt.NDArray[np.intp]:
-        every = (o[self._scores] for o in self._run(session))
-        return np.concatenate([v.reshape(len(v), -1).argmax(axis=1) for v in every])
+        return np.concatenate([finite_classes(s) for s in self._batches_of_scores(session)])
 
     def _logits(self) -> Array:
         """The original's, ``(samples, classes)``."""
-        every = (o[self._scores] for o in self._run(self._reference))
+        every = self._batches_of_scores(self._reference)
         return np.concatenate([v.reshape(len(v), -1) for v in every])
 
     def _outputs(self, session: Session) -> dict[str, Array]:
-        return _joined("output", self._run(session))
+        """All outputs by name, samples along axis 0, for the user's own metric."""
+        return _joined("output", self._given_batches(session))
+
+    def _given_batches(self, session: Session) -> Iterator[dict[str, Array]]:
+        for feed in self._data.batches(self._size):
+            values = session.run(feed, self._given)
+            yield {
+                name if i == 0 else f"{name}[{i}]": _each_sample(array, _count(feed))
+                for name, value in values.items()
+                for i, array in enumerate(arrays_of(value))
+            }
 
     def _feeds(self) -> dict[str, Array]:
         """All inputs by name, samples along axis 0."""
@@ -166,10 +193,15 @@ class Judge:
 
     def _snr(self, session: Session) -> Score:
         every = [
-            _energies(old, new)
+            _energies(old, new, self._observer.loose)
             for old, new in zip(self._run(self._reference), self._run(session), strict=True)
         ]
-        signal, noise = np.concatenate(every, axis=1)
+        signal, noise, places = np.concatenate(every, axis=1)
+        if not places.any():
+            raise DataError(
+                "the original's outputs hold only NaN and Inf, or have another shape in every "
+                "model; nothing can be compared: give other samples"
+            )
 
         def decibel(index: npt.NDArray[np.intp]) -> float:
             kept, lost = float(signal[index].sum()), float(noise[index].sum())
@@ -200,8 +232,13 @@ def _count(feed: Feed) -> int:
     return len(value) if value.ndim else 1
 
 
-def _by_sample(value: Any, count: int) -> bool:
-    return np.ndim(value) > 0 and len(value) == count
+def _by_sample(value: Array, count: int) -> bool:
+    return value.ndim > 0 and len(value) == count
+
+
+def _each_sample(value: Array, count: int) -> Array:
+    """``value`` with samples along axis 0; for each the whole where it has none."""
+    return value if _by_sample(value, count) else np.repeat(value[None], count, axis=0)
 
 
 def _joined(what: str, batches: Iterable[Mapping[str, Array]]) -> dict[str, Array]:
@@ -239,21 +276,30 @@ def _asked(
         ) from error
 
 
-def _energies(old: Mapping[str, Array], new: Mapping[str, Array]) -> npt.NDArray[np.float64]:
-    """Of the original's outputs and of what was lost of them; ``(2, samples)``."""
-    count = len(next(iter(old.values())))
-    found = np.zeros((2, count))
-    for name, value in old.items():
-        if value.dtype.kind != "f":
-            continue
-        if value.shape != new[name].shape:
-            raise ValidationError(
-                f"output {name!r} has shape {new[name].shape}, the original's {value.shape}"
-            )
-        known = np.isfinite(value)
-        a, b = (np.where(known, v, 0).astype(float).reshape(count, -1) for v in (value, new[name]))
-        found[0] += np.sum(a * a, axis=1)
-        found[1] += np.nan_to_num(np.sum((a - b) ** 2, axis=1), nan=math.inf, posinf=math.inf)
+def _energies(old: Values, new: Values, loose: Collection[str]) -> npt.NDArray[np.float64]:
+    """Energy of the original's floating-point outputs, and of what was lost of them.
+
+    A value that is no number any more is lost wholly where the output holds NaN or Inf in the
+    original too, and else spoils its sample.
+
+    Returns:
+        Both, and the number of values that the original has there; ``(3, samples)``.
+    """
+    count = len(next((a for arrays in old.values() for a in arrays), ()))
+    found = np.zeros((3, count))
+    for name, arrays in old.items():
+        others = new.get(name, [])
+        if name not in loose and [a.shape for a in arrays] != [a.shape for a in others]:
+            shapes = ([a.shape for a in v] for v in (others, arrays))
+            one, other = (s[0] if len(s) == 1 else s for s in shapes)
+            raise ValidationError(f"output {name!r} has shape {one}, the original's {other}")
+        for a, b in zip(arrays, others, strict=False):
+            if is_float(a) and a.shape == b.shape:
+                apart = difference(a, b, count)
+                spoilt = (apart.finite > apart.places) & bool(np.isfinite(a).all())
+                found[0] += apart.signal + apart.lost
+                found[1] += np.where(spoilt, math.inf, apart.noise + apart.lost)
+                found[2] += apart.finite
     return found
 
 

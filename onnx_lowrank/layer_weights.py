@@ -13,12 +13,11 @@ damped, for they hold near the plan alone:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from onnx_lowrank.calibration import Dataset
 from onnx_lowrank.chain import Chain, Stage
@@ -26,10 +25,12 @@ from onnx_lowrank.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.model import Model
 from onnx_lowrank.moments import Moments
+from onnx_lowrank.observation import Observer
+from onnx_lowrank.outputs import Values, difference, is_float
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.refit import Task
 from onnx_lowrank.rewrite import apply_chain
-from onnx_lowrank.runtime import Runtime
+from onnx_lowrank.runtime import Feed, Runtime
 
 __all__ = ["Repaired", "measured_factors", "recorded"]
 
@@ -85,9 +86,10 @@ def measured_factors(
     shares = {}
     with progress.task("weigh layers", len(errors)) as advance:
         for name, error in errors.items():
-            if name in repaired and error > 0 and whole > 0:
-                won = whole - reference.error(_built(work, repaired, name))
-                shares[name] = max(won, _LEAST * whole) / error
+            if name in repaired and error > 0 and 0 < whole < math.inf:
+                without = reference.error(_built(work, repaired, name))
+                if without < math.inf:  # else it cannot be measured, and the weight stays 1
+                    shares[name] = max(whole - without, _LEAST * whole) / error
             advance(1)
     middle = float(np.median(list(shares.values()))) if shares else 1.0
     return {
@@ -111,28 +113,29 @@ class _Reference:
     """Outputs of the original on as many samples as may be held."""
 
     def __init__(self, source: Model, data: Dataset, runtime: Runtime, size: int) -> None:
-        self._runtime = runtime
-        self._held: list[tuple[Mapping[str, Any], Mapping[str, npt.NDArray[Any]]]] = []
-        session, room = runtime.session(source, lean=True), LARGEST
+        self._observer = Observer(source, data, runtime, size)
+        self._held: list[tuple[Feed, Values]] = []
+        session, room = self._observer.session(source), LARGEST
         for feed in data.batches(size):
-            outputs = session.run(feed)
-            room -= sum(v.nbytes for v in outputs.values())
+            outputs = self._observer.run(session, feed)
+            room -= sum(a.nbytes for arrays in outputs.values() for a in arrays)
             if room < 0 and self._held:
                 break
             self._held.append((feed, outputs))
 
     def error(self, model: Model) -> float:
-        """Relative, of all floating-point outputs together."""
-        session = self._runtime.session(model, lean=True)
+        """Relative error of all floating-point outputs together; infinite where it is no number."""
+        session = self._observer.session(model)
         signal = noise = 0.0
         for feed, reference in self._held:
-            for name, new in session.run(feed).items():
-                old = reference[name]
-                if old.dtype.kind == "f":
-                    known = np.isfinite(old)
-                    a, b = old[known].astype(float), new[known].astype(float)
-                    signal, noise = signal + float(a @ a), noise + float((a - b) @ (a - b))
-        return noise / signal if signal > 0 else 0.0
+            for name, arrays in self._observer.run(session, feed).items():
+                for old, new in zip(reference[name], arrays, strict=False):
+                    if is_float(old) and old.shape == new.shape:
+                        apart = difference(old, new, 1)
+                        signal += float(apart.signal[0] + apart.lost[0])
+                        noise += float(apart.noise[0] + apart.lost[0])
+        error = noise / signal if signal > 0 else 0.0
+        return error if math.isfinite(error) else math.inf
 
 
 def _built(work: Model, repaired: Mapping[str, Repaired], whole: str | None) -> Model:

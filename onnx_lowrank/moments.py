@@ -34,6 +34,9 @@ __all__ = [
 
 Array = npt.NDArray[np.floating[Any]]
 
+#: a spread that is less than this part of the mean is one of rounding, in float32 and after a layer
+_ROUNDING = 1e-6
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -129,13 +132,16 @@ class Accumulator:
         return self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting, 1)
 
     def _merge(self, rows: Array) -> None:
+        rows, mean = _finite(rows)
         n = rows.shape[1]
-        mean = rows.mean(axis=1, dtype=np.float64)
+        if not n:
+            return
         shift = mean - self._mean
         total = self._count + n
         for g in range(len(rows)):
             centred = (rows[g] - mean[g]).astype(np.float32)
-            self._sums[g] += centred.T @ centred
+            with np.errstate(over="ignore", invalid="ignore"):  # see `says_nothing`
+                self._sums[g] += centred.T @ centred
             if self._count:
                 self._sums[g] += np.outer(shift[g], shift[g] * (self._count * n / total))
         self._mean += shift * (n / total)
@@ -166,6 +172,19 @@ class Accumulator:
     def covariance(self) -> Array:
         """``(groups, d, d)``, as measured."""
         return self._scatter / max(self.count, 1)
+
+    def says_nothing(self, width: int | None = None) -> bool:
+        """Whether all rows are alike but for the rounding of float32, or their squares no numbers.
+
+        Weights that are fitted to such rows are fitted to noise.
+
+        Args:
+            width: look at so many columns, the first; None for all.
+        """
+        scatter, mean = self._scatter[:, :width, :width], self.mean[:, :width]
+        spread = float(np.trace(scatter, axis1=1, axis2=2).sum()) / max(self.count, 1)
+        size = float(np.sum(np.square(mean)))
+        return not (np.isfinite(scatter).all() and spread > _ROUNDING**2 * size)
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """All there is to it, to be written down; what waits goes on waiting."""
@@ -198,12 +217,16 @@ class Accumulator:
 
         Reference:
             Chen, Wiesel, Eldar & Hero 2010, Shrinkage algorithms for MMSE covariance estimation.
+
+        Returns:
+            Moments without a covariance where the input says nothing about the weights: it is
+            constant, or so large that its squares are no numbers.
         """
+        if self.says_nothing():
+            return Moments(self.count, self.mean.copy() if self.count else None, None)
         covariance = self.covariance
         for g, s in enumerate(covariance):
             covariance[g] = _oas(s, self.count)
-        if not covariance.any():
-            return Moments()  # a constant input says nothing about the weights
         silent = ~covariance.any(axis=(1, 2))
         if silent.any():  # such a group must keep its weights, at the least weight in the sum
             trace = np.trace(covariance[~silent], axis1=1, axis2=2).mean()
@@ -221,8 +244,10 @@ class Spread:
 
     def update(self, rows: Array) -> None:
         """Add rows ``(groups, n, N / groups)``."""
+        rows, mean = _finite(rows)
         count = rows.shape[1]
-        mean = rows.mean(axis=1, dtype=np.float64)
+        if not count:
+            return
         centred = rows - mean[:, None]
         shift = mean - self._mean
         total = self._count + count
@@ -248,6 +273,17 @@ class Spread:
     def variance(self) -> float:
         """Summed over channels."""
         return self._square / max(self._count, 1)
+
+
+def _finite(rows: Array) -> tuple[Array, Array]:
+    """The rows ``(groups, n, d)`` that hold neither NaN nor Inf in any group, and their means."""
+    if rows.shape[1]:
+        with np.errstate(invalid="ignore"):
+            mean = rows.mean(axis=1, dtype=np.float64)
+        if np.isfinite(mean).all():
+            return rows, mean
+        rows = rows[:, np.isfinite(rows).all(axis=(0, 2))]
+    return rows, rows.sum(axis=1, dtype=np.float64) / max(rows.shape[1], 1)
 
 
 def response_error(difference: Array, moments: Moments) -> float:

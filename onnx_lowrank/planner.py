@@ -133,8 +133,12 @@ def _cost(chosen: Sequence[Candidate]) -> int:
 def _fill(
     choices: Sequence[Choice], chosen: list[Candidate], budget: int, blocked: float
 ) -> list[Candidate]:
-    """Spend what is left on the steps that lower the loss most for their effort."""
-    while True:
+    """Spend what is left on the steps that lower the loss most for their effort.
+
+    Each step gives one layer a candidate of less error, so no candidate is taken twice and there
+    are fewer steps than candidates.
+    """
+    for _ in range(sum(len(c.candidates) for c in choices)):
         left = budget - _cost(chosen)
         best: tuple[float, int, Candidate] | None = None
         for i, (choice, now) in enumerate(zip(choices, chosen, strict=True)):
@@ -146,5 +150,6 @@ def _fill(
                 if best is None or rate > best[0]:
                     best = (rate, i, c)
         if best is None:
-            return chosen
+            break
         chosen[best[1]] = best[2]
+    return chosen

@@ -23,7 +23,15 @@ from onnx_lowrank.progress import Progress
 from onnx_lowrank.run_data import RunData
 from onnx_lowrank.runtime import Runtime
 
-__all__ = ["MEMORY", "Prepared", "canonicalise", "measured_shapes", "moments_of", "prepare"]
+__all__ = [
+    "MEMORY",
+    "Prepared",
+    "canonicalise",
+    "measured_shapes",
+    "moments_of",
+    "prepare",
+    "silent_notes",
+]
 
 #: bytes for moments and stored tensors at a time
 MEMORY = 512 << 20
@@ -55,6 +63,24 @@ class Prepared:
     def cost(self) -> Cost:
         """Of the model, at one sample."""
         return model_cost(self.model, self.shapes)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the calibration data says nothing of, one sentence each."""
+        return silent_notes(self.moments, len(self.layers))
+
+
+def silent_notes(moments: MomentStore, layers: int) -> list[str]:
+    """A sentence about the layers whose inputs do not vary over the calibration data."""
+    silent = sorted(moments.silent)
+    if not silent:
+        return []
+    named = ", ".join(silent[:4]) + (" ..." if len(silent) > 4 else "")
+    return [
+        f"the calibration data says nothing of {len(silent)} of {layers} layers ({named}): what "
+        "they read is constant, or holds NaN and Inf; their weights are fitted instead of their "
+        "responses: give samples that differ"
+    ]
 
 
 def prepare(

@@ -236,7 +236,8 @@ def _down(removable: Removable, now: int, ledger: Ledger) -> tuple[float, int] |
 def _fill(
     removables: Sequence[Removable], kept: dict[str, int], ledger: Ledger, budget: float
 ) -> None:
-    while True:
+    """Give channels back where they lower the loss most; each step gives some back to a group."""
+    for _ in range(sum(len(r.counts) for r in removables)):
         left, best = budget - ledger.total, None
         for r in removables:
             now = kept[r.name]

@@ -278,9 +278,11 @@ class Pruner:
 
 
 def _restricted(moments: Moments, layer: Layer, positions: Labels | None) -> Moments:
-    if positions is None or moments.covariance is None or moments.mean is None:
+    if positions is None or moments.mean is None:
         return moments
     taps = int(np.prod(layer.shape[2:], dtype=int))
     patch = (positions[:, None] * taps + np.arange(taps)).reshape(-1)
-    covariance = moments.covariance[:, patch[:, None], patch]
+    covariance = moments.covariance
+    if covariance is not None:
+        covariance = covariance[:, patch[:, None], patch]
     return Moments(moments.count, moments.mean[:, patch], covariance)

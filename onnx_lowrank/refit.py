@@ -142,7 +142,8 @@ def refit(
                 drawn = _drawn(compressed, task, target, len(dataset) / size, [seed, number, 1])
             with blas_for(task.written.layer.patch):
                 fit, held = _accumulate(task, target, pairs, len(dataset), rng, drawn)
-                done.append(_solve(compressed, task, fit, held, drawn))
+                if fit.count:
+                    done.append(_solve(compressed, task, fit, held, drawn))
             advance(1)
     return done
 
@@ -180,6 +181,8 @@ def _accumulate(
         if drawn is not None:
             total = geometry.responses(whole, index)
             drawn.add(rows[0], total, total - responses, last)
+    if not fit.count:
+        return held, held
     return fit, held if held.count else fit
 
 
@@ -212,6 +215,9 @@ def _solve(
     graph: Graph, task: Task, fit: Accumulator, held: Accumulator, drawn: DrawnRows | None
 ) -> Refit:
     start = task.stage.matrices.astype(np.float64)
+    width = start.shape[2]
+    both = fit if held is fit else fit.merge(held)
+    silent = fit.says_nothing(width) or not np.isfinite(both.covariance).all()
 
     @cache
     def error(ridge: float) -> float:
@@ -220,12 +226,10 @@ def _solve(
             for g, (seen, mean) in enumerate(zip(held.covariance, fit.mean, strict=True))
         )
 
-    ridge = _least(error)
-    both = fit if held is fit else fit.merge(held)
+    ridge = np.inf if silent else _least(error)
     weights = np.stack([
         solution(start[g], covariance, ridge) for g, covariance in enumerate(both.covariance)
     ])  # fmt: skip
-    width = start.shape[2]
     inputs, outputs = both.mean[:, :width], both.mean[:, width:]
     bias = None
     if task.written.biased:
@@ -233,7 +237,7 @@ def _solve(
     solved = task.stage.with_matrices(weights, bias)
     moments = both.leading(width).moments()
     chain, behind = task.cut(solved, moments), None
-    if drawn is not None:
+    if drawn is not None and drawn.any:
         better = fitted_behind_relu(chain, solved, task.cut, moments, drawn)
         if better is not None:
             chain, behind = better

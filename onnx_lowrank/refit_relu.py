@@ -80,8 +80,16 @@ class DrawnRows:
         """Draw from a batch: ``(groups, rows, .)`` of inputs, sums wanted and their given part."""
         count = patches.shape[1]
         at = np.sort(self._rng.choice(count, min(self._each, count), replace=False))
-        wanted = rectified(total[:, at], self.ceiling)
-        self._parts[held].append((patches[:, at], wanted, skip[:, at]))
+        drawn = patches[:, at], total[:, at], skip[:, at]
+        known = np.logical_and.reduce([np.isfinite(part).all(axis=(0, 2)) for part in drawn])
+        if known.any():
+            x, y, s = drawn if known.all() else (part[:, known] for part in drawn)
+            self._parts[held].append((x, rectified(y, self.ceiling), s))
+
+    @property
+    def any(self) -> bool:
+        """Whether any rows were drawn."""
+        return any(self._parts.values())
 
     def rows(self, held: bool) -> tuple[Array, Array, Array]:
         """Patches, wanted and given rows of the batches to fit on, or of those held out."""

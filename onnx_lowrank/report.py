@@ -163,11 +163,15 @@ def outputs_table(validation: Validation) -> RenderableType:
     table.add_column("output")
     for column in ("relative error", "SNR", "cosine", "same top-1", "in top-5"):
         table.add_column(column, justify="right")
+    whole = any(o.equal is not None for o in validation.outputs)
+    if whole:
+        table.add_column("equal", justify="right")
     for o in validation.outputs:
-        table.add_row(
-            Text(o.name), f"{o.relative_error:.4f}", _decibel(o), f"{o.cosine:.4f}",
-            _percent(o.top1_agreement), _percent(o.top5_agreement),
-        )  # fmt: skip
+        row = [
+            _figure(o.relative_error), _decibel(o), _figure(o.cosine), _percent(o.top1_agreement),
+            _percent(o.top5_agreement),
+        ]  # fmt: skip
+        table.add_row(Text(o.name), *row, *([_percent(o.equal)] if whole else []))
     return Group(table, Text())
 
 
@@ -246,7 +250,15 @@ def _count(value: int) -> str:
 
 
 def _decibel(output: OutputCheck) -> str:
-    return "exact" if math.isinf(output.snr_db) else f"{output.snr_db:.1f} dB"
+    if math.isnan(output.snr_db):
+        return "" if output.places else "not compared"
+    if math.isinf(output.snr_db):
+        return "exact" if output.varied and not output.mismatches else "no error seen"
+    return f"{output.snr_db:.1f} dB"
+
+
+def _figure(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.4f}"
 
 
 def _percent(value: float | None) -> str:

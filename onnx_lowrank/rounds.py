@@ -64,12 +64,11 @@ def weighed_plan(run: Run, target: Target, rounds: int | None) -> tuple[Planned,
     if not most or data is None:
         return best, None
     try:
-        made = _Rounds(run, target, data)
-    except DataError:
+        return _Rounds(run, target, data).best_of(best, most)
+    except DataError:  # no outputs that layers could be weighed by
         if rounds is None:
             return best, None
         raise
-    return made.best_of(best, most)
 
 
 class _Rounds:

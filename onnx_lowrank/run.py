@@ -169,6 +169,7 @@ class Run(Planning):
             after = self.cost(built.model)
         said = [*self.data.notes, *self.resumed(), *validation.notes, *notes]
         said += self.before.remarks
+        said += self.prepared.notes
         if plan.data != self.data.digest:
             said.append("the calibration data is not that of the plan; the weights differ from it")
         for part in plan.target.split():

@@ -143,13 +143,12 @@ def solved_weights(
     weights, shifts = [], []
     for g, matrix in enumerate(stage.matrices):
         sigma = moments.sigma(g)
-        if sigma is None:
-            weights.append(matrix[:, patch])
-            continue
-        inner = sigma[np.ix_(patch, patch)]
-        inner[np.diag_indices(len(patch))] += ridge * float(np.trace(sigma)) / len(sigma)
-        factor = linalg.cho_factor(inner, lower=True, overwrite_a=True, check_finite=False)
-        solved = linalg.cho_solve(factor, sigma[patch] @ matrix.T, check_finite=False).T
+        solved = matrix[:, patch]
+        if sigma is not None:
+            inner = sigma[np.ix_(patch, patch)]
+            inner[np.diag_indices(len(patch))] += ridge * float(np.trace(sigma)) / len(sigma)
+            factor = linalg.cho_factor(inner, lower=True, overwrite_a=True, check_finite=False)
+            solved = linalg.cho_solve(factor, sigma[patch] @ matrix.T, check_finite=False).T
         weights.append(solved)
         if moments.mean is not None:
             shifts.append(matrix @ moments.mean[g] - solved @ moments.mean[g][patch])

@@ -23,6 +23,9 @@ __all__ = ["allocate_all"]
 #: rounds, and what a weighted sum of budgets is counted in
 _ROUNDS, _SCALE = 30, 10**9
 
+#: steps that mend a plan, for each candidate: plans take far fewer, and none may take for ever
+_MENDING = 10
+
 
 def allocate_all(constraints: Sequence[tuple[Sequence[Choice], int]]) -> list[Candidate]:
     """:func:`allocate` under several budgets at once.
@@ -95,10 +98,14 @@ def _table(constraints: Sequence[tuple[Sequence[Choice], int]]) -> _Table:
 
 
 def _mended(table: _Table, places: Sequence[int]) -> list[int] | None:
-    """Steps from a plan to one that keeps all budgets, at little loss; None where they end."""
+    """Steps from a plan to one that keeps all budgets, at little loss; None where they end.
+
+    A step lowers what is over the budgets, or the loss within them, so no plan comes back; the
+    number of steps is bounded besides.
+    """
     costs, losses, layers, starts = table
     now = starts + np.array(places, np.intp)
-    while True:
+    for _ in range(_MENDING * len(losses)):
         used = costs[:, now].sum(axis=1)
         after = used[:, None] + costs - costs[:, now[layers]]
         lost = losses - losses[now[layers]]
@@ -115,6 +122,7 @@ def _mended(table: _Table, places: Sequence[int]) -> list[int] | None:
             return None if over > 0 else [int(p) for p in now - starts]
         step = steps[np.argmin(rates)]
         now[layers[step]] = step
+    return None
 
 
 def _joined(

@@ -41,8 +41,9 @@ class Point:
         latency: part of the original's time, at the batch that counts.
         accuracy: labelled; None without labels.
         agreement: part of samples with the same first class; None without class scores.
-        snr_db: of the first output; None where it is exact.
+        snr_db: of the first output that could be compared; None where it is exact.
         front: whether neither another point nor the original is faster and no worse.
+        compared: whether an output of numbers could be compared with the original's.
     """
 
     target: str
@@ -54,6 +55,7 @@ class Point:
     agreement: float | None
     snr_db: float | None
     front: bool
+    compared: bool = True
 
     @property
     def quality(self) -> float:
@@ -137,7 +139,7 @@ class Sweep:
                 p.target, f"{p.macs:.3f}", f"{p.params:.3f}", f"{p.bytes:.3f}",
                 f"{p.latency:.3f}", "" if p.accuracy is None else f"{p.accuracy:.2%}",
                 "" if p.agreement is None else f"{p.agreement:.2%}",
-                "exact" if p.snr_db is None else f"{p.snr_db:.1f} dB",
+                _decibel(p),
                 style="bold" if p.front else "dim",
             )  # fmt: skip
         console.print(table)
@@ -203,7 +205,8 @@ def front_of(places: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def _point(target: Target, report: Report, batch: int) -> Point:
-    first, right = report.validation.outputs[0], report.validation.accuracy
+    checks, right = report.validation.outputs, report.validation.accuracy
+    first = next((o for o in checks if o.places and not math.isnan(o.snr_db)), None)
     timed = [p for p in report.latency if p.batch <= batch] or report.latency[:1]
     return Point(
         str(target),
@@ -212,10 +215,17 @@ def _point(target: Target, report: Report, batch: int) -> Point:
         report.after.bytes / max(report.before.bytes, 1),
         1 / timed[-1].speedup,
         None if right is None else right.new,
-        first.top1_agreement,
-        first.snr_db if first.snr_db < math.inf else None,
+        None if first is None else first.top1_agreement,
+        None if first is None or math.isinf(first.snr_db) else first.snr_db,
         False,
+        first is not None,
     )
+
+
+def _decibel(point: Point) -> str:
+    if not point.compared:
+        return "not compared"
+    return "exact" if point.snr_db is None else f"{point.snr_db:.1f} dB"
 
 
 def _make(folder: Path) -> None:

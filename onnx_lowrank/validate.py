@@ -23,6 +23,8 @@ from onnx_lowrank.calibration import (
 from onnx_lowrank.errors import DataError, ValidationError
 from onnx_lowrank.labels import class_ids, doubt, no_numbers
 from onnx_lowrank.model import Model, load
+from onnx_lowrank.observation import Observer
+from onnx_lowrank.outputs import arrays_of, difference, finite_classes, is_float, scores_in
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime import Feed, Runtime, Session, interleaved_latency
 
@@ -54,6 +56,17 @@ class OutputCheck:
         max_abs_error: largest difference of one element.
         top1_agreement: part of samples with the same largest class; None if no class scores.
         top5_agreement: part of samples whose reference class is among the new first five.
+        equal: part of samples that are equal, of integers, booleans and strings; None of other
+            outputs.
+        places: values that were compared: finite in both models, or strings. Where there are none
+            all errors are NaN.
+        mismatches: places where NaN or Inf stands in one model and not, with the same sign, in
+            the other.
+        unlike: batches in which the output had another shape than the reference's.
+        varied: whether the reference differs from sample to sample.
+        single: whether a sample is one value, as a label is.
+
+    Errors of strings are NaN.
     """
 
     name: str
@@ -63,6 +76,12 @@ class OutputCheck:
     max_abs_error: float
     top1_agreement: float | None
     top5_agreement: float | None
+    equal: float | None = None
+    places: int = 1
+    mismatches: int = 0
+    unlike: int = 0
+    varied: bool = True
+    single: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,9 +136,9 @@ class Validation:
 
     Attributes:
         samples: how many were looked at.
-        outputs: one check for each output.
+        outputs: one check for each output that could be compared, or for what stands in its place.
         accuracy: by labels; None where there are none, or no output of class scores.
-        notes: what a reader should know besides, one sentence each.
+        notes: what was not compared, and what a reader should know besides, one sentence each.
         uncounted: why no accuracy was counted by the labels that there are; else empty.
     """
 
@@ -130,6 +149,11 @@ class Validation:
     uncounted: str = ""
 
     @property
+    def compared(self) -> bool:
+        """Whether anything was compared at all."""
+        return any(o.places for o in self.outputs)
+
+    @property
     def drop(self) -> float | None:
         """Accuracy lost where there are labels, else disagreement of the first class scores."""
         if self.accuracy is not None:
@@ -138,10 +162,8 @@ class Validation:
         return 1 - agreements[0] if agreements else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; infinite ratios become None."""
-        outputs = [
-            {k: None if v == math.inf else v for k, v in asdict(o).items()} for o in self.outputs
-        ]
+        """Plain data; infinite ratios and NaN become None."""
+        outputs = [{k: _plain(v) for k, v in asdict(o).items()} for o in self.outputs]
         accuracy = None
         if self.accuracy is not None:
             accuracy = {**asdict(self.accuracy), "drop": self.accuracy.drop}
@@ -154,67 +176,111 @@ class Validation:
         }
 
 
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class _Tally:
     """Running sums of one output."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, *, loose: bool = False) -> None:
+        self.name, self._loose = name, loose
         self.signal = self.noise = self.cosine = self.largest = 0.0
+        self.rows = self.whole = self.equal = 0
+        self.places = self.finite = self.total = self.mismatches = self.unlike = 0
         self.samples = self.hits1 = self.hits5 = 0
-        self.scores = True
+        self.scores, self.numeric, self.exact_type = True, False, True
+        self.varied = False
+        self._first: list[npt.NDArray[Any]] | None = None
 
-    def add(self, reference: npt.NDArray[Any], new: npt.NDArray[Any]) -> None:
-        if reference.shape != new.shape:
-            raise ValidationError(
-                f"output {self.name!r} has shape {new.shape}, the reference {reference.shape}"
-            )
-        if reference.dtype.kind == "f" and not np.isfinite(new[np.isfinite(reference)]).all():
+    def add(self, reference: Sequence[npt.NDArray[Any]], new: Sequence[npt.NDArray[Any]]) -> None:
+        """Take the arrays of one batch."""
+        shapes = [a.shape for a in reference], [a.shape for a in new]
+        if shapes[0] != shapes[1]:
+            self.unlike += 1
+            if not self._loose:
+                one, other = (s[0] if len(s) == 1 else s for s in shapes)
+                raise ValidationError(
+                    f"output {self.name!r} has shape {other}, the reference {one}"
+                )
+        pairs = [(a, b) for a, b in zip(reference, new, strict=False) if a.shape == b.shape]
+        for old, now in pairs:
+            self._add(old, now)
+        self._look_for_change(reference)
+        old_scores, new_scores = scores_in(reference), scores_in(new)
+        self.scores &= old_scores is not None
+        if self.scores and old_scores is not None and new_scores is not None and pairs:
+            best = finite_classes(old_scores)
+            known = best >= 0
+            self.samples += int(known.sum())
+            self.hits1 += int(np.sum((finite_classes(new_scores) == best)[known]))
+            rows = new_scores.reshape(len(best), -1)
+            rows = np.where(np.isnan(rows), -np.inf, rows)
+            self.hits5 += int(np.sum(top_hits(rows[known], best[known])))
+
+    def _add(self, old: npt.NDArray[Any], now: npt.NDArray[Any]) -> None:
+        samples = max(len(np.atleast_1d(old)), 1)
+        found = difference(old, now, samples)
+        self.numeric |= old.dtype.kind not in "OUS"
+        self.exact_type &= not is_float(old)
+        self.signal += float(found.signal.sum())
+        self.noise += float(found.noise.sum())
+        self.largest = max(self.largest, float(found.largest.max(initial=0.0)))
+        self.places += int(found.places.sum())
+        self.finite += int(found.finite.sum())
+        self.total += old.size
+        self.mismatches += int(found.mismatches.sum())
+        norms = np.sqrt(found.signal) * np.sqrt(found.power)
+        same = (found.noise == 0) & (found.places > 0)
+        cosines = np.where(same, 1.0, found.product / np.where(norms, norms, 1.0))
+        self.cosine += float(cosines.sum())
+        self.whole += int(np.sum(found.places > 0))
+        self.rows += samples
+        self.equal += int(found.equal.sum())
+
+    def _look_for_change(self, reference: Sequence[npt.NDArray[Any]]) -> None:
+        if self.varied:
+            return
+        firsts = [np.atleast_1d(a)[:1] for a in reference]
+        if self._first is None:
+            self._first = firsts
+        self.varied = any(
+            f.shape[1:] != a.shape[1:] or not np.array_equal(np.broadcast_to(f, a.shape), a)
+            for f, a in zip(self._first, map(np.atleast_1d, reference), strict=False)
+            if len(f) and len(a)
+        )
+
+    def result(self) -> OutputCheck:
+        """The check of all batches.
+
+        Raises:
+            ValidationError: values are not finite where all of the reference are.
+        """
+        if self.finite > self.places and self.finite == self.total:
             raise ValidationError(
                 f"output {self.name!r} has NaN or Inf where the reference has none"
             )
-        samples = max(len(np.atleast_1d(reference)), 1)
-        a, b = (_finite(values).reshape(samples, -1) for values in (reference, new))
-        self.signal += float(np.sum(a * a))
-        self.noise += float(np.sum((b - a) ** 2))
-        self.largest = max(self.largest, float(np.max(np.abs(b - a), initial=0.0)))
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        equal = np.all(a == b, axis=1)
-        self.cosine += float(
-            np.sum(np.where(equal, 1.0, np.sum(a * b, 1) / np.where(norms, norms, 1.0)))
-        )
-        self.samples += len(a)
-        self.scores &= looks_like_scores(reference)
-        if self.scores:
-            best = a.argmax(1)
-            self.hits1 += int(np.sum(b.argmax(1) == best))
-            self.hits5 += int(np.sum(top_hits(b, best)))
-
-    def result(self) -> OutputCheck:
-        count = max(self.samples, 1)
-        relative = math.sqrt(self.noise / self.signal) if self.signal else math.sqrt(self.noise)
+        relative = snr = cosine = largest = math.nan
+        if self.numeric and self.places:
+            relative = math.sqrt(self.noise / self.signal) if self.signal else math.sqrt(self.noise)
+            snr = -20 * math.log10(relative) if relative else math.inf
+            cosine, largest = self.cosine / self.whole, self.largest
+        scored = self.scores and self.samples
         return OutputCheck(
             self.name,
             relative,
-            -20 * math.log10(relative) if relative else math.inf,
-            self.cosine / count,
-            self.largest,
-            self.hits1 / count if self.scores else None,
-            self.hits5 / count if self.scores else None,
+            snr,
+            cosine,
+            largest,
+            self.hits1 / self.samples if scored else None,
+            self.hits5 / self.samples if scored else None,
+            self.equal / self.rows if self.exact_type and self.places else None,
+            self.places,
+            self.mismatches,
+            self.unlike,
+            self.varied,
+            self.total == self.rows,
         )
-
-
-def _finite(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    return np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
-
-
-def looks_like_scores(output: npt.NDArray[Any]) -> bool:
-    """Whether ``output`` could be one vector of class scores a sample."""
-    return (
-        output.dtype.kind == "f"
-        and output.ndim >= 2
-        and output.shape[1] > 1
-        and math.prod(output.shape[2:]) == 1
-    )
 
 
 def top_hits(scores: npt.NDArray[Any], classes: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -251,26 +317,29 @@ def validate_models(
         ValidationError: outputs missing, of other shapes, or not finite.
         ModelError: one of the models does not run.
     """
-    sessions = (runtime.session(reference, lean=True), runtime.session(new, lean=True))
-    missing = set(sessions[0].outputs) - set(sessions[1].outputs)
+    observer = Observer(reference, dataset, runtime, size)
+    given = ([o.name for o in m.proto.graph.output] for m in (reference, new))
+    missing = set(next(given)) - set(next(given))
     if missing:
         raise ValidationError(f"outputs {sorted(missing)} are missing in the new model")
-    tallies = {name: _Tally(name) for name in sessions[0].outputs}
+    sessions = (observer.session(reference), observer.session(new))
+    names = [n for n in observer.names if n in sessions[1].outputs]
+    tallies = {name: _Tally(name, loose=name in observer.loose) for name in names}
     labels = dataset.sample_labels
     scored, classes = "", 0
     found: tuple[list[Classes], list[Classes]] = ([], [])  # classes that both models give
     with (progress or Progress()).task("validate", len(dataset)) as advance:
         for feed in dataset.batches(size):
-            both = [s.run(feed, list(tallies)) for s in sessions]
+            both = [observer.run(s, feed) for s in sessions]
             for name, tally in tallies.items():
-                tally.add(np.asarray(both[0][name]), np.asarray(both[1][name]))
+                tally.add(both[0][name], both[1][name])
             if labels is not None:
-                scored = next((n for n in tallies if looks_like_scores(both[0][n])), "")
+                scored = next((n for n in tallies if scores_in(both[0][n]) is not None), "")
                 if scored:
-                    classes = both[0][scored].shape[1]
-                    for kept, outputs in zip(found, both, strict=True):
-                        scores = outputs[scored]
-                        kept.append(scores.reshape(len(scores), -1).argmax(1))
+                    scores = [s for o in both if (s := scores_in(o[scored])) is not None]
+                    classes = scores[0].shape[1]
+                    for kept, values in zip(found, scores, strict=True):
+                        kept.append(finite_classes(values))
             advance(_samples(dataset, feed))
     accuracy, uncounted = None, ""
     if labels is not None and scored:
@@ -281,12 +350,12 @@ def validate_models(
         except DataError:
             if labels_are_classes:
                 raise
-    notes = []
+    checks = tuple(t.result() for t in tallies.values())
+    notes = [*observer.notes, *_notes(checks, len(dataset))]
     if uncounted and labels_are_classes:
         notes.append(f"no accuracy was counted: {uncounted}")
     if accuracy is not None and accuracy.doubt:
         notes.append(f"the accuracy says nothing of the models: {accuracy.doubt}")
-    checks = tuple(t.result() for t in tallies.values())
     return Validation(len(dataset), checks, accuracy, tuple(notes), uncounted)
 
 
@@ -313,16 +382,45 @@ def check_classes(reference: Model, dataset: Dataset, runtime: Runtime) -> None:
         ModelError: the model does not run.
     """
     labels, session = dataset.sample_labels, runtime.session(reference, lean=True)
-    first = session.run(dataset.feed(0))
-    scored = next((n for n, v in first.items() if looks_like_scores(np.asarray(v))), "")
-    if labels is None or not scored:
+    found = {n: scores_in(arrays_of(v)) for n, v in session.run(dataset.feed(0)).items()}
+    scored, first = next(((n, v) for n, v in found.items() if v is not None), ("", None))
+    if labels is None or first is None:
         return
-    count = first[scored].shape[1]
+    count = first.shape[1]
     if no_numbers(labels) or (labels.min() >= 0 and labels.max() < count):
         return
     outputs = (session.run(feed, [scored])[scored] for feed in dataset.batches(16))
-    predicted = np.concatenate([o.reshape(len(o), -1).argmax(1) for o in outputs])
+    every = [s for o in outputs if (s := scores_in(arrays_of(o))) is not None]
+    predicted = np.concatenate([finite_classes(s) for s in every])
     class_ids(labels, count, scored, predicted)
+
+
+def _notes(checks: Sequence[OutputCheck], samples: int) -> list[str]:
+    """What the figures do not say."""
+    said = []
+    for check in checks:
+        if check.unlike:
+            said.append(
+                f"output {check.name!r} had another shape than the original's in {check.unlike} "
+                "batches; only arrays of one shape are compared"
+            )
+        if not check.places:
+            said.append(
+                f"nothing of output {check.name!r} could be compared: it is empty, or holds only "
+                "NaN and Inf, on all samples"
+            )
+        elif check.mismatches:
+            said.append(
+                f"output {check.name!r}: at {check.mismatches} places NaN or Inf stands in one "
+                f"model and not in the other; errors are those of the {check.places} places that "
+                "are finite in both"
+            )
+    if samples > 1 and not any(c.varied for c in checks if c.places):
+        said.append(
+            f"the original's outputs are the same on all {samples} samples; figures from them "
+            "prove little: give samples that differ"
+        )
+    return said
 
 
 def measure_latency(

@@ -10,6 +10,7 @@ from onnx import helper
 
 from onnx_lowrank.calibration import Dataset
 from onnx_lowrank.graph import Graph
+from onnx_lowrank.graph_values import no_tensors
 from onnx_lowrank.runtime import Runtime
 from onnx_lowrank.spool import Spool
 
@@ -33,6 +34,8 @@ class Walker:
         self._graph, self._dataset, self._size = graph, dataset, size
         self._runtime, self._memory = runtime, memory
         self._steps: list[tuple[str, ...]] = []
+        #: sequences, strings and the like, which are made anew in each step instead of being kept
+        self._unkept = no_tensors(graph)
         self._done = set(graph.inputs)
         self._types = graph.input_types()
         self._stored: Spool | None = None
@@ -44,7 +47,7 @@ class Walker:
     def advance(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """Batches of the tensors of the next step."""
         graph, step = self._graph, self._steps.pop(0)
-        self._done |= graph.ancestors(step[:1], self._done)
+        self._done |= graph.ancestors(step[:1], self._done) - self._unkept
         ahead = {t for s in self._steps for t in s}
         keep = self._done & (graph.reads_between(self._done, ahead) | ahead)
         part = graph.extract(self._types, sorted(keep | set(step)))

@@ -10,13 +10,13 @@ from onnx import ModelProto, helper
 
 from onnx_lowrank.errors import DataError, ModelError, ValidationError
 from onnx_lowrank.model import load
+from onnx_lowrank.outputs import looks_like_scores
 from onnx_lowrank.runtime import Feed
 from onnx_lowrank.validate import (
     Accuracy,
     OutputCheck,
     Validation,
     _Tally,
-    looks_like_scores,
     measure_latency,
     top_hits,
     validate,
@@ -59,7 +59,7 @@ def test_errors_by_hand() -> None:
 
 def test_equal_outputs() -> None:
     result = check([0.0, 0.0], np.array([[1.0, 2.0], [0.0, 0.0]]))
-    assert only(result) == OutputCheck("y", 0.0, math.inf, 1.0, 0.0, 1.0, 1.0)
+    assert only(result) == OutputCheck("y", 0.0, math.inf, 1.0, 0.0, 1.0, 1.0, places=4)
     assert result.to_dict()["outputs"][0]["snr_db"] is None
     assert result.drop == 0.0
 
@@ -126,8 +126,8 @@ def test_what_looks_like_scores(shape: tuple[int, ...], dtype: str, scores: bool
 
 def test_scalar_and_empty_outputs() -> None:
     tally = _Tally("y")
-    tally.add(np.array(2.0, np.float32), np.array(3.0, np.float32))
-    tally.add(np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32))
+    tally.add([np.array(2.0, np.float32)], [np.array(3.0, np.float32)])
+    tally.add([np.zeros((0, 4), np.float32)], [np.zeros((0, 4), np.float32)])
     result = tally.result()
     assert result.relative_error == pytest.approx(0.5, rel=1e-6)
     assert result.top1_agreement is None
