@@ -225,7 +225,11 @@ def _tensor(path: Path) -> Array:
         tensor.ParseFromString(path.read_bytes())
         if tensor.external_data or min(tensor.dims, default=0) < 0:
             raise ValueError(f"its values are elsewhere, or its shape is {list(tensor.dims)}")
-        return numpy_helper.to_array(tensor)
+        values = numpy_helper.to_array(tensor)
+        if tensor.data_type == onnx.TensorProto.STRING:
+            texts = [v.decode() if isinstance(v, bytes) else str(v) for v in values.reshape(-1)]
+            values = np.array(texts, dtype=np.str_).reshape(values.shape)
+        return values
     # decoders of broken files raise what they like
     except Exception as error:
         if (kind := other_kind(path)) is not None:

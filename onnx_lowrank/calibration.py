@@ -120,7 +120,9 @@ class Dataset:
         for i in range(len(self)):
             for name, values in self.feed(i).items():
                 digest.update(f"{name} {values.dtype.name} {values.shape}\n".encode())
-                digest.update(values.tobytes())
+                # objects are strings, and their own bytes are addresses
+                plain = values.astype(np.str_) if values.dtype.kind == "O" else values
+                digest.update(plain.tobytes())
         if self.labels is not None:
             digest.update(self.labels.tobytes())
         return digest.hexdigest()
@@ -220,7 +222,11 @@ def split(dataset: Dataset, held_out: float, seed: int = 0) -> tuple[Dataset, Da
 def _input_spec(value: onnx.ValueInfoProto) -> InputSpec:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
-        raise ModelError(f"input {value.name!r} is {kind or 'untyped'}; only tensors can be fed")
+        what = (kind or "untyped").removesuffix("_type")
+        raise ModelError(
+            f"input {value.name!r} is of the type {what}; only tensors can be fed: export the "
+            "model with tensors as inputs"
+        )
     tensor = value.type.tensor_type
     if tensor.elem_type == onnx.TensorProto.UNDEFINED:
         raise ModelError(f"input {value.name!r} has no element type; export the model again")

@@ -5,7 +5,8 @@
                              model's fixed batch
     rank of the input + 1    stacked: each a[i] is a complete input
 
-Float types are cast to the model's, integers where their values fit; nothing else is.
+Float types are cast to the model's, integers where their values fit; nothing else is. Strings are
+kept as NumPy's own, of fixed length, and become objects as ONNX Runtime takes them.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class Column:
         if _is_float(wanted):
             if not np.isfinite(_cast(values, wanted)).all():
                 return f"NaN or infinity as {wanted.name}; repair the sample or leave it out"
-        elif values.dtype != wanted and values.size:
+        elif wanted.kind != "O" and values.dtype != wanted and values.size:
             limits = np.iinfo(wanted)
             low, high = int(values.min()), int(values.max())
             if low < limits.min or high > limits.max:
@@ -210,14 +211,14 @@ def _check_type(where: str, spec: InputSpec, part: Rows) -> None:
         found == wanted
         or (_is_float(found) and _is_float(wanted))
         or (found.kind in "iu" and wanted.kind in "iu")
+        or (found.kind in "US" and wanted.kind == "O")
     ):
         return
     remedy = "convert it with .astype, if that is what it means"
     if found == np.uint8:
         remedy = "scale it as in training, then convert it with .astype"
-    raise DataError(
-        f"{where}: input {spec.name!r} expects {wanted.name}, found {found.name}; {remedy}"
-    )
+    name = "strings" if wanted.kind == "O" else wanted.name
+    raise DataError(f"{where}: input {spec.name!r} expects {name}, found {found.name}; {remedy}")
 
 
 def _check_batches(where: str, column: Column) -> None:
@@ -246,6 +247,8 @@ def _check_counts(where: str, feeds: Mapping[str, float]) -> None:
 
 
 def _cast(values: Array, dtype: np.dtype[Any]) -> Array:
+    if values.dtype.kind == "S":
+        values = np.strings.decode(values, "utf-8", "replace")
     with np.errstate(over="ignore"):  # becomes infinity, which problem() reports
         return np.asarray(values, dtype=dtype, order="C")
 

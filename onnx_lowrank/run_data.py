@@ -112,7 +112,9 @@ def made_up(
         feed: dict[str, npt.NDArray[Any]] = {}
         for spec in specs:
             shape = wanted[spec.name]
-            if spec.dtype.kind in "iub":
+            if spec.dtype.kind == "O":
+                feed[spec.name] = np.full(shape, "", dtype=np.str_)
+            elif spec.dtype.kind in "iub":
                 feed[spec.name] = np.zeros(shape, spec.dtype)
             else:
                 feed[spec.name] = rng.standard_normal(shape).astype(spec.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -110,6 +112,29 @@ class Runtime:
             raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
 
 
+#: element types that ONNX Runtime passes to and from NumPy by their bytes alone
+_UNNAMED: dict[str, np.dtype[Any]] = {
+    f"tensor({TensorProto.DataType.Name(element).lower()})": np.dtype(
+        helper.tensor_dtype_to_np_dtype(element)
+    )
+    for element in (
+        TensorProto.BFLOAT16, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ,
+        TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E5M2FNUZ,
+    )
+}  # fmt: skip
+
+
+def _numpy(value: ort.OrtValue) -> npt.NDArray[Any]:
+    """A copy of a tensor of any element type that takes whole bytes."""
+    dtype = _UNNAMED.get(value.data_type())
+    if dtype is None:
+        return np.asarray(value.numpy())
+    shape = tuple(value.shape())
+    size = math.prod(shape) * dtype.itemsize
+    held = (ctypes.c_char * size).from_address(value.data_ptr()) if size else b""
+    return np.frombuffer(held, dtype).reshape(shape).copy()
+
+
 class Session:
     """An opened model."""
 
@@ -117,6 +142,7 @@ class Session:
         self._inner = inner
         self.outputs: list[str] = [o.name for o in inner.get_outputs()]
         self._inputs = {i.name for i in inner.get_inputs()}
+        self._unnamed = {o.name for o in inner.get_outputs() if o.type in _UNNAMED}
 
     def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
         """Outputs by name; entries of ``feed`` that the model does not read are ignored.
@@ -128,13 +154,29 @@ class Session:
         names = list(self.outputs if outputs is None else outputs)
         wanted = {k: v for k, v in feed.items() if k in self._inputs}
         try:
-            values = self._inner.run(names, wanted)
+            values = self._values(names, wanted)
         except _RUN_ERRORS as error:
             said = _first_line(error)
             if (outside := _outside(said, wanted)) is not None:
                 raise DataError(outside) from error
             raise ModelError(f"ONNX Runtime cannot run the model: {said}") from error
         return dict(zip(names, values, strict=True))
+
+    def _values(self, names: Sequence[str], feed: Feed) -> list[Any]:
+        unnamed = set(_UNNAMED.values())
+        if self._unnamed.isdisjoint(names) and not any(
+            getattr(v, "dtype", None) in unnamed for v in feed.values()
+        ):
+            return list(self._inner.run(names, feed))
+        given = {
+            k: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
+                v, int(helper.np_dtype_to_tensor_dtype(v.dtype))
+            )
+            if v.dtype in unnamed
+            else ort.OrtValue.ortvalue_from_numpy(v)
+            for k, v in feed.items()
+        }
+        return [_numpy(v) for v in self._inner.run_with_ort_values(names, given)]
 
     def turn(self, feed: Feed, seconds: float = 0.02, least: int = 2) -> list[float]:
         """Times of runs for a while, without those of its first half."""

@@ -298,6 +298,10 @@ def _array(where: str, values: Any) -> Array:
         array = np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"{where}: no array ({error}); give numeric arrays") from error
+    if array.dtype.kind == "O" and all(isinstance(v, str | bytes) for v in array.reshape(-1)):
+        return np.array(array.tolist(), ndmin=array.ndim).reshape(array.shape)
     if array.dtype.hasobject:
-        raise DataError(f"{where}: holds Python objects; give numeric arrays of one shape")
+        raise DataError(
+            f"{where}: holds Python objects; give arrays of numbers or strings, of one shape"
+        )
     return array

@@ -66,7 +66,7 @@ def test_input_specs():
 
 def test_input_specs_refuse_what_cannot_be_fed():
     sequence = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
-    with pytest.raises(ModelError, match="'s' is sequence_type; only tensors"):
+    with pytest.raises(ModelError, match="'s' is of the type sequence; only tensors"):
         specs_of(sequence)
     with pytest.raises(ModelError, match="'x' has no element type"):
         specs_of(helper.make_tensor_value_info("x", TensorProto.UNDEFINED, [1]))

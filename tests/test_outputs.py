@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import onnx
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from onnx_lowrank.errors import DataError, GuardError
+from onnx_lowrank.errors import DataError, GuardError, ModelError
+from onnx_lowrank.inspection import inspect
 from onnx_lowrank.outputs import arrays_of, difference, finite_classes, scores_in
 from onnx_lowrank.pipeline import Result, plan
 from onnx_lowrank.validate import OutputCheck, validate
@@ -391,3 +393,88 @@ def test_outputs_that_are_inputs_or_weights() -> None:
     found = by_name(compressed(model, force=True))
     assert found["same"].snr_db == math.inf
     assert set(found) == {"h", "same", "w2"}
+
+
+@pytest.mark.parametrize(
+    "element",
+    [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.FLOAT8E4M3FN, TensorProto.DOUBLE],
+)
+def test_outputs_of_other_float_types(element: int) -> None:
+    model = net([node("Cast", ["h"], "y", to=element)], [info("y", element, ["N", 16])])
+    model.opset_import[0].version = 19
+    result = compressed(model)
+    check = by_name(result)["y"]
+    wide = net([], [info("h", dims=["N", 16])])
+    wide.opset_import[0].version = 19
+    wanted = by_name(compressed(wide))["h"]
+    assert check.relative_error == pytest.approx(wanted.relative_error, abs=0.05)
+    assert 0 < check.relative_error < 0.5
+    assert check.top1_agreement is not None
+
+
+@pytest.mark.parametrize("element", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_inputs_of_other_float_types(element: int) -> None:
+    model = net([], [info("h", dims=["N", 16])])
+    model.graph.node.insert(0, node("Cast", ["z"], "x", to=TensorProto.FLOAT))
+    model.graph.input[0].CopyFrom(info("z", element, ["N", WIDTH]))
+    model.opset_import[0].version = 19
+    check = by_name(compressed(model, calib={"z": X}))["h"]
+    assert 0 < check.relative_error < 0.5
+
+
+def texts_net() -> ModelProto:
+    """The sum of embedded words, then two layers."""
+    nodes = [
+        node("LabelEncoder", ["words"], "ids", domain="ai.onnx.ml", default_int64=0,
+             keys_strings=[f"w{i}" for i in range(20)], values_int64s=list(range(20))),
+        node("Gather", ["table", "ids"], "e"),
+        node("ReduceMean", ["e"], "x", axes=[1], keepdims=0),
+    ]  # fmt: skip
+    table = fm.float32(np.random.default_rng(4).standard_normal((20, WIDTH)))
+    model = net([], [info("h", dims=["N", 16])], {"table": table}, domains=["ai.onnx.ml"])
+    for one in reversed(nodes):
+        model.graph.node.insert(0, one)
+    model.graph.input[0].CopyFrom(info("words", TensorProto.STRING, ["N", 3]))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["unicode", "bytes", "objects", "lists"])
+def test_texts_are_fed(kind: str, tmp_path: Path) -> None:
+    chosen = np.random.default_rng(5).integers(0, 20, (120, 3))
+    words = np.array([f"w{i}" for i in range(20)])[chosen]
+    data: Any = {
+        "unicode": words, "bytes": words.astype("S"), "objects": words.astype(object),
+        "lists": words.tolist(),
+    }[kind]  # fmt: skip
+    model = texts_net()
+    result = compressed(model, calib={"words": data}, rounds=1)
+    assert result.plan.data == compressed(model, calib={"words": words}).plan.data
+    old, new = (fm.run(m, {"words": words.astype(object)})["h"] for m in (model, result.model))
+    assert 0 < fm.relative(new, old) < 0.5
+    if kind in ("unicode", "bytes"):
+        np.savez(tmp_path / "words.npz", words=data)
+        again = compressed(model, calib=tmp_path / "words.npz")
+        assert again.plan.data == result.plan.data
+    with pytest.raises(DataError, match="'words' expects strings, found int64"):
+        compressed(model, calib={"words": chosen})
+
+
+def test_texts_are_made_up_and_read_from_protobufs(tmp_path: Path) -> None:
+    model = texts_net()
+    assert compressed(model, calib=None, input_shapes={"words": (1, 3)}).report.validation.compared
+    for i in range(30):
+        folder = tmp_path / f"test_data_set_{i}"
+        folder.mkdir()
+        words = np.array([[f"w{i % 20}", f"w{3 * i % 20}", "w1"]], dtype=object)
+        (folder / "input_0.pb").write_bytes(numpy_helper.from_array(words).SerializeToString())
+    assert compressed(model, calib=tmp_path).report.validation.samples == 6
+
+
+def test_inputs_that_are_no_tensors_are_refused_by_name() -> None:
+    model = net([], [info("h", dims=["N", 16])])
+    model.graph.node.insert(0, node("SequenceAt", ["many", "zero"], "x"))
+    model.graph.initializer.append(numpy_helper.from_array(np.int64(0), "zero"))
+    model.graph.input[0].CopyFrom(helper.make_tensor_sequence_value_info("many", 1, None))
+    with pytest.raises(ModelError, match="'many' is of the type sequence; only tensors can be fed"):
+        compressed(model, calib={"many": X})
+    assert [layer.name for layer in inspect(model).layers] == ["fc1", "fc2"]
