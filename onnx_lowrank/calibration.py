@@ -222,10 +222,10 @@ def split(dataset: Dataset, held_out: float, seed: int = 0) -> tuple[Dataset, Da
 def _input_spec(value: onnx.ValueInfoProto) -> InputSpec:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
-        what = (kind or "untyped").removesuffix("_type")
+        what = f"of the type {kind.removesuffix('_type')}" if kind else "untyped"
         raise ModelError(
-            f"input {value.name!r} is of the type {what}; only tensors can be fed: export the "
-            "model with tensors as inputs"
+            f"input {value.name!r} is {what}; only tensors can be fed: export the model with "
+            "tensors as inputs"
         )
     tensor = value.type.tensor_type
     if tensor.elem_type == onnx.TensorProto.UNDEFINED:

@@ -690,7 +690,7 @@ def test_pickles_are_never_loaded(tmp_path):
         with pytest.raises(DataError, match="pickled Python objects, which are never loaded"):
             load_dataset(tmp_path / name, X)
     for source in (objects, {"x": objects}, [{"x": objects}]):
-        with pytest.raises(DataError, match="holds Python objects; give numeric arrays"):
+        with pytest.raises(DataError, match="holds Python objects; give arrays of numbers"):
             load_dataset(source, X)
     with pytest.raises(DataError, match="the dict: no array"):
         load_dataset({"x": [[1.0], [1.0, 2.0]]}, X)
