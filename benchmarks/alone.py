@@ -56,7 +56,7 @@ def layer_weights(benchmark: Benchmark, archive: Path) -> dict[str, float]:
         archive: its data, as a run is given it.
     """
     source, runtime = load(benchmark.path), Runtime(threads=1)
-    data = gather(source, archive, benchmark.calibration, None, None, seed=0)
+    data = gather(source, archive, benchmark.calibration, None, None, 0, runtime)
     assert data.calibration is not None
     canonical = canonicalise(source, parse_list("fold_batchnorm")[0])
     graph = Graph(canonical)

@@ -1,7 +1,9 @@
 """Where samples come from: whatever the source, a :class:`Dataset` of feeds.
 
 sources.py    files, folders, arrays, iterables, functions -> arrays, mostly mapped from disk
-columns.py    arrays -> feeds of the model, by one rule, behind one set of checks
+readings.py   arrays -> runs of the model, or rows that are samples
+rows.py       which of the two, found out by running the model
+columns.py    arrays -> feeds of the model, behind one set of checks
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ from onnx_lowrank.errors import DataError, ModelError, OptionError
 from onnx_lowrank.images import ImageOptions, Picture
 from onnx_lowrank.model import Model
 from onnx_lowrank.option_values import check_count
+from onnx_lowrank.readings import Reading
+from onnx_lowrank.rows import RowTrial
+from onnx_lowrank.runtime import Feed
 from onnx_lowrank.sources import HELD_OUT, Loader, check_names, describe, pick
 
 __all__ = [
@@ -56,38 +61,42 @@ class Dataset:
     Attributes:
         labels: one for each feed, of any type, ``(len, ...)``; ``(len, B, ...)`` where the
             model's batch is fixed at B > 1; None without.
-        notes: what was left out in loading, one sentence each.
+        notes: how the source was read, and what was left out; one sentence each.
+        batchable: whether feeds may be concatenated along axis 0 into one valid feed.
     """
 
     def __init__(
         self,
-        columns: Sequence[Column],
+        reading: Reading,
         labels: Array | None = None,
-        notes: tuple[str, ...] = (),
         indices: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self.labels = labels
-        self.notes = notes
-        self._columns = tuple(columns)
-        self._indices = np.arange(len(columns[0])) if indices is None else indices
+        self.notes = reading.notes
+        self.batchable = reading.merge
+        self._reading = reading
+        self._columns: Sequence[Column] = reading.columns
+        self._indices = np.arange(len(self._columns[0])) if indices is None else indices
 
     def __len__(self) -> int:
         return len(self._indices)
 
     @property
     def sample_labels(self) -> Array | None:
-        """One label for each sample along axis 0, whatever the batch of the model."""
-        if self.labels is None or max(column.step for column in self._columns) == 1:
+        """One label for each sample, whatever the batch of the model."""
+        if self.labels is None or self._reading.rows == 1:
             return self.labels
         return self.labels.reshape(-1, *self.labels.shape[2:])
 
-    @property
-    def batchable(self) -> bool:
-        """Whether feeds can be concatenated along axis 0 into one valid feed."""
-        return all(column.batchable for column in self._columns)
+    def samples_in(self, feed: Feed) -> int:
+        """Number of samples in a feed that :meth:`feed` or :meth:`batches` has given.
+
+        A run whose rows are no samples of their own is one, however long it is.
+        """
+        return len(feed[self._columns[0].spec.name]) if self.batchable else self._reading.rows
 
     def feed(self, i: int) -> dict[str, Array]:
-        """Feed ``i``: batch 1, or the fixed batch of the model. Its arrays may be read-only."""
+        """Feed ``i``: one sample, one run, or the fixed batch of the model; maybe read-only."""
         k = int(self._indices[i])
         return {column.spec.name: column.feed(k) for column in self._columns}
 
@@ -112,7 +121,7 @@ class Dataset:
         """The feeds at ``indices``, in that order, with their labels."""
         chosen = np.asarray(indices, dtype=np.int64)
         labels = None if self.labels is None else self.labels[chosen]
-        return Dataset(self._columns, labels, self.notes, self._indices[chosen])
+        return Dataset(self._reading, labels, self._indices[chosen])
 
     def digest(self) -> str:
         """SHA-256 of names, types, shapes, values and labels in order, hexadecimal."""
@@ -146,6 +155,7 @@ def load_dataset(
     seed: int = 0,
     images: ImageOptions | None = None,
     part: str | None = None,
+    trial: RowTrial | None = None,
 ) -> Dataset:
     """Open ``source`` as feeds of a model with the inputs ``specs``, and check them.
 
@@ -159,6 +169,8 @@ def load_dataset(
         seed: of that choice.
         images: how to prepare the images of a folder.
         part: the part of an archive or dict whose keys begin with ``<part>.``.
+        trial: finds out whether rows along a dynamic axis 0 are samples; without it they are
+            taken to be.
 
     Raises:
         DataError: the source cannot be read, or does not fit the inputs.
@@ -174,7 +186,7 @@ def load_dataset(
             raise DataError(f"a Dataset has no part {part!r}; give the archive itself")
         check_names("the Dataset", specs, [column.spec.name for column in source._columns])
         return source.subset(pick(len(source), samples, seed))
-    dataset = Dataset(*Loader(tuple(specs), samples, seed, images, part).load(source))
+    dataset = Dataset(*Loader(tuple(specs), samples, seed, images, part, trial).load(source))
     dataset = dataset.subset(pick(len(dataset), samples, seed))
     dataset._check_values(describe(source))
     return dataset

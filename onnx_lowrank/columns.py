@@ -5,6 +5,9 @@
                              model's fixed batch
     rank of the input + 1    stacked: each a[i] is a complete input
 
+An input whose shape is fixed may be given once, as it is, and then goes with every sample. Whether
+axis 0 of an input with a dynamic axis 0 does count samples is found out in readings.py.
+
 Float types are cast to the model's, integers where their values fit; nothing else is. Strings are
 kept as NumPy's own, of fixed length, and become objects as ONNX Runtime takes them.
 """
@@ -22,11 +25,23 @@ import numpy.typing as npt
 
 from onnx_lowrank.errors import DataError
 
-__all__ = ["Column", "InputSpec", "Rows", "assemble"]
+__all__ = [
+    "Column",
+    "InputSpec",
+    "Rows",
+    "UnequalCountsError",
+    "assemble",
+    "check_complete",
+    "is_float",
+]
 
 Array = npt.NDArray[Any]
 
 REMEDY = "axis 0 counts samples; with one axis more, each a[i] is a complete input"
+
+
+class UnequalCountsError(DataError):
+    """Inputs that do not have equally many samples."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,13 @@ class InputSpec:
     def free_batch(self) -> bool:
         """Whether axis 0 exists and is dynamic."""
         return self.shape is not None and self.shape[:1] == (None,)
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of ``shape`` is one complete input."""
+        return self.shape is None or (
+            len(shape) == len(self.shape)
+            and all(w in (None, f) for w, f in zip(self.shape, shape, strict=True))
+        )
 
     @property
     def batch(self) -> int:
@@ -76,6 +98,7 @@ class Column:
     spec: InputSpec
     parts: Sequence[Rows]
     stacked: bool  # axis 0 of the parts is no axis of the input
+    shared: bool = False  # one value for all samples
 
     @cached_property
     def starts(self) -> npt.NDArray[np.int64]:
@@ -112,7 +135,7 @@ class Column:
     def problem(self, i: int) -> str:
         """What in the values of feed ``i`` the model must not see; empty if nothing."""
         values, wanted = self._raw(i), self.spec.dtype
-        if _is_float(wanted):
+        if is_float(wanted):
             if not np.isfinite(_cast(values, wanted)).all():
                 return f"NaN or infinity as {wanted.name}; repair the sample or leave it out"
         elif wanted.kind != "O" and values.dtype != wanted and values.size:
@@ -156,19 +179,20 @@ def assemble(
     """
     parts: dict[str, list[Rows]] = {spec.name: [] for spec in specs}
     stacks: dict[str, bool] = {}
+    shared = _shared(specs, items) if stacked is None else frozenset()
     for place, arrays in items:
         feeds: dict[str, float] = {}
         for spec in specs:
             part = arrays[spec.name]
-            scalar = stacked is None and not (part.shape or spec.shape)
-            stack = (scalar or _is_stacked(spec, part)) if stacked is None else stacked
+            once = spec.name in shared or (stacked is None and not (part.shape or spec.shape))
+            stack = (once or _is_stacked(spec, part)) if stacked is None else stacked
             if stacks.setdefault(spec.name, stack) != stack:
                 raise DataError(
                     f"{place}: input {spec.name!r} has the shape {part.shape}, of another rank "
                     f"than before; {remedy}"
                 )
             _check_type(place, spec, part)
-            if scalar:
+            if once:
                 continue  # one for all samples: how many, the other inputs say
             _check_shape(place, spec, part, stack, remedy)
             feeds[spec.name] = part.shape[0] / (1 if stack else spec.batch)
@@ -178,13 +202,28 @@ def assemble(
         for spec in specs:
             part = arrays[spec.name]
             if spec.name not in feeds:
-                part = np.broadcast_to(np.asarray(part), (count,))
+                part = np.broadcast_to(np.asarray(part), (count, *part.shape))
             parts[spec.name].append(part)
-    columns = [Column(spec, parts[spec.name], stacks[spec.name]) for spec in specs]
+    columns = [Column(s, parts[s.name], stacks[s.name], s.name in shared) for s in specs]
     for column in columns:
         _check_batches(where, column)
     _check_counts(where, {column.spec.name: len(column) for column in columns})
     return columns
+
+
+def _shared(
+    specs: Sequence[InputSpec], items: Sequence[tuple[str, Mapping[str, Rows]]]
+) -> frozenset[str]:
+    """Inputs of a fixed shape that have one value in each item, where others have several."""
+    fixed = [s for s in specs if s.shape and None not in s.shape]
+    whole = {s.name for s in fixed if all(a[s.name].shape == s.shape for _, a in items)}
+    several = any(
+        arrays[s.name].shape[:1] > (1 if _is_stacked(s, arrays[s.name]) else s.batch,)
+        for _, arrays in items
+        for s in specs
+        if s.name not in whole
+    )
+    return frozenset(whole if several else ())
 
 
 def _is_stacked(spec: InputSpec, part: Rows) -> bool:
@@ -198,10 +237,27 @@ def _check_shape(where: str, spec: InputSpec, part: Rows, stacked: bool, remedy:
     if len(wanted) != len(part.shape) or any(
         w not in (None, f) for w, f in zip(wanted, part.shape, strict=True)
     ):
-        shape = ", ".join("N" if d is None else str(d) for d in spec.shape)
         raise DataError(
-            f"{where}: input {spec.name!r} expects the shape ({shape}), found "
+            f"{where}: input {spec.name!r} expects the shape {_shape_of(spec)}, found "
             f"{part.shape}; {remedy}"
+        )
+
+
+def _shape_of(spec: InputSpec) -> str:
+    return f"({', '.join('N' if d is None else str(d) for d in spec.shape or ())})"
+
+
+def check_complete(where: str, spec: InputSpec, part: Rows) -> None:
+    """Refuse what is no complete input of the model.
+
+    Raises:
+        DataError: the shape or the type does not fit.
+    """
+    _check_type(where, spec, part)
+    if not spec.takes(part.shape):
+        raise DataError(
+            f"{where}: input {spec.name!r} expects the shape {_shape_of(spec)}, found "
+            f"{part.shape}; a feed has every input as the model takes it, its batch included"
         )
 
 
@@ -209,7 +265,7 @@ def _check_type(where: str, spec: InputSpec, part: Rows) -> None:
     found, wanted = part.dtype, spec.dtype
     if (
         found == wanted
-        or (_is_float(found) and _is_float(wanted))
+        or (is_float(found) and is_float(wanted))
         or (found.kind in "iu" and wanted.kind in "iu")
         or (found.kind in "US" and wanted.kind == "O")
     ):
@@ -240,7 +296,7 @@ def _check_batches(where: str, column: Column) -> None:
 def _check_counts(where: str, feeds: Mapping[str, float]) -> None:
     for (first, count), (other, found) in pairwise(feeds.items()):
         if found != count:
-            raise DataError(
+            raise UnequalCountsError(
                 f"{where}: input {first!r} has {count:g} samples, input {other!r} has "
                 f"{found:g}; give equally many ({REMEDY})"
             )
@@ -253,6 +309,7 @@ def _cast(values: Array, dtype: np.dtype[Any]) -> Array:
         return np.asarray(values, dtype=dtype, order="C")
 
 
-def _is_float(dtype: np.dtype[Any]) -> bool:
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether ``dtype`` is one of floating point, those of ml_dtypes included."""
     # bfloat16 and float8 come from ml_dtypes, whose kind says nothing
     return "float" in dtype.name

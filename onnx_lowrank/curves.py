@@ -32,6 +32,7 @@ from onnx_lowrank.preparation import canonicalise, measured_shapes, moments_of, 
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.registry import available, parse_list
 from onnx_lowrank.report import short
+from onnx_lowrank.rows import RowTrial
 from onnx_lowrank.run_data import check_shapes, made_up
 from onnx_lowrank.runtime import Runtime
 
@@ -240,17 +241,19 @@ def curves(
     if not factorizations:
         raise OptionError("no factorization among the passes; add spatial_svd, for one")
     runtime, source = Runtime(provider, threads), load(model)
-    specs = input_specs(source)
+    specs, trial = input_specs(source), RowTrial(source, runtime)
     calibration = None
     notes = ["no calibration data: errors are those of the weights, not of the responses; "
              "give --calib to see what the model's own data makes of them"]  # fmt: skip
     if calib is not None:
-        calibration = load_dataset(calib, specs, samples=samples, seed=seed, images=images)
+        calibration = load_dataset(
+            calib, specs, samples=samples, seed=seed, images=images, trial=trial
+        )
         notes = list(calibration.notes)
         check_shapes(specs, input_shapes or {}, calibration)
     looked_at = calibration
     if looked_at is None:
-        looked_at = load_dataset(made_up(specs, input_shapes or {}, seed, 1), specs)
+        looked_at = load_dataset(made_up(specs, input_shapes or {}, seed, 1), specs, trial=trial)
 
     canonical = canonicalise(source, rewrites)
     graph = Graph(canonical)

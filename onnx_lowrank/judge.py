@@ -20,7 +20,7 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ from onnx_lowrank.model import Model
 from onnx_lowrank.observation import Observer
 from onnx_lowrank.outputs import Values, arrays_of, difference, finite_classes, is_float, scores_in
 from onnx_lowrank.requirement import Metric, Requirement, Score
-from onnx_lowrank.runtime import Feed, Runtime, Session
+from onnx_lowrank.runtime import Runtime, Session
 from onnx_lowrank.user_code import takes
 
 __all__ = ["Judge"]
@@ -83,11 +83,11 @@ class Judge:
             )
         feed = next(data.batches(size))
         found = self._observer.run(self._reference, feed)
-        count = _count(feed)
+        count = data.samples_in(feed)
         if not all(_by_sample(a, count) for arrays in found.values() for a in arrays):
             self._size = 1
-        scores = ((n, scores_in(found[n])) for n in self._observer.outputs)
-        self._scores = next((n for n, v in scores if v is not None and _by_sample(v, count)), "")
+        scores = {n: _scores_of(found[n], count) for n in self._observer.outputs}
+        self._scores = next((n for n, v in scores.items() if v is not None), "")
         if scored and not self._scores:
             raise DataError(
                 "no output is a vector of class scores; ask for an SNR, or give a metric"
@@ -110,7 +110,7 @@ class Judge:
         self._ids = np.zeros(0, np.int64)
         if scored and requirement.kind == "drop":
             assert data.sample_labels is not None
-            width = next(v.shape[1] for v in [scores_in(found[self._scores])] if v is not None)
+            width = next(v.shape[1] for v in [scores[self._scores]] if v is not None)
             self._ids = class_ids(data.sample_labels, width, self._scores, self._first)
             if expected and np.isfinite(logits).all():
                 self._chances = calibrated(logits, self._ids)
@@ -152,7 +152,7 @@ class Judge:
     def _run(self, session: Session) -> Iterator[dict[str, list[Array]]]:
         """Arrays of all that is compared a batch at a time, samples along axis 0."""
         for feed in self._data.batches(self._size):
-            count = _count(feed)
+            count = self._data.samples_in(feed)
             yield {
                 n: [_each_sample(a, count) for a in arrays]
                 for n, arrays in self._observer.run(session, feed).items()
@@ -181,7 +181,7 @@ class Judge:
         for feed in self._data.batches(self._size):
             values = session.run(feed, self._given)
             yield {
-                name if i == 0 else f"{name}[{i}]": _each_sample(array, _count(feed))
+                name if i == 0 else f"{name}[{i}]": _each_sample(array, self._data.samples_in(feed))
                 for name, value in values.items()
                 for i, array in enumerate(arrays_of(value))
             }
@@ -189,7 +189,11 @@ class Judge:
     def _feeds(self) -> dict[str, Array]:
         """All inputs by name, samples along axis 0."""
         feeds = self._data.batches(self._size)
-        return _joined("input", ({n: np.asarray(v) for n, v in feed.items()} for feed in feeds))
+        counted = ((feed, self._data.samples_in(feed)) for feed in feeds)
+        return _joined(
+            "input",
+            ({n: _each_sample(np.asarray(v), count) for n, v in f.items()} for f, count in counted),
+        )
 
     def _snr(self, session: Session) -> Score:
         every = [
@@ -226,12 +230,6 @@ class Judge:
         return found
 
 
-def _count(feed: Feed) -> int:
-    """Samples of a feed."""
-    value = next(iter(feed.values()))
-    return len(value) if value.ndim else 1
-
-
 def _by_sample(value: Array, count: int) -> bool:
     return value.ndim > 0 and len(value) == count
 
@@ -239,6 +237,13 @@ def _by_sample(value: Array, count: int) -> bool:
 def _each_sample(value: Array, count: int) -> Array:
     """``value`` with samples along axis 0; for each the whole where it has none."""
     return value if _by_sample(value, count) else np.repeat(value[None], count, axis=0)
+
+
+def _scores_of(arrays: Sequence[Array], count: int) -> Array | None:
+    """A vector of class scores for each of ``count`` samples; None where there is none."""
+    if count > 1 and not any(_by_sample(a, count) for a in arrays):
+        return None
+    return scores_in([_each_sample(a, count) for a in arrays])
 
 
 def _joined(what: str, batches: Iterable[Mapping[str, Array]]) -> dict[str, Array]:

@@ -23,6 +23,8 @@ from onnx_lowrank.calibration import (
 )
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.model import Model
+from onnx_lowrank.rows import RowTrial
+from onnx_lowrank.runtime import Runtime
 
 __all__ = ["RunData", "check_shapes", "concrete_shape", "gather", "made_up"]
 
@@ -53,28 +55,33 @@ def gather(
     images: ImageOptions | None,
     input_shapes: Mapping[str, Sequence[int]] | None,
     seed: int,
+    runtime: Runtime,
 ) -> RunData:
     """Samples to calibrate on and others to validate on.
 
     Validation takes the held-out part of an archive, else samples that calibration did not draw,
     else a fifth of all.
     """
-    specs = input_specs(source)
+    specs, trial = input_specs(source), RowTrial(source, runtime)
     check_shapes(specs, input_shapes or {})
     if calib is None:
-        made = load_dataset(made_up(specs, input_shapes or {}, seed), specs)
+        made = load_dataset(made_up(specs, input_shapes or {}, seed), specs, trial=trial)
         return RunData(None, made, (
             "no calibration data: weights are fitted instead of responses, and the check ran on "
             "random inputs; give --calib for better accuracy and a check that means something",
+            *_assumed(specs, made, input_shapes or {}),
         ))  # fmt: skip
     if has_part(calib):
-        calibration = load_dataset(calib, specs, samples=samples, seed=seed, images=images)
-        held = load_dataset(
-            calib, specs, samples=LARGEST_VALIDATION, seed=seed, images=images, part=HELD_OUT
+        calibration = load_dataset(
+            calib, specs, samples=samples, seed=seed, images=images, trial=trial
         )
+        held = load_dataset(
+            calib, specs, samples=LARGEST_VALIDATION, seed=seed, images=images, part=HELD_OUT,
+            trial=trial,
+        )  # fmt: skip
         check_shapes(specs, input_shapes or {}, calibration)
         return RunData(calibration, held, calibration.notes)
-    everything = load_dataset(calib, specs, seed=seed, images=images)
+    everything = load_dataset(calib, specs, seed=seed, images=images, trial=trial)
     check_shapes(specs, input_shapes or {}, everything)
     total = len(everything)
     if samples is not None and samples < total:
@@ -88,6 +95,20 @@ def gather(
     calibration, held = split(everything, min(max(total // 5, 1), LARGEST_VALIDATION), seed)
     note = f"{len(held)} of {total} samples were held out of calibration to validate on"
     return RunData(calibration, held, (*everything.notes, note))
+
+
+def _assumed(
+    specs: Sequence[InputSpec], made: Dataset, shapes: Mapping[str, Sequence[int]]
+) -> list[str]:
+    """What is to be said where a dynamic axis 0 was made 1, and is no batch."""
+    names = [spec.name for spec in specs if spec.free_batch and spec.name not in shapes]
+    if made.batchable or not names:
+        return []
+    first = ", ".join(f"{n} {v.shape}" for n, v in made.feed(0).items())
+    return [
+        f"axis 0 of {', '.join(names)} is dynamic, and runs of the model did not show that it is a "
+        f"batch; costs and times are those of {first}; give --input-shape or --calib for others"
+    ]
 
 
 def made_up(

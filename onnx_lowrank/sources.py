@@ -25,17 +25,17 @@ from onnx_lowrank.archives import (
     tensor_feeds,
     tensor_folders,
 )
-from onnx_lowrank.columns import REMEDY, Column, InputSpec, Rows, assemble
+from onnx_lowrank.columns import REMEDY, Column, InputSpec
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.file_kinds import other_kind
 from onnx_lowrank.images import ImageOptions, Picture, image_files
+from onnx_lowrank.readings import Items, Reading, read
+from onnx_lowrank.rows import RowTrial
 from onnx_lowrank.user_code import python_function, read_all, user_code, user_feeds
 
 __all__ = ["HELD_OUT", "Loaded", "Loader", "check_names", "describe", "pick"]
 
 Array = npt.NDArray[Any]
-Items = Sequence[tuple[str, Mapping[str, Rows]]]
-
 LABELS = "labels"
 #: An archive may hold a held-out part under the keys ``test.<input>`` and ``test.labels``.
 HELD_OUT = "test"
@@ -47,9 +47,8 @@ ACCEPTED = (
 class Loaded(NamedTuple):
     """What a source holds."""
 
-    columns: list[Column]
+    reading: Reading
     labels: Array | None
-    notes: tuple[str, ...]
 
 
 def describe(source: Any) -> str:
@@ -90,6 +89,7 @@ class Loader:
     seed: int
     images: ImageOptions | None
     part: str | None
+    trial: RowTrial | None = None
 
     def load(self, source: Any) -> Loaded:
         """Open ``source``; values are not looked at yet.
@@ -209,7 +209,7 @@ class Loader:
         return self._loaded(str(folder), items, stacked=False, remedy=remedy)
 
     def _feeds(self, where: str, feeds: Iterable[tuple[str, Any]]) -> Loaded:
-        """Copy feeds to a temporary file, and take those with a free batch apart."""
+        """Copy feeds to a temporary file; each is one run of the model."""
         names = [spec.name for spec in self.specs]
         with Scratch() as scratch:
             slots = []
@@ -223,24 +223,18 @@ class Loader:
                 slots.append((place, {n: scratch.add(_array(place, feed[n])) for n in names}))
             if not slots:
                 raise DataError(f"{where}: has no samples; give at least one")
-            single = all(spec.free_batch for spec in self.specs) and all(
-                len({slot.shape[:1] for slot in item.values()}) == 1 for _, item in slots
-            )
-            key = ... if single else None  # None: an axis in front, to stack along
-            items = [(p, {n: scratch.view(s)[key] for n, s in item.items()}) for p, item in slots]
-        return self._loaded(where, items, stacked=not single)
+            items = [(p, {n: scratch.view(s) for n, s in item.items()}) for p, item in slots]
+        return Loaded(read(where, self.specs, items, self.trial, feeds=True), None)
 
     def _loaded(
         self, where: str, items: Items, *, stacked: bool | None = None, remedy: str = REMEDY
     ) -> Loaded:
-        columns = assemble(where, self.specs, items, stacked=stacked, remedy=remedy)
-        notes = tuple(
-            f"{where}: the last {c.rows % c.step} of {c.rows} samples of input {c.spec.name!r} "
-            f"do not fill the model's batch of {c.step} and are left out"
-            for c in columns
-            if c.rows % c.step
-        )
-        return Loaded(columns, _labels(where, items, columns), notes)
+        given = _given_labels(where, self.specs, items)
+        reading = read(
+            where, self.specs, items, self.trial, stacked=stacked, remedy=remedy,
+            labels=None if given is None else sum(map(len, given)),
+        )  # fmt: skip
+        return Loaded(reading, _labels(where, given, reading.columns))
 
     def _select(self, where: str, keys: Sequence[str]) -> dict[str, str]:
         """The keys of the part asked for, by input name; with the labels, if there are any."""
@@ -268,29 +262,38 @@ class Loader:
         return self.specs[0].name
 
 
-def _labels(where: str, items: Items, columns: Sequence[Column]) -> Array | None:
-    """Labels of whatever type and shape, one for each sample along axis 0."""
+def _given_labels(where: str, specs: Sequence[InputSpec], items: Items) -> list[Array] | None:
+    """The labels of each item; None without."""
     given = [arrays[LABELS] for _, arrays in items if LABELS in arrays]
-    if not given or any(column.spec.name == LABELS for column in columns):
+    if not given or any(spec.name == LABELS for spec in specs):
         return None
     if len(given) < len(items):
         raise DataError(
             f"{where}: {len(given)} of {len(items)} files have labels; give all or none"
         )
-    longest = max(columns, key=lambda column: column.step)
-    if any(len(labels.shape) == 0 for labels in given):
+    if len(given) == 1 and not given[0].shape:
         raise DataError(f"{where}: the labels are a single value; give one a sample, along axis 0")
+    return [np.atleast_1d(np.asarray(labels)) for labels in given]
+
+
+def _labels(where: str, given: Sequence[Array] | None, columns: Sequence[Column]) -> Array | None:
+    """One label for each feed, or for each row of a fixed batch."""
+    if given is None:
+        return None
+    longest = max(columns, key=lambda column: column.step)
     if len({labels.shape[1:] for labels in given}) > 1:
         raise DataError(f"{where}: labels of different shapes; give the same for all samples")
-    values = np.concatenate([np.asarray(labels[:]) for labels in given])
+    values = np.concatenate(given)
     if values.dtype.kind in "iu":
         values = values.astype(np.int64)
+    if len(values) == len(longest):
+        return values
     if len(values) != longest.rows:
         raise DataError(
             f"{where}: expected {longest.rows} labels, found {len(values)}; give one a sample"
         )
     values = values[: len(longest) * longest.step]
-    return values if longest.step == 1 else values.reshape(-1, longest.step, *values.shape[1:])
+    return values.reshape(-1, longest.step, *values.shape[1:])
 
 
 def _array(where: str, values: Any) -> Array:

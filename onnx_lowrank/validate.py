@@ -24,8 +24,16 @@ from onnx_lowrank.errors import DataError, ValidationError
 from onnx_lowrank.labels import class_ids, doubt, no_numbers
 from onnx_lowrank.model import Model, load
 from onnx_lowrank.observation import Observer
-from onnx_lowrank.outputs import arrays_of, difference, finite_classes, is_float, scores_in
+from onnx_lowrank.outputs import (
+    Values,
+    arrays_of,
+    difference,
+    finite_classes,
+    is_float,
+    scores_in,
+)
 from onnx_lowrank.progress import Progress
+from onnx_lowrank.rows import RowTrial
 from onnx_lowrank.runtime import Feed, Runtime, Session, interleaved_latency
 
 __all__ = [
@@ -330,17 +338,20 @@ def validate_models(
     found: tuple[list[Classes], list[Classes]] = ([], [])  # classes that both models give
     with (progress or Progress()).task("validate", len(dataset)) as advance:
         for feed in dataset.batches(size):
-            both = [observer.run(s, feed) for s in sessions]
+            count = dataset.samples_in(feed)
+            both = [_of_samples(observer.run(s, feed), count) for s in sessions]
             for name, tally in tallies.items():
                 tally.add(both[0][name], both[1][name])
             if labels is not None:
-                scored = next((n for n in tallies if scores_in(both[0][n]) is not None), "")
+                scored = _scored(both[0], count)
                 if scored:
                     scores = [s for o in both if (s := scores_in(o[scored])) is not None]
                     classes = scores[0].shape[1]
                     for kept, values in zip(found, scores, strict=True):
                         kept.append(finite_classes(values))
             advance(_samples(dataset, feed))
+    if labels is not None and sum(map(len, found[0])) != len(labels):
+        scored = ""  # runs of different length, some of which look like samples
     accuracy, uncounted = None, ""
     if labels is not None and scored:
         uncounted = no_numbers(labels)
@@ -382,17 +393,38 @@ def check_classes(reference: Model, dataset: Dataset, runtime: Runtime) -> None:
         ModelError: the model does not run.
     """
     labels, session = dataset.sample_labels, runtime.session(reference, lean=True)
-    found = {n: scores_in(arrays_of(v)) for n, v in session.run(dataset.feed(0)).items()}
-    scored, first = next(((n, v) for n, v in found.items() if v is not None), ("", None))
+    feed = dataset.feed(0)
+    count = dataset.samples_in(feed)
+    outputs = _of_samples({n: arrays_of(v) for n, v in session.run(feed).items()}, count)
+    scored = _scored(outputs, count)
+    first = scores_in(outputs[scored]) if scored else None
     if labels is None or first is None:
         return
-    count = first.shape[1]
-    if no_numbers(labels) or (labels.min() >= 0 and labels.max() < count):
+    classes = first.shape[1]
+    if no_numbers(labels) or (labels.min() >= 0 and labels.max() < classes):
         return
-    outputs = (session.run(feed, [scored])[scored] for feed in dataset.batches(16))
-    every = [s for o in outputs if (s := scores_in(arrays_of(o))) is not None]
-    predicted = np.concatenate([finite_classes(s) for s in every])
-    class_ids(labels, count, scored, predicted)
+    predicted = []
+    for feed in dataset.batches(16):
+        found = {scored: arrays_of(session.run(feed, [scored])[scored])}
+        scores = scores_in(_of_samples(found, dataset.samples_in(feed))[scored])
+        if scores is not None:
+            predicted.append(finite_classes(scores))
+    if sum(map(len, predicted)) == len(labels):
+        class_ids(labels, classes, scored, np.concatenate(predicted))
+
+
+def _of_samples(outputs: Values, count: int) -> dict[str, list[npt.NDArray[Any]]]:
+    """Outputs, with an axis of samples in front where one sample has a vector without it."""
+    return {
+        n: [a[None] if count == 1 and a.ndim == 1 and len(a) > 1 else a for a in arrays]
+        for n, arrays in outputs.items()
+    }
+
+
+def _scored(outputs: Values, count: int) -> str:
+    """The first output with a vector of class scores for each of ``count`` samples; or empty."""
+    scores = ((n, scores_in(arrays)) for n, arrays in outputs.items())
+    return next((n for n, v in scores if v is not None and len(v) == count), "")
 
 
 def _notes(checks: Sequence[OutputCheck], samples: int) -> list[str]:
@@ -484,7 +516,9 @@ def validate(
     """
     models = load(reference), load(new)
     part = HELD_OUT if has_part(data) else None
+    runtime = Runtime(provider, threads)
     dataset = load_dataset(
-        data, input_specs(models[0]), samples=samples, seed=seed, images=images, part=part
-    )
-    return validate_models(*models, dataset, Runtime(provider, threads), progress=progress)
+        data, input_specs(models[0]), samples=samples, seed=seed, images=images, part=part,
+        trial=RowTrial(models[0], runtime),
+    )  # fmt: skip
+    return validate_models(*models, dataset, runtime, progress=progress)

@@ -91,8 +91,9 @@ class Workbench:
         self.timer: Timer = timer or RuntimeTimer(runtime)
         self.samples, self.seed = data.samples, data.seed
         self.data = gather(
-            self.source, data.calib, data.samples, data.images, data.input_shapes, data.seed
-        )
+            self.source, data.calib, data.samples, data.images, data.input_shapes, data.seed,
+            runtime,
+        )  # fmt: skip
         self._pruned: tuple[Any, Prepared, Remains] | None = None
         self._pruners: dict[str, Pruner] = {}  # by metric
         self.refuse: Callable[[str], str | None] = lambda name: None
