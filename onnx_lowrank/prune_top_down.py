@@ -106,6 +106,9 @@ def _measured(
             x = now[layer.input].astype(np.float32, copy=False)
             positions = layer.geometry.positions(x.shape)
             index = drawn_positions(positions, layer.patch, len(calibration), rng)
+            before = first[layer.input].shape
+            if before[:1] != x.shape[:1] or layer.geometry.positions(before) != positions:
+                continue  # the data decide how many rows there are: they are of other things
             y = responses_of(stages[layer.name], first[layer.input], index)
             with blas_for(layer.patch):
                 rows = layer.geometry.patches(x, index)

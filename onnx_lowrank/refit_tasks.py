@@ -12,6 +12,7 @@ from onnx_lowrank.candidates import cut_candidate
 from onnx_lowrank.chain import Chain, Stage
 from onnx_lowrank.channel_cut import Remains
 from onnx_lowrank.graph import Graph
+from onnx_lowrank.graph_values import data_shapes
 from onnx_lowrank.layers import Layer, destination, find_layers
 from onnx_lowrank.moments import Moments
 from onnx_lowrank.plan import Decision
@@ -36,6 +37,8 @@ def refit_tasks(
 ) -> list[Task]:
     """The tasks, in topological order; kept layers are written anew so that they can be changed.
 
+    Layers that read as many rows as the data decide, as behind NonMaxSuppression, are left out.
+
     Args:
         original: the canonical model.
         work: the same without the channels that go; itself where none do.
@@ -50,7 +53,11 @@ def refit_tasks(
     before = {layer.name: layer for layer in original.layers}
     changed = set(remains.kept)
     tasks = []
+    loose = data_shapes(compressed).surely
     for layer in work.layers:
+        if layer.input in loose:  # rows of both models are not of the same things
+            changed.add(layer.output)
+            continue
         stage, first = layer.stage, before[layer.name]
         rows = _rows(original.graph, first, remains)
         if layer.name in written and decisions[layer.name].decision == SHARE:

@@ -478,3 +478,19 @@ def test_inputs_that_are_no_tensors_are_refused_by_name() -> None:
     with pytest.raises(ModelError, match="'many' is of the type sequence; only tensors can be fed"):
         compressed(model, calib={"many": X})
     assert [layer.name for layer in inspect(model).layers] == ["fc1", "fc2"]
+
+
+def test_layers_behind_shapes_that_the_data_decide() -> None:
+    """What is chosen by scores is read by another layer: rows of both models are others."""
+    tail = [
+        node("ReduceMax", ["h"], "s", axes=[1], keepdims=0),
+        node("Greater", ["s", "cut"], "g"),
+        node("Compress", ["h", "g"], "chosen", axis=0),
+        node("Gemm", ["chosen", "w3", "b3"], "y", name="fc3"),
+    ]  # fmt: skip
+    weights = {"w3": falling(16, 16), "b3": np.ones(16, np.float32), "cut": np.float32(1.5)}
+    model = net(tail, [info("y", dims=None)], weights)
+    result = compressed(model, rounds=1, force=True)
+    assert {d.layer for d in result.plan.decisions if d.method} >= {"fc1"}
+    assert set(by_name(result)) == {"h", "s"}
+    assert 0 < by_name(result)["h"].relative_error < 0.5
