@@ -24,11 +24,11 @@ from benchmarks.methods import METHODS, ends
 from benchmarks.metrics import asked
 from benchmarks.models import MODELS, Benchmark
 from benchmarks.rows import head, known_rows, write_rows
-from onnx_lowrank.model import load
-from onnx_lowrank.pipeline import DEFAULT_PASSES
-from onnx_lowrank.plan import Plan
-from onnx_lowrank.runtime import Runtime
-from onnx_lowrank.validate import measure_latency
+from onnx_lowrank.engine.api import DEFAULT_PASSES
+from onnx_lowrank.judge.validation import measure_latency
+from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.planning.plan import Plan
+from onnx_lowrank.runtime.runtime import Runtime
 
 __all__ = ["HEADER", "STEPS", "key_of", "line", "measured", "parser"]
 

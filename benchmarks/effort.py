@@ -1,7 +1,8 @@
 """``python -m benchmarks.effort``: what takes time beside MACs, in MACs.
 
 Every chain that the passes propose is timed in the place of its layer, in ONNX Runtime on one
-thread, and the features of :mod:`onnx_lowrank.work` are fitted to the times, in relative error. A
+thread, and the features of :mod:`onnx_lowrank.analysis.time_model` are fitted to the times, in
+relative error. A
 plan by MACs counts by what comes out (``work.TOUCHED`` and its neighbours).
 """
 
@@ -16,18 +17,18 @@ from scipy.optimize import nnls
 
 from benchmarks.models import MODELS
 from benchmarks.rows import head
-from onnx_lowrank.candidates import make_choices
-from onnx_lowrank.latency import LatencyTable
-from onnx_lowrank.latency_fit import Sample
-from onnx_lowrank.latency_probe import place_of
-from onnx_lowrank.latency_timer import RuntimeTimer
+from onnx_lowrank.analysis.time_model import CALLED, STRAYED, TOUCHED
+from onnx_lowrank.engine.run import Run
+from onnx_lowrank.engine.workbench import DataOptions
+from onnx_lowrank.latency.fit import Sample
+from onnx_lowrank.latency.probe import place_of
+from onnx_lowrank.latency.table import LatencyTable
+from onnx_lowrank.latency.timer import RuntimeTimer
+from onnx_lowrank.planning.proposals import make_choices
+from onnx_lowrank.planning.registry import parse_list
+from onnx_lowrank.planning.timed_candidates import TimingOptions
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.registry import parse_list
-from onnx_lowrank.run import Run
-from onnx_lowrank.runtime import Runtime
-from onnx_lowrank.timed_choices import TimingOptions
-from onnx_lowrank.work import CALLED, STRAYED, TOUCHED
-from onnx_lowrank.workbench import DataOptions
+from onnx_lowrank.runtime.runtime import Runtime
 
 __all__ = ["HEADER", "Rates", "fitted", "parser", "timed"]
 

@@ -24,19 +24,19 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.models import MODELS, Benchmark
-from onnx_lowrank.base import Factorization
-from onnx_lowrank.calibration import input_specs, load_dataset
-from onnx_lowrank.candidates import cut_candidate, make_choices
-from onnx_lowrank.choices import Candidate, Choice
-from onnx_lowrank.curves import RATIOS
-from onnx_lowrank.graph import Graph
+from onnx_lowrank.analysis.moments import Moments, relative_error
+from onnx_lowrank.analysis.preparation import canonicalise, measured_shapes, moments_of
+from onnx_lowrank.engine.curves import RATIOS
+from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Layer, find_layers
-from onnx_lowrank.model import load
-from onnx_lowrank.moments import Moments, relative_error
-from onnx_lowrank.preparation import canonicalise, measured_shapes, moments_of
+from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.passkit.base import Factorization
+from onnx_lowrank.planning.candidates import Candidate, Choice
+from onnx_lowrank.planning.proposals import cut_candidate, make_choices
+from onnx_lowrank.planning.registry import available, parse
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.registry import available, parse
-from onnx_lowrank.runtime import Runtime
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.samples.dataset import input_specs, load_dataset
 
 __all__ = [
     "METRICS",

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 import onnx_lowrank
-from onnx_lowrank.model import load
-from onnx_lowrank.runtime import Runtime
-from onnx_lowrank.validate import measure_latency
+from onnx_lowrank.judge.validation import measure_latency
+from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.runtime.runtime import Runtime
 
 __all__ = ["asked", "in_own_process", "measure"]
 

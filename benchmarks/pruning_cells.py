@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.models import MODELS, SHARED, Benchmark, Samples
-from onnx_lowrank.pipeline import DEFAULT_PASSES
+from onnx_lowrank.engine.api import DEFAULT_PASSES
 
 __all__ = ["ALONE", "NETS", "PARTS", "Cell", "cells"]
 

@@ -17,9 +17,9 @@ import onnx_lowrank
 from benchmarks.models import Benchmark
 from benchmarks.pruning_cells import Cell
 from onnx_lowrank.errors import BudgetError
-from onnx_lowrank.model import load
-from onnx_lowrank.runtime import Runtime
-from onnx_lowrank.validate import measure_latency
+from onnx_lowrank.judge.validation import measure_latency
+from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.runtime.runtime import Runtime
 
 __all__ = ["answers", "measure", "nearest_share", "with_peer"]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from onnx_lowrank._version import __version__
-from onnx_lowrank.calibration import ImageOptions
-from onnx_lowrank.curves import Curves, curves
+from onnx_lowrank.engine.api import Result, apply, compress, plan, sweep
+from onnx_lowrank.engine.curves import Curves, curves
+from onnx_lowrank.engine.inspection import Inspection, inspect
+from onnx_lowrank.engine.sweep import Sweep
 from onnx_lowrank.errors import (
     BudgetError,
     DataError,
@@ -15,12 +17,10 @@ from onnx_lowrank.errors import (
     PlanError,
     ValidationError,
 )
-from onnx_lowrank.inspection import Inspection, inspect
-from onnx_lowrank.pipeline import Result, apply, compress, plan, sweep
-from onnx_lowrank.plan import Decision, GroupDecision, Plan
-from onnx_lowrank.report import Report
-from onnx_lowrank.sweep import Sweep
-from onnx_lowrank.validate import Validation, validate
+from onnx_lowrank.judge.validation import Validation, validate
+from onnx_lowrank.planning.plan import Decision, GroupDecision, Plan
+from onnx_lowrank.report.report import Report
+from onnx_lowrank.samples.dataset import ImageOptions
 
 __all__ = [
     "BudgetError",

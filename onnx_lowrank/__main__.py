@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from onnx_lowrank.cli import main
+from onnx_lowrank.cli.main import main
 
 sys.exit(main())

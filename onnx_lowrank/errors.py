@@ -10,7 +10,7 @@
     +-- GuardError            5   the result would be slower or bigger than the original
     +-- ValidationError       6   the result does not give the answers of the original
 
-A layer that cannot be compressed is no error: it is a :class:`onnx_lowrank.base.Skip`.
+A layer that cannot be compressed is no error: it is a :class:`onnx_lowrank.passkit.base.Skip`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from onnx_lowrank.base import Pass
 from onnx_lowrank.passes.bicluster import BiclusterPass
 from onnx_lowrank.passes.channel_svd import ChannelSvd
 from onnx_lowrank.passes.circulant import Circulant
@@ -16,6 +15,7 @@ from onnx_lowrank.passes.spatial_svd import SpatialSvd
 from onnx_lowrank.passes.svd import Svd
 from onnx_lowrank.passes.tensor_train import TensorTrainPass
 from onnx_lowrank.passes.tucker2 import Tucker2
+from onnx_lowrank.passkit.base import Pass
 
 __all__ = [
     "BUILT_IN",

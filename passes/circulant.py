@@ -26,12 +26,12 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.base import Decomposition, Factorization, Skip
+from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.circulant import CirculantProjection
 from onnx_lowrank.linalg.patch_projection import Factors, PatchProjection
-from onnx_lowrank.moments import Moments
-from onnx_lowrank.two_stage import METRICS, two_stage
+from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip
+from onnx_lowrank.passkit.two_stage import METRICS, two_stage
 
 __all__ = ["Circulant"]
 

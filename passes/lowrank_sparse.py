@@ -28,16 +28,16 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.base import Decomposition, Factorization, Skip
-from onnx_lowrank.chain import Chain, Rank, Stage, aligned_ranks, two_ranks
-from onnx_lowrank.geometry import ConvGeometry, Geometry
+from onnx_lowrank.analysis.moments import Moments, corrected, relative_error
+from onnx_lowrank.chains.chain import Chain, Rank, Stage, aligned_ranks, two_ranks
+from onnx_lowrank.chains.geometry import ConvGeometry, Geometry
+from onnx_lowrank.chains.special_stages import Branches, Select
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.cholesky import cholesky
 from onnx_lowrank.linalg.lowrank_sparse_relu import refit_relu
 from onnx_lowrank.linalg.lowrank_sparse_sizes import LowRankSparseParts, LowRankSparseSizes
-from onnx_lowrank.moments import Moments, corrected, relative_error
-from onnx_lowrank.steps import Branches, Select
-from onnx_lowrank.two_stage import METRICS, split_geometry
+from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip
+from onnx_lowrank.passkit.two_stage import METRICS, split_geometry
 
 __all__ = ["LowrankSparse"]
 

@@ -35,12 +35,12 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.base import Pruning, PruningOptions
 from onnx_lowrank.linalg.group_elimination import obs_elimination
 from onnx_lowrank.linalg.group_lasso_path import path, weight_penalties
 from onnx_lowrank.linalg.group_scores import energy_scores, random_scores
 from onnx_lowrank.linalg.group_swaps import swap_groups
-from onnx_lowrank.selection import Selection
+from onnx_lowrank.passkit.base import Pruning, PruningOptions
+from onnx_lowrank.passkit.channel_selection import Selection
 
 __all__ = ["PruneChannels"]
 

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import ClassVar
 
-from onnx_lowrank.base import Decomposition, Factorization, Skip
+from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.layers import Layer
-from onnx_lowrank.moments import Moments
-from onnx_lowrank.two_stage import TWO_STAGE_METRICS, two_stage
+from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip
+from onnx_lowrank.passkit.two_stage import TWO_STAGE_METRICS, two_stage
 
 __all__ = ["SpatialSvd"]
 

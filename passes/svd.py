@@ -27,12 +27,12 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.base import Decomposition, Factorization, Skip
+from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.patch_projection import Factors
 from onnx_lowrank.linalg.weighted_lowrank import weighted_low_rank
-from onnx_lowrank.moments import Moments
-from onnx_lowrank.two_stage import TWO_STAGE_METRICS, two_stage
+from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip
+from onnx_lowrank.passkit.two_stage import TWO_STAGE_METRICS, two_stage
 
 __all__ = ["Svd"]
 

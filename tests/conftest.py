@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_lowrank.pipeline import Result
+from onnx_lowrank.engine.api import Result
 from tests import fixtures_models as fm
 
 Compressed = Callable[..., Result]

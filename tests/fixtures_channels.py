@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from onnx_lowrank.channels import ChannelGroup, find_channel_groups
-from onnx_lowrank.cost import tensor_shapes
-from onnx_lowrank.graph import Graph
-from onnx_lowrank.model import Model
+from onnx_lowrank.analysis.cost import tensor_shapes
+from onnx_lowrank.channels.groups import ChannelGroup, find_channel_groups
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.modelfile.model import Model
 from tests.support import Array, make_model, rng
 
 

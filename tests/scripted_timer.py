@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from onnx_lowrank.chain import Chain
-from onnx_lowrank.latency_probe import Place
-from onnx_lowrank.model import Model
-from onnx_lowrank.runtime import Feed
-from onnx_lowrank.validate import LatencyPair
+from onnx_lowrank.chains.chain import Chain
+from onnx_lowrank.judge.validation import LatencyPair
+from onnx_lowrank.latency.probe import Place
+from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.runtime.runtime import Feed
 from tests import fixtures_models as fm
 
 __all__ = ["ScriptedTimer", "by_effort"]

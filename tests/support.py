@@ -12,15 +12,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from onnx_lowrank.base import Decomposition, Factorization
-from onnx_lowrank.chain import Chain, Rank
-from onnx_lowrank.geometry import ConvGeometry
-from onnx_lowrank.graph import Graph
+from onnx_lowrank.analysis.moments import Moments, relative_error, response_error
+from onnx_lowrank.chains.chain import Chain, Rank
+from onnx_lowrank.chains.geometry import ConvGeometry
+from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Layer, find_layers, turned
-from onnx_lowrank.model import Model
-from onnx_lowrank.moments import Moments, relative_error, response_error
-from onnx_lowrank.rewrite import apply_chain
-from onnx_lowrank.runtime import Runtime
+from onnx_lowrank.layers.writer import apply_chain
+from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.passkit.base import Decomposition, Factorization
+from onnx_lowrank.runtime.runtime import Runtime
 
 Array = npt.NDArray[np.floating[Any]]
 AnyArray = npt.NDArray[Any]

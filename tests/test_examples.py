@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_lowrank.geometry import ConvGeometry
-from onnx_lowrank.moments import Moments
+from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.passes import Svd
 from tests.support import (
     assert_faithful,

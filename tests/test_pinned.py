@@ -26,7 +26,7 @@ from onnx import ModelProto, helper
 from threadpoolctl import threadpool_info
 
 from onnx_lowrank import apply, plan
-from onnx_lowrank.plan import Plan
+from onnx_lowrank.planning.plan import Plan
 from tests import fixtures_models as fm
 from tests.support import make_model, rng
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from onnx_lowrank.base import Factorization
-from onnx_lowrank.cli import main
+from onnx_lowrank.cli.main import main
 from onnx_lowrank.passes import BUILT_IN
+from onnx_lowrank.passkit.base import Factorization
 from tests import fixtures_models as fm
 
 ROOT = Path(__file__).parents[1]

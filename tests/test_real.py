@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnx_lowrank.base import Factorization
-from onnx_lowrank.calibration import input_specs
-from onnx_lowrank.graph import Graph
-from onnx_lowrank.inspection import inspect
+from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.engine.api import DEFAULT_PASSES
+from onnx_lowrank.engine.inspection import inspect
+from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
-from onnx_lowrank.model import Model, load
-from onnx_lowrank.moments import Moments
-from onnx_lowrank.pipeline import DEFAULT_PASSES
-from onnx_lowrank.registry import parse_list
-from onnx_lowrank.rewrite import apply_chain
-from onnx_lowrank.run_data import concrete_shape
-from onnx_lowrank.runtime import Feed
+from onnx_lowrank.layers.writer import apply_chain
+from onnx_lowrank.modelfile.model import Model, load
+from onnx_lowrank.passkit.base import Factorization
+from onnx_lowrank.planning.registry import parse_list
+from onnx_lowrank.runtime.runtime import Feed
+from onnx_lowrank.samples.dataset import input_specs
+from onnx_lowrank.samples.split import concrete_shape
 from tests import fixtures_models as fm
 
 MODELS, DATA = fm.SHARED / "models", fm.SHARED / "data"

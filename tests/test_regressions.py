@@ -9,10 +9,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_lowrank.chain import Chain
-from onnx_lowrank.geometry import ConvGeometry
+from onnx_lowrank.analysis.moments import Accumulator, Moments
+from onnx_lowrank.chains.chain import Chain
+from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.layers import destination, find_layers
-from onnx_lowrank.moments import Accumulator, Moments
 from onnx_lowrank.passes import FoldBatchnorm, Svd
 from tests.support import (
     conv_model,

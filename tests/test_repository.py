@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_lowrank
 from onnx_lowrank import passes
-from onnx_lowrank.base import Pass
+from onnx_lowrank.passkit.base import Pass
 
 ROOT = Path(__file__).parents[1]
 

@@ -21,11 +21,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-from onnx_lowrank.base import Decomposition, Factorization, Skip
+from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.patch_projection import Factors
-from onnx_lowrank.moments import Moments
-from onnx_lowrank.two_stage import METRICS, two_stage
+from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip
+from onnx_lowrank.passkit.two_stage import METRICS, two_stage
 
 __all__ = ["Interpolative"]
 

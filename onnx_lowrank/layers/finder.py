@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from onnx_lowrank.errors import ModelError
-from onnx_lowrank.graph import Graph, Node
+from onnx_lowrank.graph.graph import Graph, Node
 from onnx_lowrank.layers.convolutions import convolution
 from onnx_lowrank.layers.layer import RECURRENT, Ineligible, Layer
 from onnx_lowrank.layers.operands import NotLinear, refuse_overridable

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.chain import Stage
-from onnx_lowrank.geometry import ConvGeometry, LinearGeometry
-from onnx_lowrank.graph import Graph, Node
+from onnx_lowrank.chains.chain import Stage
+from onnx_lowrank.chains.geometry import ConvGeometry, LinearGeometry
+from onnx_lowrank.graph.graph import Graph, Node
 
 __all__ = ["RECURRENT", "Destination", "Ineligible", "Layer", "destination"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.graph import Graph, Node
+from onnx_lowrank.graph.graph import Graph, Node
 
 __all__ = [
     "NotLinear",

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_lowrank.base import Skip
-from onnx_lowrank.geometry import ConvGeometry
-from onnx_lowrank.moments import Moments, relative_error
+from onnx_lowrank.analysis.moments import Moments, relative_error
+from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.passes import BiclusterPass
+from onnx_lowrank.passkit.base import Skip
 from tests.support import (
     Array,
     assert_true,

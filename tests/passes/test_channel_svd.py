@@ -5,10 +5,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from onnx_lowrank.base import Skip
-from onnx_lowrank.geometry import ConvGeometry
-from onnx_lowrank.moments import Moments
+from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.passes import ChannelSvd
+from onnx_lowrank.passkit.base import Skip
 from tests.support import (
     assert_faithful,
     assert_identity_at_full_rank,

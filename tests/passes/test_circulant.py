@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from onnx_lowrank.base import Skip
-from onnx_lowrank.geometry import ConvGeometry
-from onnx_lowrank.moments import Moments, relative_error
+from onnx_lowrank.analysis.moments import Moments, relative_error
+from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.passes import ChannelSvd, Circulant, Svd
+from onnx_lowrank.passkit.base import Skip
 from tests.support import (
     assert_faithful,
     assert_identity_at_full_rank,

@@ -7,10 +7,10 @@ import numpy.typing as npt
 import pytest
 from scipy.stats import kendalltau
 
-from onnx_lowrank.base import PruningOptions
 from onnx_lowrank.passes import PruneChannels
-from onnx_lowrank.registry import parse
-from onnx_lowrank.selection import Part, Selection
+from onnx_lowrank.passkit.base import PruningOptions
+from onnx_lowrank.passkit.channel_selection import Part, Selection
+from onnx_lowrank.planning.registry import parse
 from tests.support import rng
 
 Array = npt.NDArray[np.floating[Any]]

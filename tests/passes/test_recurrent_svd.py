@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from onnx_lowrank.analysis.moments import Moments, relative_error
 from onnx_lowrank.layers import find_layers
-from onnx_lowrank.moments import Moments, relative_error
 from onnx_lowrank.passes import RecurrentSvd
 from tests.fixtures_models import quick_compress
 from tests.support import (

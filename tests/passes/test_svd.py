@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, helper
 
-from onnx_lowrank.base import Skip
-from onnx_lowrank.geometry import ConvGeometry
-from onnx_lowrank.moments import Moments, response_error
+from onnx_lowrank.analysis.moments import Moments, response_error
+from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.passes import Svd
+from onnx_lowrank.passkit.base import Skip
 from tests.support import (
     AnyArray,
     Array,

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from onnx_lowrank.base import Skip
-from onnx_lowrank.chain import Chain, Rank
-from onnx_lowrank.geometry import ConvGeometry
+from onnx_lowrank.analysis.moments import Moments, relative_error, response_error
+from onnx_lowrank.chains.chain import Chain, Rank
+from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.layers import Layer
-from onnx_lowrank.moments import Moments, relative_error, response_error
 from onnx_lowrank.passes import ChannelSvd, Tucker2
+from onnx_lowrank.passkit.base import Skip
 from tests.support import (
     Array,
     assert_identity_at_full_rank,

@@ -21,13 +21,13 @@ import pytest
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from onnx import numpy_helper as nh
 
+from onnx_lowrank.engine.inspection import inspect
 from onnx_lowrank.errors import LowRankError, ModelError
-from onnx_lowrank.graph import Graph
-from onnx_lowrank.inspection import inspect
+from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers, refuse_optimised
-from onnx_lowrank.model import Model
-from onnx_lowrank.runtime import Runtime
-from onnx_lowrank.stamps import restamped
+from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.version_stamps import restamped
 from tests import fixtures_models as fm
 
 PASSES = "fold_batchnorm,svd,channel_svd,recurrent_svd"

@@ -16,18 +16,18 @@ import onnx
 import pytest
 from onnx import ModelProto
 
-from onnx_lowrank.base import Decomposition, Factorization
-from onnx_lowrank.chain import Chain
+from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.chains.chain import Chain
+from onnx_lowrank.engine.inspection import inspect
 from onnx_lowrank.errors import BudgetError
-from onnx_lowrank.graph import Graph
-from onnx_lowrank.inspection import inspect
+from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Layer, find_layers
-from onnx_lowrank.model import Model
-from onnx_lowrank.moments import Moments
+from onnx_lowrank.layers.writer import apply_chain
+from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.passes import FoldBatchnorm
-from onnx_lowrank.registry import parse_list
-from onnx_lowrank.repairs import REPAIRS
-from onnx_lowrank.rewrite import apply_chain
+from onnx_lowrank.passkit.base import Decomposition, Factorization
+from onnx_lowrank.planning.refit_modes import REPAIRS
+from onnx_lowrank.planning.registry import parse_list
 from tests import fixtures_models as fm
 from tests.conftest import Count
 from tests.robustness.random_graphs import OPSETS, Case, random_graph

@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_lowrank import files
 from onnx_lowrank.errors import ModelError
-from onnx_lowrank.model import atomic_write, load, save
+from onnx_lowrank.modelfile import atomic_files as files
+from onnx_lowrank.modelfile.model import atomic_write, load, save
 from tests import fixtures_models as fm
 from tests.conftest import Count
 
@@ -28,7 +28,7 @@ import os, resource, sys
 if room := os.environ.get("ROOM"):  # a limit on the size of files stands for a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(room), int(room)))
 import pytest
-from onnx_lowrank import cli
+from onnx_lowrank.cli import main as cli
 from tests.fixtures_models import without_clock
 without_clock(pytest.MonkeyPatch())
 sys.exit(cli.main(sys.argv[1:]))
@@ -122,7 +122,7 @@ def test_kill_at_random_many_times(tmp_path: Path, count: Count) -> None:
 #: writes a model with external data over one of other weights, and is killed at the n-th call
 KILLED_WHILE_WRITING = """
 import os, signal, sys
-from onnx_lowrank.model import load, save
+from onnx_lowrank.modelfile.model import load, save
 calls = 0
 def deadly(function):
     def call(*args, **kwargs):
@@ -197,7 +197,7 @@ def test_only_our_left_overs_are_swept(tmp_path: Path) -> None:
 SAVE = """
 import resource, sys
 from onnx_lowrank.errors import LowRankError
-from onnx_lowrank.model import load, save
+from onnx_lowrank.modelfile.model import load, save
 source, room = load(sys.argv[1]), int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
 try:
@@ -340,7 +340,7 @@ def test_two_runs_to_one_output(tmp_path: Path) -> None:
 RACE = """
 import sys
 from pathlib import Path
-from onnx_lowrank.files import atomic_writes
+from onnx_lowrank.modelfile.atomic_files import atomic_writes
 folder, letter = Path(sys.argv[1]), sys.argv[2].encode()
 for turn in range(60):
     with atomic_writes(folder / "o.data", folder / "o") as (data, file):

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, numpy_helper
 from PIL import Image
 
-from onnx_lowrank.calibration import ImageOptions, InputSpec, load_dataset
+from onnx_lowrank.engine.inspection import inspect
 from onnx_lowrank.errors import DataError, ModelError
-from onnx_lowrank.graph import Graph
-from onnx_lowrank.inspection import inspect
+from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
-from onnx_lowrank.model import load, save
+from onnx_lowrank.modelfile.model import load, save
+from onnx_lowrank.samples.dataset import ImageOptions, InputSpec, load_dataset
 from tests.conftest import Count
 from tests.robustness.victims import floats, mutated_bytes, mutated_fields, victim
 from tests.support import quick

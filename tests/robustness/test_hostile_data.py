@@ -16,9 +16,9 @@ import pytest
 from onnx import TensorProto
 from PIL import Image
 
-from onnx_lowrank import archives
-from onnx_lowrank.calibration import ImageOptions, InputSpec, load_dataset
 from onnx_lowrank.errors import DataError
+from onnx_lowrank.samples import archives
+from onnx_lowrank.samples.dataset import ImageOptions, InputSpec, load_dataset
 from tests import fixtures_models as fm
 from tests.robustness.victims import floats, memory_below
 
@@ -279,5 +279,5 @@ def test_folders_that_may_not_be_read(
     def refused(*_: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("onnx_lowrank.sources.array_files", refused)
+    monkeypatch.setattr("onnx_lowrank.samples.sources.array_files", refused)
     refuse(tmp_path / "f", tmp_path, capsys, "f: cannot be read (Permission denied)")

@@ -12,11 +12,11 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from onnx_lowrank.engine.api import compress
 from onnx_lowrank.errors import ModelError
-from onnx_lowrank.graph import Graph
+from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
-from onnx_lowrank.model import load, save
-from onnx_lowrank.pipeline import compress
+from onnx_lowrank.modelfile.model import load, save
 from tests import fixtures_models as fm
 from tests.robustness.victims import floats, memory_below
 

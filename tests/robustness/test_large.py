@@ -17,17 +17,17 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from onnx_lowrank import model as model_module
-from onnx_lowrank import runtime as runtime_module
+from onnx_lowrank.engine.inspection import inspect
 from onnx_lowrank.errors import ModelError, OptionError
-from onnx_lowrank.external_data import Place, layout, place, refer
-from onnx_lowrank.graph import Graph
-from onnx_lowrank.inspection import inspect
-from onnx_lowrank.model import Model, check_output, load, save
-from onnx_lowrank.pieces import pieces
-from onnx_lowrank.runtime import Runtime
-from onnx_lowrank.scratch import Scratch
-from onnx_lowrank.validate import validate
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.judge.validation import validate
+from onnx_lowrank.modelfile import model as model_module
+from onnx_lowrank.modelfile.external_data import Place, layout, place, refer
+from onnx_lowrank.modelfile.model import Model, check_output, load, save
+from onnx_lowrank.modelfile.scratch import Scratch
+from onnx_lowrank.runtime import runtime as runtime_module
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.segments import pieces
 from tests import fixtures_models as fm
 from tests.robustness.victims import floats
 

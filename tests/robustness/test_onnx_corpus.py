@@ -17,18 +17,18 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from onnx_lowrank.base import Factorization
-from onnx_lowrank.calibration import input_specs
+from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.engine.api import DEFAULT_PASSES
+from onnx_lowrank.engine.inspection import inspect
 from onnx_lowrank.errors import ModelError, OptionError
-from onnx_lowrank.graph import Graph
-from onnx_lowrank.inspection import inspect
+from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
-from onnx_lowrank.model import load
-from onnx_lowrank.moments import Moments
-from onnx_lowrank.pipeline import DEFAULT_PASSES
-from onnx_lowrank.registry import parse_list
-from onnx_lowrank.rewrite import apply_chain
-from onnx_lowrank.run_data import made_up
+from onnx_lowrank.layers.writer import apply_chain
+from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.passkit.base import Factorization
+from onnx_lowrank.planning.registry import parse_list
+from onnx_lowrank.samples.dataset import input_specs
+from onnx_lowrank.samples.split import made_up
 from tests import fixtures_models as fm
 from tests.conftest import Count
 from tests.robustness.victims import floats

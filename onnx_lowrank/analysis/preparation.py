@@ -1,0 +1,195 @@
+"""A model made ready for passes: canonical, its layers read, their inputs measured."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from onnx_lowrank.analysis.collect import MomentStore, collect_moments
+from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
+from onnx_lowrank.analysis.moment_cache import MomentCache
+from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.latency.cache import machine
+from onnx_lowrank.layers import Ineligible, Layer, find_layers, refuse_optimised
+from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.passkit.base import Rewrite
+from onnx_lowrank.progress import Progress
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.samples.dataset import Dataset
+from onnx_lowrank.samples.split import RunData
+
+__all__ = [
+    "MEMORY",
+    "Prepared",
+    "canonicalise",
+    "measured_shapes",
+    "moments_of",
+    "prepare",
+    "silent_notes",
+]
+
+#: bytes for moments and stored tensors at a time
+MEMORY = 512 << 20
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model with its layers and what is known of their inputs.
+
+    Attributes:
+        model: canonical.
+        graph: of it; never changed.
+        layers: that passes may touch, in topological order.
+        left_out: other nodes with weights, and why.
+        shapes: of tensors, at one sample.
+        moments: of the layers' inputs, by name.
+        unfinished: what is on disk of them as long as the run has not come to its end.
+    """
+
+    model: Model
+    graph: Graph
+    layers: tuple[Layer, ...]
+    left_out: tuple[Ineligible, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    moments: MomentStore
+    unfinished: MomentCache | None = None
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Of the model, at one sample."""
+        return model_cost(self.model, self.shapes)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the calibration data says nothing of, one sentence each."""
+        return silent_notes(self.moments, len(self.layers))
+
+
+def silent_notes(moments: MomentStore, layers: int) -> list[str]:
+    """A sentence about the layers whose inputs do not vary over the calibration data."""
+    silent = sorted(moments.silent)
+    if not silent:
+        return []
+    named = ", ".join(silent[:4]) + (" ..." if len(silent) > 4 else "")
+    return [
+        f"the calibration data says nothing of {len(silent)} of {layers} layers ({named}): what "
+        "they read is constant, or holds NaN and Inf; their weights are fitted instead of their "
+        "responses: give samples that differ"
+    ]
+
+
+def prepare(
+    model: Model,
+    data: RunData,
+    runtime: Runtime,
+    refuse: Callable[[str], str | None],
+    seed: int,
+    progress: Progress,
+    every_shape: bool = False,
+    cache: Path | None = None,
+) -> Prepared:
+    """Read the layers of a canonical model and stream the data through them.
+
+    Args:
+        model: canonical.
+        data: samples.
+        runtime: how to run it.
+        refuse: why a layer of this name is left out; None if it is not.
+        seed: of the drawn positions.
+        progress: is told of every sample.
+        every_shape: whether shapes of all tensors are needed, or those that costs are counted from.
+        cache: folder of what interrupted runs have done.
+
+    Raises:
+        ModelError: ONNX Runtime has laid the model out for itself.
+    """
+    graph = Graph(model)
+    found, others = find_layers(graph)
+    refuse_optimised(others)
+    shapes = measured_shapes(model, graph, found, data.validation, runtime, every_shape)
+    layers, left_out = [], list(others)
+    for layer in found:
+        reason = refuse(layer.name)
+        if reason is None and layer.input not in shapes:
+            reason = "the shape of its input is not known"
+        if reason is None:
+            layers.append(layer)
+        else:
+            output = next((t.name for t in layer.nodes[0].outputs if t.name), "")
+            left_out.append(Ineligible(layer.name, layer.op, reason, output))
+    unfinished = None
+    if cache is not None and data.calibration is not None:
+        unfinished = MomentCache(cache, _origin(model, layers, data, runtime, seed))
+    moments = moments_of(
+        graph, layers, data.calibration, runtime, shapes, seed, progress, unfinished
+    )
+    return Prepared(model, graph, tuple(layers), tuple(left_out), shapes, moments, unfinished)
+
+
+def canonicalise(source: Model, rewrites: Sequence[Rewrite]) -> Model:
+    """The model as the passes see it: BatchNormalization folded, and the like."""
+    graph = Graph(source)
+    for rewrite in rewrites:
+        rewrite.run(graph)
+    return graph.to_model()
+
+
+def measured_shapes(
+    model: Model,
+    graph: Graph,
+    layers: Sequence[Layer],
+    dataset: Dataset,
+    runtime: Runtime,
+    every: bool = False,
+) -> dict[str, tuple[int, ...]]:
+    """Shapes at the first sample of what layers read, and of all that costs are counted from."""
+    feed = dataset.feed(0)
+    needed = [layer.input for layer in layers]
+    wished = [t.name for n in graph.nodes for t in n.outputs if t.name] if every else []
+    inputs = {name: value.shape for name, value in feed.items()}
+    return tensor_shapes(model, inputs, feed, runtime, needed, wished)
+
+
+def moments_of(
+    graph: Graph,
+    layers: Sequence[Layer],
+    calibration: Dataset | None,
+    runtime: Runtime,
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+    progress: Progress,
+    cache: MomentCache | None = None,
+) -> MomentStore:
+    """Moments of the layers' inputs; without data those of weight space."""
+    if calibration is None:
+        store = MomentStore()
+        for layer in layers:
+            store.add(layer.name, Moments())
+        return store
+    return collect_moments(
+        graph, layers, calibration, runtime, shapes,
+        seed=seed, memory=MEMORY, progress=progress, cache=cache,
+    )  # fmt: skip
+
+
+def _origin(
+    model: Model, layers: Sequence[Layer], data: RunData, runtime: Runtime, seed: int
+) -> dict[str, Any]:
+    """All that the bits of the moments depend on."""
+    digest = hashlib.sha256(model.digest.encode())
+    for tensor in model.outside:
+        for part in model.chunks(tensor):
+            digest.update(part)
+    return {
+        "model": digest.hexdigest(),
+        "layers": [layer.name for layer in layers],
+        "data": data.digest,
+        "seed": seed,
+        "memory": MEMORY,
+        **machine(runtime),
+    }

@@ -1,0 +1,1 @@
+"""What replaces a layer, as a value: stages, their geometry, composing back, counting."""

@@ -1,0 +1,308 @@
+"""What each command does: its options to a library call, its result to tables and files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.text import Text
+
+from onnx_lowrank.cli.options import images, percentage, ratios, requirement, shapes
+from onnx_lowrank.engine.api import Result, apply, compress, plan, sweep
+from onnx_lowrank.engine.curves import curves
+from onnx_lowrank.engine.inspection import inspect
+from onnx_lowrank.errors import BudgetError, DataError, OptionError, ValidationError
+from onnx_lowrank.judge.requirement import check_bound, largest_loss
+from onnx_lowrank.judge.validation import validate
+from onnx_lowrank.modelfile.model import atomic_write, check_output, load
+from onnx_lowrank.planning.plan import Plan
+from onnx_lowrank.planning.registry import available, pass_class
+from onnx_lowrank.progress import Progress
+from onnx_lowrank.report.curve_plot import check_picture
+from onnx_lowrank.report.plan_summary import print_summary
+from onnx_lowrank.report.report import outputs_table
+
+__all__ = [
+    "run_apply",
+    "run_compress",
+    "run_explain",
+    "run_inspect",
+    "run_passes",
+    "run_plan",
+    "run_sweep",
+    "run_validate",
+]
+
+
+def run_compress(a: argparse.Namespace, out: Console) -> int:
+    """Make a smaller model and write it, with its plan and report where asked."""
+    source = load(a.model)
+    check_output(a.output, source, keep=[a.calib])
+    for extra, others in ((a.report, ()), (a.plan, (a.report,))):
+        if extra:
+            check_output(extra, source, keep=[a.calib, a.output, *others])
+    with _progress(a.quiet) as progress:
+        result = compress(
+            source,
+            **_planning(a),
+            **requirement(a),
+            force=a.force,
+            progress=progress,
+        )
+        written = result.save(a.output)
+    if a.plan:
+        _write_text(a.plan, result.plan.to_json())
+    return _finish(a, out, result, written)
+
+
+def run_plan(a: argparse.Namespace, out: Console) -> int:
+    """Write what compress would do."""
+    source = load(a.model)
+    check_output(a.plan, source, keep=[a.calib])
+    with _progress(a.quiet) as progress:
+        made = plan(source, **_planning(a), progress=progress)
+    _write_text(a.plan, made.to_json())
+    if not a.quiet:
+        print_summary(made, out)
+        out.print(f"wrote {a.plan}", markup=False)
+    return 0
+
+
+def run_apply(a: argparse.Namespace, out: Console) -> int:
+    """Do what a plan says."""
+    source, decided = load(a.model), Plan.load(a.plan)
+    check_output(a.output, source, keep=[a.calib, a.plan])
+    if a.report:
+        check_output(a.report, source, keep=[a.calib, a.plan, a.output])
+    with _progress(a.quiet) as progress:
+        result = apply(
+            source,
+            decided,
+            **_running(a),
+            force=a.force,
+            progress=progress,
+        )
+        written = result.save(a.output)
+    return _finish(a, out, result, written)
+
+
+def run_sweep(a: argparse.Namespace, out: Console) -> int:
+    """Try many budgets."""
+    source = load(a.model)
+    if a.plot:
+        check_output(check_picture(a.plot), source, keep=[a.calib])
+    if a.json:
+        check_output(a.json, source, keep=[a.calib, a.plot])
+    with _progress(a.quiet) as progress:
+        found = sweep(
+            source,
+            **_choosing(a),
+            metric=a.budget,
+            ratios=ratios(a.ratios),
+            folder=a.models,
+            progress=progress,
+        )
+    if not found.points:
+        raise BudgetError(found.missed[0][1])
+    if a.json:
+        _write_text(a.json, found.to_json())
+    if a.plot:
+        found.plot(a.plot)
+    if not a.quiet:
+        found.print(out)
+        for written in (a.models, a.json, a.plot):
+            if written:
+                out.print(f"wrote {written}", markup=False)
+    return 0
+
+
+def run_inspect(a: argparse.Namespace, out: Console) -> int:
+    """List layers and costs, or the curves of error against MACs."""
+    if a.curves:
+        return _curves(a, out)
+    for option in ("calib", "layer", "passes", "plot", "samples"):
+        if getattr(a, option):
+            raise OptionError(f"--{option} goes with --curves")
+    inspection = inspect(a.model, input_shapes=shapes(a.input_shape))
+    if a.json:
+        _print_json(inspection.to_dict())
+    elif not a.quiet:
+        inspection.print(out)
+    return 0
+
+
+def run_validate(a: argparse.Namespace, out: Console) -> int:
+    """Compare two models, and fail where too much was lost."""
+    limit = None if a.max_drop is None else percentage(a.max_drop)
+    if limit is not None:
+        check_bound("drop", limit)
+    with _progress(a.quiet) as progress:
+        checks = validate(
+            a.reference,
+            a.new,
+            a.data,
+            samples=a.samples,
+            images=images(a),
+            seed=a.seed,
+            threads=a.threads,
+            provider=a.provider,
+            progress=progress,
+        )
+    if a.json:
+        _print_json(checks.to_dict())
+    elif not a.quiet:
+        out.print(outputs_table(checks))
+        if checks.accuracy is not None:
+            accuracy = checks.accuracy
+            out.print(
+                f"top-1 of {accuracy.samples} samples: {accuracy.reference:.2%} -> "
+                f"{accuracy.new:.2%} ({0.0 - 100 * accuracy.drop:+.2f} points)"
+            )
+        for note in checks.notes:
+            out.print(Text(f"note: {note}", style="yellow"))
+    if limit is None:
+        return 0
+    if checks.uncounted:
+        raise DataError(checks.uncounted)
+    if checks.accuracy is not None and checks.accuracy.doubt:
+        raise DataError(
+            f"{checks.accuracy.doubt}; --max-drop would let any model pass: check the labels and "
+            "how the inputs are prepared, or give more samples"
+        )
+    allowed = largest_loss(limit, labelled=checks.accuracy is not None)
+    if not (a.json or a.quiet):
+        out.print(allowed)
+    if checks.drop is None:
+        raise OptionError("--max-drop needs labels in the data, or an output of class scores")
+    if checks.drop > limit:
+        what = "accuracy fell by" if checks.accuracy is not None else "the top class changed in"
+        raise ValidationError(f"{what} {checks.drop:.2%}; {allowed}")
+    return 0
+
+
+def run_passes(a: argparse.Namespace, out: Console) -> int:
+    """List the passes."""
+    del a
+    for name, cls in available().items():
+        first = (cls.explain().splitlines() or [""])[0]
+        out.print(first if first.startswith(name) else f"{name}: {first}", markup=False)
+    return 0
+
+
+def run_explain(a: argparse.Namespace, out: Console) -> int:
+    """Say what a pass does."""
+    out.print(pass_class(a.name).explain(), markup=False)
+    return 0
+
+
+def _curves(a: argparse.Namespace, out: Console) -> int:
+    source = load(a.model)
+    if a.plot:
+        check_output(check_picture(a.plot), source)
+    with _progress(a.quiet) as progress:
+        found = curves(
+            source,
+            calib=a.calib,
+            layers=a.layer,
+            passes=a.passes,
+            samples=a.samples,
+            images=images(a),
+            input_shapes=shapes(a.input_shape),
+            seed=a.seed,
+            threads=a.threads,
+            provider=a.provider,
+            progress=progress,
+        )
+    if a.json:
+        _print_json(found.to_dict())
+    elif a.plot:
+        found.plot(a.plot)
+        if not a.quiet:
+            found.print_notes(out)
+            out.print(f"wrote {a.plot}", markup=False)
+    elif not a.quiet:
+        found.print(out)
+    return 0
+
+
+def _running(a: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`apply` is told of data and runtime."""
+    return {
+        "calib": a.calib,
+        "images": images(a),
+        "input_shapes": shapes(a.input_shape),
+        "threads": a.threads,
+        "provider": a.provider,
+        "batch": a.batch,
+        "cache": a.cache,
+    }
+
+
+def _choosing(a: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`sweep` is told of passes and layers, and what :func:`plan` is told as well."""
+    return {
+        **_running(a),
+        "passes": a.passes,
+        "include": a.include,
+        "exclude": a.exclude,
+        "samples": a.samples,
+        "seed": a.seed,
+        "timing_limit": a.timing_limit,
+        "repair": a.repair,
+    }
+
+
+def _planning(a: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`plan` is told."""
+    return {**_choosing(a), "target": a.target, "ranks": a.ranks, "rounds": a.rounds}
+
+
+def _finish(a: argparse.Namespace, out: Console, result: Result, written: int) -> int:
+    if a.report:
+        _write_text(a.report, result.report.to_json())
+    if not a.quiet:
+        result.report.print(out)
+        out.print(f"wrote {a.output}, {written:,} bytes")
+    return 0
+
+
+def _write_text(path: str, text: str) -> None:
+    with atomic_write(Path(path)) as file:
+        file.write(text.encode() + b"\n")
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    print(json.dumps(data, indent=1, allow_nan=False))
+
+
+class _BarProgress(Progress):
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+
+    @contextmanager
+    def task(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        task = self._bars.add_task(name, total=total)
+        yield lambda done: self._bars.advance(task, done)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Progress]:
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield Progress()
+        return
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Bars(*columns, console=console, transient=True) as bars:
+        yield _BarProgress(bars)

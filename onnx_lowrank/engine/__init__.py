@@ -1,0 +1,1 @@
+"""The flow from a model to a smaller one, and nothing else."""

@@ -1,0 +1,1 @@
+"""The vocabulary of graph edits, and constant folding."""

@@ -1,0 +1,178 @@
+"""Protobufs of an edited graph: the whole model, or a part of it as a model of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, shape_inference
+
+from onnx_lowrank.graph.constant_folding import SHAPE_LIKE
+from onnx_lowrank.modelfile.protobuf import copy_field, reads, value_info
+
+__all__ = ["edited", "inferred_extents", "overridable", "part"]
+
+#: an initializer by name, of the original or of an edit; None for other tensors
+_Constants = Callable[[str], TensorProto | None]
+
+#: below it every initializer must be listed as an input
+_UNLISTED = 4
+
+
+def overridable(source: ModelProto) -> set[str]:
+    """Initializers for which a caller may feed another value: those listed as inputs too.
+
+    Before IR version 4 every initializer had to be listed, which therefore says nothing.
+    """
+    if source.ir_version < _UNLISTED:
+        return set()
+    return {i.name for i in source.graph.input} & {t.name for t in source.graph.initializer}
+
+
+def inferred_extents(source: ModelProto) -> dict[str, tuple[int | None, ...]]:
+    """Extents of the tensors of the main graph as ONNX infers them; None where one is dynamic."""
+    skeleton = ModelProto(ir_version=max(source.ir_version, _UNLISTED))
+    skeleton.opset_import.extend(source.opset_import)
+    skeleton.functions.extend(source.functions)
+    graph = skeleton.graph
+    graph.name = "skeleton"
+    graph.node.extend(source.graph.node)
+    graph.output.extend(source.graph.output)
+    graph.value_info.extend(source.graph.value_info)
+    large = [t for t in source.graph.initializer if math.prod(t.dims) > SHAPE_LIKE]
+    graph.initializer.extend(t for t in source.graph.initializer if math.prod(t.dims) <= SHAPE_LIKE)
+    names = {t.name for t in large}
+    graph.input.extend(i for i in source.graph.input if i.name not in names)
+    graph.input.extend(value_info(t.name, t.data_type, t.dims) for t in large)
+    try:
+        found = shape_inference.infer_shapes(skeleton, data_prop=True).graph
+    except Exception:  # a node that does not fit its inputs must not stop the rest
+        found = graph
+    return {
+        v.name: tuple(d.dim_value if d.dim_value > 0 else None for d in shape.dim)
+        for v in (*found.input, *found.value_info, *found.output)
+        if v.type.tensor_type.HasField("shape")
+        for shape in [v.type.tensor_type.shape]
+    }
+
+
+def edited(
+    source: ModelProto,
+    nodes: Sequence[NodeProto],
+    used: Collection[str],
+    made: Collection[str],
+    forgotten: Collection[str],
+    constant: _Constants,
+) -> ModelProto:
+    """The model with other nodes; all else is a copy of the original.
+
+    Args:
+        source: the original.
+        nodes: of the main graph.
+        used: tensors that are read, or outputs of the graph.
+        made: tensors that the nodes make.
+        forgotten: tensors whose shape is no longer that of the original.
+        constant: initializers by name; those of the original may have other values.
+    """
+    proto = ModelProto()
+    for field, value in source.ListFields():
+        if field.name == "graph":
+            continue
+        copy_field(proto, field.name, value)
+    for field, value in source.graph.ListFields():
+        if field.name not in {"node", "initializer", "input", "value_info"}:
+            copy_field(proto.graph, field.name, value)
+    listed = {i.name for i in source.graph.input}
+    # what nobody read in the original either is not ours to judge, nor are inputs
+    orphans = {name for n in source.graph.node for name in reads(n)} - set(used)
+    orphans -= overridable(source)
+    original = {t.name for t in source.graph.initializer}
+    known = original | {t.values.name for t in source.graph.sparse_initializer}
+    names = [t.name for t in source.graph.initializer if t.name not in orphans]
+    tensors = {n: t for n in (*names, *sorted(set(used) - known)) if (t := constant(n)) is not None}
+    proto.graph.initializer.extend(tensors.values())
+    proto.graph.input.extend(
+        _declared(i, tensors.get(i.name))
+        for i in source.graph.input
+        if i.name not in original or i.name in tensors
+    )
+    if source.ir_version < _UNLISTED:
+        proto.graph.input.extend(
+            value_info(t.name, t.data_type, t.dims)
+            for t in tensors.values()
+            if t.name not in original
+        )
+    proto.graph.node.extend(nodes)
+    alive = {*used, *made} - set(forgotten)
+    proto.graph.value_info.extend(
+        v
+        for v in source.graph.value_info
+        if (v.name in alive or v.name in listed) and _agree(v, tensors.get(v.name))
+    )
+    return proto
+
+
+def _agree(value: ValueInfoProto, tensor: TensorProto | None) -> bool:
+    """Whether what is declared of a tensor is true of its values."""
+    kind = value.type.tensor_type
+    if tensor is None or not value.type.HasField("tensor_type"):
+        return True
+    if kind.elem_type not in (0, tensor.data_type):
+        return False
+    sizes = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
+    return not kind.HasField("shape") or (
+        len(sizes) == len(tensor.dims)
+        and all(size in (None, n) for size, n in zip(sizes, tensor.dims, strict=True))
+    )
+
+
+def _declared(value: ValueInfoProto, tensor: TensorProto | None) -> ValueInfoProto:
+    """A graph input; one that lists an initializer has its type and shape."""
+    if tensor is None or _agree(value, tensor):
+        return value
+    copy = ValueInfoProto()
+    copy.CopyFrom(value)
+    copy.type.CopyFrom(value_info(tensor.name, tensor.data_type, tensor.dims).type)
+    return copy
+
+
+def part(
+    source: ModelProto,
+    nodes: Sequence[NodeProto],
+    inputs: Mapping[str, int],
+    outputs: Sequence[str],
+    constant: _Constants,
+) -> ModelProto:
+    """Some of the nodes as a model of its own.
+
+    Args:
+        source: the original.
+        nodes: in topological order.
+        inputs: tensors that may be fed, with their ONNX element types; of these, what is read.
+        outputs: tensors to compute.
+        constant: initializers by name.
+    """
+    used = {name for n in nodes for name in reads(n)} | set(outputs)
+    proto = ModelProto(ir_version=source.ir_version)
+    proto.opset_import.extend(source.opset_import)
+    proto.functions.extend(source.functions)
+    proto.graph.name = "part"
+    proto.graph.node.extend(nodes)
+    fed = {i.name: i for i in source.graph.input}
+    sparse = {t.values.name: t for t in source.graph.sparse_initializer}
+    for name in sorted(used - inputs.keys()):
+        if name in sparse:
+            proto.graph.sparse_initializer.append(sparse[name])
+        elif (tensor := constant(name)) is not None:
+            proto.graph.initializer.append(tensor)
+    for name, element in inputs.items():
+        if name in used:
+            # sequences and the like have no element type of their own
+            proto.graph.input.append(value_info(name, element) if element else fed[name])
+    if source.ir_version < _UNLISTED:
+        for tensor in proto.graph.initializer:
+            proto.graph.input.append(
+                fed.get(tensor.name) or value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    proto.graph.output.extend(ValueInfoProto(name=o) for o in outputs)
+    return proto

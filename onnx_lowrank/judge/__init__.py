@@ -1,0 +1,1 @@
+"""What outputs mean, and how far those of two models are apart."""

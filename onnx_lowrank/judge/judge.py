@@ -1,0 +1,336 @@
+"""How surely a model keeps what is required of it, on some samples.
+
+Intervals hold 95 % of cases: of agreements and drops as :mod:`onnx_lowrank.judge.intervals` has
+them, of
+the rest by drawing the samples again.
+
+A drop counted in labels is the difference of two large numbers of mistakes, most of them the same,
+and moves by chance: of 500 samples by a point. Where an *expected* drop will do, the labels only
+teach how far the original's probabilities can be believed, and these say what a changed answer
+costs:
+
+    (1 / n) sum_i  p_i[class before] - p_i[class after]
+
+which moves a quarter as much. It rests on the compressed model knowing nothing of the labels that
+the original does not.
+
+Reference:
+    Efron 1979, Bootstrap methods.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.errors import DataError, ValidationError
+from onnx_lowrank.judge.intervals import mean, paired, wilson
+from onnx_lowrank.judge.labels import class_ids
+from onnx_lowrank.judge.observation import Observer
+from onnx_lowrank.judge.requirement import Metric, Requirement, Score
+from onnx_lowrank.linalg.temperature import calibrated
+from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.runtime.outputs import (
+    Values,
+    arrays_of,
+    difference,
+    finite_classes,
+    is_float,
+    scores_in,
+)
+from onnx_lowrank.runtime.runtime import Runtime, Session
+from onnx_lowrank.samples.dataset import Dataset
+from onnx_lowrank.samples.user_code import takes
+
+__all__ = ["Judge"]
+
+Array = npt.NDArray[Any]
+
+#: samplings of the samples
+_DRAWS = 200
+
+
+class Judge:
+    """Scores models against the original on some samples.
+
+    Args:
+        reference: the original.
+        data: samples, with labels where the requirement needs them.
+        runtime: how to run.
+        requirement: what is asked.
+        size: samples at a time.
+        expected: expect drops of accuracy by the original's probabilities, where the labels say
+            that these can be believed, in place of counting them.
+
+    Raises:
+        DataError: there are no labels, or no output that can be judged.
+    """
+
+    def __init__(
+        self,
+        reference: Model,
+        data: Dataset,
+        runtime: Runtime,
+        requirement: Requirement,
+        size: int,
+        expected: bool = False,
+    ) -> None:
+        self._data, self._requirement = data, requirement
+        self._observer = Observer(reference, data, runtime, size)
+        self._given = [o.name for o in reference.proto.graph.output]
+        self._reference, self._size = self._observer.session(reference), size
+        scored = requirement.kind != "snr" and requirement.metric is None
+        if scored and requirement.kind == "drop" and data.labels is None:
+            raise DataError(
+                "a drop of accuracy needs labels in the data (<input> and labels, or "
+                "test.labels), or a metric; without them ask for an agreement"
+            )
+        feed = next(data.batches(size))
+        found = self._observer.run(self._reference, feed)
+        count = data.samples_in(feed)
+        if not all(_by_sample(a, count) for arrays in found.values() for a in arrays):
+            self._size = 1
+        scores = {n: _scores_of(found[n], count) for n in self._observer.outputs}
+        self._scores = next((n for n, v in scores.items() if v is not None), "")
+        if scored and not self._scores:
+            raise DataError(
+                "no output is a vector of class scores; ask for an SNR, or give a metric"
+            )
+        floats = any(is_float(a) for arrays in found.values() for a in arrays)
+        if requirement.kind == "snr" and not floats:
+            said = "; ".join(["no output is of floating point", *self._observer.notes])
+            raise DataError(f"{said}; an SNR needs one, or give a metric")
+        self._chances: Array | None = None
+        if expected and scored and requirement.kind == "drop":
+            logits = self._logits()
+            self._first = finite_classes(logits)
+        else:
+            self._first = self._classes(self._reference) if scored else np.zeros(0, np.intp)
+        if scored and not (self._first >= 0).any():
+            raise DataError(
+                f"output {self._scores!r} of the original holds only NaN and Inf; nothing can be "
+                "compared: give other samples"
+            )
+        self._ids = np.zeros(0, np.int64)
+        if scored and requirement.kind == "drop":
+            assert data.sample_labels is not None
+            width = next(v.shape[1] for v in [scores[self._scores]] if v is not None)
+            self._ids = class_ids(data.sample_labels, width, self._scores, self._first)
+            if expected and np.isfinite(logits).all():
+                self._chances = calibrated(logits, self._ids)
+        metric = requirement.metric
+        self._before = self._outputs(self._reference) if metric else {}
+        self._inputs = self._feeds() if metric and takes(metric, "inputs") else None
+
+    @property
+    def answers(self) -> tuple[Array, Array]:
+        """Class numbers by the labels, where these are counted, and by the original."""
+        return self._ids, self._first
+
+    @property
+    def expects(self) -> bool:
+        """Whether drops are expected, not counted."""
+        return self._chances is not None
+
+    def score(self, model: Model) -> Score:
+        """How ``model`` compares.
+
+        Raises:
+            ValidationError: its outputs have other shapes.
+        """
+        session = self._observer.session(model)
+        if self._requirement.kind == "snr":
+            return self._snr(session)
+        if self._requirement.metric is not None:
+            return self._own(self._outputs(session), self._requirement.metric)
+        now = self._classes(session)
+        if self._requirement.kind == "agreement":
+            known = self._first >= 0
+            return _kept((now == self._first)[known])
+        if self._chances is not None:
+            rows = np.arange(len(now))
+            lost = self._chances[rows, self._first] - self._chances[rows, now]
+            return Score(float(lost.mean()), *mean(lost), len(now), expected=True)
+        return _paired(self._first == self._ids, now == self._ids)
+
+    def _run(self, session: Session) -> Iterator[dict[str, list[Array]]]:
+        """Arrays of all that is compared a batch at a time, samples along axis 0."""
+        for feed in self._data.batches(self._size):
+            count = self._data.samples_in(feed)
+            yield {
+                n: [_each_sample(a, count) for a in arrays]
+                for n, arrays in self._observer.run(session, feed).items()
+            }
+
+    def _batches_of_scores(self, session: Session) -> Iterator[Array]:
+        for outputs in self._run(session):
+            scores = scores_in(outputs[self._scores])
+            if scores is None:
+                raise ValidationError(f"output {self._scores!r} holds no class scores any more")
+            yield scores
+
+    def _classes(self, session: Session) -> npt.NDArray[np.intp]:
+        return np.concatenate([finite_classes(s) for s in self._batches_of_scores(session)])
+
+    def _logits(self) -> Array:
+        """The original's, ``(samples, classes)``."""
+        every = self._batches_of_scores(self._reference)
+        return np.concatenate([v.reshape(len(v), -1) for v in every])
+
+    def _outputs(self, session: Session) -> dict[str, Array]:
+        """All outputs by name, samples along axis 0, for the user's own metric."""
+        return _joined("output", self._given_batches(session))
+
+    def _given_batches(self, session: Session) -> Iterator[dict[str, Array]]:
+        for feed in self._data.batches(self._size):
+            values = session.run(feed, self._given)
+            yield {
+                name if i == 0 else f"{name}[{i}]": _each_sample(array, self._data.samples_in(feed))
+                for name, value in values.items()
+                for i, array in enumerate(arrays_of(value))
+            }
+
+    def _feeds(self) -> dict[str, Array]:
+        """All inputs by name, samples along axis 0."""
+        feeds = self._data.batches(self._size)
+        counted = ((feed, self._data.samples_in(feed)) for feed in feeds)
+        return _joined(
+            "input",
+            ({n: _each_sample(np.asarray(v), count) for n, v in f.items()} for f, count in counted),
+        )
+
+    def _snr(self, session: Session) -> Score:
+        every = [
+            _energies(old, new, self._observer.loose)
+            for old, new in zip(self._run(self._reference), self._run(session), strict=True)
+        ]
+        signal, noise, places = np.concatenate(every, axis=1)
+        if not places.any():
+            raise DataError(
+                "the original's outputs hold only NaN and Inf, or have another shape in every "
+                "model; nothing can be compared: give other samples"
+            )
+
+        def decibel(index: npt.NDArray[np.intp]) -> float:
+            kept, lost = float(signal[index].sum()), float(noise[index].sum())
+            if lost == 0:
+                return math.inf
+            return 10 * math.log10(kept / lost) if kept and lost < math.inf else -math.inf
+
+        return _drawn(decibel, len(signal))
+
+    def _own(self, after: Mapping[str, Array], metric: Metric) -> Score:
+        labels, count = self._data.sample_labels, len(next(iter(self._before.values())))
+
+        def drop(index: npt.NDArray[np.intp]) -> float:
+            chosen = None if labels is None else labels[index]
+            fed = None if self._inputs is None else _rows(self._inputs, index)
+            old, new = (_asked(metric, _rows(o, index), chosen, fed) for o in (self._before, after))
+            return math.inf if math.isfinite(old) and not math.isfinite(new) else old - new
+
+        found = _drawn(drop, count)
+        if math.isnan(found.value):
+            raise DataError("the metric of the original is no finite number")
+        return found
+
+
+def _by_sample(value: Array, count: int) -> bool:
+    return value.ndim > 0 and len(value) == count
+
+
+def _each_sample(value: Array, count: int) -> Array:
+    """``value`` with samples along axis 0; for each the whole where it has none."""
+    return value if _by_sample(value, count) else np.repeat(value[None], count, axis=0)
+
+
+def _scores_of(arrays: Sequence[Array], count: int) -> Array | None:
+    """A vector of class scores for each of ``count`` samples; None where there is none."""
+    if count > 1 and not any(_by_sample(a, count) for a in arrays):
+        return None
+    return scores_in([_each_sample(a, count) for a in arrays])
+
+
+def _joined(what: str, batches: Iterable[Mapping[str, Array]]) -> dict[str, Array]:
+    found: dict[str, list[Array]] = {}
+    for batch in batches:
+        for name, value in batch.items():
+            found.setdefault(name, []).append(value)
+    for name, values in found.items():
+        if len({v.shape[1:] for v in values}) > 1:
+            raise DataError(
+                f"{what} {name!r} has another shape from sample to sample, which no metric "
+                "can be asked of; ask for an SNR"
+            )
+    return {name: np.concatenate(values) for name, values in found.items()}
+
+
+def _rows(values: Mapping[str, Array], index: npt.NDArray[np.intp]) -> dict[str, Array]:
+    return {name: value[index] for name, value in values.items()}
+
+
+def _asked(
+    metric: Metric,
+    outputs: Mapping[str, Array],
+    labels: Array | None,
+    inputs: Mapping[str, Array] | None,
+) -> float:
+    try:
+        if inputs is None:
+            return float(metric(outputs, labels))
+        return float(metric(outputs, labels, inputs=inputs))
+    except Exception as error:  # whatever it is, it is the user's
+        raise DataError(
+            f"the metric failed with {type(error).__name__}: {error}"
+            + ("; there are no labels in the data" if labels is None else "")
+        ) from error
+
+
+def _energies(old: Values, new: Values, loose: Collection[str]) -> npt.NDArray[np.float64]:
+    """Energy of the original's floating-point outputs, and of what was lost of them.
+
+    A value that is no number any more is lost wholly where the output holds NaN or Inf in the
+    original too, and else spoils its sample.
+
+    Returns:
+        Both, and the number of values that the original has there; ``(3, samples)``.
+    """
+    count = len(next((a for arrays in old.values() for a in arrays), ()))
+    found = np.zeros((3, count))
+    for name, arrays in old.items():
+        others = new.get(name, [])
+        if name not in loose and [a.shape for a in arrays] != [a.shape for a in others]:
+            shapes = ([a.shape for a in v] for v in (others, arrays))
+            one, other = (s[0] if len(s) == 1 else s for s in shapes)
+            raise ValidationError(f"output {name!r} has shape {one}, the original's {other}")
+        for a, b in zip(arrays, others, strict=False):
+            if is_float(a) and a.shape == b.shape:
+                apart = difference(a, b, count)
+                spoilt = (apart.finite > apart.places) & bool(np.isfinite(a).all())
+                found[0] += apart.signal + apart.lost
+                found[1] += np.where(spoilt, math.inf, apart.noise + apart.lost)
+                found[2] += apart.finite
+    return found
+
+
+def _paired(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Score:
+    lost, won = int(np.sum(before & ~after)), int(np.sum(after & ~before))
+    return Score((lost - won) / len(before), *paired(lost, won, len(before)), len(before))
+
+
+def _kept(same: npt.NDArray[np.bool_]) -> Score:
+    part = float(same.mean())
+    return Score(part, *wilson(part, len(same)), len(same))
+
+
+def _drawn(statistic: Callable[[npt.NDArray[np.intp]], float], count: int) -> Score:
+    random = np.random.default_rng(0)
+    value = statistic(np.arange(count))
+    drawn = [statistic(random.integers(0, count, count)) for _ in range(_DRAWS)]
+    # of the draws themselves: between an infinite one and another there is nothing
+    ranked = sorted(v for v in drawn if not math.isnan(v)) or [value]
+    low, high = (ranked[round(part * (len(ranked) - 1))] for part in (0.025, 0.975))
+    return Score(value, low, high, count)

@@ -1,0 +1,524 @@
+"""Original against compressed, in ONNX Runtime, on samples that were not used to calibrate."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from onnx_lowrank.errors import DataError, ValidationError
+from onnx_lowrank.judge.labels import class_ids, doubt, no_numbers
+from onnx_lowrank.judge.observation import Observer
+from onnx_lowrank.modelfile.model import Model, load
+from onnx_lowrank.progress import Progress
+from onnx_lowrank.runtime.outputs import (
+    Values,
+    arrays_of,
+    difference,
+    finite_classes,
+    is_float,
+    scores_in,
+)
+from onnx_lowrank.runtime.runtime import Feed, Runtime, Session, interleaved_latency
+from onnx_lowrank.samples.dataset import (
+    HELD_OUT,
+    Dataset,
+    ImageOptions,
+    has_part,
+    input_specs,
+    load_dataset,
+)
+from onnx_lowrank.samples.rows import RowTrial
+
+__all__ = [
+    "Accuracy",
+    "LatencyPair",
+    "OutputCheck",
+    "Validation",
+    "check_classes",
+    "measure_latency",
+    "validate",
+    "validate_models",
+]
+
+Classes = npt.NDArray[np.intp]
+
+_TOP = 5
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """How one output of the new model compares with that of the reference.
+
+    Attributes:
+        name: of the output.
+        relative_error: ``|new - reference| / |reference|``, Frobenius norms over all samples.
+        snr_db: the same as a signal-to-noise ratio in dB; infinite for equal outputs.
+        cosine: mean cosine similarity of a sample's output with its reference.
+        max_abs_error: largest difference of one element.
+        top1_agreement: part of samples with the same largest class; None if no class scores.
+        top5_agreement: part of samples whose reference class is among the new first five.
+        equal: part of samples that are equal, of integers, booleans and strings; None of other
+            outputs.
+        places: values that were compared: finite in both models, or strings. Where there are none
+            all errors are NaN.
+        mismatches: places where NaN or Inf stands in one model and not, with the same sign, in
+            the other.
+        unlike: batches in which the output had another shape than the reference's.
+        varied: whether the reference differs from sample to sample.
+        single: whether a sample is one value, as a label is.
+
+    Errors of strings are NaN.
+    """
+
+    name: str
+    relative_error: float
+    snr_db: float
+    cosine: float
+    max_abs_error: float
+    top1_agreement: float | None
+    top5_agreement: float | None
+    equal: float | None = None
+    places: int = 1
+    mismatches: int = 0
+    unlike: int = 0
+    varied: bool = True
+    single: bool = False
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Labelled accuracy of both models on the same samples (top-1, between 0 and 1).
+
+    Attributes:
+        output: the one with the class scores.
+        samples: how many were counted.
+        reference: accuracy of the original.
+        new: accuracy of the new model.
+        doubt: why the labels say nothing of the original; empty where they do.
+    """
+
+    output: str
+    samples: int
+    reference: float
+    new: float
+    doubt: str = ""
+
+    @property
+    def drop(self) -> float:
+        """Points lost, as a fraction."""
+        return self.reference - self.new
+
+
+@dataclass(frozen=True)
+class LatencyPair:
+    """Time of one inference of both models, run in alternation, in milliseconds."""
+
+    batch: int
+    reference_ms: float
+    new_ms: float
+    reference_median_ms: float
+    new_median_ms: float
+    spread: float
+
+    @property
+    def speedup(self) -> float:
+        """Ratio of the best times."""
+        return self.reference_ms / self.new_ms
+
+    @property
+    def median_speedup(self) -> float:
+        """Ratio of the median times."""
+        return self.reference_median_ms / self.new_median_ms
+
+
+@dataclass(frozen=True)
+class Validation:
+    """All checks of a pair of models.
+
+    Attributes:
+        samples: how many were looked at.
+        outputs: one check for each output that could be compared, or for what stands in its place.
+        accuracy: by labels; None where there are none, or no output of class scores.
+        notes: what was not compared, and what a reader should know besides, one sentence each.
+        uncounted: why no accuracy was counted by the labels that there are; else empty.
+    """
+
+    samples: int
+    outputs: tuple[OutputCheck, ...]
+    accuracy: Accuracy | None
+    notes: tuple[str, ...] = ()
+    uncounted: str = ""
+
+    @property
+    def compared(self) -> bool:
+        """Whether anything was compared at all."""
+        return any(o.places for o in self.outputs)
+
+    @property
+    def drop(self) -> float | None:
+        """Accuracy lost where there are labels, else disagreement of the first class scores."""
+        if self.accuracy is not None:
+            return self.accuracy.drop
+        agreements = [o.top1_agreement for o in self.outputs if o.top1_agreement is not None]
+        return 1 - agreements[0] if agreements else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; infinite ratios and NaN become None."""
+        outputs = [{k: _plain(v) for k, v in asdict(o).items()} for o in self.outputs]
+        accuracy = None
+        if self.accuracy is not None:
+            accuracy = {**asdict(self.accuracy), "drop": self.accuracy.drop}
+            del accuracy["doubt"]  # it is among the notes
+        return {
+            "samples": self.samples,
+            "outputs": outputs,
+            "accuracy": accuracy,
+            "notes": list(self.notes),
+        }
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _Tally:
+    """Running sums of one output."""
+
+    def __init__(self, name: str, *, loose: bool = False) -> None:
+        self.name, self._loose = name, loose
+        self.signal = self.noise = self.cosine = self.largest = 0.0
+        self.rows = self.whole = self.equal = 0
+        self.places = self.finite = self.total = self.mismatches = self.unlike = 0
+        self.samples = self.hits1 = self.hits5 = 0
+        self.scores, self.numeric, self.exact_type = True, False, True
+        self.varied = False
+        self._first: list[npt.NDArray[Any]] | None = None
+
+    def add(self, reference: Sequence[npt.NDArray[Any]], new: Sequence[npt.NDArray[Any]]) -> None:
+        """Take the arrays of one batch."""
+        shapes = [a.shape for a in reference], [a.shape for a in new]
+        if shapes[0] != shapes[1]:
+            self.unlike += 1
+            if not self._loose:
+                one, other = (s[0] if len(s) == 1 else s for s in shapes)
+                raise ValidationError(
+                    f"output {self.name!r} has shape {other}, the reference {one}"
+                )
+        pairs = [(a, b) for a, b in zip(reference, new, strict=False) if a.shape == b.shape]
+        for old, now in pairs:
+            self._add(old, now)
+        self._look_for_change(reference)
+        old_scores, new_scores = scores_in(reference), scores_in(new)
+        self.scores &= old_scores is not None
+        if self.scores and old_scores is not None and new_scores is not None and pairs:
+            best = finite_classes(old_scores)
+            known = best >= 0
+            self.samples += int(known.sum())
+            self.hits1 += int(np.sum((finite_classes(new_scores) == best)[known]))
+            rows = new_scores.reshape(len(best), -1)
+            rows = np.where(np.isnan(rows), -np.inf, rows)
+            self.hits5 += int(np.sum(top_hits(rows[known], best[known])))
+
+    def _add(self, old: npt.NDArray[Any], now: npt.NDArray[Any]) -> None:
+        samples = max(len(np.atleast_1d(old)), 1)
+        found = difference(old, now, samples)
+        self.numeric |= old.dtype.kind not in "OUS"
+        self.exact_type &= not is_float(old)
+        self.signal += float(found.signal.sum())
+        self.noise += float(found.noise.sum())
+        self.largest = max(self.largest, float(found.largest.max(initial=0.0)))
+        self.places += int(found.places.sum())
+        self.finite += int(found.finite.sum())
+        self.total += old.size
+        self.mismatches += int(found.mismatches.sum())
+        norms = np.sqrt(found.signal) * np.sqrt(found.power)
+        same = (found.noise == 0) & (found.places > 0)
+        cosines = np.where(same, 1.0, found.product / np.where(norms, norms, 1.0))
+        self.cosine += float(cosines.sum())
+        self.whole += int(np.sum(found.places > 0))
+        self.rows += samples
+        self.equal += int(found.equal.sum())
+
+    def _look_for_change(self, reference: Sequence[npt.NDArray[Any]]) -> None:
+        if self.varied:
+            return
+        firsts = [np.atleast_1d(a)[:1] for a in reference]
+        if self._first is None:
+            self._first = firsts
+        self.varied = any(
+            f.shape[1:] != a.shape[1:] or not np.array_equal(np.broadcast_to(f, a.shape), a)
+            for f, a in zip(self._first, map(np.atleast_1d, reference), strict=False)
+            if len(f) and len(a)
+        )
+
+    def result(self) -> OutputCheck:
+        """The check of all batches.
+
+        Raises:
+            ValidationError: values are not finite where all of the reference are.
+        """
+        if self.finite > self.places and self.finite == self.total:
+            raise ValidationError(
+                f"output {self.name!r} has NaN or Inf where the reference has none"
+            )
+        relative = snr = cosine = largest = math.nan
+        if self.numeric and self.places:
+            relative = math.sqrt(self.noise / self.signal) if self.signal else math.sqrt(self.noise)
+            snr = -20 * math.log10(relative) if relative else math.inf
+            cosine, largest = self.cosine / self.whole, self.largest
+        scored = self.scores and self.samples
+        return OutputCheck(
+            self.name,
+            relative,
+            snr,
+            cosine,
+            largest,
+            self.hits1 / self.samples if scored else None,
+            self.hits5 / self.samples if scored else None,
+            self.equal / self.rows if self.exact_type and self.places else None,
+            self.places,
+            self.mismatches,
+            self.unlike,
+            self.varied,
+            self.total == self.rows,
+        )
+
+
+def top_hits(scores: npt.NDArray[Any], classes: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Whether each row of ``scores`` has its class among the first five."""
+    top = np.argsort(-scores, axis=1, kind="stable")[:, :_TOP]
+    hits: npt.NDArray[np.bool_] = (top == classes[:, None]).any(axis=1)
+    return hits
+
+
+def validate_models(
+    reference: Model,
+    new: Model,
+    dataset: Dataset,
+    runtime: Runtime,
+    *,
+    size: int = 16,
+    progress: Progress | None = None,
+    labels_are_classes: bool = True,
+) -> Validation:
+    """Compare the outputs of two models on ``dataset``, a batch at a time.
+
+    Args:
+        reference: the original.
+        new: the model to judge.
+        dataset: samples, with or without labels.
+        runtime: how to run both.
+        size: samples of a batch.
+        progress: told of every sample.
+        labels_are_classes: whether integer labels that are no classes of the output are an error.
+            They are none where a metric of the user reads them; no accuracy is counted then.
+
+    Raises:
+        DataError: integer labels are not numbers of the output's classes.
+        ValidationError: outputs missing, of other shapes, or not finite.
+        ModelError: one of the models does not run.
+    """
+    observer = Observer(reference, dataset, runtime, size)
+    given = ([o.name for o in m.proto.graph.output] for m in (reference, new))
+    missing = set(next(given)) - set(next(given))
+    if missing:
+        raise ValidationError(f"outputs {sorted(missing)} are missing in the new model")
+    sessions = (observer.session(reference), observer.session(new))
+    names = [n for n in observer.names if n in sessions[1].outputs]
+    tallies = {name: _Tally(name, loose=name in observer.loose) for name in names}
+    labels = dataset.sample_labels
+    scored, classes = "", 0
+    found: tuple[list[Classes], list[Classes]] = ([], [])  # classes that both models give
+    with (progress or Progress()).task("validate", len(dataset)) as advance:
+        for feed in dataset.batches(size):
+            count = dataset.samples_in(feed)
+            both = [_of_samples(observer.run(s, feed), count) for s in sessions]
+            for name, tally in tallies.items():
+                tally.add(both[0][name], both[1][name])
+            if labels is not None:
+                scored = _scored(both[0], count)
+                if scored:
+                    scores = [s for o in both if (s := scores_in(o[scored])) is not None]
+                    classes = scores[0].shape[1]
+                    for kept, values in zip(found, scores, strict=True):
+                        kept.append(finite_classes(values))
+            advance(_samples(dataset, feed))
+    if labels is not None and sum(map(len, found[0])) != len(labels):
+        scored = ""  # runs of different length, some of which look like samples
+    accuracy, uncounted = None, ""
+    if labels is not None and scored:
+        uncounted = no_numbers(labels)
+    if labels is not None and scored and not uncounted:
+        try:
+            accuracy = _accuracy(scored, classes, labels, *map(np.concatenate, found))
+        except DataError:
+            if labels_are_classes:
+                raise
+    checks = tuple(t.result() for t in tallies.values())
+    notes = [*observer.notes, *_notes(checks, len(dataset))]
+    if uncounted and labels_are_classes:
+        notes.append(f"no accuracy was counted: {uncounted}")
+    if accuracy is not None and accuracy.doubt:
+        notes.append(f"the accuracy says nothing of the models: {accuracy.doubt}")
+    return Validation(len(dataset), checks, accuracy, tuple(notes), uncounted)
+
+
+def _accuracy(
+    output: str,
+    classes: int,
+    labels: npt.NDArray[Any],
+    reference: Classes,
+    new: Classes,
+) -> Accuracy:
+    """Both accuracies, from the classes that both models give each sample."""
+    ids, count = class_ids(labels, classes, output, reference), len(reference)
+    old, now = (int(np.sum(found == ids)) / count for found in (reference, new))
+    return Accuracy(output, count, old, now, doubt(ids, reference))
+
+
+def check_classes(reference: Model, dataset: Dataset, runtime: Runtime) -> None:
+    """Refuse integer labels that are not numbers of the classes that a model has.
+
+    The model runs on one sample, and on all of them only where there is something to refuse.
+
+    Raises:
+        DataError: as said.
+        ModelError: the model does not run.
+    """
+    labels, session = dataset.sample_labels, runtime.session(reference, lean=True)
+    feed = dataset.feed(0)
+    count = dataset.samples_in(feed)
+    outputs = _of_samples({n: arrays_of(v) for n, v in session.run(feed).items()}, count)
+    scored = _scored(outputs, count)
+    first = scores_in(outputs[scored]) if scored else None
+    if labels is None or first is None:
+        return
+    classes = first.shape[1]
+    if no_numbers(labels) or (labels.min() >= 0 and labels.max() < classes):
+        return
+    predicted = []
+    for feed in dataset.batches(16):
+        found = {scored: arrays_of(session.run(feed, [scored])[scored])}
+        scores = scores_in(_of_samples(found, dataset.samples_in(feed))[scored])
+        if scores is not None:
+            predicted.append(finite_classes(scores))
+    if sum(map(len, predicted)) == len(labels):
+        class_ids(labels, classes, scored, np.concatenate(predicted))
+
+
+def _of_samples(outputs: Values, count: int) -> dict[str, list[npt.NDArray[Any]]]:
+    """Outputs, with an axis of samples in front where one sample has a vector without it."""
+    return {
+        n: [a[None] if count == 1 and a.ndim == 1 and len(a) > 1 else a for a in arrays]
+        for n, arrays in outputs.items()
+    }
+
+
+def _scored(outputs: Values, count: int) -> str:
+    """The first output with a vector of class scores for each of ``count`` samples; or empty."""
+    scores = ((n, scores_in(arrays)) for n, arrays in outputs.items())
+    return next((n for n, v in scores if v is not None and len(v) == count), "")
+
+
+def _notes(checks: Sequence[OutputCheck], samples: int) -> list[str]:
+    """What the figures do not say."""
+    said = []
+    for check in checks:
+        if check.unlike:
+            said.append(
+                f"output {check.name!r} had another shape than the original's in {check.unlike} "
+                "batches; only arrays of one shape are compared"
+            )
+        if not check.places:
+            said.append(
+                f"nothing of output {check.name!r} could be compared: it is empty, or holds only "
+                "NaN and Inf, on all samples"
+            )
+        elif check.mismatches:
+            said.append(
+                f"output {check.name!r}: at {check.mismatches} places NaN or Inf stands in one "
+                f"model and not in the other; errors are those of the {check.places} places that "
+                "are finite in both"
+            )
+    if samples > 1 and not any(c.varied for c in checks if c.places):
+        said.append(
+            f"the original's outputs are the same on all {samples} samples; figures from them "
+            "prove little: give samples that differ"
+        )
+    return said
+
+
+def measure_latency(
+    reference: Model,
+    new: Model,
+    feeds: Sequence[tuple[int, Feed]],
+    runtime: Runtime,
+    seconds: float,
+) -> tuple[LatencyPair, ...]:
+    """Time both models in alternation on each ``(batch, feed)``, ``seconds`` on each."""
+    sessions: list[Session] = [runtime.session(reference), runtime.session(new)]
+    pairs = []
+    for batch, feed in feeds:
+        one, two = interleaved_latency(sessions, feed, seconds=seconds)
+        pairs.append(
+            LatencyPair(
+                batch,
+                one.best * 1e3,
+                two.best * 1e3,
+                one.median * 1e3,
+                two.median * 1e3,
+                max(one.spread, two.spread),
+            )
+        )
+    return tuple(pairs)
+
+
+def _samples(dataset: Dataset, feed: Feed) -> int:
+    return len(next(iter(feed.values()))) if dataset.batchable else 1
+
+
+def validate(
+    reference: str | os.PathLike[str] | onnx.ModelProto,
+    new: str | os.PathLike[str] | onnx.ModelProto,
+    data: Any,
+    *,
+    samples: int | None = None,
+    images: ImageOptions | None = None,
+    seed: int = 0,
+    threads: int = 0,
+    provider: str = "CPUExecutionProvider",
+    progress: Progress | None = None,
+) -> Validation:
+    """Compare two models on data, with labelled accuracy where the data has labels.
+
+    Args:
+        reference: path or ModelProto of the original.
+        new: path or ModelProto of the model to judge.
+        data: anything that :func:`onnx_lowrank.samples.dataset.load_dataset` reads; of an archive
+            with a held-out part, that part.
+        samples: a random subset of so many; all by default.
+        images: how pictures become inputs.
+        seed: of the subset.
+        threads: of ONNX Runtime; 0 leaves the choice to it.
+        provider: ONNX Runtime execution provider.
+        progress: told of every sample.
+
+    Raises:
+        ModelError, DataError, OptionError: as the inputs deserve.
+        ValidationError: outputs missing, of other shapes, or not finite.
+    """
+    models = load(reference), load(new)
+    part = HELD_OUT if has_part(data) else None
+    runtime = Runtime(provider, threads)
+    dataset = load_dataset(
+        data, input_specs(models[0]), samples=samples, seed=seed, images=images, part=part,
+        trial=RowTrial(models[0], runtime),
+    )  # fmt: skip
+    return validate_models(*models, dataset, runtime, progress=progress)

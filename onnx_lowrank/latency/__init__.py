@@ -1,0 +1,1 @@
+"""Chains and models timed in ONNX Runtime, in place and in alternation."""

@@ -1,0 +1,93 @@
+"""The numbers of a chain as the file has them: which constants, in which order and orientation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.chains.chain import Chain, Stage
+from onnx_lowrank.chains.geometry import ConvGeometry
+from onnx_lowrank.chains.protocol import Step
+from onnx_lowrank.chains.special_stages import Branches, Select, TensorTrainStep
+from onnx_lowrank.layers import Layer, turned
+
+__all__ = ["flat", "multiplies_left", "stored"]
+
+Array = npt.NDArray[Any]
+
+
+def flat(chain: Chain) -> Iterator[Step]:
+    """The steps of a chain, those of its branches in their places."""
+    for step in chain.stages:
+        if isinstance(step, Branches):
+            for branch in step.chains:
+                yield from flat(branch)
+        else:
+            yield step
+
+
+def stored(
+    layer: Layer, step: Step, last: bool, kept_bias: Array | None, renewed: bool = False
+) -> Iterator[tuple[str, Array]]:
+    """What a step has in the file: a word for the name, and the values.
+
+    Args:
+        layer: whose place the chain takes.
+        step: no branches.
+        last: whether the chain ends with it.
+        kept_bias: of a recurrent product, see :class:`~onnx_lowrank.layers.writer.Written`.
+        renewed: whether the layer's own nodes read the numbers; new nodes of a Gemm have transB.
+    """
+    if isinstance(step, Select):
+        yield "index", np.array(step.index, np.int64)
+    elif isinstance(step, TensorTrainStep):
+        for number, matrix in enumerate(step.matrices, 1):
+            yield f"core{number}", matrix
+        if step.bias is not None:
+            yield "bias", step.bias
+    elif isinstance(step, Stage) and layer.recurrent and last:
+        yield from _recurrent_numbers(layer, step, kept_bias)
+    elif isinstance(step, Stage):
+        yield "weight", _stored_weight(layer, step, renewed)
+        if step.bias is not None:
+            yield "bias", _stored_bias(layer, step.bias)
+
+
+def _recurrent_numbers(
+    layer: Layer, stage: Stage, kept_bias: Array | None
+) -> Iterator[tuple[str, Array]]:
+    directions = layer.directions
+    yield "weight", stage.weight.reshape(directions, -1, stage.inputs)
+    if stage.bias is None and kept_bias is None:
+        return
+    rows = stage.outputs // directions
+    own = np.zeros(stage.outputs) if stage.bias is None else stage.bias
+    other = np.zeros((directions, rows)) if kept_bias is None else kept_bias
+    both = np.concatenate([own.reshape(directions, rows), other], axis=1)
+    yield "bias", both.astype(layer.dtype)
+
+
+def multiplies_left(layer: Layer) -> bool:
+    """Whether the weight is the first operand of a MatMul."""
+    return not isinstance(layer.geometry, ConvGeometry) and layer.geometry.output_axis == -2
+
+
+def _stored_weight(layer: Layer, stage: Stage, renewed: bool) -> Array:
+    """The weight in the orientation that the node wants."""
+    if isinstance(stage.geometry, ConvGeometry):
+        return turned(stage.weight, stage.groups) if stage.geometry.transposed else stage.weight
+    if layer.op == "Gemm" and (not renewed or layer.nodes[0].attrs.get("transB", 0)):
+        return stage.weight
+    matrix = stage.weight if multiplies_left(layer) else stage.weight.T
+    return matrix.reshape((1,) * layer.unit_axes + matrix.shape) if renewed else matrix
+
+
+def _stored_bias(layer: Layer, bias: Array) -> Array:
+    if layer.op != "MatMul":
+        return bias
+    if layer.bias_shape is not None:
+        return bias.reshape(layer.bias_shape)
+    return bias.reshape(-1, 1) if multiplies_left(layer) else bias

@@ -1,0 +1,299 @@
+"""Turn a Chain into nodes: one writer for all passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.chains.chain import Chain, Stage
+from onnx_lowrank.chains.geometry import ConvGeometry
+from onnx_lowrank.chains.protocol import Step
+from onnx_lowrank.chains.special_stages import Branches, Select, TensorTrainStep
+from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.layers import Layer
+from onnx_lowrank.layers.stored import flat, multiplies_left, stored
+
+__all__ = ["Written", "apply_chain", "update_chain"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class Written:
+    """A chain in the graph, and the names under which its numbers can be changed.
+
+    Attributes:
+        layer: what it replaced.
+        chain: as written.
+        constants: initializers, in the order of the steps.
+        kept_bias: of the recurrent product ``(directions, gates * hidden)``, which shares an
+            initializer with that of the input; None for other layers.
+        renewed: whether the layer's own nodes stand there still, with other numbers.
+    """
+
+    layer: Layer
+    chain: Chain
+    constants: tuple[str, ...]
+    kept_bias: Array | None
+    renewed: bool = False
+
+    @property
+    def biased(self) -> bool:
+        """Whether some stage adds a bias."""
+        return any(s.bias is not None for s in flat(self.chain))
+
+
+def apply_chain(graph: Graph, layer: Layer, chain: Chain, constants: Sequence[str] = ()) -> Written:
+    """Replace ``layer`` by ``chain``; the output tensor keeps its name.
+
+    Where the chain is the layer itself with other numbers, its nodes stay as they are, and read
+    other constants.
+
+    Args:
+        graph: changed.
+        layer: of it.
+        chain: to write.
+        constants: of the same chain, written in another place: the new nodes read these too.
+    """
+    chain = chain.astype(layer.dtype)
+    renewed = None if constants else _renewed(graph, layer, chain)
+    if renewed is not None:
+        return renewed
+    writer = _Writer(graph, layer, chain, constants)
+    graph.replace(
+        layer.nodes, lambda: list(writer.chain(chain, layer.name, layer.input, layer.output))
+    )
+    return Written(layer, chain, tuple(writer.constants), writer.kept_bias)
+
+
+def update_chain(graph: Graph, written: Written, chain: Chain) -> None:
+    """Give the steps of a written chain other numbers of the same shapes."""
+    chain = (chain if written.biased else chain.unbiased()).astype(written.layer.dtype)
+    layer, kept_bias = written.layer, written.kept_bias
+    numbers = [
+        values
+        for step in flat(chain)
+        for _, values in stored(layer, step, step is chain.last, kept_bias, written.renewed)
+    ]
+    for name, values in zip(written.constants, numbers, strict=True):
+        graph.set_constant(name, values)
+    written.chain = chain
+
+
+def _renewed(graph: Graph, layer: Layer, chain: Chain) -> Written | None:
+    """The layer with the numbers of ``chain``; None where that takes other nodes."""
+    stage, node = chain.last, layer.nodes[0]
+    if len(chain.stages) > 1 or not isinstance(stage, Stage):
+        return None
+    if stage.geometry != layer.geometry or stage.weight.shape != layer.shape:
+        return None
+    kept_bias = _kept_bias(graph, layer)
+    numbers = dict(stored(layer, stage, True, kept_bias, renewed=True))
+    weight_at = 0 if multiplies_left(layer) else 1
+    if layer.op == "MatMul":
+        product = node.outputs[0].name
+        biased, bias_at = layer.nodes[-1], 0
+        if len(layer.nodes) > 1:
+            bias_at = next(i for i, t in enumerate(biased.inputs) if t.name != product)
+        old_bias = biased.inputs[bias_at].name if len(layer.nodes) > 1 else ""
+    else:
+        biased, bias_at = node, 3 if layer.recurrent else 2
+        old_bias = node.inputs[bias_at].name if len(node.inputs) > bias_at else ""
+    if bool(old_bias) != ("bias" in numbers) and (old_bias or layer.op == "MatMul"):
+        return None
+    weight = node.inputs[weight_at].name
+    inputs = {weight_at: graph.renew_constant(weight, numbers["weight"], f"{layer.name}_weight")}
+    names = [inputs[weight_at]]
+    if "bias" in numbers:
+        stem = f"{layer.name}_bias"
+        names.append(
+            graph.renew_constant(old_bias, numbers["bias"], stem)
+            if old_bias
+            else graph.add_constant(stem, numbers["bias"], weight)
+        )
+        if biased is node:
+            inputs[bias_at] = names[1]
+        else:
+            graph.change(biased, {bias_at: names[1]})
+    graph.change(node, inputs, dict.fromkeys(("alpha", "beta")) if layer.op == "Gemm" else None)
+    return Written(layer, chain, tuple(names), kept_bias, renewed=True)
+
+
+def _kept_bias(graph: Graph, layer: Layer) -> Array | None:
+    """The bias of the recurrent product, ``(directions, gates * hidden)``, if there is one."""
+    operands = layer.nodes[0].inputs
+    if not layer.recurrent or len(operands) < 4:
+        return None
+    bias = graph.constant(operands[3].name)
+    return None if bias is None else bias[:, bias.shape[1] // 2 :]
+
+
+class _Writer:
+    """The nodes of a chain, and the initializers that they read, in one order."""
+
+    def __init__(self, graph: Graph, layer: Layer, chain: Chain, constants: Sequence[str]) -> None:
+        self._graph, self._layer, self._given = graph, layer, constants
+        self.constants: list[str] = []
+        self._rank = graph.rank(layer.input)
+        #: whether it writes the whole layer with other numbers, as where it gains a bias
+        only = chain.stages[0] if len(chain.stages) == 1 else None
+        self._whole = isinstance(only, Stage) and only.weight.shape == layer.shape
+        # read now: the nodes are taken apart before the new ones are made
+        self.kept_bias = _kept_bias(graph, layer)
+        node = layer.nodes[0]
+        self._attributes = dict(node.attrs)
+        self._operands = [t.name for t in node.inputs]
+        self._results = [t.name for t in node.outputs]
+        self._origin = self._operands[0 if multiplies_left(layer) else 1]
+
+    def chain(self, chain: Chain, name: str, source: str, target: str) -> Iterator[Node]:
+        graph, alone = self._graph, len(chain.stages) == 1
+        for step in chain.stages:
+            last = step is chain.last
+            output = target if last else graph.fresh(f"{self._layer.output}_{step.role}")
+            own = name if alone else graph.fresh(f"{name}_{step.role}")
+            if isinstance(step, Branches):
+                yield from self._branches(step, own, source, output)
+            else:
+                yield from self._step(step, last, own, source, output)
+            source = output
+
+    def _branches(self, step: Branches, name: str, source: str, target: str) -> Iterator[Node]:
+        graph, ends = self._graph, []
+        for number, branch in enumerate(step.chains, 1):
+            ends.append(graph.fresh(f"{target}_branch{number}"))
+            yield from self.chain(branch, graph.fresh(f"{name}_branch{number}"), source, ends[-1])
+        total = ends[0]
+        for number, end in enumerate(ends[1:], 2):
+            last = number == len(ends)
+            output = target if last else graph.fresh(f"{target}_sum{number}")
+            own = name if last else graph.fresh(f"{name}_sum{number}")
+            yield graph.make_node("Add", own, [total, end], output)
+            total = output
+
+    def _step(self, step: Step, last: bool, name: str, source: str, target: str) -> Iterator[Node]:
+        written = stored(self._layer, step, last, self.kept_bias)
+        if self._given:
+            numbers = list(self._given[len(self.constants) :][: len(list(written))])
+        else:
+            numbers = [self._add(f"{name}_{what}", what, values) for what, values in written]
+        self.constants += numbers
+        if isinstance(step, Select):
+            attributes = {"axis": step.axis}
+            yield self._graph.make_node("Gather", name, [source, *numbers], target, attributes)
+        elif isinstance(step, TensorTrainStep):
+            yield from self._train(step, name, source, target, numbers)
+        elif self._layer.recurrent and last:
+            operands = list(self._operands)
+            operands += [""] * (2 + len(numbers) - len(operands))
+            operands[:2] = [source, numbers[0]]
+            if len(numbers) > 1:
+                operands += [""] * (4 - len(operands))
+                operands[3] = numbers[1]
+            yield self._graph.make_node(
+                self._layer.op, name, operands, self._results, self._attributes
+            )
+        elif isinstance(step, Stage):
+            yield from self._stage(step, name, source, target, numbers)
+
+    def _add(self, stem: str, what: str, values: Array) -> str:
+        if self._whole and what == "weight":
+            return self._graph.renew_constant(self._origin, values, stem)
+        return self._graph.add_constant(stem, values, self._origin)
+
+    def _stage(
+        self, stage: Stage, name: str, source: str, target: str, numbers: Sequence[str]
+    ) -> Iterator[Node]:
+        graph, geometry, operands = self._graph, stage.geometry, [source, *numbers]
+        if isinstance(geometry, ConvGeometry):
+            op = "ConvTranspose" if geometry.transposed else "Conv"
+            yield graph.make_node(op, name, operands, target, _conv_attributes(geometry))
+        elif self._layer.op == "Gemm":
+            if stage.bias is None and graph.opset < 11:  # the third operand was not optional yet
+                operands.append(graph.add_constant(f"{name}_zero", np.zeros(1, self._layer.dtype)))
+            attributes = {"transA": int(geometry.input_axis == -2), "transB": 1}
+            yield graph.make_node("Gemm", name, operands, target, attributes)
+        else:
+            product = target if stage.bias is None else graph.fresh(f"{target}_product")
+            pair = operands[:2]
+            if geometry.input_axis == -2:
+                pair.reverse()
+            yield graph.make_node("MatMul", name, pair, product)
+            if stage.bias is not None:
+                added = graph.fresh(f"{name}_add")
+                yield graph.make_node("Add", added, [product, numbers[1]], target)
+
+    def _train(
+        self, step: TensorTrainStep, name: str, source: str, target: str, numbers: Sequence[str]
+    ) -> Iterator[Node]:
+        """Rows of the input, folded; core after core; unfolded again. See the step."""
+        graph, rows, columns = self._graph, step.row_modes, step.column_modes
+
+        def integers(*values: int) -> str:
+            return graph.add_constant(f"{name}_shape", np.array(values, np.int64))
+
+        def window(start: int, end: int, axis: int) -> tuple[str, list[str], dict[str, Any]]:
+            if graph.opset < 10:
+                return "Slice", [], {"starts": [start], "ends": [end], "axes": [axis]}
+            return "Slice", [integers(start), integers(end), integers(axis)], {}
+
+        def node(op: str, inputs: Sequence[str], output: str, attributes: Any = None) -> Node:
+            own = graph.fresh(f"{name}_{op.lower()}")
+            return graph.make_node(op, own, inputs, output, attributes)
+
+        work: list[tuple[str, list[str], dict[str, Any]]] = []
+        if self._rank != 2:
+            work.append(("Reshape", [integers(-1, step.inputs)], {}))
+        missing = math.prod(columns) - step.inputs
+        if missing and graph.opset < 11:
+            work.append(("Pad", [], {"pads": [0, 0, 0, missing]}))
+        elif missing:
+            work.append(("Pad", [integers(0, 0, 0, missing)], {}))
+        for k, core in enumerate(step.cores):
+            before, beside = math.prod(rows[:k]), math.prod(columns[k + 1 :])
+            inner = int(core.shape[0]) * columns[k]
+            if k < len(step.cores) - 1:
+                work.append(("Reshape", [integers(0, before, inner, beside)], {}))
+                work.append(("MatMul", [numbers[k]], {"left": True}))
+            else:
+                work.append(("Reshape", [integers(0, before, inner)], {}))
+                work.append(("MatMul", [numbers[k]], {}))
+        work.append(("Reshape", [integers(0, math.prod(rows))], {}))
+        if math.prod(rows) > step.outputs:
+            work.append(window(0, step.outputs, 1))
+        if step.bias is not None:
+            work.append(("Add", [numbers[-1]], {}))
+        if self._rank != 2:
+            whole, leading, wanted = (graph.fresh(f"{target}_shape") for _ in range(3))
+            yield node("Shape", [source], whole)
+            op, extra, attributes = window(0, -1, 0)
+            yield node(op, [whole, *extra], leading, attributes)
+            yield node("Concat", [leading, integers(step.outputs)], wanted, {"axis": 0})
+            work.append(("Reshape", [wanted], {}))
+        for number, (op, extra, attributes) in enumerate(work, 1):
+            last = number == len(work)
+            output = target if last else graph.fresh(f"{target}_{op.lower()}")
+            operands = [*extra, source] if attributes.pop("left", False) else [source, *extra]
+            yield node(op, operands, output, attributes)
+            source = output
+
+
+def _conv_attributes(geometry: ConvGeometry) -> dict[str, Any]:
+    attributes: dict[str, Any] = {
+        "kernel_shape": list(geometry.kernel),
+        "strides": list(geometry.strides),
+        "dilations": list(geometry.dilations),
+        "group": geometry.groups,
+    }
+    if geometry.auto_pad == "NOTSET":
+        attributes["pads"] = list(geometry.pads)
+    else:
+        attributes["auto_pad"] = geometry.auto_pad
+    if any(geometry.output_padding):
+        attributes["output_padding"] = list(geometry.output_padding)
+    return attributes

@@ -1,0 +1,333 @@
+"""Load and save: external data, opset, IR version and metadata kept, written atomically.
+
+External data is looked for in the folder of the model and nowhere else, in plain files. It is
+mapped into memory tensor by tensor, and copied in small parts: a model may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, checker, external_data_helper, numpy_helper
+
+from onnx_lowrank.errors import ModelError, OptionError
+from onnx_lowrank.modelfile.atomic_files import atomic_write, atomic_writes
+from onnx_lowrank.modelfile.checks import sound, tensor_bytes
+from onnx_lowrank.modelfile.external_data import (
+    Place,
+    check,
+    chunks,
+    layout,
+    mappable,
+    mapped,
+    place,
+    refer,
+)
+from onnx_lowrank.modelfile.file_kinds import other_kind
+from onnx_lowrank.modelfile.protobuf import all_tensors
+from onnx_lowrank.modelfile.scratch import Scratch
+
+__all__ = ["Model", "atomic_write", "check_output", "load", "save"]
+
+#: Protobuf refuses to serialise 2 GiB; stay clear of it.
+LARGEST_PROTO = 1_900_000_000
+#: no protobuf is longer, bytes
+LARGEST_FILE = 1 << 31
+#: Tensors smaller than this stay in the model file (as ``onnx.save`` does).
+SMALLEST_EXTERNAL = 1024
+
+
+@dataclass(frozen=True)
+class Model:
+    """A ModelProto whose external tensors stay on disk.
+
+    Attributes:
+        proto: the model.
+        folder: where its external data lies.
+        path: of the file that it was read from.
+        scratch: what of its external data is in no folder yet.
+        homes: names of files of the original's external data, by initializers that belong in them
+            and are not there yet.
+    """
+
+    proto: onnx.ModelProto
+    folder: Path | None = None
+    path: Path | None = None
+    scratch: Scratch | None = None
+    homes: Mapping[str, str] = field(default_factory=dict)
+
+    def read(self, tensor: TensorProto) -> npt.NDArray[Any]:
+        """The values of ``tensor``, mapped read-only where they are external."""
+        try:
+            if not external_data_helper.uses_external_data(tensor):
+                return numpy_helper.to_array(tensor)
+            if self.scratch is not None and self.scratch.holds(tensor):
+                return self.scratch.read(tensor)
+            if mappable(tensor):
+                where = place(tensor)
+                file = (self.folder or Path()) / where.location
+                return mapped(file, where.offset, tensor.data_type, tensor.dims)
+            return numpy_helper.to_array(tensor, str(self.folder or ""))
+        except (OSError, ValueError, TypeError, checker.ValidationError) as error:
+            raise ModelError(f"tensor {tensor.name!r} cannot be read: {error}") from error
+
+    def chunks(self, tensor: TensorProto) -> Iterator[bytes]:
+        """The values of an external ``tensor`` as they lie on disk, in small parts."""
+        if self.scratch is not None and self.scratch.holds(tensor):
+            yield from self.scratch.chunks(tensor)
+            return
+        where = place(tensor)
+        try:
+            file = ((self.folder or Path()) / where.location).open("rb")
+        except OSError as error:
+            raise ModelError(f"tensor {tensor.name!r} cannot be read: {error}") from error
+        with file:
+            yield from chunks(file, where)
+
+    @property
+    def external(self) -> bool:
+        """Whether any tensor lives outside the model file."""
+        return next(self.outside, None) is not None
+
+    @property
+    def outside(self) -> Iterator[TensorProto]:
+        """Tensors whose values live outside the model file."""
+        return filter(external_data_helper.uses_external_data, all_tensors(self.proto))
+
+    @property
+    def bytes(self) -> int:
+        """Size of the model with all its data, in bytes; tied tensors count once."""
+        return self.proto.ByteSize() + sum(p.length for p in set(map(place, self.outside)))
+
+    @property
+    def large(self) -> bool:
+        """Whether it passes what one protobuf can hold; it is then kept and run in pieces."""
+        return self.bytes > LARGEST_PROTO
+
+    @property
+    def skeleton(self) -> onnx.ModelProto:
+        """The model with nothing in the place of values in files: what ``onnx.checker`` judges."""
+        if not self.external:
+            return self.proto
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        for tensor in list(Model(proto).outside):
+            tensor.dims[:] = [0]
+            _embed(tensor, b"")
+        return proto
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the model file (without its external data), hexadecimal."""
+        return hashlib.sha256(self.proto.SerializeToString(deterministic=True)).hexdigest()
+
+
+def load(source: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
+    """Load a model; external data stays on disk until a tensor is read.
+
+    Args:
+        source: a path, or a ModelProto with its data inside.
+
+    Raises:
+        ModelError: the file is absent, no ONNX model, or its external data is missing.
+    """
+    if isinstance(source, Model):
+        return source
+    if isinstance(source, onnx.ModelProto):
+        if Model(source).external:
+            raise ModelError(
+                "the ModelProto refers to external data files; pass the path of the model instead"
+            )
+        if sum(map(tensor_bytes, all_tensors(source))) > LARGEST_FILE:
+            raise ModelError(
+                "the ModelProto is larger than 2 GiB; save it with its weights in a file beside "
+                "it (onnx.save, save_as_external_data=True), and pass the path"
+            )
+        return Model(sound(source, "the ModelProto"))
+    path = Path(source)
+    proto = onnx.ModelProto()
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise ModelError(f"{path}: larger than 2 GiB, which no ONNX file is; give the model")
+        if not path.is_file():  # a pipe would block, a device never end
+            raise ModelError(f"{path}: cannot be read (no plain file); give the model itself")
+        if (kind := other_kind(path)) is not None:
+            raise ModelError(f"{path}: no ONNX model, but {kind.as_model()}")
+        proto.ParseFromString(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
+        ) from error
+    except DecodeError as error:
+        raise ModelError(
+            f"{path}: not an ONNX model, or truncated ({error}); export it again"
+        ) from error
+    model = Model(sound(proto, str(path)), path.absolute().parent, path)
+    for tensor in model.outside:
+        check(path.absolute().parent, tensor)
+    return model
+
+
+def save(model: Model, path: str | os.PathLike[str], *, source: Model | None = None) -> int:
+    """Write ``model`` to ``path`` in one step: the file is absent, or whole.
+
+    Weights go to files beside it, one or many, where those of ``source`` do, or where the model
+    would pass protobuf's 2 GB. Tensors that share their values go on to do so.
+
+    Returns:
+        Bytes written, external data included.
+
+    Raises:
+        OptionError: ``path`` is the source itself, or a folder, or lies in none.
+        ModelError: it cannot be written.
+    """
+    target = check_output(path, source)
+    if model.large or any(_locations(m) for m in (model, source) if m is not None):
+        return _save_external(model, target, source)
+    payload = _whole(model).SerializeToString(deterministic=True)
+    with atomic_write(target) as file:
+        file.write(payload)
+    return len(payload)
+
+
+def check_output(
+    path: str | os.PathLike[str],
+    source: Model | None = None,
+    keep: Iterable[str | os.PathLike[str] | None] = (),
+) -> Path:
+    """Refuse a path that cannot be written to, before any work is done for it.
+
+    Args:
+        path: of the output.
+        source: the model that is read.
+        keep: other files of the run: its data, its other outputs. Those that are None are none.
+
+    Raises:
+        OptionError: it is the input itself, the file of its weights, one to keep, a folder or a
+            device, or its folder is absent or read-only.
+    """
+    target = Path(path)
+    try:
+        if source is not None and source.path is not None and _same_file(source.path, target):
+            raise OptionError(f"{target} is the input itself; name another output")
+        for file in () if source is None else _data_files(source):
+            for ours in (target, *_data_paths(target, source)):
+                if _same_file(file, ours):
+                    raise OptionError(f"{ours} holds the input's weights; name another output")
+        for other in (Path(name) for name in keep if name is not None):
+            if _same_file(other, target) or other.absolute() == target.absolute():
+                raise OptionError(f"{target} has another part in this run; name another output")
+        if target.is_dir():
+            raise OptionError(f"{target} is a folder; name a file in it")
+        if target.exists() and not target.is_file():
+            raise OptionError(f"{target} is no plain file; name another output")
+        if not target.parent.is_dir():
+            raise OptionError(f"{target.parent} does not exist; create it first")
+    except OptionError:
+        raise
+    except (OSError, ValueError) as error:
+        raise OptionError(f"{target}: cannot be written ({error}); name another output") from error
+    if not os.access(target.parent, os.W_OK):
+        raise OptionError(f"{target.parent} is read-only; name another folder")
+    return target
+
+
+def _whole(model: Model) -> onnx.ModelProto:
+    """The model with all its values inside."""
+    if not model.external:
+        return model.proto
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    for tensor in list(Model(proto).outside):
+        _embed(tensor, b"".join(model.chunks(tensor)))
+    return proto
+
+
+def _embed(tensor: TensorProto, values: bytes) -> None:
+    for name in ("external_data", "data_location"):
+        tensor.ClearField(name)
+    tensor.raw_data = values
+
+
+def _save_external(model: Model, target: Path, source: Model | None) -> int:
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    known = _layout(target, model if source is None else source)
+    names = list(known.values())
+    rest = names[0] if len(names) == 1 else f"{target.name}.data"
+    homes = {name: known.get(location, rest) for name, location in model.homes.items()}
+    moves = [
+        (t, known.get(place(t).location) or homes.get(t.name, rest)) for t in Model(proto).outside
+    ]
+    inside = [t for t in proto.graph.initializer if t.HasField("raw_data")]
+    moves += [(t, homes[t.name]) for t in inside if t.name in homes]
+    wide = [t for t in inside if t.name not in homes and len(t.raw_data) >= SMALLEST_EXTERNAL]
+    if sum(len(t.raw_data) for t in wide) > LARGEST_PROTO:
+        moves += [(t, rest) for t in wide]
+    names = list(dict.fromkeys(name for _, name in moves))
+    moved: dict[Place, Place] = {}
+    with atomic_writes(*map(target.with_name, names), target) as files:
+        data = dict(zip(names, files[:-1], strict=True))
+        for tensor, name in moves:
+            _move_outside(model, tensor, name, data[name], moved)
+        written = sum(file.tell() for file in data.values())
+        payload = proto.SerializeToString(deterministic=True)
+        files[-1].write(payload)
+    return written + len(payload)
+
+
+def _move_outside(
+    model: Model, tensor: TensorProto, name: str, file: IO[bytes], moved: dict[Place, Place]
+) -> None:
+    """Write the values of ``tensor`` to ``file``, unless they are there already."""
+    if not external_data_helper.uses_external_data(tensor):
+        where = Place(name, file.tell(), len(tensor.raw_data))
+        file.write(tensor.raw_data)
+        refer(tensor, where)
+        return
+    source = place(tensor)
+    if source not in moved:
+        moved[source] = Place(name, file.tell(), source.length)
+        for part in model.chunks(tensor):
+            file.write(part)
+    refer(tensor, moved[source])
+
+
+def _layout(target: Path, source: Model) -> dict[str, str]:
+    """Names of files of weights beside ``target``, by those of the source."""
+    return layout(_locations(source), source.path.name if source.path else "", target.name)
+
+
+def _locations(model: Model) -> list[str]:
+    """The files that its tensors refer to, in the order in which they do."""
+    ours = "" if model.scratch is None else model.scratch.location
+    found = dict.fromkeys(place(t).location for t in model.outside)
+    return [location for location in found if location != ours]
+
+
+def _data_paths(target: Path, source: Model | None) -> set[Path]:
+    """Files of weights that may be written beside ``target``."""
+    names = {} if source is None else _layout(target, source)
+    return {target.with_name(name) for name in (f"{target.name}.data", *names.values())}
+
+
+def _data_files(model: Model) -> set[Path]:
+    folder = model.folder or Path()
+    return {folder / place(tensor).location for tensor in model.outside}
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second)
+    except (OSError, ValueError):  # one of them is not there
+        return False

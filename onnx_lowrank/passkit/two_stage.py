@@ -1,0 +1,245 @@
+"""The decomposition of svd, spatial_svd and channel_svd: a basis, then a regression on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.analysis.moments import Moments, corrected, relative_error
+from onnx_lowrank.chains.chain import Chain, Rank, Stage, aligned_ranks, one_rank
+from onnx_lowrank.chains.geometry import ConvGeometry, Geometry
+from onnx_lowrank.layers import Layer
+from onnx_lowrank.linalg.patch_projection import Factors, PatchProjection
+
+__all__ = [
+    "METRICS",
+    "TWO_STAGE_METRICS",
+    "Projection",
+    "TwoStage",
+    "split_geometry",
+    "two_stage",
+    "unfolded",
+    "worth_refining",
+]
+
+Array = npt.NDArray[np.floating[Any]]
+
+#: ``covariance`` fits the response on the data, ``identity`` the weights.
+METRICS = ("covariance", "identity")
+
+#: ``diagonal`` knows of the data how much each input varies, not how inputs vary together.
+TWO_STAGE_METRICS = (*METRICS, "diagonal")
+
+#: rounds of alternating least squares for a chain that is written
+_ROUNDS = 4
+
+#: rank times squared patch length up to which a plan refines at every rank
+_AFFORDABLE = 400_000_000
+
+
+class Projection(Protocol):
+    """One group of a layer as two maps, at every rank."""
+
+    @property
+    def energy(self) -> float:
+        """``tr(W Sigma W^T)``."""
+
+    @property
+    def max_rank(self) -> int:
+        """Rank beyond which nothing is gained."""
+
+    def error(self, rank: int) -> float:
+        """``tr(D Sigma D^T)`` of :meth:`factors`."""
+
+    def factors(self, rank: int) -> Factors:
+        """The maps of ``rank``, in closed form."""
+
+    def refined(self, rank: int, rounds: int) -> Factors:
+        """The maps of ``rank`` after so many rounds more."""
+
+
+@dataclass(frozen=True)
+class TwoStage:
+    """A layer projected onto a basis over some of its patch axes, at every rank.
+
+    Each group is taken apart alone; all at one rank, so that the chain is one of grouped layers.
+    """
+
+    variant: str
+    _stage: Stage
+    _moments: Moments
+    _groups: tuple[Projection, ...]
+    _geometries: tuple[Geometry, Geometry]
+    _roles: tuple[str, str]
+    _metric: str
+
+    @property
+    def _own_metric(self) -> bool:
+        """Whether the chain is made under the metric that errors are reported in."""
+        return self._metric == "covariance"
+
+    @property
+    def max_rank(self) -> int:
+        """The largest of the groups' numerical ranks."""
+        return max(g.max_rank for g in self._groups)
+
+    def ranks(self) -> Iterator[int]:
+        """Aligned ranks up to :attr:`max_rank`."""
+        return aligned_ranks(self.max_rank, len(self._groups))
+
+    def unfoldings(self) -> Sequence[Sequence[Array]]:
+        """Of each group, first stage's patch by outputs with the other taps."""
+        kernel = self._geometries[0].kernel
+        first = [1, *(a + 2 for a, k in enumerate(kernel) if k > 1)]
+        return [[unfolded(k, first)] for k in self._kernels]
+
+    @property
+    def _kernels(self) -> Array:
+        weight: Array = self._stage.weight
+        return weight.reshape(len(self._groups), -1, *weight.shape[1:])
+
+    def error(self, rank: Rank) -> float:
+        """Relative response error at ``rank``; :meth:`cut` takes it a little lower."""
+        rank = one_rank(rank)
+        if not self._own_metric:
+            chain = self._chain([g.factors(rank) for g in self._groups])
+            return relative_error(self._stage, chain, self._moments)
+        plain = self._plain(rank)
+        if not worth_refining(plain):
+            return plain
+        if rank <= self._affordable:
+            return self._refined(rank)
+        # refining a wide layer at every rank would take minutes: carry the gain over
+        return plain * self._gain
+
+    @cached_property
+    def _gain(self) -> float:
+        """What refining leaves of the error at the largest rank where it is affordable."""
+        reference = self._plain(self._affordable)
+        return min(self._refined(self._affordable) / reference, 1.0) if reference > 0 else 1.0
+
+    @property
+    def _affordable(self) -> int:
+        width = int(self._stage.matrices.shape[2])
+        return max(min(_AFFORDABLE // width**2, self.max_rank), 1)
+
+    @property
+    def _energy(self) -> float:
+        return sum(g.energy for g in self._groups)
+
+    def _plain(self, rank: int) -> float:
+        energy = self._energy
+        return sum(g.error(rank) for g in self._groups) / energy if energy > 0 else 0.0
+
+    def _refined(self, rank: int) -> float:
+        return sum(g.refined(rank, rounds=1).error for g in self._groups) / self._energy
+
+    def outline(self, rank: Rank) -> Chain:
+        """Two stages of the right shapes, all zero."""
+        rank = one_rank(rank)
+        groups, zero = len(self._groups), np.zeros(())
+        one, two = self._geometries
+        inputs = self._stage.weight.shape[1]
+        first = np.broadcast_to(zero, (groups * rank, inputs, *one.kernel))
+        last = np.broadcast_to(zero, (self._stage.outputs, rank, *two.kernel))
+        bias = np.broadcast_to(zero, (self._stage.outputs,))
+        return Chain(
+            (Stage(first, None, one, self._roles[0]), Stage(last, bias, two, self._roles[1]))
+        )
+
+    def cut(self, rank: Rank) -> Chain:
+        """Two stages with ``rank`` channels a group between them."""
+        rank = min(one_rank(rank), self.max_rank)
+        rounds = _ROUNDS if self._own_metric else 0
+        chain = self._chain([g.refined(rank, rounds) for g in self._groups])
+        design = self._moments if self._metric != "identity" else Moments()
+        return corrected(self._stage, chain.balanced(), design)
+
+    def _chain(self, groups: Sequence[Factors]) -> Chain:
+        first = np.concatenate([g.basis for g in groups])
+        last = np.concatenate([g.last for g in groups])
+        one, two = self._geometries
+        return Chain(
+            (
+                Stage(first.reshape(*first.shape[:2], *one.kernel), None, one, self._roles[0]),
+                Stage(last.reshape(*last.shape[:2], *two.kernel), None, two, self._roles[1]),
+            )
+        )
+
+
+def two_stage(
+    layer: Layer,
+    moments: Moments,
+    axes: tuple[int, ...],
+    roles: tuple[str, str],
+    metric: str = "covariance",
+    max_parameters: int | None = None,
+    variant: str = "",
+    solve: Callable[[Array, Array | None, tuple[int, ...], int | None], Projection] | None = None,
+) -> TwoStage:
+    """Take ``layer`` apart over the spatial ``axes`` that its first stage keeps.
+
+    Args:
+        layer: the layer.
+        moments: of its input.
+        axes: spatial axes of the first stage; the last stage has the others.
+        roles: words for the names of the two nodes.
+        metric: one of :data:`TWO_STAGE_METRICS`, to fit; errors are those of the response.
+        max_parameters: largest chain worth computing.
+        variant: name of this form of the method.
+        solve: takes kernel, covariance, kernel axes of the first stage and largest rank; None is
+            :class:`PatchProjection`, the best basis.
+    """
+    stage = layer.stage
+    geometries = split_geometry(layer.geometry, axes)
+    groups = layer.groups
+    first = (0, *(a + 1 for a in axes))
+    per_rank = groups * (
+        layer.shape[1] * int(np.prod(geometries[0].kernel, dtype=int))
+        + layer.shape[0] // groups * int(np.prod(geometries[1].kernel, dtype=int))
+    )
+    max_rank = None if max_parameters is None else max(max_parameters // per_rank, 1)
+    kernels = stage.weight.reshape(groups, layer.shape[0] // groups, *layer.shape[1:])
+    return TwoStage(
+        variant,
+        stage,
+        moments,
+        tuple(
+            (solve or PatchProjection)(kernel, _design(moments.sigma(g), metric), first, max_rank)
+            for g, kernel in enumerate(kernels)
+        ),
+        geometries,
+        roles,
+        metric,
+    )
+
+
+def unfolded(kernel: Array, rows: Sequence[int]) -> Array:
+    """``kernel (N, C, *k)`` as a matrix, the axes of one side named (the first axis being N)."""
+    front = np.moveaxis(kernel, list(rows), list(range(len(rows))))
+    return front.reshape(int(np.prod(front.shape[: len(rows)])), -1)
+
+
+def worth_refining(error: float) -> bool:
+    """Whether a plan wants the refined figure; larger errors are never taken, smaller ones are."""
+    return 1e-4 < error < 0.6
+
+
+def _design(sigma: Array | None, metric: str) -> Array | None:
+    """The matrix ``(d, d)`` that the chain is fitted under; None is the identity."""
+    if sigma is None or metric == "identity":
+        return None
+    return np.diag(np.diag(sigma)) if metric == "diagonal" else sigma
+
+
+def split_geometry(geometry: Geometry, axes: tuple[int, ...]) -> tuple[Geometry, Geometry]:
+    """Geometries of two stages that share a kernel, the first with the spatial ``axes``."""
+    if isinstance(geometry, ConvGeometry):
+        rest = [a for a in range(geometry.axes) if a not in axes]
+        return geometry.restrict(axes), geometry.restrict(rest)
+    return geometry, replace(geometry, input_axis=geometry.output_axis)

@@ -1,0 +1,118 @@
+"""From proposals under a budget to a decision and a reason for every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from onnx_lowrank.analysis.cost import layer_cost
+from onnx_lowrank.analysis.moments import Moments, relative_error
+from onnx_lowrank.analysis.preparation import Prepared
+from onnx_lowrank.chains.chain import Chain
+from onnx_lowrank.errors import BudgetError
+from onnx_lowrank.layers import Layer
+from onnx_lowrank.planning.candidates import Candidate, Choice, least_cost
+from onnx_lowrank.planning.lagrangian import allocate, allocate_blocked
+from onnx_lowrank.planning.plan import Decision
+from onnx_lowrank.planning.proposals import Proposals
+from onnx_lowrank.planning.several_budgets import allocate_all
+
+__all__ = ["after_cut", "choose", "decide"]
+
+
+def choose(constraints: Sequence[tuple[str, Sequence[Choice], int, int, int]]) -> list[Candidate]:
+    """One candidate a layer, all budgets kept.
+
+    Args:
+        constraints: of each, its metric, the choices at costs of that kind, the budget on their
+            sum, the cost of the original model, and that of what no choice changes.
+
+    Raises:
+        BudgetError: the cheapest of all cost more; it names what can be reached.
+    """
+    for metric, choices, budget, whole, fixed in constraints:
+        least = least_cost(choices)
+        if least > budget:
+            reachable = (least + fixed) / max(whole, 1)
+            raise BudgetError(
+                f"{metric}: these passes reach {reachable:.3f} of the original at the least, with "
+                "all accuracy lost; ask for more, or give more passes or layers"
+            )
+    if len(constraints) > 1:
+        return allocate_all([(choices, budget) for _, choices, budget, *_ in constraints])
+    ((metric, choices, budget, _, fixed),) = constraints
+    if metric == "macs":
+        return allocate_blocked(choices, budget, fixed)
+    return allocate(choices, budget)
+
+
+def decide(
+    original: Prepared, work: Prepared, chosen: Sequence[Candidate], proposals: Proposals
+) -> list[Decision]:
+    """A decision and a reason for every layer, those left out last.
+
+    Args:
+        original: the canonical model.
+        work: the same without the channels that go; itself where none do.
+        chosen: one candidate for each layer of ``work``.
+        proposals: that they were chosen from.
+    """
+    before = {layer.name: layer for layer in original.layers}
+    decisions = []
+    for layer, candidate, choice in zip(work.layers, chosen, proposals.choices, strict=True):
+        first = before[layer.name]
+        cost = layer_cost(first, original.shapes)
+        if candidate.method:
+            reason = (
+                f"{candidate.macs / max(cost.macs, 1):.2f} of its MACs, "
+                f"{candidate.parameters / max(cost.parameters, 1):.2f} of its parameters"
+            )
+        elif len(choice.candidates) > 1:
+            reason = "the budget is met with less error elsewhere"
+        else:
+            reason = "; ".join(proposals.skips[layer.name])
+        if layer.shape != first.shape:
+            outputs, inputs = layer.shape[0], layer.shape[1] * layer.groups
+            left = f"{inputs} of {first.shape[1] * first.groups} inputs, {outputs} of "
+            reason = f"{left}{first.shape[0]} outputs are left" + (f"; {reason}" if reason else "")
+        reason = reason or "all its channels are kept"
+        decisions.append(
+            Decision(
+                layer.name,
+                layer.op,
+                "factorize" if candidate.method else "keep",
+                candidate.method,
+                candidate.variant,
+                candidate.rank,
+                candidate.error,
+                cost.macs,
+                candidate.macs,
+                cost.parameters,
+                candidate.parameters,
+                reason,
+            )
+        )
+    for node in work.left_out:
+        macs, rest = (p.cost.counts.of(node.output, main=node.main) or 0 for p in (original, work))
+        decisions.append(
+            Decision(
+                node.name, node.op, "skip", "", "", 0, 0.0, macs, rest, 0, 0, node.reason
+            )
+        )  # fmt: skip
+    return decisions
+
+
+def after_cut(
+    layer: Layer,
+    decision: Decision,
+    chain: Chain,
+    moments: Moments,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Decision:
+    """A decision with what the chain that was cut costs and loses."""
+    return replace(
+        decision,
+        error=relative_error(layer.stage, chain, moments),
+        macs_after=chain.macs(shapes[layer.input]),
+        parameters_after=chain.parameters,
+    )

@@ -1,0 +1,225 @@
+"""Ask every pass what it can make of every layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from scipy.linalg import LinAlgError, svdvals
+
+from onnx_lowrank.analysis.cost import layer_cost
+from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.analysis.time_model import time_in_macs
+from onnx_lowrank.chains.chain import Chain, Rank
+from onnx_lowrank.errors import PlanError
+from onnx_lowrank.layers import Layer
+from onnx_lowrank.linalg.blas_threads import blas_for
+from onnx_lowrank.linalg.rank_rules import RankRule, evbmf_rank
+from onnx_lowrank.passkit.base import Decomposition, Factorization, Unfolded
+from onnx_lowrank.planning.candidates import Candidate, Choice, reweighed, without_chains
+from onnx_lowrank.planning.plan import Decision
+from onnx_lowrank.progress import Progress
+
+__all__ = ["NODE_BYTES", "Proposals", "cut_candidate", "make_choices"]
+
+#: bytes of the protobuf of one more node with its initializers, besides their data
+NODE_BYTES = 400
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """All ways that passes found to write the layers of one model.
+
+    Attributes:
+        choices: one for each layer, in the order of the layers.
+        skips: by layer name, why passes left it alone.
+        outlines: by layer name, chains of the right shapes for every candidate but the first,
+            which is the layer itself.
+    """
+
+    choices: tuple[Choice, ...]
+    skips: Mapping[str, tuple[str, ...]]
+    outlines: Mapping[str, tuple[Chain, ...]]
+
+    def weighed(self, factors: Mapping[str, float]) -> Proposals:
+        """The same with the weights of layers, by name, multiplied by factors."""
+        return replace(self, choices=tuple(reweighed(self.choices, factors)))
+
+    def keeping(self, layers: Iterable[str], reason: str) -> Proposals:
+        """The same where some layers can only be kept as they are, for a reason that is told."""
+        kept = frozenset(layers)
+        return Proposals(
+            tuple(without_chains(self.choices, kept)),
+            {**self.skips, **dict.fromkeys(kept, (reason,))},
+            {name: () if name in kept else found for name, found in self.outlines.items()},
+        )
+
+
+def make_choices(
+    layers: Sequence[Layer],
+    passes: Sequence[Factorization],
+    moments: Mapping[str, Moments],
+    shapes: Mapping[str, tuple[int, ...]],
+    metric: str,
+    totals: Mapping[str, float],
+    progress: Progress,
+    rule: RankRule | None = None,
+) -> Proposals:
+    """Candidates of every layer, on aligned ranks, none dearer than the layer itself.
+
+    Args:
+        layers: to take apart.
+        passes: to ask.
+        moments: by layer name.
+        shapes: of the layers' inputs.
+        metric: unit of ``Candidate.cost``, ``macs``, ``params`` or ``size``.
+        totals: variance of what each layer's response ends up in, where it is known. In front of
+            a residual Add an error counts against the sum, not against the branch alone.
+        progress: is told of every layer.
+        rule: where it gives the ranks itself (``fixed``, ``evbmf``), only these are candidates.
+    """
+    choices: list[Choice] = []
+    skips: dict[str, tuple[str, ...]] = {}
+    outlines: dict[str, tuple[Chain, ...]] = {}
+    with progress.task("plan", len(layers)) as advance:
+        for layer in layers:
+            with blas_for(layer.patch):
+                choice, reasons, found = _choice(
+                    layer, passes, moments[layer.name], shapes, metric, rule
+                )
+                total = totals.get(layer.name, 0.0)
+                if total > 0:
+                    energy = moments[layer.name].energy(layer.stage.matrices)
+                    weight = energy / total
+                    if math.isfinite(weight):  # else it could not be measured, and counts as 1
+                        choice = replace(choice, weight=weight)
+            choices.append(choice)
+            skips[layer.name], outlines[layer.name] = tuple(reasons), tuple(found)
+            advance(1)
+    return Proposals(tuple(choices), skips, outlines)
+
+
+def cut_candidate(
+    layer: Layer, decision: Candidate | Decision, passes: Sequence[Factorization], moments: Moments
+) -> Chain:
+    """The chain that a plan decided on, computed anew: plans hold numbers, not weights.
+
+    Raises:
+        PlanError: the plan names no pass, form or rank that there is.
+    """
+    factorization = next((p for p in passes if p.spec == decision.method), None)
+    if factorization is None:
+        raise PlanError(f"{layer.name}: pass {decision.method!r} is not among those of the plan")
+    refusal = factorization.skips(layer)
+    if refusal is not None:
+        raise PlanError(f"{layer.name}: {decision.method}: {refusal.reason}")
+    with blas_for(layer.patch):
+        # what the plan foresaw bounds the work; a rank edited by hand may need more
+        for most in (decision.parameters, None):
+            for decomposition in factorization.propose(layer, moments, most):
+                if decomposition.variant == decision.variant:
+                    try:
+                        needed = decomposition.outline(decision.rank).parameters
+                    except (ValueError, ZeroDivisionError) as error:
+                        raise PlanError(f"{layer.name}: rank {decision.rank}: {error}") from error
+                    if most is None or needed <= most:
+                        return decomposition.cut(decision.rank)
+    raise PlanError(f"{layer.name}: {decision.method} has no form {decision.variant!r}")
+
+
+def _choice(
+    layer: Layer,
+    passes: Sequence[Factorization],
+    moments: Moments,
+    shapes: Mapping[str, tuple[int, ...]],
+    metric: str,
+    rule: RankRule | None,
+) -> tuple[Choice, list[str], list[Chain]]:
+    """The choice of one layer, why passes left it alone, and the outlines of its candidates."""
+    shape = shapes[layer.input]
+    whole = layer_cost(layer, shapes)
+    costs = {"macs": whole.macs, "params": whole.parameters, "size": whole.bytes}
+    cost = costs[metric]
+    effort = time_in_macs(Chain((layer.stage,)), shape) if metric == "macs" else cost
+    keep = Candidate("", "", 0, 0.0, cost, effort, whole.macs, whole.parameters, whole.bytes)
+    found = [keep]
+    reasons: list[str] = []
+    outlines: list[Chain] = []
+    for factorization in passes:
+        if layer.op not in factorization.ops:
+            continue
+        refusal = factorization.refuses(layer)
+        if refusal is not None:
+            reasons.append(f"{factorization.name}: {refusal.reason}")
+            continue
+        before = len(found)
+        try:
+            for decomposition in factorization.propose(layer, moments, whole.parameters):
+                ranks = _ranks(decomposition, rule)
+                for candidate, outline in _candidates(
+                    layer, factorization, decomposition, ranks, shape, found[0], metric
+                ):
+                    found.append(candidate)
+                    outlines.append(outline)
+        except LinAlgError as error:  # inputs of a layer that are nearly all one direction
+            del found[before:], outlines[before - 1 :]
+            reasons.append(f"{factorization.name}: {error}; give more samples")
+            continue
+        if len(found) == before:
+            reasons.append(f"{factorization.name}: no rank saves anything")
+    if passes and not reasons and len(found) == 1:
+        reasons.append(f"no pass is for {layer.op}")
+    return Choice(layer.name, tuple(found)), reasons, outlines
+
+
+def _ranks(decomposition: Decomposition, rule: RankRule | None) -> Iterable[Rank]:
+    """The grid of a decomposition, or what of it a rule asks for."""
+    grid = list(decomposition.ranks())
+    if rule is None or rule.kind not in ("fixed", "evbmf") or not grid:
+        return grid
+    places = 1 if isinstance(grid[0], int) else len(grid[0])
+    if rule.kind == "fixed":
+        wanted = [int(rule.value)] * places
+        return [wanted[0] if places == 1 else tuple(wanted)]
+    if not isinstance(decomposition, Unfolded):
+        return []
+    found = [[evbmf_rank(svdvals(m), m.shape) for m in g] for g in decomposition.unfoldings()]
+    wanted = [max(r) for r in zip(*found, strict=True)]
+    large = [r for r in grid if all(a >= b for a, b in zip(_places(r), wanted, strict=True))]
+    return sorted(large, key=lambda r: math.prod(_places(r)))[:1]
+
+
+def _places(rank: Rank) -> tuple[int, ...]:
+    return (rank,) if isinstance(rank, int) else rank
+
+
+def _candidates(
+    layer: Layer,
+    factorization: Factorization,
+    decomposition: Decomposition,
+    ranks: Iterable[Rank],
+    shape: tuple[int, ...],
+    keep: Candidate,
+    metric: str,
+) -> Iterator[tuple[Candidate, Chain]]:
+    # a recurrent node that had no bias gets one of twice the length, half of it zeros
+    zeros = layer.shape[0] if layer.recurrent and layer.stage.bias is None else 0
+    for rank in ranks:
+        outline = decomposition.outline(rank)
+        macs, parameters = outline.macs(shape), outline.parameters + zeros
+        if macs >= keep.macs or parameters >= keep.parameters:
+            continue
+        size = parameters * layer.dtype.itemsize + NODE_BYTES * (outline.nodes - 1)
+        cost = {"macs": macs, "params": parameters, "size": size}[metric]
+        effort = time_in_macs(outline, shape) if metric == "macs" else cost
+        error = decomposition.error(rank)
+        if not math.isfinite(error):  # numbers so large or small that their squares are none
+            continue
+        yield (
+            Candidate(
+                factorization.spec, decomposition.variant, rank, error, cost, effort, macs,
+                parameters, size,
+            ),
+            outline,
+        )  # fmt: skip

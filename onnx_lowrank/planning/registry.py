@@ -1,0 +1,115 @@
+"""Which passes there are: the built-in ones, then those of other packages.
+
+A package adds passes by the entry-point group ``onnx_lowrank.passes``; each entry is a
+:class:`~onnx_lowrank.passkit.base.Pass` class. A pass is named with its options as
+``spatial_svd{split=vh,metric=identity}``; dashes and underscores are the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple
+
+from onnx_lowrank.errors import OptionError
+from onnx_lowrank.passes import BUILT_IN
+from onnx_lowrank.passkit.base import Factorization, Pass, Pruning, Rewrite
+
+__all__ = ["GROUP", "Passes", "available", "parse", "parse_list", "pass_class"]
+
+GROUP = "onnx_lowrank.passes"
+
+_SPEC = re.compile(r"^(?P<name>[A-Za-z0-9_-]+)(?:\{(?P<options>[^{}]*)\})?$")
+_SEPARATOR = re.compile(r",(?![^{]*\})")
+
+
+def available() -> dict[str, type[Pass]]:
+    """All passes by name."""
+    found = {p.name: p for p in BUILT_IN}
+    for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
+        cls = entry.load()
+        if not (isinstance(cls, type) and issubclass(cls, Pass)):
+            raise OptionError(f"entry point {entry.name!r} ({entry.value}) is no Pass class")
+        if cls.name in found:
+            raise OptionError(f"pass {cls.name!r} of {entry.value} has the name of another pass")
+        found[cls.name] = cls
+    return found
+
+
+def pass_class(name: str, passes: Mapping[str, type[Pass]] | None = None) -> type[Pass]:
+    """The pass of that name, among all that are available or among ``passes``.
+
+    Raises:
+        OptionError: there is none.
+    """
+    passes = available() if passes is None else passes
+    cls = passes.get(name.replace("-", "_"))
+    if cls is None:
+        raise OptionError(f"no pass named {name!r}; choose from {', '.join(passes)}")
+    return cls
+
+
+def parse(spec: str, passes: Mapping[str, type[Pass]] | None = None) -> Pass:
+    """A pass from its name and options, among all that are available or among ``passes``.
+
+    Raises:
+        OptionError: unknown pass or option, or a value of the wrong type.
+    """
+    match = _SPEC.match(spec.strip())
+    if match is None:
+        raise OptionError(f"cannot read pass {spec!r}; write name or name{{option=value,...}}")
+    cls = pass_class(match["name"], passes)
+    known = {f.name: f.default for f in fields(cls)}
+    values: dict[str, Any] = {}
+    for item in filter(None, (match["options"] or "").split(",")):
+        key, equals, text = item.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or key not in known:
+            raise OptionError(
+                f"{cls.name} has no option {key!r}; it has {', '.join(known) or 'none'}"
+            )
+        values[key] = _value(cls, key, text.strip(), known[key])
+    return cls(**values)
+
+
+class Passes(NamedTuple):
+    """Passes by kind, each in its order."""
+
+    rewrites: list[Rewrite]
+    factorizations: list[Factorization]
+    prunings: list[Pruning]
+
+    @property
+    def specs(self) -> tuple[str, ...]:
+        """All of them, as the command line names them."""
+        return tuple(p.spec for kind in self for p in kind)
+
+
+def parse_list(text: str | Sequence[str | Pass]) -> Passes:
+    """Passes from ``svd,spatial_svd{split=vh}`` or a sequence."""
+    items: Sequence[str | Pass] = _SEPARATOR.split(text) if isinstance(text, str) else text
+    known = available()  # looks through all that is installed
+    passes = [p if isinstance(p, Pass) else parse(p, known) for p in items]
+    return Passes(
+        [p for p in passes if isinstance(p, Rewrite)],
+        [p for p in passes if isinstance(p, Factorization)],
+        [p for p in passes if isinstance(p, Pruning)],
+    )
+
+
+def _value(cls: type[Pass], key: str, text: str, default: Any) -> Any:
+    choices = getattr(cls, "choices", {}).get(key)
+    if choices is not None and text not in choices:
+        raise OptionError(f"{cls.name}: {key}={text!r}; choose from {', '.join(choices)}")
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise OptionError(f"{cls.name}: {key} is true or false, not {text!r}")
+        return text.lower() == "true"
+    try:
+        return type(default)(text)
+    except (TypeError, ValueError):
+        raise OptionError(
+            f"{cls.name}: {key} is of type {type(default).__name__}, not {text!r}"
+        ) from None

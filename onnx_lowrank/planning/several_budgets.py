@@ -1,0 +1,142 @@
+"""Candidates to decisions under several budgets at once.
+
+Reference:
+    Arora, Hazan & Kale 2012, The multiplicative weights update method.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.errors import BudgetError
+from onnx_lowrank.planning.candidates import Candidate, Choice, least_cost, loss_of
+from onnx_lowrank.planning.lagrangian import allocate
+
+__all__ = ["allocate_all"]
+
+#: rounds, and what a weighted sum of budgets is counted in
+_ROUNDS, _SCALE = 30, 10**9
+
+#: steps that mend a plan, for each candidate: plans take far fewer, and none may take for ever
+_MENDING = 10
+
+
+def allocate_all(constraints: Sequence[tuple[Sequence[Choice], int]]) -> list[Candidate]:
+    """:func:`allocate` under several budgets at once.
+
+    Each constraint has the same layers and candidates at costs of its own kind. A plan under one
+    budget on a weighted sum of them is made, and the weights of the budgets that it breaks grow
+    (multiplicative weights). Each plan is mended by single steps until it keeps all budgets and
+    no step within them lowers the loss; the one of least loss is taken.
+
+    Args:
+        constraints: choices and the budget on their costs.
+
+    Raises:
+        BudgetError: no plan that was found keeps all of them.
+    """
+    if len(constraints) == 1:
+        return allocate(*constraints[0])
+    weights = [1.0 / len(constraints)] * len(constraints)
+    layers = list(zip(*(choices for choices, _ in constraints), strict=True))
+    table = _table(constraints)
+    best: tuple[float, list[Candidate]] | None = None
+    for round_ in range(_ROUNDS):
+        joined = [_joined(layer, constraints, weights) for layer in layers]
+        plan = allocate(joined, max(_SCALE, least_cost(joined)))
+        places = [c.candidates.index(p) for c, p in zip(joined, plan, strict=True)]
+        used = [
+            sum(c.candidates[i].cost for c, i in zip(choices, places, strict=True)) / max(budget, 1)
+            for choices, budget in constraints
+        ]
+        kept = _mended(table, places)
+        if kept is not None:
+            chosen = [c.candidates[i] for c, i in zip(constraints[0][0], kept, strict=True)]
+            loss = loss_of(constraints[0][0], chosen)
+            if best is None or loss < best[0]:
+                best = loss, chosen
+        rate = 2.0 / (1 + round_) ** 0.5
+        grown = [w * math.exp(rate * (u - max(used))) for w, u in zip(weights, used, strict=True)]
+        weights = [g / sum(grown) for g in grown]
+    if best is None:
+        raise BudgetError("no plan keeps all the targets at once; ask for more of one of them")
+    return best[1]
+
+
+class _Table(NamedTuple):
+    """All candidates of all layers, one after the other.
+
+    Attributes:
+        costs: as parts of the budgets, ``(budgets, candidates)``.
+        losses: ``(candidates,)``.
+        layers: number of the layer of each, ``(candidates,)``.
+        starts: of each layer the number of its first, ``(layers,)``.
+    """
+
+    costs: npt.NDArray[np.float64]
+    losses: npt.NDArray[np.float64]
+    layers: npt.NDArray[np.intp]
+    starts: npt.NDArray[np.intp]
+
+
+def _table(constraints: Sequence[tuple[Sequence[Choice], int]]) -> _Table:
+    first = constraints[0][0]
+    sizes = [len(c.candidates) for c in first]
+    costs = [
+        [k.cost / max(budget, 1) for c in choices for k in c.candidates]
+        for choices, budget in constraints
+    ]
+    losses = [c.weight * k.error for c in first for k in c.candidates]
+    layers = np.repeat(np.arange(len(first)), sizes)
+    return _Table(np.array(costs), np.array(losses), layers, np.cumsum([0, *sizes[:-1]]))
+
+
+def _mended(table: _Table, places: Sequence[int]) -> list[int] | None:
+    """Steps from a plan to one that keeps all budgets, at little loss; None where they end.
+
+    A step lowers what is over the budgets, or the loss within them, so no plan comes back; the
+    number of steps is bounded besides.
+    """
+    costs, losses, layers, starts = table
+    now = starts + np.array(places, np.intp)
+    for _ in range(_MENDING * len(losses)):
+        used = costs[:, now].sum(axis=1)
+        after = used[:, None] + costs - costs[:, now[layers]]
+        lost = losses - losses[now[layers]]
+        over = np.maximum(used - 1, 0).sum()
+        if over > 0:
+            won = over - np.maximum(after - 1, 0).sum(axis=0)
+            steps = np.flatnonzero(won > 1e-12)
+            rates = np.maximum(lost[steps], 1e-12) / won[steps]
+        else:
+            steps = np.flatnonzero((lost < -1e-12) & (after <= 1).all(axis=0))
+            more = np.maximum(after - used[:, None], 0).sum(axis=0)
+            rates = lost[steps] / np.maximum(more[steps], 1e-12)
+        if not len(steps):
+            return None if over > 0 else [int(p) for p in now - starts]
+        step = steps[np.argmin(rates)]
+        now[layers[step]] = step
+    return None
+
+
+def _joined(
+    layer: Sequence[Choice],
+    constraints: Sequence[tuple[Sequence[Choice], int]],
+    weights: Sequence[float],
+) -> Choice:
+    """One layer at the weighted sum of its costs, each as a part of its budget."""
+    candidates = []
+    for kinds in zip(*(c.candidates for c in layer), strict=True):
+        parts = (
+            w * k.cost / max(budget, 1)
+            for k, w, (_, budget) in zip(kinds, weights, constraints, strict=True)
+        )
+        cost = round(_SCALE * sum(parts))
+        candidates.append(replace(kinds[0], cost=cost, effort=cost))
+    return replace(layer[0], candidates=tuple(candidates))

@@ -1,0 +1,184 @@
+"""Choices whose cost is time: every candidate measured, or predicted from its like."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onnx_lowrank.analysis.preparation import Prepared
+from onnx_lowrank.chains.chain import Chain
+from onnx_lowrank.errors import BudgetError
+from onnx_lowrank.latency.cache import LatencyCache, cache_folder, machine
+from onnx_lowrank.latency.probe import place_of
+from onnx_lowrank.latency.table import Coverage, LatencyTable
+from onnx_lowrank.latency.timer import Timer
+from onnx_lowrank.option_values import check_count, check_seconds
+from onnx_lowrank.planning.candidates import Candidate, Choice, reweighed, without_chains
+from onnx_lowrank.planning.proposals import Proposals
+from onnx_lowrank.progress import Progress
+from onnx_lowrank.runtime.runtime import Feed, Runtime
+
+__all__ = ["Timed", "TimingOptions", "latency_table", "losers", "timed_choices"]
+
+#: nanoseconds, so that costs are whole numbers
+UNIT = 1e9
+
+#: a candidate that another betters in error, with so much of its effort at most, is not timed
+_DOMINATED = 0.9
+
+
+@dataclass(frozen=True)
+class TimingOptions:
+    """How latency is measured.
+
+    Attributes:
+        batch: samples of an inference.
+        limit: seconds to measure chains for, about.
+        cache: folder of what is kept between runs; None for the user's own; empty for none.
+
+    Raises:
+        OptionError: ``batch`` is below 1, or ``limit`` no time.
+    """
+
+    batch: int = 1
+    limit: float = 120.0
+    cache: Path | str | None = None
+
+    def __post_init__(self) -> None:
+        check_count("batch", self.batch)
+        check_seconds("timing limit", self.limit)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Choices with costs in nanoseconds.
+
+    Attributes:
+        choices: one for each layer.
+        whole: nanoseconds of the network as it is.
+        coverage: how the times came about.
+    """
+
+    choices: tuple[Choice, ...]
+    whole: int
+    coverage: Coverage
+
+    @property
+    def movable(self) -> int:
+        """Nanoseconds of the layers as they are."""
+        return sum(c.keep.cost for c in self.choices)
+
+    def weighed(self, factors: Mapping[str, float]) -> Timed:
+        """The same with the weights of layers, by name, multiplied by factors."""
+        return replace(self, choices=tuple(reweighed(self.choices, factors)))
+
+    def keeping(self, layers: Collection[str]) -> Timed:
+        """The same where some layers can only be kept as they are."""
+        return replace(self, choices=tuple(without_chains(self.choices, layers)))
+
+
+def latency_table(
+    timer: Timer, runtime: Runtime, options: TimingOptions, progress: Progress
+) -> LatencyTable:
+    """An empty table of times, with those that are known on disk behind it.
+
+    Args:
+        timer: takes the times.
+        runtime: that they are times of; the file on disk depends on it.
+        options: how long to measure, and the folder of what is kept between runs.
+        progress: is told of every chain.
+    """
+    folder = cache_folder(options.cache, "latency")
+    cache = None if folder is None else LatencyCache(folder, machine(runtime))
+    return LatencyTable(timer, limit=options.limit, cache=cache, progress=progress)
+
+
+def timed_choices(
+    work: Prepared,
+    proposals: Proposals,
+    feed: Feed,
+    shapes: Mapping[str, tuple[int, ...]],
+    table: LatencyTable,
+) -> Timed:
+    """The proposals with measured or predicted times as their costs.
+
+    Args:
+        work: the model that they are of.
+        proposals: with their outlines.
+        feed: an inference of the batch that counts.
+        shapes: of all tensors at that batch.
+        table: of times.
+
+    Raises:
+        BudgetError: there are layers, and none of them can be timed.
+        ModelError: the network does not run.
+    """
+    places = [place_of(work.graph, layer, shapes) for layer in work.layers]
+    looked_at = [_undominated(c, proposals.outlines[c.layer]) for c in proposals.choices]
+    wanted = [
+        (place, [outline for _, outline in found])
+        for place, found in zip(places, looked_at, strict=True)
+    ]
+    coverage = table.measure(work.model, feed, wanted)
+    if places and table.empty:
+        raise BudgetError(
+            "latency: none of the layers runs by itself in ONNX Runtime, so their times are not "
+            "known; ask for macs=R, params=R or size=R instead"
+        )
+    choices = []
+    for choice, place, found in zip(proposals.choices, places, looked_at, strict=True):
+        keep = _timed(choice.keep, table.seconds(place, place.chain))
+        others = [_timed(c, table.seconds(place, outline)) for c, outline in found]
+        faster = [c for c in others if c.cost < keep.cost]
+        choices.append(replace(choice, candidates=(keep, *faster)))
+    return Timed(tuple(choices), round(UNIT * table.network), coverage)
+
+
+def losers(
+    work: Prepared,
+    chains: Mapping[str, Chain],
+    feed: Feed,
+    shapes: Mapping[str, tuple[int, ...]],
+    table: LatencyTable,
+) -> set[str]:
+    """Layers whose chain takes no less time than they do.
+
+    Where no time is known there are none: nothing is then taken back on a guess.
+
+    Args: as of :func:`timed_choices`, and
+        chains: by layer name.
+
+    Raises:
+        ModelError: the network does not run.
+    """
+    places = {
+        layer.name: place_of(work.graph, layer, shapes)
+        for layer in work.layers
+        if layer.name in chains
+    }
+    if not places:
+        return set()
+    table.measure(work.model, feed, [(p, [chains[name]]) for name, p in places.items()])
+    if table.empty:
+        return set()
+    return {
+        name
+        for name, place in places.items()
+        if table.seconds(place, chains[name]) >= table.seconds(place, place.chain)
+    }
+
+
+def _timed(candidate: Candidate, seconds: float) -> Candidate:
+    cost = round(UNIT * seconds)
+    return replace(candidate, cost=cost, effort=cost)
+
+
+def _undominated(choice: Choice, outlines: Sequence[Chain]) -> list[tuple[Candidate, Chain]]:
+    """Candidates that might be the best for some budget, and their outlines."""
+    pairs = list(zip(choice.candidates[1:], outlines, strict=True))
+    return [
+        (c, outline)
+        for c, outline in pairs
+        if not any(o.error <= c.error and o.effort <= _DOMINATED * c.effort for o, _ in pairs)
+    ]

@@ -1,0 +1,1 @@
+"""Choosing which channels go, and how many."""

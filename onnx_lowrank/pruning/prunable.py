@@ -1,0 +1,142 @@
+"""What may go of a model: the channels of a group, or what one layer reads, through a Gather."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.analysis.preparation import Prepared
+from onnx_lowrank.channels.groups import ChannelGroup, find_channel_groups
+from onnx_lowrank.layers import Layer
+from onnx_lowrank.pruning.greedy import Side
+
+__all__ = ["Found", "Prunable", "find_prunables", "norms"]
+
+Array = npt.NDArray[np.floating[Any]]
+Labels = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """Channels that may go: those of a group, or what one layer reads, through a Gather.
+
+    Attributes:
+        name: of the group; of the layer, and ``(input)``.
+        size: number of channels.
+        group: to cut; None for a Gather in front of the only reader.
+        readers: layers, and the positions ``(size, w)`` of each channel on their axis of inputs.
+        sides: the layers that it touches, by their numbers.
+    """
+
+    name: str
+    size: int
+    group: ChannelGroup | None
+    readers: tuple[tuple[Layer, Labels], ...]
+    sides: tuple[Side, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is.
+
+    Attributes:
+        groups: all of the model.
+        refused: why some of them must stay, by name.
+        prunables: what may go, by name.
+    """
+
+    groups: Sequence[ChannelGroup]
+    refused: Mapping[str, str]
+    prunables: Mapping[str, Prunable]
+
+    def excludes(self, prunable: Prunable) -> frozenset[str]:
+        """Names of what cannot be cut together with a Gather: groups that its layer reads."""
+        if prunable.group is not None:
+            return frozenset()
+        reader = prunable.readers[0][0]
+        return frozenset(
+            p.name for p in self.prunables.values()
+            if p.group is not None and any(la is reader for la, _ in p.readers)
+        )  # fmt: skip
+
+
+def find_prunables(prepared: Prepared, gather: bool) -> Found:
+    """All groups, and what may go of them; with ``gather`` what a layer may read less of, too."""
+    layers = {layer.name: layer for layer in prepared.layers}
+    groups = find_channel_groups(prepared.graph, prepared.shapes)
+    refused = {g.name: r for g in groups if (r := _refusal(g, layers))}
+    found = list(_cuts(groups, refused, layers))
+    if gather:
+        found += _gathers(groups, refused, layers)
+    return Found(groups, refused, {p.name: p for p in found})
+
+
+def norms(prunable: Prunable, layers: Mapping[str, Layer]) -> tuple[Array, Array]:
+    """L1 and L2 norms ``(size,)`` of what makes each channel, else of what reads it."""
+    if prunable.group is not None and prunable.group.producers:
+        blocks = [
+            layers[p.name].stage.weight[np.array(p.rows)].reshape(prunable.size, -1)
+            for p in prunable.group.producers
+        ]
+    else:
+        blocks = [
+            np.moveaxis(layer.stage.weight, 1, 0)[positions].reshape(prunable.size, -1)
+            for layer, positions in prunable.readers
+        ]
+    joined = np.concatenate(blocks, axis=1)
+    return np.abs(joined).sum(axis=1), np.sqrt(np.square(joined).sum(axis=1))
+
+
+def _refusal(group: ChannelGroup, layers: Mapping[str, Layer]) -> str | None:
+    if group.frozen is not None:
+        return group.frozen
+    for name in (*(p.name for p in group.producers), *(c.name for c in group.consumers)):
+        if name not in layers:
+            return f"{name} is left alone"
+    ends = [*(p.rows for p in group.producers), *(c.columns for c in group.consumers)]
+    if any(len({len(units) for units in end}) > 1 for end in ends):
+        return "its channels are not alike"
+    return "it is a single channel" if group.size < 2 else None
+
+
+def _cuts(
+    groups: Sequence[ChannelGroup], refused: Mapping[str, str], layers: Mapping[str, Layer]
+) -> Iterator[Prunable]:
+    numbers = {name: i for i, name in enumerate(layers)}
+    for group in groups:
+        if group.name in refused:
+            continue
+        readers = tuple(
+            (layers[c.name], np.array(c.columns, np.intp).reshape(group.size, -1))
+            for c in group.consumers
+        )
+        carried = {output: entries for output, position, entries in group.carried if position == 1}
+        sides = [Side(numbers[la.name], False, positions.shape[1]) for la, positions in readers]
+        sides += [Side(numbers[p.name], True, len(p.rows[0])) for p in group.producers]
+        for layer in layers.values():
+            entries = carried.get(layer.nodes[0].outputs[0].name)
+            if layer.depthwise and entries:
+                # an entry of Conv's weight is an output, of ConvTranspose's an input
+                made = layer.shape[0] // layer.groups if layer.op == "ConvTranspose" else 1
+                sides.append(Side(numbers[layer.name], True, entries * made))
+        yield Prunable(group.name, group.size, group, readers, tuple(sides))
+
+
+def _gathers(
+    groups: Sequence[ChannelGroup], refused: Mapping[str, str], layers: Mapping[str, Layer]
+) -> Iterator[Prunable]:
+    """Layers that may read less than the cuts of groups would give them."""
+    served = {
+        g.consumers[0].name for g in groups
+        if g.name not in refused and len(g.consumers) == 1 and len(g.consumers[0].columns[0]) == 1
+    }  # fmt: skip
+    for number, layer in enumerate(layers.values()):
+        inputs = layer.shape[1]
+        if layer.name in served or layer.groups > 1 or inputs < 2 or layer.sharers > 1:
+            continue
+        readers = ((layer, np.arange(inputs)[:, None]),)
+        yield Prunable(f"{layer.name} (input)", inputs, None, readers, (Side(number, False, 1),))

@@ -1,0 +1,288 @@
+"""Prune a model: which channels may go, how many under a budget, and the cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.analysis.preparation import Prepared
+from onnx_lowrank.channels.cut import Remains, cut_groups, gather_input
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.layers import Layer
+from onnx_lowrank.linalg.blas_threads import blas_for
+from onnx_lowrank.passkit.base import Pruning
+from onnx_lowrank.passkit.channel_selection import Selection, parts_of, solved_weights
+from onnx_lowrank.planning.lagrangian import bearable
+from onnx_lowrank.planning.plan import GroupDecision
+from onnx_lowrank.progress import Progress
+from onnx_lowrank.pruning.costs import Costs
+from onnx_lowrank.pruning.greedy import Budget, OutOfReachError, plan_counts
+from onnx_lowrank.pruning.prunable import Prunable, find_prunables, norms
+
+__all__ = ["Judged", "Kept", "Pruner", "Seen"]
+
+Array = npt.NDArray[np.floating[Any]]
+Labels = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
+
+#: channels that stay, by name of what they are taken from
+Kept = Mapping[str, Labels]
+
+#: of the weights that are solved again, in units of the mean variance of the inputs
+_RIDGE = 1e-6
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A reader as it should be solved: its map, and the moments of what it reads."""
+
+    layer: Layer
+    moments: Moments
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What it would cost to do with fewer.
+
+    Attributes:
+        order: the channels to keep longest first.
+        losses: ``(size + 1,)`` by number of channels left.
+    """
+
+    order: Labels
+    losses: Array
+
+
+class Pruner:
+    """One model and what may go of it; to be cut at any budget.
+
+    Args:
+        prepared: the model; never changed.
+        method: how channels are chosen.
+        metric: ``macs | params | size``.
+        progress: is told of every group.
+    """
+
+    def __init__(
+        self, prepared: Prepared, method: Pruning, metric: str, progress: Progress
+    ) -> None:
+        self._prepared, self._method = prepared, method
+        self._progress = progress
+        self._layers = {layer.name: layer for layer in prepared.layers}
+        options = method.options
+        self.found = find_prunables(prepared, options.gather and not options.keep)
+        self.prunables = self.found.prunables
+        self._costs = Costs(prepared, self.found, metric, options.solve)
+
+    # -- planning --------------------------------------------------------------------------------
+
+    @cached_property
+    def judged(self) -> dict[str, Judged]:
+        """Orders and losses of everything that may go."""
+        found = {}
+        with self._progress.task("prune", len(self.prunables)) as advance:
+            for name, prunable in self.prunables.items():
+                found[name] = self.judge(prunable, {})
+                advance(1)
+        return found
+
+    def judge(
+        self,
+        prunable: Prunable,
+        rows: Mapping[str, Mask],
+        seen: Mapping[str, Seen] | None = None,
+    ) -> Judged:
+        """Order and losses.
+
+        Args:
+            prunable: what may go.
+            rows: outputs ``(N,)`` that count, of readers where it is not all of them.
+            seen: readers as they should be solved, where not by the original's data.
+        """
+        selection = self._selection(prunable, rows, seen or {})
+        with blas_for(max((len(p.sigma) for p in selection.parts), default=0)):
+            order = self._method.order(selection)
+            losses = selection.losses(order, self._method.options.solve)
+        return Judged(order, np.maximum(losses, 0.0))
+
+    def _selection(
+        self, prunable: Prunable, rows: Mapping[str, Mask], seen: Mapping[str, Seen]
+    ) -> Selection:
+        parts = []
+        for layer, positions in prunable.readers:
+            total = self._prepared.moments.totals.get(layer.name, 0.0)
+            reader = self._seen(layer.name, seen)
+            with blas_for(layer.patch):
+                parts += parts_of(
+                    reader.layer, positions, reader.moments, total, rows.get(layer.name)
+                )
+        return Selection(tuple(parts), norms(prunable, self._layers))
+
+    @property
+    def cost(self) -> float:
+        """Of all layers, as they are."""
+        return self._costs.ledger().total
+
+    def plan(self, budget: Budget) -> tuple[Kept, float]:
+        """Channels to keep under a budget on the cost of the layers, and the loss of that.
+
+        Raises:
+            OutOfReachError: it cannot be met.
+        """
+        keep = self._method.options.keep
+        if keep:
+            counts = {n: max(round(keep * p.size), 1) for n, p in self.prunables.items()}
+        else:
+            counts = self._counts(budget)
+        kept = {n: np.sort(self.judged[n].order[:c]) for n, c in counts.items()
+                if c < self.prunables[n].size}  # fmt: skip
+        if self._method.options.chain == "bottom_up":
+            kept = self._bottom_up(kept)
+        return kept, sum(float(self.judged[n].losses[len(k)]) for n, k in kept.items())
+
+    def _counts(self, budget: Budget) -> dict[str, int]:
+        """Numbers of channels: in blocks, unless these lose far more than the next finer grid."""
+        losses = {name: judged.losses for name, judged in self.judged.items()}
+        plans: list[dict[str, int]] = []
+        unmet = budget.unmet(self.cost)
+        for grid, removables in enumerate(self._costs.grids(losses)):
+            if grid > 1 and plans:
+                break
+            try:
+                plans.append(plan_counts(removables, self._costs.ledger(), budget))
+            except OutOfReachError as error:
+                unmet = min(unmet, error, key=lambda e: e.least)
+        if not plans:
+            raise unmet
+        found = [sum(float(losses[n][c]) for n, c in plan.items()) for plan in plans]
+        return plans[0] if found[0] <= bearable(found[-1], len(self._layers)) else plans[-1]
+
+    def refined(self, kept: Kept) -> Kept:
+        """As many channels, and no greater loss: see :meth:`Pruning.refined`."""
+        found = {}
+        with self._progress.task("swap channels", len(kept)) as advance:
+            for name, left in kept.items():
+                selection = self._selection(self.prunables[name], {}, {})
+                found[name] = np.sort(self._method.refined(selection, left))
+                advance(1)
+        return found
+
+    def _bottom_up(self, kept: Kept) -> dict[str, Labels]:
+        """As many channels, chosen from the output on, for those outputs alone that stay."""
+        chosen: dict[str, Labels] = {}
+        rows: dict[str, Mask] = {}
+        for name, prunable in reversed(list(self.prunables.items())):
+            if name not in kept:
+                continue
+            again = self.judge(prunable, rows)
+            chosen[name] = np.sort(again.order[: len(kept[name])])
+            gone = np.setdiff1d(np.arange(prunable.size), chosen[name])
+            for producer in prunable.group.producers if prunable.group else ():
+                outputs = self._layers[producer.name].shape[0]
+                mask = rows.setdefault(producer.name, np.ones(outputs, bool))
+                mask[[row for j in gone for row in producer.rows[j]]] = False
+        return chosen
+
+    def touched(self, name: str) -> frozenset[str]:
+        """Layers that make, carry or read the channels of a prunable."""
+        layers = self._prepared.layers
+        return frozenset(layers[side.layer].name for side in self.prunables[name].sides)
+
+    def decisions(self, kept: Kept) -> list[GroupDecision]:
+        """A decision and a reason for everything that may go, and for every group that may not."""
+        made = []
+        for name, prunable in self.prunables.items():
+            if name in kept:
+                left = kept[name]
+                made.append(
+                    GroupDecision(
+                        name, "cut" if prunable.group else "gather", prunable.size,
+                        tuple(int(k) for k in left), float(self.judged[name].losses[len(left)]),
+                        f"{len(left)} of {prunable.size} channels are left",
+                    )
+                )  # fmt: skip
+        for group in self.found.groups:
+            if group.name not in kept:
+                reason = self.found.refused.get(group.name)
+                why = reason or "the budget is met with less error elsewhere"
+                decision = "frozen" if reason else "keep"
+                made.append(GroupDecision(group.name, decision, group.size, (), 0.0, why))
+        return made
+
+    # -- cutting ---------------------------------------------------------------------------------
+
+    def _seen(self, name: str, seen: Mapping[str, Seen]) -> Seen:
+        return seen.get(name) or Seen(self._layers[name], self._prepared.moments[name])
+
+    def apply(self, graph: Graph, kept: Kept, seen: Mapping[str, Seen] | None = None) -> Remains:
+        """Cut ``graph``, a copy of the one that was planned on, and solve the readers again.
+
+        Args:
+            graph: changed.
+            kept: channels that stay.
+            seen: readers as they should be solved, where not by the original's data.
+
+        Raises:
+            ValueError: ``kept`` names something that may not go, or channels that are not there.
+        """
+        cuts, gathers = [], []
+        for name, left in kept.items():
+            prunable = self.prunables[name]
+            if prunable.group is None:
+                gathers.append(prunable.readers[0][0])
+            else:
+                cuts.append((prunable.group, [int(k) for k in left]))
+        positions = self.positions(kept)
+        weights = {}
+        for name, left in positions.items():
+            if self._method.options.solve and self._layers[name].sharers == 1:
+                reader = self._seen(name, seen or {})
+                weights[name] = solved_weights(reader.layer, left, reader.moments, _RIDGE)
+        through = {layer.name for layer in gathers}
+        own = {name: w for name, w in weights.items() if name not in through}
+        remains = cut_groups(graph, cuts, own) if cuts else Remains({}, {})
+        for layer in gathers:
+            given = weights.get(layer.name)
+            mask = next(iter(remains.kept.get(layer.output, {}).values()), None)
+            if given is not None and mask is not None:
+                given = given[0][mask], None if given[1] is None else given[1][mask]
+            gather_input(graph, layer.name, positions[layer.name].tolist(), given)
+        return remains
+
+    def positions(self, kept: Kept) -> dict[str, Labels]:
+        """What the readers are left with, on their axes of inputs."""
+        gone: dict[str, list[Labels]] = {}
+        for name, left in kept.items():
+            prunable = self.prunables[name]
+            lost = np.setdiff1d(np.arange(prunable.size), left)
+            for layer, positions in prunable.readers:
+                gone.setdefault(layer.name, []).append(positions[lost].reshape(-1))
+        return {
+            name: np.setdiff1d(np.arange(self._layers[name].shape[1]), np.concatenate(lost))
+            for name, lost in gone.items()
+        }
+
+    def moments(self, kept: Kept) -> dict[str, Moments]:
+        """Those of the layers as the cut would leave them, were their inputs not to change."""
+        positions = self.positions(kept)
+        return {
+            name: _restricted(self._prepared.moments[name], layer, positions.get(name))
+            for name, layer in self._layers.items()
+        }
+
+
+def _restricted(moments: Moments, layer: Layer, positions: Labels | None) -> Moments:
+    if positions is None or moments.mean is None:
+        return moments
+    taps = int(np.prod(layer.shape[2:], dtype=int))
+    patch = (positions[:, None] * taps + np.arange(taps)).reshape(-1)
+    covariance = moments.covariance
+    if covariance is not None:
+        covariance = covariance[:, patch[:, None], patch]
+    return Moments(moments.count, moments.mean[:, patch], covariance)

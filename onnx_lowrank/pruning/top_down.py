@@ -1,0 +1,133 @@
+"""Choose channels from the input on, by what the readers get once the layers before are pruned.
+
+The numbers of channels are those of the plan. Group by group, the readers' actual inputs ``x`` (the
+groups before being cut) are set against what the original makes of its own, ``y = W x0 + b``:
+
+    W* = W + (E[y x^T] - W E[x x^T]) (E[x x^T] + lambda I)^-1,     b* = E[y] - W* E[x]
+
+and the group is judged, cut, and its readers solved as if ``W*`` were their weights and the moments
+of ``x`` those of their inputs.
+
+Reference:
+    He, Zhang & Sun 2017, section 3.2 (whole model: from the input on, against the original's
+    responses); Zhang et al. 2015 (asymmetric reconstruction).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.analysis.collect import batch_size, drawn_positions
+from onnx_lowrank.analysis.moments import Accumulator, Moments
+from onnx_lowrank.analysis.preparation import MEMORY, Prepared
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.layers import Layer
+from onnx_lowrank.linalg.blas_threads import blas_for
+from onnx_lowrank.progress import Progress
+from onnx_lowrank.pruning.pruner import Kept, Pruner, Seen
+from onnx_lowrank.refit.refit import responses_of, solution
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.samples.dataset import Dataset
+
+__all__ = ["top_down"]
+
+Labels = npt.NDArray[np.intp]
+
+#: lambda, in units of the mean variance of the inputs
+_RIDGE = 1e-3
+
+
+def top_down(
+    pruner: Pruner,
+    prepared: Prepared,
+    kept: Kept,
+    calibration: Dataset,
+    runtime: Runtime,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Labels]:
+    """As many channels as ``kept``, others perhaps.
+
+    Args:
+        pruner: of the model.
+        prepared: the model.
+        kept: numbers of channels are taken from it.
+        calibration: samples; they are read once for every group.
+        runtime: how to run.
+        seed: of the drawn positions.
+        progress: is told of every group.
+    """
+    numbers = {layer.name: i for i, layer in enumerate(prepared.layers)}
+    names = sorted(
+        kept, key=lambda n: min((numbers[la.name] for la, _ in _readers(pruner, n)), default=0)
+    )
+    chosen: dict[str, Labels] = {}
+    seen: dict[str, Seen] = {}
+    with progress.task("prune from the input on", len(names)) as advance:
+        for number, name in enumerate(names):
+            whole = [la for la, _ in _readers(pruner, name) if la.name not in seen]
+            current = Graph(prepared.model)
+            pruner.apply(current, chosen, seen)
+            rng = np.random.default_rng([seed, number])
+            seen |= _measured(prepared, current, whole, calibration, runtime, rng)
+            order = pruner.judge(pruner.prunables[name], {}, seen).order
+            chosen[name] = np.sort(order[: len(kept[name])])
+            advance(1)
+    return chosen
+
+
+def _readers(pruner: Pruner, name: str) -> Sequence[tuple[Layer, Labels]]:
+    return pruner.prunables[name].readers
+
+
+def _measured(
+    prepared: Prepared,
+    current: Graph,
+    readers: Sequence[Layer],
+    calibration: Dataset,
+    runtime: Runtime,
+    rng: np.random.Generator,
+) -> dict[str, Seen]:
+    """``W*``, ``b*`` and the moments of the actual inputs."""
+    inputs = list(dict.fromkeys(layer.input for layer in readers))
+    parts = [g.extract(g.input_types(), inputs) for g in (prepared.graph, current)]
+    sessions = [runtime.session(p, lean=True) if p.proto.graph.node else None for p in parts]
+    sums = {la.name: Accumulator(la.groups, la.patch + la.shape[0] // la.groups) for la in readers}
+    stages = {la.name: la.stage for la in readers}
+    size = batch_size(inputs * 2, prepared.shapes, MEMORY // 4)
+    for feed in calibration.batches(size):
+        first, now = (
+            {**feed, **(session.run(feed) if session is not None else {})} for session in sessions
+        )
+        for layer in readers:
+            x = now[layer.input].astype(np.float32, copy=False)
+            positions = layer.geometry.positions(x.shape)
+            index = drawn_positions(positions, layer.patch, len(calibration), rng)
+            before = first[layer.input].shape
+            if before[:1] != x.shape[:1] or layer.geometry.positions(before) != positions:
+                continue  # the data decide how many rows there are: they are of other things
+            y = responses_of(stages[layer.name], first[layer.input], index)
+            with blas_for(layer.patch):
+                rows = layer.geometry.patches(x, index)
+                sums[layer.name].update(np.concatenate([rows, y], axis=2))
+    return {la.name: _solved(la, sums[la.name]) for la in readers}
+
+
+def _solved(layer: Layer, both: Accumulator) -> Seen:
+    stage, width = layer.stage, layer.patch
+    if both.says_nothing(width) or not np.isfinite(both.covariance).all():
+        return Seen(layer, both.leading(width).moments())
+    with blas_for(width):
+        weights = np.stack(
+            [
+                solution(matrix, covariance, _RIDGE)
+                for matrix, covariance in zip(stage.matrices, both.covariance, strict=True)
+            ]
+        )
+    inputs, outputs = both.mean[:, :width], both.mean[:, width:]
+    bias = (outputs - np.einsum("gnd,gd->gn", weights, inputs)).reshape(-1)
+    moments: Moments = both.leading(width).moments()
+    return Seen(layer.with_stage(stage.with_matrices(weights, bias)), moments)

@@ -1,0 +1,1 @@
+"""Solving layers again against the original's responses."""

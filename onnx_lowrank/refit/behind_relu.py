@@ -1,0 +1,248 @@
+"""A chain fitted to what the ReLU behind it lets through.
+
+From the linear solution on, in turn: the last stage is solved behind the ReLU, on the features
+``A x`` that the stages before it make of a patch ``x``; then the layer is solved towards what the
+chain's errors allow before the ReLU, and factorized anew. Rows of patches, a few drawn from every
+batch, are all that :mod:`onnx_lowrank.linalg.relu_regression` asks for. In front of a residual Add
+the ReLU is the one behind the sum, and the skip branch is given. Whatever has no less error behind
+the ReLU on held-out batches is dropped; where all is, the linear solution stays.
+
+Reference:
+    Zhang, Zou, He & Sun 2015, section 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.chains.chain import Chain, Stage
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.linalg.relu_regression import SCHEDULE, ReluProblem, rectified
+
+__all__ = ["Behind", "DrawnRows", "ceiling_behind", "fitted_behind_relu"]
+
+Array = npt.NDArray[np.floating[Any]]
+
+#: rows to draw of a layer, and bytes that they may take
+ROWS, BYTES = 16_384, 96 << 20
+
+#: weight of the moments of all rows beside those drawn
+RIDGE = 0.3
+
+#: times that a chain is made anew, while that helps, and rows drawn for each column of its layer
+#: below which that is hardly ever
+ROUNDS, ROWS_EACH = 2, 8
+
+
+@dataclass(frozen=True)
+class Behind:
+    """Errors behind the ReLU on held-out rows, relative.
+
+    Attributes:
+        linear: of the linear solution.
+        error: of the one that is taken.
+    """
+
+    linear: float
+    error: float
+
+    @property
+    def gain(self) -> float:
+        """Part of the error that is gone."""
+        return 1 - self.error / self.linear if self.linear > 0 else 0.0
+
+
+class DrawnRows:
+    """Rows of patches, and of what stands before the ReLU, a few of every batch.
+
+    Args:
+        width: columns of all groups together, outputs and skips included.
+        batches: that are to come.
+        ceiling: of the ReLU.
+        rng: draws.
+    """
+
+    def __init__(self, width: int, batches: int, ceiling: float, rng: np.random.Generator) -> None:
+        self.ceiling = ceiling
+        self._each = math.ceil(min(ROWS, BYTES // (4 * width)) / max(batches, 1))
+        self._rng = rng
+        self._parts: dict[bool, list[tuple[Array, Array, Array]]] = {False: [], True: []}
+
+    def add(self, patches: Array, total: Array, skip: Array, held: bool) -> None:
+        """Draw from a batch: ``(groups, rows, .)`` of inputs, sums wanted and their given part."""
+        count = patches.shape[1]
+        at = np.sort(self._rng.choice(count, min(self._each, count), replace=False))
+        drawn = patches[:, at], total[:, at], skip[:, at]
+        known = np.logical_and.reduce([np.isfinite(part).all(axis=(0, 2)) for part in drawn])
+        if known.any():
+            x, y, s = drawn if known.all() else (part[:, known] for part in drawn)
+            self._parts[held].append((x, rectified(y, self.ceiling), s))
+
+    @property
+    def any(self) -> bool:
+        """Whether any rows were drawn."""
+        return any(self._parts.values())
+
+    def rows(self, held: bool) -> tuple[Array, Array, Array]:
+        """Patches, wanted and given rows of the batches to fit on, or of those held out."""
+        parts = self._parts[held] or self._parts[not held]
+        x, y, s = (np.concatenate(p, axis=1) for p in zip(*parts, strict=True))
+        return x, y, s
+
+
+def ceiling_behind(graph: Graph, tensor: str) -> float | None:
+    """Where the ReLU that alone reads ``tensor`` ends; None where there is no such ReLU."""
+    readers = graph.consumers(tensor)
+    if (
+        len(readers) != 1
+        or graph.is_output(tensor)
+        or not any(readers[0] is n for n in graph.nodes)
+    ):
+        return None
+    node = readers[0]
+    if node.op == "Relu":
+        return math.inf
+    if node.op != "Clip":
+        return None
+    ends = []
+    for place, name, default in ((1, "min", -math.inf), (2, "max", math.inf)):
+        end: Any = graph.attribute(node, name, default)
+        if len(node.inputs) > place and node.inputs[place].name:
+            end = graph.constant(node.inputs[place].name)
+        ends.append(math.nan if end is None else float(np.asarray(end).reshape(-1)[0]))
+    return ends[1] if ends[0] == 0 and ends[1] > 0 else None
+
+
+def fitted_behind_relu(
+    chain: Chain,
+    stage: Stage,
+    cut: Callable[[Stage, Moments], Chain],
+    moments: Moments,
+    drawn: DrawnRows,
+) -> tuple[Chain, Behind] | None:
+    """The best chain found; None where steps are no plain stages.
+
+    Args:
+        chain: the linear solution, with a bias.
+        stage: the layer that it was cut from.
+        cut: makes a chain of a layer and the moments of its input.
+        moments: of its input, of all rows.
+        drawn: rows.
+    """
+    if moments.covariance is None or chain.last.bias is None:
+        return None
+    if _features(chain, stage.groups) is None:
+        return None
+    fit = _Fit(stage, moments, drawn)
+    linear = fit.error(chain)
+    best, least = fit.with_last_solved(chain)
+    for _ in range(ROUNDS if len(chain.stages) > 1 and fit.tells_of_layer else 0):
+        tried, error = fit.with_last_solved(cut(fit.step(best), moments))
+        if error >= least:
+            break
+        best, least = tried, error
+    return best, Behind(linear, least)
+
+
+class _Fit:
+    """What is known of one layer and its rows."""
+
+    def __init__(self, stage: Stage, moments: Moments, drawn: DrawnRows) -> None:
+        assert moments.covariance is not None
+        self._stage, self._sigma, self._ceiling = stage, moments.covariance, drawn.ceiling
+        self._groups = range(stage.groups)
+        self._fit, self._held = drawn.rows(False), drawn.rows(True)
+        wanted = self._held[1]
+        spread = np.square(wanted - wanted.mean(axis=1, keepdims=True))
+        self._energy = float(np.sum(spread, dtype=np.float64)) or 1.0
+
+    @property
+    def tells_of_layer(self) -> bool:
+        """Whether the rows are enough to solve the layer itself, not a last stage alone."""
+        _, rows, columns = self._fit[0].shape
+        return bool(rows >= ROWS_EACH * columns)
+
+    def error(self, chain: Chain) -> float:
+        """Behind the ReLU, on held-out rows, relative."""
+        x, y, s = self._held
+        total = 0.0
+        for g, (weight, bias) in enumerate(zip(*self._whole(chain), strict=True)):
+            response = x[g] @ weight.T.astype(x.dtype) + bias.astype(x.dtype) + s[g]
+            left = np.square(y[g] - rectified(response, self._ceiling))
+            total += float(np.sum(left, dtype=np.float64))
+        return total / self._energy
+
+    def with_last_solved(self, chain: Chain) -> tuple[Chain, float]:
+        """``chain``, or what is better of it with another last stage, and the error."""
+        last, maps = chain.last, _features(chain, self._stage.groups)
+        assert isinstance(last, Stage)
+        assert maps is not None
+        x, y, s = self._fit
+        least = self.error(chain)
+        weights, biases = last.matrices.astype(np.float64), _biases(last)
+        found = [
+            ReluProblem(
+                x[g] @ maps[g].T.astype(x.dtype), y[g], weights[g], biases[g], given=s[g],
+                sigma=maps[g] @ self._sigma[g] @ maps[g].T, ridge=RIDGE, ceiling=self._ceiling,
+            ).solve()
+            for g in self._groups
+        ]  # fmt: skip
+        solved = last.with_matrices(
+            np.stack([f.weight for f in found]), np.concatenate([f.bias for f in found])
+        )
+        tried = Chain((*chain.stages[:-1], solved))
+        error = self.error(tried)
+        return (tried, error) if error < least else (chain, least)
+
+    def step(self, chain: Chain) -> Stage:
+        """The layer that one round leads to from the responses of ``chain``."""
+        found = [
+            problem.step(problem.response(weight, bias), SCHEDULE[0])
+            for problem, weight, bias in zip(self._problems, *self._whole(chain), strict=True)
+        ]
+        weights, biases = zip(*found, strict=True)
+        return self._stage.with_matrices(np.stack(weights), np.concatenate(biases))
+
+    @cached_property
+    def _problems(self) -> list[ReluProblem]:
+        x, y, s = self._fit
+        weights, biases = self._stage.matrices.astype(np.float64), _biases(self._stage)
+        return [
+            ReluProblem(
+                x[g], y[g], weights[g], biases[g], given=s[g], sigma=self._sigma[g],
+                ridge=RIDGE, ceiling=self._ceiling,
+            )
+            for g in self._groups
+        ]  # fmt: skip
+
+    def _whole(self, chain: Chain) -> tuple[Array, Array]:
+        """The map of a chain ``(groups, N / groups, d)`` and its bias ``(groups, N / groups)``."""
+        last = chain.last
+        assert isinstance(last, Stage)
+        return chain.dense(self._stage.groups).reshape(self._stage.matrices.shape), _biases(last)
+
+
+def _biases(stage: Stage) -> Array:
+    assert stage.bias is not None
+    return stage.bias.astype(np.float64).reshape(stage.groups, -1)
+
+
+def _features(chain: Chain, groups: int) -> Array | None:
+    """The map ``A (groups, p, d)`` of all stages but the last, to the patch of the last."""
+    last = chain.last
+    if not isinstance(last, Stage) or last.groups != groups:
+        return None
+    if not all(isinstance(s, Stage) for s in chain.stages):
+        return None
+    columns = last.matrices.shape[2]
+    unit = np.tile(np.eye(columns), (groups, 1)).reshape(groups * columns, *last.weight.shape[1:])
+    whole = Chain((*chain.stages[:-1], replace(last, weight=unit, bias=None)))
+    return whole.dense(groups).reshape(groups, columns, -1)

@@ -1,0 +1,65 @@
+"""Run a model piece by piece over the same batches, keeping only the tensors still needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy.typing as npt
+from onnx import helper
+
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.values import no_tensors
+from onnx_lowrank.modelfile.spool import Spool
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.samples.dataset import Dataset
+
+__all__ = ["Walker"]
+
+
+class Walker:
+    """Advances over a model; weights that it has not come to may change in between.
+
+    Args:
+        graph: the model.
+        dataset: samples.
+        size: of a batch.
+        runtime: how to run.
+        memory: bytes of stored tensors; beyond it they wait on disk.
+    """
+
+    def __init__(
+        self, graph: Graph, dataset: Dataset, size: int, runtime: Runtime, memory: int
+    ) -> None:
+        self._graph, self._dataset, self._size = graph, dataset, size
+        self._runtime, self._memory = runtime, memory
+        self._steps: list[tuple[str, ...]] = []
+        #: sequences, strings and the like, which are made anew in each step instead of being kept
+        self._unkept = no_tensors(graph)
+        self._done = set(graph.inputs)
+        self._types = graph.input_types()
+        self._stored: Spool | None = None
+
+    def plan(self, steps: Sequence[tuple[str, ...]]) -> None:
+        """The tensors to come: for each step the one to stop at, then others to look at."""
+        self._steps = list(steps)
+
+    def advance(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        """Batches of the tensors of the next step."""
+        graph, step = self._graph, self._steps.pop(0)
+        self._done |= graph.ancestors(step[:1], self._done) - self._unkept
+        ahead = {t for s in self._steps for t in s}
+        keep = self._done & (graph.reads_between(self._done, ahead) | ahead)
+        part = graph.extract(self._types, sorted(keep | set(step)))
+        session = self._runtime.session(part, lean=True) if part.proto.graph.node else None
+        stored, types = Spool(self._memory), graph.input_types()
+        for number, feed in enumerate(self._dataset.batches(self._size)):
+            values = dict(feed) | (self._stored[number] if self._stored is not None else {})
+            if session is not None:
+                values |= session.run(values)
+            kept = {t: values[t] for t in keep if t not in feed}
+            stored.append(kept)
+            for name, value in kept.items():
+                types[name] = helper.np_dtype_to_tensor_dtype(value.dtype)
+            yield {t: values[t] for t in step}
+        self._stored, self._types = stored, types

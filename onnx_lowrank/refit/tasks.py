@@ -1,0 +1,121 @@
+"""What a refit solves again: every chain, and kept layers behind the first change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.analysis.preparation import Prepared
+from onnx_lowrank.chains.chain import Chain, Stage
+from onnx_lowrank.channels.cut import Remains
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.values import data_shapes
+from onnx_lowrank.layers import Layer, destination, find_layers
+from onnx_lowrank.layers.writer import Written, apply_chain
+from onnx_lowrank.passkit.base import Factorization
+from onnx_lowrank.planning.plan import Decision
+from onnx_lowrank.planning.proposals import cut_candidate
+from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR
+from onnx_lowrank.planning.sharing import SHARE
+from onnx_lowrank.refit.refit import Task
+
+__all__ = ["refit_tasks"]
+
+
+def refit_tasks(
+    original: Prepared,
+    work: Prepared,
+    remains: Remains,
+    compressed: Graph,
+    written: Mapping[str, Written],
+    decisions: Mapping[str, Decision],
+    passes: Sequence[Factorization],
+    repair: str = DEFAULT_REPAIR,
+) -> list[Task]:
+    """The tasks, in topological order; kept layers are written anew so that they can be changed.
+
+    Layers that read as many rows as the data decide, as behind NonMaxSuppression, are left out.
+
+    Args:
+        original: the canonical model.
+        work: the same without the channels that go; itself where none do.
+        remains: what that cut left of the tensors.
+        compressed: ``work`` with chains in it; changed.
+        written: the chains.
+        decisions: by layer name.
+        passes: that made the chains.
+        repair: ``last`` has their last stages solved, all else the layers.
+    """
+    targets = {layer.name: layer for layer in find_layers(compressed)[0]}
+    before = {layer.name: layer for layer in original.layers}
+    changed = set(remains.kept)
+    tasks = []
+    loose = data_shapes(compressed).surely
+    for layer in work.layers:
+        if layer.input in loose:  # rows of both models are not of the same things
+            changed.add(layer.output)
+            continue
+        stage, first = layer.stage, before[layer.name]
+        rows = _rows(original.graph, first, remains)
+        if layer.name in written and decisions[layer.name].decision == SHARE:
+            changed.add(layer.output)  # fitted to all its readers; no one's own response is it
+            continue
+        if layer.name in written:
+            chain = written[layer.name]
+            if repair != "last":
+                cut, reads = _cutter(layer, decisions[layer.name], passes), layer.input
+            elif isinstance(chain.chain.last, Stage):
+                stage, cut = chain.chain.last, _last_of(chain.chain)
+                reads = _input_of_last(compressed, chain)
+            else:
+                continue
+            tasks.append(Task(chain, stage, cut, reads, first.stage, first.input, rows))
+        elif (
+            (changed & compressed.ancestors([layer.input]) or layer.shape != first.shape)
+            and stage.bias is not None
+            and layer.sharers == 1
+        ):
+            kept = apply_chain(compressed, targets[layer.name], Chain((stage,)))
+            tasks.append(Task(kept, stage, _alone, layer.input, first.stage, first.input, rows))
+        else:
+            continue
+        changed.add(layer.output)
+    return tasks
+
+
+def _rows(graph: Graph, layer: Layer, remains: Remains) -> npt.NDArray[np.bool_] | None:
+    """Which outputs of a layer are left, as a mask; None for all."""
+    total = destination(graph, layer).total or layer.output
+    masks = remains.kept.get(total) or remains.kept.get(layer.output, {})
+    return next(iter(masks.values()), None)
+
+
+def _alone(solved: Stage, _: Moments) -> Chain:
+    return Chain((solved,))
+
+
+def _last_of(chain: Chain) -> Callable[[Stage, Moments], Chain]:
+    def cut(solved: Stage, _: Moments) -> Chain:
+        return Chain((*chain.stages[:-1], solved))
+
+    return cut
+
+
+def _input_of_last(graph: Graph, written: Written) -> str:
+    """What the last stage of a chain reads: all else that its node has is constant."""
+    weight = written.constants[-1 if written.chain.last.bias is None else -2]
+    (node,) = graph.consumers(weight)
+    names = (str(t.name) for t in node.inputs)
+    return next(n for n in names if n and not graph.is_constant(n))
+
+
+def _cutter(
+    layer: Layer, decision: Decision, passes: Sequence[Factorization]
+) -> Callable[[Stage, Moments], Chain]:
+    def cut(stage: Stage, moments: Moments) -> Chain:
+        return cut_candidate(layer.with_stage(stage), decision, passes, moments)
+
+    return cut

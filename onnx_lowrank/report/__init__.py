@@ -1,0 +1,1 @@
+"""What was done, as tables, pictures and JSON."""

@@ -1,0 +1,265 @@
+"""What was done, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnx_lowrank.analysis.cost import Cost
+from onnx_lowrank.judge.validation import Accuracy, LatencyPair, OutputCheck, Validation
+from onnx_lowrank.planning.plan import Decision, GroupDecision
+from onnx_lowrank.refit.refit import Refit
+
+__all__ = ["Report", "model_table", "outputs_table", "short"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """All of a run.
+
+    Attributes:
+        before: cost of the model as given.
+        after: cost of the model as written.
+        target: as asked.
+        decisions: one for each node with weights.
+        groups: one for each group of channels, where channels were pruned.
+        refits: one for each chain that was solved again.
+        validation: on samples that were not used to calibrate.
+        latency: of both models in alternation, at some batch sizes.
+        notes: what a user should know besides.
+        seconds: wall time by step.
+        version: of this package.
+        plan: digest of the plan.
+        seed: of all random draws.
+    """
+
+    before: Cost
+    after: Cost
+    target: str
+    decisions: tuple[Decision, ...]
+    groups: tuple[GroupDecision, ...]
+    refits: tuple[Refit, ...]
+    validation: Validation
+    latency: tuple[LatencyPair, ...]
+    notes: tuple[str, ...]
+    seconds: dict[str, float]
+    version: str
+    plan: str
+    seed: int
+
+    @property
+    def macs_ratio(self) -> float:
+        """MACs after over MACs before; 1 where none could be counted."""
+        return self.after.macs / self.before.macs if self.before.macs else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as written by ``--report``."""
+        first = self.latency[0] if self.latency else None
+        validation = self.validation.to_dict()
+        accuracy = validation.pop("accuracy")
+        del validation["notes"]  # they are among those of the report
+        return {
+            "schema": SCHEMA,
+            "version": self.version,
+            "target": self.target,
+            "seed": self.seed,
+            "plan": self.plan,
+            "model": {
+                "before": _cost_dict(self.before, first.reference_ms if first else None),
+                "after": _cost_dict(self.after, first.new_ms if first else None),
+            },
+            "layers": [_layer_dict(d) for d in self.decisions],
+            "groups": [asdict(g) for g in self.groups],
+            "refit": [_finite(asdict(r)) for r in self.refits],
+            "validation": validation,
+            "accuracy": accuracy,
+            "latency": [
+                {**asdict(p), "speedup": p.speedup, "median_speedup": p.median_speedup}
+                for p in self.latency
+            ],
+            "notes": list(self.notes),
+            "seconds": self.seconds,
+        }
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as text; no NaN, no Infinity."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+    def print(self, console: Console) -> None:
+        """Both tables and the notes."""
+        console.print(_layer_table(self.decisions))
+        if self.groups:
+            console.print(_group_table(self.groups))
+        first = self.latency[0] if self.latency else None
+        console.print(model_table(self.before, self.after, first, self.validation.accuracy))
+        console.print(outputs_table(self.validation))
+        behind = [r.behind_relu for r in self.refits if r.behind_relu is not None]
+        if behind:
+            gained = sum(b.gain > 0 for b in behind)
+            mean = sum(b.gain for b in behind) / len(behind)
+            console.print(f"behind the ReLU: {gained} of {len(behind)} layers gained, {mean:.1%} "
+                          "less error there on held-out batches", highlight=False)  # fmt: skip
+        for pair in self.latency:
+            console.print(
+                f"batch {pair.batch}: {pair.reference_ms:.3g} ms -> {pair.new_ms:.3g} ms, "
+                f"[bold]{pair.speedup:.2f}x[/] (best of runs in alternation; median "
+                f"{pair.median_speedup:.2f}x, spread {pair.spread:.0%})",
+                highlight=False,
+            )
+        for note in self.notes:
+            console.print(Text(f"note: {note}", style="yellow"))
+        console.print(Text(", ".join(f"{k} {v:.1f} s" for k, v in self.seconds.items()), "dim"))
+
+
+def model_table(
+    before: Cost, after: Cost, latency: LatencyPair | None, accuracy: Accuracy | None
+) -> RenderableType:
+    """Before, after and ratio of a model."""
+    table = Table(title="model", title_justify="left", box=None, pad_edge=False)
+    for column in ("", "before", "after", "ratio"):
+        table.add_column(column, justify="left" if not column else "right")
+    rows = [
+        (before.macs_label, before.macs, after.macs),
+        ("parameters", before.parameters, after.parameters),
+        ("bytes", before.bytes, after.bytes),
+    ]
+    for name, old, new in rows:
+        ratio = f"{new / old:.3f}" if old else "not known" if before.uncounted else ""
+        table.add_row(name, _count(old), _count(new), ratio)
+    if latency is not None:
+        table.add_row(
+            f"latency, batch {latency.batch}",
+            f"{latency.reference_ms:.3f} ms",
+            f"{latency.new_ms:.3f} ms",
+            f"{latency.new_ms / latency.reference_ms:.3f}",
+        )
+    if accuracy is not None:
+        table.add_row(
+            f"top-1 of {accuracy.samples}",
+            f"{accuracy.reference:.2%}",
+            f"{accuracy.new:.2%}",
+            f"{0.0 - accuracy.drop * 100:+.2f} points",
+        )
+    return table
+
+
+def outputs_table(validation: Validation) -> RenderableType:
+    """Each output against the original's."""
+    table = Table(
+        title=f"outputs against the original, {validation.samples} samples",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("output")
+    for column in ("relative error", "SNR", "cosine", "same top-1", "in top-5"):
+        table.add_column(column, justify="right")
+    whole = any(o.equal is not None for o in validation.outputs)
+    if whole:
+        table.add_column("equal", justify="right")
+    for o in validation.outputs:
+        row = [
+            _figure(o.relative_error), _decibel(o), _figure(o.cosine), _percent(o.top1_agreement),
+            _percent(o.top5_agreement),
+        ]  # fmt: skip
+        table.add_row(Text(o.name), *row, *([_percent(o.equal)] if whole else []))
+    return Group(table, Text())
+
+
+def _layer_table(decisions: Sequence[Decision]) -> RenderableType:
+    table = Table(title="layers", title_justify="left", box=None, pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    table.add_column("op")
+    table.add_column("decision", no_wrap=True)
+    for column in ("rank", "error", "MACs", "left"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("reason", overflow="fold", style="dim")
+    for d in decisions:
+        done = d.replaces
+        form = "" if f"={d.variant}" in d.method else d.variant
+        method = f"{d.method} {form}".strip() if done else d.decision
+        table.add_row(
+            Text(short(d.layer)),
+            d.op,
+            method,
+            str(d.rank) if done else "",
+            f"{d.error:.4f}" if done else "",
+            _count(d.macs_before),
+            f"{d.macs_after / d.macs_before:.2f}" if d.macs_before else "",
+            d.reason,
+        )
+    return Group(table, Text())
+
+
+def _group_table(groups: Sequence[GroupDecision]) -> RenderableType:
+    table = Table(title="channels", title_justify="left", box=None, pad_edge=False)
+    table.add_column("group", overflow="fold")
+    table.add_column("decision", no_wrap=True)
+    for column in ("channels", "left", "loss"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("reason", overflow="fold", style="dim")
+    for g in groups:
+        table.add_row(
+            Text(short(g.name)),
+            g.decision,
+            str(g.size),
+            str(len(g.kept)) if g.shrinks else "",
+            f"{g.loss:.4f}" if g.shrinks else "",
+            g.reason,
+        )
+    return Group(table, Text())
+
+
+def short(name: str, width: int = 40) -> str:
+    """A name that leaves room for the rest of a row; converters write some of 500 letters."""
+    if len(name) <= width:
+        return name
+    half = (width - 3) // 2
+    return f"{name[:half]}...{name[-half:]}"
+
+
+def _layer_dict(d: Decision) -> dict[str, Any]:
+    data = asdict(d)
+    return {"name": data.pop("layer"), **data}
+
+
+def _cost_dict(cost: Cost, latency: float | None) -> dict[str, Any]:
+    return {**cost.to_dict(), "latency_ms": latency}
+
+
+def _finite(data: dict[str, Any]) -> dict[str, Any]:
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in data.items()
+    }
+
+
+def _count(value: int) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return str(value)
+
+
+def _decibel(output: OutputCheck) -> str:
+    if math.isnan(output.snr_db):
+        return "" if output.places else "not compared"
+    if math.isinf(output.snr_db):
+        return "exact" if output.varied and not output.mismatches else "no error seen"
+    return f"{output.snr_db:.1f} dB"
+
+
+def _figure(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.4f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"

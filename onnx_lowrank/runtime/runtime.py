@@ -1,0 +1,354 @@
+"""Run models: the only module that imports ONNX Runtime."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from onnx import IR_VERSION, TensorProto, defs, helper
+from onnxruntime.capi import onnxruntime_pybind11_state as _state
+
+from onnx_lowrank.errors import DataError, ModelError, OptionError
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.runtime.segments import pieces
+from onnx_lowrank.runtime.version_stamps import restamped
+
+__all__ = ["Feed", "Runtime", "Session", "interleaved_latency"]
+
+Feed = Mapping[str, npt.NDArray[Any]]
+
+#: bytes of weights in a piece of a model that is larger than memory
+PIECE = 256 << 20
+
+_ORT_ERRORS: tuple[type[Exception], ...] = tuple(
+    error
+    for error in vars(_state).values()
+    if isinstance(error, type) and issubclass(error, Exception)
+)
+#: the Python part of ONNX Runtime checks feeds before the rest of it does; what the rest throws
+#: beside its own errors arrives as RuntimeError, MemoryError, or ValueError (messages of no text)
+_RUN_ERRORS: tuple[type[Exception], ...] = (
+    *_ORT_ERRORS,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    MemoryError,
+)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How models are run.
+
+    Attributes:
+        provider: ONNX Runtime execution provider.
+        threads: intra-op threads; 0 leaves the choice to ONNX Runtime.
+    """
+
+    provider: str = "CPUExecutionProvider"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        available = ort.get_available_providers()
+        if self.provider not in available:
+            raise OptionError(
+                f"provider {self.provider!r} is not in this ONNX Runtime; "
+                f"choose from {', '.join(available)}"
+            )
+        if self.threads < 0:
+            raise OptionError(f"threads must be 0 or more, not {self.threads}")
+
+    def session(self, model: Model, *, optimise: bool = True, lean: bool = False) -> Session:
+        """Open ``model``.
+
+        Args:
+            model: what to run.
+            optimise: leave ONNX Runtime's graph optimisations on.
+            lean: no memory arena, for runs whose peak memory matters more than their speed.
+
+        Raises:
+            ModelError: ONNX Runtime refuses the model.
+        """
+        if model.large:
+            return _Pieces(model, lambda part, once: self._open(part, optimise, lean, once))
+        return Session(self._open(model, optimise, lean))
+
+    def _open(
+        self, model: Model, optimise: bool, lean: bool, once: bool = False
+    ) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 4
+        if not optimise:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if lean:
+            options.enable_cpu_mem_arena = False
+            options.enable_mem_pattern = False
+        if once:  # not worth a copy of the weights in another order
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        if model.folder is not None:
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(model.folder)
+            )
+        names, values = _scratched(model)
+        if names:
+            options.add_external_initializers(names, values)
+        proto = restamped(model.proto, *_newest()) or model.proto
+        try:
+            return ort.InferenceSession(
+                proto.SerializeToString(), options, providers=[self.provider]
+            )
+        except _RUN_ERRORS as error:
+            raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
+
+
+#: element types that ONNX Runtime passes to and from NumPy by their bytes alone
+_UNNAMED: dict[str, np.dtype[Any]] = {
+    f"tensor({TensorProto.DataType.Name(element).lower()})": np.dtype(
+        helper.tensor_dtype_to_np_dtype(element)
+    )
+    for element in (
+        TensorProto.BFLOAT16, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ,
+        TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E5M2FNUZ,
+    )
+}  # fmt: skip
+
+
+def _numpy(value: ort.OrtValue) -> npt.NDArray[Any]:
+    """A copy of a tensor of any element type that takes whole bytes."""
+    dtype = _UNNAMED.get(value.data_type())
+    if dtype is None:
+        return np.asarray(value.numpy())
+    shape = tuple(value.shape())
+    size = math.prod(shape) * dtype.itemsize
+    held = (ctypes.c_char * size).from_address(value.data_ptr()) if size else b""
+    return np.frombuffer(held, dtype).reshape(shape).copy()
+
+
+class Session:
+    """An opened model."""
+
+    def __init__(self, inner: ort.InferenceSession) -> None:
+        self._inner = inner
+        self.outputs: list[str] = [o.name for o in inner.get_outputs()]
+        self._inputs = {i.name for i in inner.get_inputs()}
+        self._unnamed = {o.name for o in inner.get_outputs() if o.type in _UNNAMED}
+
+    def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
+        """Outputs by name; entries of ``feed`` that the model does not read are ignored.
+
+        Raises:
+            DataError: an input holds an index that is out of the range of what it looks up.
+            ModelError: ONNX Runtime fails on this input.
+        """
+        names = list(self.outputs if outputs is None else outputs)
+        wanted = {k: v for k, v in feed.items() if k in self._inputs}
+        try:
+            values = self._values(names, wanted)
+        except _RUN_ERRORS as error:
+            said = _first_line(error)
+            if (outside := _outside(said, wanted)) is not None:
+                raise DataError(outside) from error
+            raise ModelError(f"ONNX Runtime cannot run the model: {said}") from error
+        return dict(zip(names, values, strict=True))
+
+    def _values(self, names: Sequence[str], feed: Feed) -> list[Any]:
+        unnamed = set(_UNNAMED.values())
+        if self._unnamed.isdisjoint(names) and not any(
+            getattr(v, "dtype", None) in unnamed for v in feed.values()
+        ):
+            return list(self._inner.run(names, feed))
+        given = {
+            k: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
+                v, int(helper.np_dtype_to_tensor_dtype(v.dtype))
+            )
+            if v.dtype in unnamed
+            else ort.OrtValue.ortvalue_from_numpy(v)
+            for k, v in feed.items()
+        }
+        return [_numpy(v) for v in self._inner.run_with_ort_values(names, given)]
+
+    def turn(self, feed: Feed, seconds: float = 0.02, least: int = 2) -> list[float]:
+        """Times of runs for a while, without those of its first half."""
+        record: list[float] = []
+        start = time.perf_counter()
+        while len(record) < 2 * least or time.perf_counter() - start < seconds:
+            before = time.perf_counter()
+            self.run(feed)
+            record.append(time.perf_counter() - before)
+        return record[len(record) // 2 :]
+
+
+class _Pieces(Session):
+    """A model larger than memory: opened piece by piece in each run.
+
+    Args:
+        model: what to run.
+        start: opens a piece, for one run or for more.
+    """
+
+    def __init__(self, model: Model, start: Callable[[Model, bool], ort.InferenceSession]) -> None:
+        self._graph, self._start = Graph(model), start
+        self._pieces = pieces(self._graph, PIECE)
+        self._given = self._graph.input_types()
+        self.outputs = self._graph.outputs
+
+    def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
+        """See :meth:`Session.run`."""
+        return self._run(feed, outputs)[0]
+
+    def turn(self, feed: Feed, seconds: float = 0.0, least: int = 1) -> list[float]:
+        """Time of one run, without that of opening the pieces."""
+        return [self._run(feed, None, timed=True)[1]]
+
+    def _run(
+        self, feed: Feed, outputs: Sequence[str] | None, *, timed: bool = False
+    ) -> tuple[dict[str, npt.NDArray[Any]], float]:
+        names = list(self.outputs if outputs is None else outputs)
+        if missing := self._given.keys() - feed.keys():
+            raise ModelError(f"ONNX Runtime cannot run the model: no input {min(missing)!r}")
+        values = {k: np.asarray(v) for k, v in feed.items() if k in self._given}
+        for name in names:  # an output may be an initializer
+            value = self._graph.constant(name) if name not in values else None
+            if value is not None:
+                values[name] = value
+        total = 0.0
+        for piece in self._pieces:
+            types = {k: _element(k, v) for k, v in values.items()} | self._given
+            part = self._graph.extract(types, piece.outputs)
+            inner = Session(self._start(part, not timed))
+            made = inner.run(values)
+            if timed:  # the first run waits for the disk
+                before = time.perf_counter()
+                inner.run(values)
+                total += time.perf_counter() - before
+            values = {k: v for k, v in (values | made).items() if k in piece.needed or k in names}
+        return {name: values[name] for name in names}, total
+
+
+def _element(name: str, value: Any) -> int:
+    if not isinstance(value, np.ndarray):
+        raise ModelError(f"{name!r} is no tensor; a model above 2 GB cannot be cut there")
+    return int(helper.np_dtype_to_tensor_dtype(value.dtype))
+
+
+def _scratched(model: Model) -> tuple[list[str], list[ort.OrtValue]]:
+    """Constants that are in no file that ONNX Runtime could read."""
+    scratch = model.scratch
+    tensors = [t for t in model.outside if scratch is not None and scratch.holds(t)]
+    return [t.name for t in tensors], [_mapped_value(model, t) for t in tensors]
+
+
+def _mapped_value(model: Model, tensor: TensorProto) -> ort.OrtValue:
+    values = model.read(tensor)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(values, tensor.data_type)
+
+
+@lru_cache
+def _newest() -> tuple[int, int]:
+    """The newest default operator set and IR version that this ONNX Runtime takes."""
+    opset = next(v for v in range(defs.onnx_opset_version(), 0, -1) if _takes(v, 8))
+    return opset, next(v for v in range(int(IR_VERSION), 0, -1) if _takes(min(opset, 17), v))
+
+
+def _takes(opset: int, ir_version: int) -> bool:
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    proto = helper.make_model(
+        helper.make_graph(nodes, "probe", [x], [y]),
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=ir_version,
+    )
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except _ORT_ERRORS:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of one model, in seconds for one run."""
+
+    best: float
+    median: float
+    spread: float  # interquartile range over the median
+
+
+def interleaved_latency(
+    sessions: Sequence[Session], feed: Feed, *, seconds: float = 2.0, least: int = 5
+) -> list[Latency]:
+    """Time several models in alternation, so that a noisy machine disturbs all alike.
+
+    They take turns of a few runs rather than of one: the idle threads of a session spin for a
+    while, and would take the cores from the next one.
+
+    Args:
+        sessions: the models.
+        feed: one input for all of them.
+        seconds: time to spend in all.
+        least: turns at the least.
+    """
+    times: list[list[float]] = [[] for _ in sessions]
+    end = time.perf_counter() + seconds
+    turns = 0
+    while turns < least or time.perf_counter() < end:
+        for session, record in zip(sessions, times, strict=True):
+            record += session.turn(feed)
+        turns += 1
+    return [_latency(record) for record in times]
+
+
+def _latency(record: list[float]) -> Latency:
+    low, median, high = np.percentile(record, [25, 50, 75])
+    return Latency(min(record), float(median), float((high - low) / median))
+
+
+#: how Gather and its like tell of an index that is in no place of what they look up
+_BEYOND = re.compile(r"out of data bounds|invalid index|out of range value in index", re.IGNORECASE)
+_INDEX = re.compile(r"\b(?:idx|index)\s*=\s*(-?\d+)")
+_RANGE = re.compile(r"range \[(-?\d+),\s*(-?\d+)\]")
+
+
+def _outside(message: str, feed: Feed) -> str | None:
+    """What to say of a feed in which ONNX Runtime found an index out of range.
+
+    Args:
+        message: what ONNX Runtime said.
+        feed: what it was given.
+
+    Returns:
+        A message that names the input; None where the failure is another, or the index stands in
+        no input.
+    """
+    if _BEYOND.search(message) is None:
+        return None
+    index, bounds = _INDEX.search(message), _RANGE.search(message)
+    whole = {n: v for n, v in feed.items() if v.dtype.kind in "iu" and v.any()}
+    if index is not None:
+        whole = {n: v for n, v in whole.items() if bool(np.any(v == int(index[1])))}
+    if not whole:
+        return None
+    found = f"index {index[1]}" if index is not None else "an index"
+    allowed = f", which must be from {bounds[1]} to {bounds[2]}" if bounds is not None else ""
+    return (
+        f"input {' or '.join(map(repr, whole))} holds {found} out of range{allowed}; give data "
+        "that was made for this model, by its own tokenizer or vocabulary for one"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

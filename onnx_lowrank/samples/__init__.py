@@ -1,0 +1,1 @@
+"""Where calibration data comes from, and how it becomes feeds of a model."""

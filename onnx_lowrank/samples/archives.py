@@ -1,0 +1,289 @@
+"""Array files: .npz, .npy and TensorProto, read without pickle and without filling the memory."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import re
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from onnx_lowrank.errors import DataError
+from onnx_lowrank.modelfile.file_kinds import other_kind
+
+__all__ = [
+    "Scratch",
+    "Slot",
+    "array_files",
+    "npz_keys",
+    "read_npy",
+    "read_npz",
+    "tensor_feeds",
+    "tensor_folders",
+]
+
+Array = npt.NDArray[Any]
+
+#: A .npy file from this size on is mapped in place. Smaller ones are copied: a map holds an
+#: open file, and a folder may have more of them than a process may open.
+MAP_IN_PLACE = 64 << 20  # bytes
+ALIGNMENT = 64  # bytes
+#: of the header of an .npy file: numpy itself reads no longer one, but only after it is in memory
+LARGEST_HEADER = 10_000  # bytes
+#: how array files begin, by suffix
+_MAGIC = {".npz": b"PK", ".npy": b"\x93NUMPY"}
+#: no protobuf is longer
+LARGEST_TENSOR = 1 << 31  # bytes
+
+
+class Slot(NamedTuple):
+    """Where in a :class:`Scratch` an array lies."""
+
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran: bool
+
+    @property
+    def bytes(self) -> int:
+        """Size of the array, in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Scratch:
+    """One unnamed temporary file full of arrays: first written, then viewed.
+
+    The views map the file; it is gone with the last of them.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        self._mapped: npt.NDArray[np.uint8] | None = None
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def add(self, array: Array) -> Slot:
+        """Append an array."""
+        with self._writing():
+            self._make_room(array.nbytes)
+            slot = Slot(self._start(), array.dtype, array.shape, False)
+            self._file.write(array.tobytes())
+        return slot
+
+    def add_npy(self, stream: IO[bytes]) -> Slot:
+        """Append the array of an open .npy file, in small pieces.
+
+        Raises:
+            ValueError: no .npy file, or one that is longer or shorter than it declares.
+        """
+        shape, fortran, dtype = _header(stream)
+        with self._writing():
+            slot = Slot(self._start(), dtype, shape, fortran)
+            self._make_room(slot.bytes)
+        left = slot.bytes
+        while piece := stream.read(min(left + 1, 1 << 20)):
+            left -= len(piece)
+            if left < 0:
+                break
+            with self._writing():
+                self._file.write(piece)
+        if left:
+            raise ValueError(f"{'truncated' if left > 0 else 'longer than its header declares'}")
+        return slot
+
+    def view(self, slot: Slot | Array) -> Array:
+        """An array as it was added, read-only; none may be added after the first view.
+
+        What :func:`read_npy` mapped in place is returned as it is.
+        """
+        if not isinstance(slot, Slot):
+            return slot
+        if self._mapped is None:
+            with self._writing():
+                self._file.flush()
+            empty = self._file.seek(0, os.SEEK_END) == 0
+            raw = np.zeros(0, np.uint8) if empty else np.memmap(self._file, np.uint8, "r")
+            self._mapped = np.asarray(raw)
+        values = self._mapped[slot.offset : slot.offset + slot.bytes].view(slot.dtype)
+        return values.reshape(slot.shape, order="F" if slot.fortran else "C")
+
+    def _make_room(self, size: int) -> None:
+        """Refuse what the disk cannot take, before it is full: an archive unpacks to 1000 times."""
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        if size > free:
+            raise OSError(errno.ENOSPC, f"{size:,} bytes are needed, {free:,} are free")
+
+    def _start(self) -> int:
+        self._file.write(bytes(-self._file.tell() % ALIGNMENT))
+        return self._file.tell()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"the samples do not fit into {tempfile.gettempdir()} ({error.strerror}); "
+                "name a larger folder in the environment variable TMPDIR"
+            ) from error
+
+
+def npz_keys(path: Path) -> tuple[str, ...]:
+    """The names of the arrays of an .npz archive."""
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        return tuple(name.removesuffix(".npy") for name in archive.namelist())
+
+
+def read_npz(path: Path, keys: Sequence[str], scratch: Scratch) -> dict[str, Slot]:
+    """Unpack some arrays of an .npz archive.
+
+    Raises:
+        DataError: the archive is broken, or holds Python objects.
+    """
+    slots = {}
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        for key in keys:
+            with archive.open(f"{key}.npy") as stream:
+                slots[key] = scratch.add_npy(stream)
+    return slots
+
+
+def read_npy(path: Path, scratch: Scratch) -> Slot | Array:
+    """The array of an .npy file: mapped where it is large, else copied.
+
+    Raises:
+        DataError: the file is broken, or holds Python objects.
+    """
+    with _reading(path), path.open("rb") as file:
+        if path.stat().st_size < MAP_IN_PLACE:
+            return scratch.add_npy(file)
+        shape, fortran, dtype = _header(file)
+        if path.stat().st_size - file.tell() != math.prod(shape) * dtype.itemsize:
+            raise ValueError("truncated, or longer than its header declares")
+        order: Any = "F" if fortran else "C"
+        return np.asarray(np.memmap(file, dtype, "r", file.tell(), shape, order))
+
+
+def array_files(folder: Path) -> list[Path]:
+    """The .npz and .npy files of a folder, by name."""
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in (".npz", ".npy") and not p.name.startswith(".")
+    )
+
+
+def tensor_folders(folder: Path) -> list[Path]:
+    """The folders of ``input_*.pb`` files: ``folder`` itself, or its ``test_data_set_*``."""
+    if any(folder.glob("input_*.pb")):
+        return [folder]
+    return [p for p in sorted(folder.glob("test_data_set_*"), key=_number) if p.is_dir()]
+
+
+def tensor_feeds(folders: Sequence[Path], names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """One feed of each folder of ``input_*.pb`` files, in the order of ``names``.
+
+    Yields:
+        The folder and its arrays by name.
+
+    Raises:
+        DataError: a file is broken, or there are not as many as ``names``.
+    """
+    for folder in folders:
+        files = sorted(folder.glob("input_*.pb"), key=_number)
+        if len(files) != len(names):
+            raise DataError(
+                f"{folder}: expected one input_*.pb for each of the inputs "
+                f"{', '.join(names)}, found {len(files)} files"
+            )
+        yield str(folder), {n: _tensor(f) for n, f in zip(names, files, strict=True)}
+
+
+def _tensor(path: Path) -> Array:
+    tensor = onnx.TensorProto()
+    try:
+        _check_file(path)
+        if path.stat().st_size > LARGEST_TENSOR:
+            raise ValueError("larger than 2 GiB")
+        tensor.ParseFromString(path.read_bytes())
+        if tensor.external_data or min(tensor.dims, default=0) < 0:
+            raise ValueError(f"its values are elsewhere, or its shape is {list(tensor.dims)}")
+        values = numpy_helper.to_array(tensor)
+        if tensor.data_type == onnx.TensorProto.STRING:
+            texts = [v.decode() if isinstance(v, bytes) else str(v) for v in values.reshape(-1)]
+            values = np.array(texts, dtype=np.str_).reshape(values.shape)
+        return values
+    # decoders of broken files raise what they like
+    except Exception as error:
+        if (kind := other_kind(path)) is not None:
+            raise DataError(f"{path}: no TensorProto, but {kind.as_data()}") from error
+        raise DataError(
+            f"{path}: not a TensorProto, or truncated ({error}); write it again"
+        ) from error
+
+
+def _number(path: Path) -> tuple[int, str]:
+    found = re.search(r"_(\d+)$", path.stem)
+    return (int(found[1]) if found else -1, path.name)
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"format version {version} is only used for structured arrays")
+    size = stream.read(2 * version[0])
+    length = int.from_bytes(size, "little")
+    if length > LARGEST_HEADER:
+        raise ValueError(f"its header has {length} bytes")
+    header = BytesIO(size + stream.read(length))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # headers by Python 2
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
+        else:
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(header)
+    if dtype.hasobject:
+        raise ValueError("it holds pickled Python objects, which are never loaded")
+    if min(shape, default=0) < 0 or dtype.itemsize == 0:
+        raise ValueError(f"its shape is {shape}, its type {dtype}")
+    return tuple(map(int, shape)), fortran, dtype
+
+
+def _check_file(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise OSError("no plain file")  # a pipe would block
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        _check_file(path)
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: no such file") from None
+    except DataError:
+        raise
+    # decoders of broken files raise what they like: zipfile, zlib, numpy's header, its tokenizer
+    except Exception as error:
+        if (kind := other_kind(path, _MAGIC.get(path.suffix.lower()))) is not None:
+            raise DataError(f"{path}: no array file, but {kind.as_data()}") from error
+        raise DataError(
+            f"{path}: cannot be read ({error}); write numeric arrays with numpy.savez or numpy.save"
+        ) from error

@@ -1,0 +1,249 @@
+"""Where samples come from: whatever the source, a :class:`Dataset` of feeds.
+
+sources.py    files, folders, arrays, iterables, functions -> arrays, mostly mapped from disk
+readings.py   arrays -> runs of the model, or rows that are samples
+rows.py       which of the two, found out by running the model
+columns.py    arrays -> feeds of the model, behind one set of checks
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from onnx_lowrank.errors import DataError, ModelError, OptionError
+from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.option_values import check_count
+from onnx_lowrank.runtime.runtime import Feed
+from onnx_lowrank.samples.archives import npz_keys
+from onnx_lowrank.samples.feeds import Column, InputSpec
+from onnx_lowrank.samples.images import ImageOptions, Picture
+from onnx_lowrank.samples.readings import Reading
+from onnx_lowrank.samples.rows import RowTrial
+from onnx_lowrank.samples.sources import HELD_OUT, Loader, check_names, describe, pick
+
+__all__ = [
+    "HELD_OUT",
+    "Dataset",
+    "ImageOptions",
+    "InputSpec",
+    "has_part",
+    "input_specs",
+    "load_dataset",
+    "split",
+]
+
+Array = npt.NDArray[Any]
+
+
+def input_specs(model: Model) -> tuple[InputSpec, ...]:
+    """The graph inputs that are no initializers, in order.
+
+    Raises:
+        ModelError: an input is no tensor, or has no element type.
+    """
+    graph = model.proto.graph
+    weights = {t.name for t in graph.initializer}
+    weights |= {t.values.name for t in graph.sparse_initializer}
+    return tuple(_input_spec(value) for value in graph.input if value.name not in weights)
+
+
+class Dataset:
+    """Random access to the feeds of a model; made by :func:`load_dataset`.
+
+    Attributes:
+        labels: one for each feed, of any type, ``(len, ...)``; ``(len, B, ...)`` where the
+            model's batch is fixed at B > 1; None without.
+        notes: how the source was read, and what was left out; one sentence each.
+        batchable: whether feeds may be concatenated along axis 0 into one valid feed.
+    """
+
+    def __init__(
+        self,
+        reading: Reading,
+        labels: Array | None = None,
+        indices: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        self.labels = labels
+        self.notes = reading.notes
+        self.batchable = reading.merge
+        self._reading = reading
+        self._columns: Sequence[Column] = reading.columns
+        self._indices = np.arange(len(self._columns[0])) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @property
+    def sample_labels(self) -> Array | None:
+        """One label for each sample, whatever the batch of the model."""
+        if self.labels is None or self._reading.rows == 1:
+            return self.labels
+        return self.labels.reshape(-1, *self.labels.shape[2:])
+
+    def samples_in(self, feed: Feed) -> int:
+        """Number of samples in a feed that :meth:`feed` or :meth:`batches` has given.
+
+        A run whose rows are no samples of their own is one, however long it is.
+        """
+        return len(feed[self._columns[0].spec.name]) if self.batchable else self._reading.rows
+
+    def feed(self, i: int) -> dict[str, Array]:
+        """Feed ``i``: one sample, one run, or the fixed batch of the model; maybe read-only."""
+        k = int(self._indices[i])
+        return {column.spec.name: column.feed(k) for column in self._columns}
+
+    def batches(self, size: int) -> Iterator[dict[str, Array]]:
+        """The feeds in order, up to ``size`` as one where they are batchable.
+
+        Raises:
+            OptionError: ``size`` is below 1.
+        """
+        if size < 1:
+            raise OptionError(f"the batch size must be 1 or more, not {size}")
+        if not self.batchable:
+            size = 1
+        for start in range(0, len(self), size):
+            feeds = [self.feed(i) for i in range(start, min(start + size, len(self)))]
+            if len(feeds) == 1:
+                yield feeds[0]
+            else:
+                yield {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+
+    def subset(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Dataset:
+        """The feeds at ``indices``, in that order, with their labels."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        labels = None if self.labels is None else self.labels[chosen]
+        return Dataset(self._reading, labels, self._indices[chosen])
+
+    def digest(self) -> str:
+        """SHA-256 of names, types, shapes, values and labels in order, hexadecimal."""
+        digest = hashlib.sha256()
+        for i in range(len(self)):
+            for name, values in self.feed(i).items():
+                digest.update(f"{name} {values.dtype.name} {values.shape}\n".encode())
+                # objects are strings, and their own bytes are addresses
+                plain = values.astype(np.str_) if values.dtype.kind == "O" else values
+                digest.update(plain.tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
+        return digest.hexdigest()
+
+    def _check_values(self, where: str) -> None:
+        for k in self._indices:
+            for column in self._columns:
+                # decoded pixels are finite, and decoding all of them takes long
+                if isinstance(column.parts[0], Picture):
+                    continue
+                if problem := column.problem(int(k)):
+                    name = column.spec.name
+                    raise DataError(f"{where}: input {name!r}, sample {k}: {problem}")
+
+
+def load_dataset(
+    source: Any,
+    specs: Sequence[InputSpec],
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    images: ImageOptions | None = None,
+    part: str | None = None,
+    trial: RowTrial | None = None,
+) -> Dataset:
+    """Open ``source`` as feeds of a model with the inputs ``specs``, and check them.
+
+    Args:
+        source: a path (.npz, .npy, a folder of those, of ``test_data_set_*`` or of images), a
+            string ``file.py:function``, an array, a dict of arrays, an iterable of feeds, a
+            function without arguments that returns one of these, a calibration data reader of
+            ONNX Runtime, or a Dataset.
+        specs: what :func:`input_specs` says.
+        samples: take at most so many feeds, at random and without replacement, in their order.
+        seed: of that choice.
+        images: how to prepare the images of a folder.
+        part: the part of an archive or dict whose keys begin with ``<part>.``.
+        trial: finds out whether rows along a dynamic axis 0 are samples; without it they are
+            taken to be.
+
+    Raises:
+        DataError: the source cannot be read, or does not fit the inputs.
+        OptionError: ``samples`` is below 1, or ``seed`` below 0.
+    """
+    if samples is not None:
+        check_count("samples", samples)
+    check_count("seed", seed, least=0)
+    if not specs:
+        raise DataError("the model has no inputs to feed; leave calibration data out")
+    if isinstance(source, Dataset):
+        if part is not None:
+            raise DataError(f"a Dataset has no part {part!r}; give the archive itself")
+        check_names("the Dataset", specs, [column.spec.name for column in source._columns])
+        return source.subset(pick(len(source), samples, seed))
+    dataset = Dataset(*Loader(tuple(specs), samples, seed, images, part, trial).load(source))
+    dataset = dataset.subset(pick(len(dataset), samples, seed))
+    dataset._check_values(describe(source))
+    return dataset
+
+
+def has_part(source: Any, part: str = HELD_OUT) -> bool:
+    """Whether ``source``, an .npz archive or a dict, has keys that begin with ``<part>.``."""
+    if isinstance(source, Mapping):
+        keys = tuple(source)
+    elif isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == ".npz":
+        keys = npz_keys(Path(source))
+    else:
+        return False
+    return any(key.startswith(f"{part}.") for key in keys)
+
+
+def split(dataset: Dataset, held_out: float, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Part ``dataset`` at random.
+
+    Args:
+        dataset: at least two feeds.
+        held_out: how many feeds to hold out (int), or which fraction of them (float).
+        seed: of the choice.
+
+    Returns:
+        The rest, and the held-out feeds.
+
+    Raises:
+        OptionError: ``held_out`` is no count and no fraction.
+        DataError: nothing would be left on one side.
+    """
+    total = len(dataset)
+    if isinstance(held_out, float) and 0 < held_out < 1:
+        count = max(1, round(held_out * total))
+    elif isinstance(held_out, int) and held_out >= 1:
+        count = held_out
+    else:
+        raise OptionError(f"held_out must be a count, or a fraction in (0, 1), not {held_out}")
+    if count >= total:
+        raise DataError(f"cannot hold out {count} of {total} samples; give more samples")
+    order = np.random.default_rng(seed).permutation(total)
+    return dataset.subset(np.sort(order[count:])), dataset.subset(np.sort(order[:count]))
+
+
+def _input_spec(value: onnx.ValueInfoProto) -> InputSpec:
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        what = f"of the type {kind.removesuffix('_type')}" if kind else "untyped"
+        raise ModelError(
+            f"input {value.name!r} is {what}; only tensors can be fed: export the model with "
+            "tensors as inputs"
+        )
+    tensor = value.type.tensor_type
+    if tensor.elem_type == onnx.TensorProto.UNDEFINED:
+        raise ModelError(f"input {value.name!r} has no element type; export the model again")
+    shape = None
+    if tensor.HasField("shape"):
+        # exporters write a dynamic dimension as a name, as nothing, as 0 or as -1
+        shape = tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim)
+    return InputSpec(value.name, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)

@@ -1,0 +1,202 @@
+"""Which samples calibrate and which validate; random inputs where there are none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.errors import OptionError
+from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.samples.dataset import (
+    HELD_OUT,
+    Dataset,
+    ImageOptions,
+    InputSpec,
+    has_part,
+    input_specs,
+    load_dataset,
+    split,
+)
+from onnx_lowrank.samples.rows import RowTrial
+
+__all__ = ["RunData", "check_shapes", "concrete_shape", "gather", "made_up"]
+
+#: samples that a validation looks at, at the most
+LARGEST_VALIDATION = 1000
+#: bytes of random inputs
+LARGEST_RANDOM = 1 << 30
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Samples of a run: to calibrate on (None without data), to validate on, and what to say."""
+
+    calibration: Dataset | None
+    validation: Dataset
+    notes: tuple[str, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the calibration samples; empty without."""
+        return "" if self.calibration is None else self.calibration.digest()
+
+
+def gather(
+    source: Model,
+    calib: Any,
+    samples: int | None,
+    images: ImageOptions | None,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+    seed: int,
+    runtime: Runtime,
+) -> RunData:
+    """Samples to calibrate on and others to validate on.
+
+    Validation takes the held-out part of an archive, else samples that calibration did not draw,
+    else a fifth of all.
+    """
+    specs, trial = input_specs(source), RowTrial(source, runtime)
+    check_shapes(specs, input_shapes or {})
+    if calib is None:
+        made = load_dataset(made_up(specs, input_shapes or {}, seed), specs, trial=trial)
+        return RunData(None, made, (
+            "no calibration data: weights are fitted instead of responses, and the check ran on "
+            "random inputs; give --calib for better accuracy and a check that means something",
+            *_assumed(specs, made, input_shapes or {}),
+        ))  # fmt: skip
+    if has_part(calib):
+        calibration = load_dataset(
+            calib, specs, samples=samples, seed=seed, images=images, trial=trial
+        )
+        held = load_dataset(
+            calib, specs, samples=LARGEST_VALIDATION, seed=seed, images=images, part=HELD_OUT,
+            trial=trial,
+        )  # fmt: skip
+        check_shapes(specs, input_shapes or {}, calibration)
+        return RunData(calibration, held, calibration.notes)
+    everything = load_dataset(calib, specs, seed=seed, images=images, trial=trial)
+    check_shapes(specs, input_shapes or {}, everything)
+    total = len(everything)
+    if samples is not None and samples < total:
+        rest, calibration = split(everything, samples, seed)
+        if len(rest) > LARGEST_VALIDATION:
+            _, rest = split(rest, LARGEST_VALIDATION, seed)
+        return RunData(calibration, rest, everything.notes)
+    if total < 2:
+        note = "one sample only: it served to calibrate and to validate"
+        return RunData(everything, everything, (*everything.notes, note))
+    calibration, held = split(everything, min(max(total // 5, 1), LARGEST_VALIDATION), seed)
+    note = f"{len(held)} of {total} samples were held out of calibration to validate on"
+    return RunData(calibration, held, (*everything.notes, note))
+
+
+def _assumed(
+    specs: Sequence[InputSpec], made: Dataset, shapes: Mapping[str, Sequence[int]]
+) -> list[str]:
+    """What is to be said where a dynamic axis 0 was made 1, and is no batch."""
+    names = [spec.name for spec in specs if spec.free_batch and spec.name not in shapes]
+    if made.batchable or not names:
+        return []
+    first = ", ".join(f"{n} {v.shape}" for n, v in made.feed(0).items())
+    return [
+        f"axis 0 of {', '.join(names)} is dynamic, and runs of the model did not show that it is a "
+        f"batch; costs and times are those of {first}; give --input-shape or --calib for others"
+    ]
+
+
+def made_up(
+    specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]], seed: int, count: int = 8
+) -> list[dict[str, npt.NDArray[Any]]]:
+    """Random feeds, where there is no data; fewer than ``count`` where they are very large.
+
+    Raises:
+        OptionError: a shape is needed that nobody gave, or one is too large.
+    """
+    check_shapes(specs, shapes)
+    wanted = {spec.name: concrete_shape(spec, shapes) for spec in specs}
+    size = sum(8 * math.prod(shape) for shape in wanted.values())
+    if size > LARGEST_RANDOM:
+        raise OptionError(
+            f"random inputs of the shapes {wanted} would take {size:,} bytes; give a smaller "
+            "--input-shape, or --calib"
+        )
+    rng = np.random.default_rng(seed)
+    feeds = []
+    for _ in range(max(min(count, LARGEST_RANDOM // max(size, 1)), 1)):
+        feed: dict[str, npt.NDArray[Any]] = {}
+        for spec in specs:
+            shape = wanted[spec.name]
+            if spec.dtype.kind == "O":
+                feed[spec.name] = np.full(shape, "", dtype=np.str_)
+            elif spec.dtype.kind in "iub":
+                feed[spec.name] = np.zeros(shape, spec.dtype)
+            else:
+                feed[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+        feeds.append(feed)
+    return feeds
+
+
+def check_shapes(
+    specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]], data: Dataset | None = None
+) -> None:
+    """Refuse shapes that the user gives for inputs which are not there, or have others.
+
+    Args:
+        specs: inputs of the model.
+        shapes: given, by name.
+        data: samples whose shapes count where they are given too.
+
+    Raises:
+        OptionError: an input is unknown, or its shape is another in the model or the data.
+    """
+    known = {spec.name: spec for spec in specs}
+    for name, given in ((n, tuple(s)) for n, s in shapes.items()):
+        if name not in known:
+            raise OptionError(
+                f"--input-shape {name}: the model has no such input; it has {', '.join(known)}"
+            )
+        text = f"--input-shape {name}:{','.join(map(str, given))}"
+        if min(given, default=1) < 1:
+            raise OptionError(f"{text}: sizes are 1 or more")
+        shape = known[name].shape
+        if shape is not None and not _agree(shape, given):
+            dims = ", ".join("?" if d is None else str(d) for d in shape)
+            raise OptionError(
+                f"{text} does not fit: the model has ({dims}) there; only ? can be given a size"
+            )
+        found = None if data is None else data.feed(0)[name].shape
+        free = shape is None or not shape or shape[0] is None
+        if found is not None and not _agree((None, *found[1:]) if free else found, given):
+            raise OptionError(
+                f"{text} does not fit: the data has {found} there, and its shapes count; leave "
+                "the option out, or give other data"
+            )
+
+
+def _agree(shape: Sequence[int | None], given: Sequence[int]) -> bool:
+    return len(shape) == len(given) and all(
+        d is None or d == g for d, g in zip(shape, given, strict=True)
+    )
+
+
+def concrete_shape(spec: InputSpec, shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+    """A shape without dynamic axes: the one given, which is checked before, else batch 1.
+
+    Raises:
+        OptionError: another axis is dynamic and no shape was given.
+    """
+    if spec.name in shapes:
+        return tuple(shapes[spec.name])
+    if spec.shape is None or any(d is None for d in spec.shape[1:]):
+        raise OptionError(
+            f"input {spec.name!r} has dynamic axes {spec.shape}; give --input-shape "
+            f"{spec.name}:1,3,224,224 (with your numbers) or --calib"
+        )
+    return tuple(1 if d is None else d for d in spec.shape)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_lowrank._version import __version__
+from onnx_lowrank.cli import main as cli
+from onnx_lowrank.passes import BUILT_IN
+from tests import fixtures_models as fm
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_inspect(tiny: Path, capsys: Capture) -> None:
+    assert cli.main(["inspect", str(tiny / "tiny.onnx")]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "first" in out
+    assert "4,608 MACs" in out
+    assert cli.main(["inspect", str(tiny / "tiny.onnx"), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["model"]["macs"] == 4608
+    assert [la["name"] for la in data["layers"]] == ["first", "second"]
+
+
+@pytest.fixture
+def worse(tiny: Path, tmp_path: Path) -> Path:
+    """The classifier with its first class favoured, so that it is wrong at times."""
+    proto = onnx.load(tiny / "tiny.onnx")
+    for tensor in proto.graph.initializer:
+        if tensor.name == "b2":
+            bias = onnx.numpy_helper.to_array(tensor).copy()
+            bias[0] += 2.0
+            tensor.CopyFrom(onnx.numpy_helper.from_array(bias, "b2"))
+    onnx.save(proto, tmp_path / "worse.onnx")
+    return tmp_path / "worse.onnx"
+
+
+def test_validate(tiny: Path, worse: Path, capsys: Capture) -> None:
+    command = ["validate", str(tiny / "tiny.onnx"), str(worse), "--data", str(tiny / "data.npz")]
+    assert cli.main(command) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "top-1 of 100 samples: 100.00% ->" in out
+    assert cli.main([*command, "--json"]) == 0
+    drop = json.loads(capsys.readouterr().out)["accuracy"]["drop"]
+    assert 0.01 < drop < 0.5
+    assert cli.main([*command, "-q", "--max-drop", "50%"]) == 0
+    assert capsys.readouterr() == ("", "")
+    fm.refused(
+        [*command, "-q", "--max-drop", "1%"], capsys, 6, "accuracy fell by", "allowed: 1 % (0.01)"
+    )
+    fm.refused([*command, "-q", "--max-drop", "0.01"], capsys, 6, "accuracy fell by", "(0.01)")
+    assert cli.main([*command, "--max-drop", "50%"]) == 0
+    assert "largest accuracy loss allowed: 50 % (0.5)" in capsys.readouterr().out
+    for text, part in {
+        "low": "--max-drop 'low' is no fraction",
+        "5": "--max-drop '5' without a sign would mean 500 %; write 5% or 0.05",
+        "1": "write 1% or 0.01",
+        "-1": "is negative",
+        "nan": "is no fraction",
+        "100%": "would allow a loss of 100 %",
+        "500%": "is more than the whole",
+    }.items():
+        fm.refused([*command, "-q", f"--max-drop={text}"], capsys, 2, part)
+
+
+def test_validate_without_labels(tiny: Path, worse: Path, tmp_path: Path, capsys: Capture) -> None:
+    np.savez(tmp_path / "x.npz", x=fm.classified(50)[0])
+    command = ["validate", str(tiny / "tiny.onnx"), str(worse), "--data", str(tmp_path / "x.npz")]
+    fm.refused([*command, "-q", "--max-drop", "1%"], capsys, 6, "the top class changed in")
+
+
+def test_passes_and_explain(capsys: Capture) -> None:
+    assert cli.main(["passes"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert [line.split(":")[0] for line in out.splitlines()] == [p.name for p in BUILT_IN]
+    for name in ("spatial_svd", "spatial-svd"):
+        assert cli.main(["explain", name]) == 0
+        out = capsys.readouterr().out
+        for part in ("Before:", "Reference:", "split = 'both'"):
+            assert part in out
+    fm.refused(["explain", "magic"], capsys, 2, "no pass named 'magic'; choose from")
+
+
+def test_version_and_help(capsys: Capture) -> None:
+    for option, part in (("--version", __version__), ("--help", "exit codes:")):
+        with pytest.raises(SystemExit) as left:
+            cli.main([option])
+        assert left.value.code == 0
+        assert part in capsys.readouterr().out

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnx_lowrank.chains.chain import aligned_ranks
+from onnx_lowrank.errors import BudgetError
+from onnx_lowrank.linalg.rank_rules import RankRule
+from onnx_lowrank.planning.candidates import Candidate, Choice, by_rule
+from onnx_lowrank.planning.lagrangian import allocate, allocate_blocked
+from onnx_lowrank.planning.plan import Decision, Plan
+
+Layers = list[Choice]
+quick = settings(deadline=None, max_examples=150, derandomize=True)
+
+
+def candidate(cost: int, error: float, effort: int | None = None) -> Candidate:
+    method = "" if error == 0 else "svd"
+    return Candidate(method, "", 0, error, cost, cost if effort is None else effort, cost, cost)
+
+
+def choice(name: str, *points: tuple[int, float], weight: float = 1.0) -> Choice:
+    """A layer from the ``(cost, error)`` of its candidates, the first to keep it."""
+    return Choice(name, tuple(candidate(*p) for p in points), weight)
+
+
+def cost(chosen: list[Candidate]) -> int:
+    return sum(c.cost for c in chosen)
+
+
+def loss(layers: Layers, chosen: list[Candidate]) -> float:
+    return sum(la.weight * c.error for la, c in zip(layers, chosen, strict=True))
+
+
+def least(layers: Layers, budget: int) -> float:
+    """The least loss within the budget, over all combinations."""
+    every = itertools.product(*(la.candidates for la in layers))
+    return min(loss(layers, list(c)) for c in every if cost(list(c)) <= budget)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Layers, int]:
+    """Up to four layers of up to five candidates, and a budget that can be met."""
+    layers = []
+    for i in range(draw(st.integers(1, 4))):
+        whole = draw(st.integers(10, 100))
+        cuts = draw(
+            st.lists(st.tuples(st.integers(1, whole - 1), st.integers(1, 1000)), max_size=4)
+        )
+        efforts = [draw(st.integers(c, 2 * c)) for c, _ in cuts]
+        points = [candidate(c, e / 1000, f) for (c, e), f in zip(cuts, efforts, strict=True)]
+        weight = draw(st.sampled_from([1.0, 0.25, 3.0]))
+        layers.append(Choice(str(i), (candidate(whole, 0.0), *points), weight))
+    low = sum(min(c.cost for c in la.candidates) for la in layers)
+    high = sum(la.keep.cost for la in layers)
+    return layers, draw(st.integers(low, high + 5))
+
+
+# against all combinations
+
+
+@quick
+@given(problems(), st.sampled_from([0.0, 0.5, 1.0]))
+def test_within_budget_always_and_never_better_than_the_best(
+    problem: tuple[Layers, int], blocked: float
+) -> None:
+    layers, budget = problem
+    for chosen in (allocate(layers, budget, blocked), allocate_blocked(layers, budget, 7)):
+        assert cost(chosen) <= budget
+        assert loss(layers, chosen) >= least(layers, budget) - 1e-12
+        assert all(c in la.candidates for la, c in zip(layers, chosen, strict=True))
+
+
+@quick
+@given(problems())
+def test_loss_exceeds_the_best_by_one_step_of_one_layer_at_the_most(
+    problem: tuple[Layers, int],
+) -> None:
+    # the gap of the Lagrangian is one step on one convex hull, whatever the number of layers
+    layers, budget = problem
+    step = max(
+        la.weight * (max(c.error for c in la.candidates) - min(c.error for c in la.candidates))
+        for la in layers
+    )
+    assert loss(layers, allocate(layers, budget)) <= least(layers, budget) + step + 1e-9
+
+
+@quick
+@given(problems(), st.floats(1e-4, 1.0))
+def test_optimal_where_the_hull_decides(problem: tuple[Layers, int], multiplier: float) -> None:
+    # a budget that some multiplier meets exactly has that multiplier's choice as its optimum
+    layers, _ = problem
+    chosen = [
+        min(la.candidates, key=lambda c: (la.weight * c.error + multiplier * c.cost, c.cost))
+        for la in layers
+    ]
+    budget = cost(chosen)
+    planned = loss(layers, allocate(layers, budget))
+    assert planned == pytest.approx(least(layers, budget), rel=0, abs=1e-9)
+
+
+@quick
+@given(problems())
+def test_nothing_is_left_that_would_still_fit(problem: tuple[Layers, int]) -> None:
+    layers, budget = problem
+    chosen = allocate(layers, budget)
+    left = budget - cost(chosen)
+    for la, now in zip(layers, chosen, strict=True):
+        better = [c for c in la.candidates if c.error < now.error]
+        assert all(c.cost - now.cost > left for c in better)
+
+
+@quick
+@given(problems())
+def test_a_budget_for_everything_changes_nothing(problem: tuple[Layers, int]) -> None:
+    layers, _ = problem
+    whole = sum(la.keep.cost for la in layers)
+    assert loss(layers, allocate(layers, whole)) == 0
+
+
+def test_the_layer_that_suffers_less_is_cut() -> None:
+    points = ((100, 0.0), (50, 0.1))
+    a, b = choice("a", *points), choice("b", *points, weight=2.0)
+    assert [c.cost for c in allocate([a, b], 150)] == [50, 100]
+    assert [c.cost for c in allocate([b, a], 150)] == [100, 50]
+
+
+def test_effort_decides_between_equal_costs() -> None:
+    keep = candidate(100, 0.0, 128)
+    ragged, filled = candidate(50, 0.100, 90), candidate(48, 0.101, 48)
+    layer = Choice("a", (keep, ragged, filled))
+    assert allocate([layer], 50, 0.0) == [ragged]
+    # what is left of the budget is spent, though in effort the second alone keeps it
+    assert allocate_blocked([layer], 50, 0) == [ragged]
+    other = replace(layer, layer="b")
+    assert sum(c.effort for c in allocate_blocked([layer, other], 98, 0)) < 180
+
+
+@pytest.mark.parametrize(
+    ("effort", "taken"), [(55, "near"), (60, "quick")], ids=["0.91 of the speed-up", "0.83 of it"]
+)
+def test_no_loss_is_spent_on_time_that_is_nearly_kept(effort: int, taken: str) -> None:
+    near, quick = candidate(50, 0.1, effort), candidate(44, 0.103, 44)
+    layer = Choice("a", (candidate(100, 0.0), near, quick))
+    assert allocate_blocked([layer], 50, 0) == [{"near": near, "quick": quick}[taken]]
+
+
+def test_nothing_to_choose_from() -> None:
+    assert allocate([], 0) == []
+    only = choice("a", (10, 0.0))
+    assert allocate([only], 10) == [only.keep]
+
+
+def test_a_budget_that_cannot_be_met_names_the_least() -> None:
+    layers = [choice("a", (100, 0.0), (30, 0.5)), choice("b", (100, 0.0), (12, 0.5))]
+    assert cost(allocate(layers, 42)) == 42
+    for planned in (allocate, lambda la, b: allocate_blocked(la, b, 0)):
+        with pytest.raises(BudgetError, match=r"42 is the least .* 41 was asked"):
+            planned(layers, 41)
+
+
+# the baseline
+
+
+@pytest.mark.parametrize(
+    ("rule", "taken"),
+    [
+        ("ratio=0.5", [(50, 0.2), (400, 0.4), (7, 0.0)]),
+        ("ratio=0.1", [(100, 0.0), (1000, 0.0), (7, 0.0)]),
+        ("error=0.25", [(50, 0.2), (501, 0.1), (7, 0.0)]),
+        ("energy=0.75", [(50, 0.2), (501, 0.1), (7, 0.0)]),
+        ("energy=0.5", [(50, 0.2), (400, 0.4), (7, 0.0)]),
+        ("error=0.01", [(100, 0.0), (1000, 0.0), (7, 0.0)]),
+        ("fixed=3", [(50, 0.2), (501, 0.1), (7, 0.0)]),
+        ("evbmf", [(50, 0.2), (501, 0.1), (7, 0.0)]),
+    ],
+)
+def test_rules(rule: str, taken: list[tuple[int, float]]) -> None:
+    a = choice("a", (100, 0.0), (50, 0.3), (50, 0.2), (20, 0.6))
+    b = choice("b", (1000, 0.0), (501, 0.1), (400, 0.4))
+    c = choice("c", (7, 0.0))
+    found = by_rule([a, b, c], RankRule.parse(rule))
+    assert [(x.cost, x.error) for x in found] == taken
+
+
+# ranks
+
+
+@pytest.mark.parametrize(
+    ("limit", "groups", "ranks"),
+    [
+        (3, 1, []),
+        (4, 1, [4]),
+        (40, 1, [4, 8, 12, 16, 24, 32, 40]),
+        (100, 1, [4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96]),
+        (300, 1, [4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256]),
+        (8, 2, [2, 4, 6, 8]),
+        (5, 4, [1, 2, 3, 4]),
+        (3, 32, [1, 2, 3]),
+        (0, 1, []),
+    ],
+)
+def test_aligned_ranks(limit: int, groups: int, ranks: list[int]) -> None:
+    assert list(aligned_ranks(limit, groups)) == ranks
+
+
+# plans
+
+
+def decision(layer: str, rank: int = 8, error: float = 0.1) -> Decision:
+    return Decision(layer, "Conv", "factorize", "svd", "", rank, error, 9, 5, 9, 5, "why")
+
+
+def planned_by(model: str, target: str, seed: int, decisions: tuple[Decision, ...]) -> Plan:
+    return Plan(model, "da7a", target, seed, None, ("svd",), decisions)
+
+
+def test_plans_are_text_that_does_not_vary() -> None:
+    one = planned_by("ab", "macs=0.5", 0, (decision("a"), decision("b")))
+    two = planned_by("ab", "macs=0.5", 0, (decision("a"), decision("b")))
+    assert one.to_json() == two.to_json()
+    assert one.digest == two.digest
+    assert one.digest == "727f0e3035e4e98a2cd798efda52b3e0cebc1a96910824f1df3e4dfdcf0e96a8"
+    data = json.loads(one.to_json())
+    assert data["schema"] == 3
+    assert [d["layer"] for d in data["decisions"]] == ["a", "b"]
+    assert data["decisions"][0]["rank"] == 8
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        planned_by("ab", "macs=0.5", 1, (decision("a"),)),
+        planned_by("ab", "macs=0.4", 0, (decision("a"),)),
+        planned_by("cd", "macs=0.5", 0, (decision("a"),)),
+        planned_by("ab", "macs=0.5", 0, (decision("a", rank=4),)),
+        planned_by("ab", "macs=0.5", 0, ()),
+    ],
+    ids=["seed", "target", "model", "rank", "layers"],
+)
+def test_the_digest_is_of_all_of_it(other: Plan) -> None:
+    assert other.digest != planned_by("ab", "macs=0.5", 0, (decision("a"),)).digest

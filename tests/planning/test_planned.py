@@ -1,0 +1,209 @@
+"""What a plan was chosen from goes with it; to judge it or choose again, nothing else counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnx_lowrank.chains.chain import Chain
+from onnx_lowrank.engine.api import compressed
+from onnx_lowrank.engine.plan_checks import kept_by
+from onnx_lowrank.engine.run import SLOWER_CHAINS, Run
+from onnx_lowrank.engine.workbench import DataOptions
+from onnx_lowrank.errors import GuardError
+from onnx_lowrank.latency.probe import Place
+from onnx_lowrank.planning.plan import Plan
+from onnx_lowrank.planning.registry import parse_list
+from onnx_lowrank.planning.targets import Target
+from onnx_lowrank.planning.timed_candidates import TimingOptions
+from tests import fixtures_models as fm
+from tests.scripted_timer import ScriptedTimer, by_effort
+
+CHAINS = "spatial_svd,channel_svd"
+BOTH = f"{CHAINS},prune_channels{{gain=2}}"
+#: of the net below, by both: 0.7 is planned by ranks alone, 0.6 with channels taken out
+UNPRUNED, PRUNED = Target.parse("macs=0.7"), Target.parse("macs=0.6")
+LAYERS = [f"conv{i}" for i in range(4)]
+
+
+def run_of(timer: ScriptedTimer, passes: str = BOTH) -> Run:
+    data = DataOptions({"x": fm.pictures(60)}, None, None, None, 0)
+    return Run(
+        fm.residual_net(16), parse_list(passes), data, fm.ONE_THREAD, TimingOptions(cache=""),
+        None, timer=timer,
+    )  # fmt: skip
+
+
+def slower(seconds: Any = by_effort) -> ScriptedTimer:
+    """A clock by which every result takes 1.2 times the time of the original."""
+    return ScriptedTimer(seconds, lambda _: 1.2)
+
+
+def taken_apart(plan: Plan) -> list[str]:
+    return [d.layer for d in plan.decisions if d.method]
+
+
+def chain_costs_more(place: Place, chain: Chain) -> float:
+    return float(chain.nodes)
+
+
+def no_layer_runs(place: Place, chain: Chain) -> None:
+    return None
+
+
+def no_chain_runs(place: Place, chain: Chain) -> float | None:
+    return by_effort(place, chain) if chain.nodes == 1 else None
+
+
+# results that are slower
+
+
+@pytest.mark.parametrize(
+    ("passes", "target", "seconds"),
+    [
+        ("prune_channels", "macs=0.7", by_effort),
+        ("prune_channels", "latency=0.7", by_effort),
+        ("prune_channels{keep=0.5}", "macs=0.9", by_effort),
+        # ranks are planned, and pruning does all
+        (f"{CHAINS},prune_channels{{gain=1}}", "macs=0.7", by_effort),
+        (CHAINS, "macs=0.7", no_layer_runs),
+        (CHAINS, "macs=0.7", no_chain_runs),
+        (BOTH, "macs=0.6", no_layer_runs),
+    ],
+)
+def test_where_no_chain_is_to_blame_the_guard_decides(
+    passes: str, target: str, seconds: Any
+) -> None:
+    with pytest.raises(GuardError, match=r"takes 1\.2 ms, the original 1 ms .*; nothing was"):
+        compressed(run_of(slower(seconds), passes), Target.parse(target), 0, force=False)
+    result = compressed(run_of(slower(seconds), passes), Target.parse(target), 0, force=True)
+    assert result.report.after.macs < result.report.before.macs
+    assert not any(n.startswith(SLOWER_CHAINS) for n in result.report.notes)
+
+
+def test_a_plan_that_only_prunes_is_not_timed_again() -> None:
+    timer = slower()
+    run = run_of(timer, "prune_channels")
+    planned = run.plan(PRUNED)
+    built = run.build(planned.plan)
+    assert built.chains == {}
+    assert run.paying(planned, built) == (planned, built)
+    assert timer.asked == []
+
+
+# what does not pay
+
+
+def conv1_costs_more(place: Place, chain: Chain) -> float:
+    """Seconds where the chains of one layer do not pay, whose place has a shape of its own."""
+    return by_effort(place, chain) * (3.0 if chain.nodes > 1 and place.output == "b0" else 1.0)
+
+
+def test_what_does_not_pay_is_replaced_from_the_plans_own_proposals() -> None:
+    """Whatever was planned since; a plan with other channels has other candidates."""
+    results = []
+    for since in ([], [PRUNED]):
+        run = run_of(slower(conv1_costs_more))
+        planned = run.plan(UNPRUNED)
+        assert not kept_by(planned.plan)
+        assert "conv1" in taken_apart(planned.plan)
+        built = run.build(planned.plan)
+        for target in since:
+            assert kept_by(run.plan(target).plan)
+        results.append(run.paying(planned, built))
+    (planned, built), (_, again) = results
+    assert again.plan == built.plan == planned.plan
+    assert again.model.proto == built.model.proto
+    assert "conv1" not in taken_apart(built.plan)
+    assert len(taken_apart(built.plan)) > 1
+    (decision,) = [d for d in built.plan.decisions if d.layer == "conv1"]
+    assert decision.reason == "its chain takes more time than the layer"
+    assert planned.notes == ("taken back, for they took more time than the layers: conv1",)
+
+
+def test_what_does_not_pay_is_named_where_the_budget_needs_it() -> None:
+    run = run_of(slower(chain_costs_more), CHAINS)
+    planned = run.plan(UNPRUNED)
+    named, built = run.paying(planned, run.build(planned.plan))
+    assert named.notes == (f"{SLOWER_CHAINS} {', '.join(sorted(taken_apart(planned.plan)))}",)
+    assert built.plan == named.plan == planned.plan
+
+
+class ChangingClock:
+    """Seconds by MACs; chains of the layer whose output is ``slow`` take 99 times as long."""
+
+    slow = ""
+
+    def __call__(self, place: Place, chain: Chain) -> float:
+        factor = 99.0 if place.output == self.slow and chain.nodes > 1 else 1.0
+        return factor * 1e-9 * chain.macs(place.shape)
+
+
+def test_what_does_not_pay_is_taken_back_under_a_target_on_time() -> None:
+    """The clock says another thing than at planning; the time that was planned for stays."""
+    clock, target = ChangingClock(), Target.parse("latency=0.8")
+    run = run_of(slower(clock), CHAINS)
+    first = run.plan(target)
+    assert first.timed is not None
+    planned = run.plan(target, time=0.7 * first.timed.whole)
+    built = run.build(planned.plan)
+    assert "conv1" in built.chains
+    clock.slow = "b0"
+    fewer, rebuilt = run.paying(planned, built)
+    assert rebuilt.plan == fewer.plan
+    assert "conv1" not in rebuilt.chains
+    assert fewer.timed is not None
+    made = {d.layer: (d.method, d.variant, d.rank) for d in fewer.plan.decisions}
+    costs = [
+        c.cost
+        for choice in fewer.timed.choices
+        for c in choice.candidates
+        if (c.method, c.variant, c.rank) == made[choice.layer]
+    ]
+    assert fewer.timed.whole - fewer.timed.movable + sum(costs) <= 0.7 * fewer.timed.whole
+
+
+# weights
+
+
+@pytest.mark.parametrize("factor", [0.25, 4.0])
+@pytest.mark.parametrize("target", [UNPRUNED, PRUNED])
+def test_equal_factors_are_none(target: Target, factor: float) -> None:
+    """How much is pruned must not depend on the unit of the weights."""
+    run = run_of(ScriptedTimer())
+    assert run.plan(target, dict.fromkeys(LAYERS, factor)).plan == run.plan(target).plan
+
+
+def test_errors_of_a_plan_are_weighed_as_it_was_planned() -> None:
+    """Weights are parts of what a response ends up in; fewer channels make other parts."""
+    run = run_of(ScriptedTimer())
+    plans = [run.plan(target) for target in (UNPRUNED, PRUNED)]
+    shared = set.intersection(*(set(p.errors) for p in plans))
+    weights = []
+    for planned in plans:
+        work = run.cut(kept_by(planned.plan))[0]
+        layers = {la.name: la for la in work.layers}
+        totals = run.prepared.moments.totals
+        expected = {}
+        for d in planned.plan.decisions:
+            if d.method:
+                energy = work.moments[d.layer].energy(layers[d.layer].stage.matrices)
+                expected[d.layer] = energy / totals.get(d.layer, energy)
+        weights.append(expected)
+        error = {d.layer: d.error for d in planned.plan.decisions}
+        assert planned.errors.keys() == expected.keys()
+        for name, weight in expected.items():
+            assert planned.errors[name] == pytest.approx(weight * error[name], rel=1e-9)
+    assert any(abs(weights[0][n] / weights[1][n] - 1) > 1e-3 for n in shared)
+
+
+def test_loss_is_by_the_weights_that_are_asked_about() -> None:
+    planned = run_of(ScriptedTimer()).plan(UNPRUNED)
+    assert len(planned.errors) > 1
+    first = next(iter(planned.errors))
+    assert planned.loss({}) == pytest.approx(sum(planned.errors.values()), rel=1e-12)
+    more = planned.loss({first: 3.0}) - planned.loss({})
+    assert more == pytest.approx(2 * planned.errors[first], rel=1e-9)
+    assert np.isfinite(more)

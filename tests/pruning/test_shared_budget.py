@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnx_lowrank.analysis.preparation import measured_shapes, prepare
+from onnx_lowrank.errors import BudgetError
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.layers import Layer
+from onnx_lowrank.modelfile.model import Model, load
+from onnx_lowrank.passkit.base import Factorization, Pruning
+from onnx_lowrank.planning.proposals import make_choices
+from onnx_lowrank.planning.registry import parse_list
+from onnx_lowrank.progress import Progress
+from onnx_lowrank.pruning import shared_budget as prune_split
+from onnx_lowrank.pruning.greedy import Budget
+from onnx_lowrank.pruning.pruner import Kept, Pruner
+from onnx_lowrank.pruning.shared_budget import SHARES, Rest, share_budget
+from onnx_lowrank.samples.split import gather
+from tests import fixtures_models as fm
+
+Case = tuple[Pruner, float]
+
+
+class Split:
+    """A net whose budget is to be shared."""
+
+    def __init__(self, passes: str = "spatial_svd,channel_svd,prune_channels") -> None:
+        chosen = parse_list(passes)
+        self.factorizations: Sequence[Factorization] = chosen.factorizations
+        self.pruning: Pruning = chosen.prunings[0]
+        source = load(fm.residual_net(16))
+        self.data = gather(source, {"x": fm.pictures(60)}, None, None, None, 0, fm.ONE_THREAD)
+        self.prepared = prepare(
+            source, self.data, fm.ONE_THREAD, lambda _: None, 0, Progress(), every_shape=True
+        )
+        self.pruner = Pruner(self.prepared, self.pruning, "macs", Progress())
+
+    def measure(
+        self, model: Model, graph: Graph, layers: Sequence[Layer]
+    ) -> Mapping[str, tuple[int, ...]]:
+        return measured_shapes(model, graph, layers, self.data.validation, fm.ONE_THREAD)
+
+    def share(self, ratio: float, gain: float = 1.0) -> Kept:
+        return share_budget(
+            self.pruner, self.prepared, self.factorizations, self.budget(ratio),
+            self.measure, "macs", self.unpruned(ratio), gain,
+        )  # fmt: skip
+
+    def unpruned(self, ratio: float) -> float:
+        try:
+            return self.rest().loss({}, self.budget(ratio))
+        except BudgetError:
+            return math.inf
+
+    def budget(self, ratio: float) -> Budget:
+        return Budget(ratio * self.pruner.cost, f"macs={ratio:g}", self.pruner.cost)
+
+    def rest(self) -> Rest:
+        return Rest(self.pruner, self.prepared, self.factorizations, self.measure, "macs")
+
+    def totals(self, ratio: float) -> list[tuple[float, dict[str, int]]]:
+        """Loss and numbers of channels at each share that can be, nothing kept between them."""
+        budget, cost = self.budget(ratio), self.pruner.cost
+        found: list[tuple[float, dict[str, int]]] = [(self.unpruned(ratio), {})]
+        for share in SHARES:
+            try:
+                limit = cost - share * (cost - budget.limit)
+                kept, loss = self.pruner.plan(replace(budget, limit=limit))
+                loss += self.rest().loss(kept, budget) if share < 1 else 0.0
+            except BudgetError:
+                continue
+            found.append((loss, {n: len(k) for n, k in kept.items()}))
+        return found
+
+
+@pytest.mark.parametrize("ratio", [0.35, 0.6])
+def test_the_share_of_least_loss_is_taken(ratio: float) -> None:
+    case = Split()
+    found = case.totals(ratio)
+    losses = [loss for loss, _ in found]
+    assert len(losses) >= 4
+    assert max(losses) > 1.05 * min(losses)
+    taken = {n: len(k) for n, k in case.share(ratio).items()}
+    assert taken == found[losses.index(min(losses))][1]
+
+
+def test_pruning_must_gain_as_much_as_is_asked() -> None:
+    case = Split()
+    losses = [loss for loss, _ in case.totals(0.35)]
+    reached = losses[0] / min(losses)
+    assert reached > 1
+    same = case.share(0.35, 0.99 * reached)
+    assert {n: len(k) for n, k in same.items()} == {n: len(k) for n, k in case.share(0.35).items()}
+    assert same
+    assert case.share(0.35, 1.01 * reached) == {}
+
+
+def test_layers_are_taken_apart_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same channels; and the loss is that of taking all of them apart."""
+    case = Split()
+    budget = case.budget(0.35)
+    asked: list[str] = []
+
+    def counted(layers: Sequence[Layer], *rest: Any) -> Any:
+        asked.extend(layer.name for layer in layers)
+        return make_choices(layers, *rest)
+
+    monkeypatch.setattr(prune_split, "make_choices", counted)
+    rest = case.rest()
+    whole_loss = rest.loss({}, budget)
+    whole = len(asked)
+    assert whole == len(case.prepared.layers)
+    assert rest.loss({}, budget) == whole_loss
+    assert len(asked) == whole
+    gathers = [p for p in case.pruner.prunables.values() if p.group is None]
+    gather = max(gathers, key=lambda p: p.size)
+    kept = {gather.name: np.arange(gather.size // 2)}
+    again = rest.loss(kept, budget)
+    assert asked[whole:] == [gather.readers[0][0].name]
+    assert again != whole_loss
+    assert again == pytest.approx(case.rest().loss(kept, budget), rel=1e-12)
+
+
+def test_where_factorization_cannot_pruning_does_all() -> None:
+    """Of Gemm layers alone, svd would do; there are none here."""
+    case = Split("svd,prune_channels")
+    kept = case.share(0.5)
+    alone, _ = case.pruner.plan(case.budget(0.5))
+    assert {n: k.tolist() for n, k in kept.items()} == {n: k.tolist() for n, k in alone.items()}
+
+
+def test_where_nothing_is_to_be_saved_nothing_goes() -> None:
+    assert Split().share(1.0) == {}
+
+
+def test_a_budget_that_no_share_meets() -> None:
+    case = Split("svd,prune_channels")
+    with pytest.raises(
+        BudgetError, match=r"macs=0\.001: these passes reach 0\.\d+ of the"
+    ) as caught:
+        case.share(0.001)
+    reached = float(str(caught.value).split("reach ")[1].split()[0])
+    assert case.share(reached)
+
+
+class Falling:
+    """A decomposition whose error is known, and counted when asked for."""
+
+    variant = ""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def ranks(self) -> Sequence[int]:
+        return range(4, 100, 4)
+
+    def error(self, rank: int) -> float:
+        self.asked.append(rank)
+        return float(np.exp(-0.03 * rank - 0.0002 * rank**2))
+
+
+def test_errors_are_read_off_between_ranks() -> None:
+    whole = Falling()
+    quick = prune_split._Interpolated(whole)  # type: ignore[arg-type]
+    found = [quick.error(rank) for rank in quick.ranks()]  # type: ignore[arg-type]
+    assert len(whole.asked) == len(set(whole.asked)) <= len(found) // 3 + 1
+    exact = [Falling().error(rank) for rank in whole.ranks()]
+    np.testing.assert_allclose(found, exact, rtol=0.02)
+    assert found[::3] == pytest.approx(exact[::3], rel=1e-12)
+    assert found == sorted(found, reverse=True)
