@@ -20,7 +20,7 @@ from onnx_lowrank.errors import BudgetError, NothingAppliesError, OptionError
 from onnx_lowrank.latency.timer import Timer
 from onnx_lowrank.planning.candidates import Candidate, Choice, by_rule, loss_of, recosted
 from onnx_lowrank.planning.countable import check_countable, fixed_nodes
-from onnx_lowrank.planning.decisions import choose, decide
+from onnx_lowrank.planning.decisions import Constraint, choose, decide
 from onnx_lowrank.planning.plan import Decision, GroupDecision, Plan
 from onnx_lowrank.planning.planned import Planned
 from onnx_lowrank.planning.proposals import Proposals, make_choices
@@ -355,21 +355,22 @@ class Planning(Workbench):
             return [c.keep for c in proposals.choices]
         if target.rule is not None:
             return by_rule(proposals.choices, target.rule)
-        constraints: list[tuple[str, Sequence[Choice], int, int, int]] = []
+        constraints: list[Constraint] = []
         for metric, ratio in target.budgets:
             if metric == "latency":
                 assert timed is not None
                 wanted = ratio * timed.whole if time is None else time
                 fixed = timed.whole - timed.movable
                 budget = int(wanted) - fixed
-                constraints.append((metric, timed.choices, budget, timed.whole, fixed))
+                constraints.append(Constraint(metric, timed.choices, budget, timed.whole, fixed))
                 continue
             choices: Sequence[Choice] = proposals.choices
             if len(target.budgets) > 1:  # the same candidates for all, those that were timed
                 choices = recosted(timed.choices if timed is not None else choices, metric)
             whole = cost_of(self.before, metric)
             fixed = other_cost(work.cost, work.shapes, work.layers, metric)
-            constraints.append((metric, choices, int(ratio * whole) - fixed, whole, fixed))
+            budget = int(ratio * whole) - fixed
+            constraints.append(Constraint(metric, choices, budget, whole, fixed))
         try:
             return choose(constraints)
         except BudgetError as error:

@@ -12,6 +12,7 @@ from onnx_lowrank.linalg.rank_rules import RankRule
 __all__ = [
     "Candidate",
     "Choice",
+    "Constraint",
     "by_rule",
     "cheapest",
     "least_cost",
@@ -77,6 +78,25 @@ class Choice:
     def keep(self) -> Candidate:
         """The layer as it is."""
         return self.candidates[0]
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A budget on one kind of cost.
+
+    Attributes:
+        metric: what is counted: ``macs``, ``params``, ``size`` or ``latency``.
+        choices: all layers, whose candidates' costs are in the unit of the metric.
+        budget: the most that the candidates taken may cost together.
+        whole: the cost of the original model, which messages give parts of.
+        fixed: the cost of what no choice changes.
+    """
+
+    metric: str
+    choices: Sequence[Choice]
+    budget: int
+    whole: int
+    fixed: int
 
 
 def least_cost(choices: Sequence[Choice]) -> int:

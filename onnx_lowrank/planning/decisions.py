@@ -11,39 +11,38 @@ from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.layers import Layer
-from onnx_lowrank.planning.candidates import Candidate, Choice, least_cost
+from onnx_lowrank.planning.candidates import Candidate, Constraint, least_cost
 from onnx_lowrank.planning.lagrangian import allocate, allocate_blocked
 from onnx_lowrank.planning.plan import Decision
 from onnx_lowrank.planning.proposals import Proposals
 from onnx_lowrank.planning.several_budgets import allocate_all
 
-__all__ = ["after_cut", "choose", "decide"]
+__all__ = ["Constraint", "after_cut", "choose", "decide"]
 
 
-def choose(constraints: Sequence[tuple[str, Sequence[Choice], int, int, int]]) -> list[Candidate]:
-    """One candidate a layer, all budgets kept.
+def choose(constraints: Sequence[Constraint]) -> list[Candidate]:
+    """Choose one candidate for each layer so that all budgets are kept at little loss.
 
     Args:
-        constraints: of each, its metric, the choices at costs of that kind, the budget on their
-            sum, the cost of the original model, and that of what no choice changes.
+        constraints: one or more, on the same layers and candidates.
 
     Raises:
-        BudgetError: the cheapest of all cost more; it names what can be reached.
+        BudgetError: even the cheapest candidates cost more; the message says what can be reached.
     """
-    for metric, choices, budget, whole, fixed in constraints:
-        least = least_cost(choices)
-        if least > budget:
-            reachable = (least + fixed) / max(whole, 1)
+    for constraint in constraints:
+        least = least_cost(constraint.choices)
+        if least > constraint.budget:
+            reachable = (least + constraint.fixed) / max(constraint.whole, 1)
             raise BudgetError(
-                f"{metric}: these passes reach {reachable:.3f} of the original at the least, with "
-                "all accuracy lost; ask for more, or give more passes or layers"
+                f"{constraint.metric}: these passes reach {reachable:.3f} of the original at the "
+                "least, with all accuracy lost; ask for more, or give more passes or layers"
             )
     if len(constraints) > 1:
-        return allocate_all([(choices, budget) for _, choices, budget, *_ in constraints])
-    ((metric, choices, budget, _, fixed),) = constraints
-    if metric == "macs":
-        return allocate_blocked(choices, budget, fixed)
-    return allocate(choices, budget)
+        return allocate_all(constraints)
+    (only,) = constraints
+    if only.metric == "macs":
+        return allocate_blocked(only.choices, only.budget, only.fixed)
+    return allocate(only.choices, only.budget)
 
 
 def decide(

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.errors import BudgetError
-from onnx_lowrank.planning.candidates import Candidate, Choice, least_cost, loss_of
+from onnx_lowrank.planning.candidates import Candidate, Choice, Constraint, least_cost, loss_of
 from onnx_lowrank.planning.lagrangian import allocate
 
 __all__ = ["allocate_all"]
@@ -27,8 +27,8 @@ _ROUNDS, _SCALE = 30, 10**9
 _MENDING = 10
 
 
-def allocate_all(constraints: Sequence[tuple[Sequence[Choice], int]]) -> list[Candidate]:
-    """:func:`allocate` under several budgets at once.
+def allocate_all(constraints: Sequence[Constraint]) -> list[Candidate]:
+    """Do as :func:`allocate` does, under several budgets at once.
 
     Each constraint has the same layers and candidates at costs of its own kind. A plan under one
     budget on a weighted sum of them is made, and the weights of the budgets that it breaks grow
@@ -36,15 +36,15 @@ def allocate_all(constraints: Sequence[tuple[Sequence[Choice], int]]) -> list[Ca
     no step within them lowers the loss; the one of least loss is taken.
 
     Args:
-        constraints: choices and the budget on their costs.
+        constraints: one or more, on the same layers and candidates.
 
     Raises:
         BudgetError: no plan that was found keeps all of them.
     """
     if len(constraints) == 1:
-        return allocate(*constraints[0])
+        return allocate(constraints[0].choices, constraints[0].budget)
     weights = [1.0 / len(constraints)] * len(constraints)
-    layers = list(zip(*(choices for choices, _ in constraints), strict=True))
+    layers = list(zip(*(c.choices for c in constraints), strict=True))
     table = _table(constraints)
     best: tuple[float, list[Candidate]] | None = None
     for round_ in range(_ROUNDS):
@@ -52,13 +52,14 @@ def allocate_all(constraints: Sequence[tuple[Sequence[Choice], int]]) -> list[Ca
         plan = allocate(joined, max(_SCALE, least_cost(joined)))
         places = [c.candidates.index(p) for c, p in zip(joined, plan, strict=True)]
         used = [
-            sum(c.candidates[i].cost for c, i in zip(choices, places, strict=True)) / max(budget, 1)
-            for choices, budget in constraints
+            sum(c.candidates[i].cost for c, i in zip(kind.choices, places, strict=True))
+            / max(kind.budget, 1)
+            for kind in constraints
         ]
         kept = _mended(table, places)
         if kept is not None:
-            chosen = [c.candidates[i] for c, i in zip(constraints[0][0], kept, strict=True)]
-            loss = loss_of(constraints[0][0], chosen)
+            chosen = [c.candidates[i] for c, i in zip(constraints[0].choices, kept, strict=True)]
+            loss = loss_of(constraints[0].choices, chosen)
             if best is None or loss < best[0]:
                 best = loss, chosen
         rate = 2.0 / (1 + round_) ** 0.5
@@ -85,12 +86,12 @@ class _Table(NamedTuple):
     starts: npt.NDArray[np.intp]
 
 
-def _table(constraints: Sequence[tuple[Sequence[Choice], int]]) -> _Table:
-    first = constraints[0][0]
+def _table(constraints: Sequence[Constraint]) -> _Table:
+    first = constraints[0].choices
     sizes = [len(c.candidates) for c in first]
     costs = [
-        [k.cost / max(budget, 1) for c in choices for k in c.candidates]
-        for choices, budget in constraints
+        [k.cost / max(kind.budget, 1) for c in kind.choices for k in c.candidates]
+        for kind in constraints
     ]
     losses = [c.weight * k.error for c in first for k in c.candidates]
     layers = np.repeat(np.arange(len(first)), sizes)
@@ -127,15 +128,15 @@ def _mended(table: _Table, places: Sequence[int]) -> list[int] | None:
 
 def _joined(
     layer: Sequence[Choice],
-    constraints: Sequence[tuple[Sequence[Choice], int]],
+    constraints: Sequence[Constraint],
     weights: Sequence[float],
 ) -> Choice:
     """One layer at the weighted sum of its costs, each as a part of its budget."""
     candidates = []
     for kinds in zip(*(c.candidates for c in layer), strict=True):
         parts = (
-            w * k.cost / max(budget, 1)
-            for k, w, (_, budget) in zip(kinds, weights, constraints, strict=True)
+            w * k.cost / max(kind.budget, 1)
+            for k, w, kind in zip(kinds, weights, constraints, strict=True)
         )
         cost = round(_SCALE * sum(parts))
         candidates.append(replace(kinds[0], cost=cost, effort=cost))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -8,14 +9,11 @@ import pytest
 
 from onnx_lowrank.analysis.cost import Cost, cost_of
 from onnx_lowrank.errors import BudgetError, OptionError
-from onnx_lowrank.planning.candidates import Candidate, Choice, recosted
+from onnx_lowrank.planning.candidates import Candidate, Choice, Constraint, recosted
 from onnx_lowrank.planning.lagrangian import allocate
 from onnx_lowrank.planning.several_budgets import allocate_all
 from onnx_lowrank.planning.targets import DEFAULT_TARGET, METRICS, Target, parse_target
 from tests import fixtures_models as fm
-
-Constraints = list[tuple[list[Choice], int]]
-
 
 # text
 
@@ -110,7 +108,7 @@ def test_costs() -> None:
 # several budgets at once, against all combinations
 
 
-def problem(seed: int, layers: int = 4, cuts: int = 4) -> Constraints:
+def problem(seed: int, layers: int = 4, cuts: int = 4) -> list[Constraint]:
     """Two budgets on costs that go together in part only, each of which can be met."""
     rng = np.random.default_rng(seed)
     kinds: list[list[Choice]] = [[], []]
@@ -131,31 +129,34 @@ def problem(seed: int, layers: int = 4, cuts: int = 4) -> Constraints:
     for choices in kinds:
         low = sum(min(c.cost for c in la.candidates) for la in choices)
         high = sum(la.keep.cost for la in choices)
-        constraints.append((choices, int(low + rng.uniform(0.1, 0.8) * (high - low))))
+        budget = int(low + rng.uniform(0.1, 0.8) * (high - low))
+        constraints.append(Constraint("macs", choices, budget, whole=high, fixed=0))
     return constraints
 
 
-def loss(choices: list[Choice], places: tuple[int, ...]) -> float:
+def loss(choices: Sequence[Choice], places: tuple[int, ...]) -> float:
     return sum(c.weight * c.candidates[i].error for c, i in zip(choices, places, strict=True))
 
 
-def used(choices: list[Choice], places: tuple[int, ...]) -> int:
+def used(choices: Sequence[Choice], places: tuple[int, ...]) -> int:
     return sum(c.candidates[i].cost for c, i in zip(choices, places, strict=True))
 
 
-def every(constraints: Constraints) -> list[tuple[int, ...]]:
+def every(constraints: list[Constraint]) -> list[tuple[int, ...]]:
     """Places of all combinations that keep every budget."""
-    ranges = (range(len(la.candidates)) for la in constraints[0][0])
+    ranges = (range(len(la.candidates)) for la in constraints[0].choices)
     return [
         places
         for places in itertools.product(*ranges)
-        if all(used(choices, places) <= budget for choices, budget in constraints)
+        if all(used(c.choices, places) <= c.budget for c in constraints)
     ]
 
 
-def planned(constraints: Constraints) -> tuple[int, ...]:
+def planned(constraints: list[Constraint]) -> tuple[int, ...]:
     found = allocate_all(constraints)
-    return tuple(la.candidates.index(c) for la, c in zip(constraints[0][0], found, strict=True))
+    return tuple(
+        la.candidates.index(c) for la, c in zip(constraints[0].choices, found, strict=True)
+    )
 
 
 def test_all_budgets_are_kept_at_little_more_than_the_least_loss() -> None:
@@ -172,9 +173,9 @@ def test_all_budgets_are_kept_at_little_more_than_the_least_loss() -> None:
         except BudgetError:
             missed += 1
             continue
-        for choices, budget in constraints:
-            assert used(choices, places) <= budget
-        first = constraints[0][0]
+        for constraint in constraints:
+            assert used(constraint.choices, places) <= constraint.budget
+        first = constraints[0].choices
         best = min(loss(first, p) for p in feasible)
         assert loss(first, places) >= best - 1e-12
         ratios.append(loss(first, places) / best)
@@ -187,8 +188,8 @@ def test_all_budgets_are_kept_at_little_more_than_the_least_loss() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_one_budget_is_that_of_allocate(seed: int) -> None:
-    for choices, budget in problem(seed):
-        assert allocate_all([(choices, budget)]) == allocate(choices, budget)
+    for constraint in problem(seed):
+        assert allocate_all([constraint]) == allocate(constraint.choices, constraint.budget)
 
 
 def test_budgets_that_exclude_each_other() -> None:
@@ -197,10 +198,14 @@ def test_budgets_that_exclude_each_other() -> None:
     dear = replace(keep, method="b", cost=90, error=0.1)
     one = [Choice("x", (keep, cheap, dear))]
     two = [Choice("x", (keep, replace(cheap, cost=90), replace(dear, cost=10)))]
+
+    def kept(first: int, second: int) -> list[Constraint]:
+        return [Constraint("macs", one, first, 100, 0), Constraint("params", two, second, 100, 0)]
+
     with pytest.raises(BudgetError, match="no plan keeps all the targets at once; ask for more"):
-        allocate_all([(one, 50), (two, 50)])
-    assert allocate_all([(one, 50), (two, 90)]) == [cheap]
-    assert allocate_all([(one, 90), (two, 50)]) == [dear]
+        allocate_all(kept(50, 50))
+    assert allocate_all(kept(50, 90)) == [cheap]
+    assert allocate_all(kept(90, 50)) == [dear]
 
 
 def test_recosted() -> None:
