@@ -25,7 +25,7 @@ from benchmarks.metrics import asked
 from benchmarks.models import MODELS, Benchmark
 from benchmarks.rows import head, known_rows, write_rows
 from onnx_lowrank.engine.api import DEFAULT_PASSES
-from onnx_lowrank.judge.validation import measure_latency
+from onnx_lowrank.latency.pairs import measure_latency
 from onnx_lowrank.modelfile.model import load
 from onnx_lowrank.planning.plan import Plan
 from onnx_lowrank.runtime.runtime import Runtime

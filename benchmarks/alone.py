@@ -20,13 +20,14 @@ import numpy as np
 
 from benchmarks.metrics import in_own_process
 from benchmarks.models import MODELS, Benchmark
-from onnx_lowrank.analysis.preparation import canonicalise, measured_shapes, moments_of
+from onnx_lowrank.analysis.preparation import measured_shapes, moments_of
 from onnx_lowrank.engine.api import DEFAULT_PASSES
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.modelfile.model import load
 from onnx_lowrank.passkit.base import Factorization
+from onnx_lowrank.passkit.runner import canonicalise
 from onnx_lowrank.planning.registry import available, parse_list
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.runtime import Runtime

@@ -25,12 +25,13 @@ import numpy as np
 
 from benchmarks.models import MODELS, Benchmark
 from onnx_lowrank.analysis.moments import Moments, relative_error
-from onnx_lowrank.analysis.preparation import canonicalise, measured_shapes, moments_of
+from onnx_lowrank.analysis.preparation import measured_shapes, moments_of
 from onnx_lowrank.engine.curves import RATIOS
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Layer, find_layers
 from onnx_lowrank.modelfile.model import load
 from onnx_lowrank.passkit.base import Factorization
+from onnx_lowrank.passkit.runner import canonicalise
 from onnx_lowrank.planning.candidates import Candidate, Choice
 from onnx_lowrank.planning.proposals import cut_candidate, make_choices
 from onnx_lowrank.planning.registry import available, parse

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import onnx_lowrank
-from onnx_lowrank.judge.validation import measure_latency
+from onnx_lowrank.latency.pairs import measure_latency
 from onnx_lowrank.modelfile.model import load
 from onnx_lowrank.runtime.runtime import Runtime
 

@@ -17,7 +17,7 @@ import onnx_lowrank
 from benchmarks.models import Benchmark
 from benchmarks.pruning_cells import Cell
 from onnx_lowrank.errors import BudgetError
-from onnx_lowrank.judge.validation import measure_latency
+from onnx_lowrank.latency.pairs import measure_latency
 from onnx_lowrank.modelfile.model import load
 from onnx_lowrank.runtime.runtime import Runtime
 

@@ -15,8 +15,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_lowrank.cli import main as cli
 from onnx_lowrank.engine.api import Result, compress
-from onnx_lowrank.judge.validation import LatencyPair
 from onnx_lowrank.latency import timer as latency_timer
+from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.modelfile.model import load
 from onnx_lowrank.runtime.runtime import Feed, Runtime
 from onnx_lowrank.samples.dataset import Dataset, input_specs, load_dataset

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from onnx_lowrank.chains.chain import Chain
-from onnx_lowrank.judge.validation import LatencyPair
+from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.latency.probe import Place
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.runtime.runtime import Feed

@@ -14,11 +14,10 @@ from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
 from onnx_lowrank.analysis.moment_cache import MomentCache
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.latency.cache import machine
 from onnx_lowrank.layers import Ineligible, Layer, find_layers, refuse_optimised
 from onnx_lowrank.modelfile.model import Model
-from onnx_lowrank.passkit.base import Rewrite
 from onnx_lowrank.progress import Progress
+from onnx_lowrank.runtime.machine import machine
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset
 from onnx_lowrank.samples.split import RunData
@@ -26,7 +25,6 @@ from onnx_lowrank.samples.split import RunData
 __all__ = [
     "MEMORY",
     "Prepared",
-    "canonicalise",
     "measured_shapes",
     "moments_of",
     "prepare",
@@ -129,14 +127,6 @@ def prepare(
         graph, layers, data.calibration, runtime, shapes, seed, progress, unfinished
     )
     return Prepared(model, graph, tuple(layers), tuple(left_out), shapes, moments, unfinished)
-
-
-def canonicalise(source: Model, rewrites: Sequence[Rewrite]) -> Model:
-    """The model as the passes see it: BatchNormalization folded, and the like."""
-    graph = Graph(source)
-    for rewrite in rewrites:
-        rewrite.run(graph)
-    return graph.to_model()
 
 
 def measured_shapes(

@@ -18,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_lowrank.analysis.preparation import (
-    canonicalise,
     measured_shapes,
     moments_of,
     silent_notes,
@@ -29,6 +28,7 @@ from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.modelfile.model import Model, load
 from onnx_lowrank.passkit.base import Pass
+from onnx_lowrank.passkit.runner import canonicalise
 from onnx_lowrank.planning.candidates import Candidate
 from onnx_lowrank.planning.layer_globs import check_globs, matches
 from onnx_lowrank.planning.proposals import make_choices

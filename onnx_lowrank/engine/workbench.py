@@ -9,23 +9,25 @@ from typing import Any
 
 from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
 from onnx_lowrank.analysis.moment_cache import MomentCache
-from onnx_lowrank.analysis.preparation import Prepared, canonicalise, measured_shapes, prepare
+from onnx_lowrank.analysis.preparation import Prepared, measured_shapes, prepare
 from onnx_lowrank.channels.cut import Remains
 from onnx_lowrank.engine.stopwatch import Clock
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.judge.validation import LatencyPair, check_classes
-from onnx_lowrank.latency.cache import cache_folder
+from onnx_lowrank.judge.validation import check_classes
+from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.latency.table import LatencyTable
 from onnx_lowrank.latency.timer import RuntimeTimer, Timer
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.modelfile.model import Model, load
 from onnx_lowrank.option_values import check_count
+from onnx_lowrank.passkit.runner import canonicalise
 from onnx_lowrank.planning.layer_globs import check_globs, selected
 from onnx_lowrank.planning.registry import Passes
 from onnx_lowrank.planning.timed_candidates import TimingOptions, latency_table
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning.pruner import Kept, Pruner
+from onnx_lowrank.runtime.machine import cache_folder
 from onnx_lowrank.runtime.runtime import Feed, Runtime
 from onnx_lowrank.samples.dataset import ImageOptions
 from onnx_lowrank.samples.split import gather

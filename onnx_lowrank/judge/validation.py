@@ -25,7 +25,7 @@ from onnx_lowrank.runtime.outputs import (
     is_float,
     scores_in,
 )
-from onnx_lowrank.runtime.runtime import Feed, Runtime, Session, interleaved_latency
+from onnx_lowrank.runtime.runtime import Feed, Runtime
 from onnx_lowrank.samples.dataset import (
     HELD_OUT,
     Dataset,
@@ -38,11 +38,9 @@ from onnx_lowrank.samples.rows import RowTrial
 
 __all__ = [
     "Accuracy",
-    "LatencyPair",
     "OutputCheck",
     "Validation",
     "check_classes",
-    "measure_latency",
     "validate",
     "validate_models",
 ]
@@ -114,28 +112,6 @@ class Accuracy:
     def drop(self) -> float:
         """Points lost, as a fraction."""
         return self.reference - self.new
-
-
-@dataclass(frozen=True)
-class LatencyPair:
-    """Time of one inference of both models, run in alternation, in milliseconds."""
-
-    batch: int
-    reference_ms: float
-    new_ms: float
-    reference_median_ms: float
-    new_median_ms: float
-    spread: float
-
-    @property
-    def speedup(self) -> float:
-        """Ratio of the best times."""
-        return self.reference_ms / self.new_ms
-
-    @property
-    def median_speedup(self) -> float:
-        """Ratio of the median times."""
-        return self.reference_median_ms / self.new_median_ms
 
 
 @dataclass(frozen=True)
@@ -453,31 +429,6 @@ def _notes(checks: Sequence[OutputCheck], samples: int) -> list[str]:
             "prove little: give samples that differ"
         )
     return said
-
-
-def measure_latency(
-    reference: Model,
-    new: Model,
-    feeds: Sequence[tuple[int, Feed]],
-    runtime: Runtime,
-    seconds: float,
-) -> tuple[LatencyPair, ...]:
-    """Time both models in alternation on each ``(batch, feed)``, ``seconds`` on each."""
-    sessions: list[Session] = [runtime.session(reference), runtime.session(new)]
-    pairs = []
-    for batch, feed in feeds:
-        one, two = interleaved_latency(sessions, feed, seconds=seconds)
-        pairs.append(
-            LatencyPair(
-                batch,
-                one.best * 1e3,
-                two.best * 1e3,
-                one.median * 1e3,
-                two.median * 1e3,
-                max(one.spread, two.spread),
-            )
-        )
-    return tuple(pairs)
 
 
 def _samples(dataset: Dataset, feed: Feed) -> int:

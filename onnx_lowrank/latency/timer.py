@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.errors import ModelError
-from onnx_lowrank.judge.validation import LatencyPair, measure_latency
+from onnx_lowrank.latency.pairs import LatencyPair, measure_latency
 from onnx_lowrank.latency.probe import Place, probe
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.runtime.runtime import Feed, Runtime, Session

@@ -9,7 +9,7 @@ from pathlib import Path
 from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.errors import BudgetError
-from onnx_lowrank.latency.cache import LatencyCache, cache_folder, machine
+from onnx_lowrank.latency.cache import LatencyCache
 from onnx_lowrank.latency.probe import place_of
 from onnx_lowrank.latency.table import Coverage, LatencyTable
 from onnx_lowrank.latency.timer import Timer
@@ -17,6 +17,7 @@ from onnx_lowrank.option_values import check_count, check_seconds
 from onnx_lowrank.planning.candidates import Candidate, Choice, reweighed, without_chains
 from onnx_lowrank.planning.proposals import Proposals
 from onnx_lowrank.progress import Progress
+from onnx_lowrank.runtime.machine import cache_folder, machine
 from onnx_lowrank.runtime.runtime import Feed, Runtime
 
 __all__ = ["Timed", "TimingOptions", "latency_table", "losers", "timed_choices"]

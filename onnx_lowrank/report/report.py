@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_lowrank.analysis.cost import Cost
-from onnx_lowrank.judge.validation import Accuracy, LatencyPair, OutputCheck, Validation
+from onnx_lowrank.judge.validation import Accuracy, OutputCheck, Validation
+from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.planning.plan import Decision, GroupDecision
 from onnx_lowrank.refit.refit import Refit
 

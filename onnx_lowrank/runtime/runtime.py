@@ -23,7 +23,7 @@ from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.runtime.segments import pieces
 from onnx_lowrank.runtime.version_stamps import restamped
 
-__all__ = ["Feed", "Runtime", "Session", "interleaved_latency"]
+__all__ = ["Feed", "Runtime", "Session"]
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
@@ -276,44 +276,6 @@ def _takes(opset: int, ir_version: int) -> bool:
     except _ORT_ERRORS:
         return False
     return True
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Times of one model, in seconds for one run."""
-
-    best: float
-    median: float
-    spread: float  # interquartile range over the median
-
-
-def interleaved_latency(
-    sessions: Sequence[Session], feed: Feed, *, seconds: float = 2.0, least: int = 5
-) -> list[Latency]:
-    """Time several models in alternation, so that a noisy machine disturbs all alike.
-
-    They take turns of a few runs rather than of one: the idle threads of a session spin for a
-    while, and would take the cores from the next one.
-
-    Args:
-        sessions: the models.
-        feed: one input for all of them.
-        seconds: time to spend in all.
-        least: turns at the least.
-    """
-    times: list[list[float]] = [[] for _ in sessions]
-    end = time.perf_counter() + seconds
-    turns = 0
-    while turns < least or time.perf_counter() < end:
-        for session, record in zip(sessions, times, strict=True):
-            record += session.turn(feed)
-        turns += 1
-    return [_latency(record) for record in times]
-
-
-def _latency(record: list[float]) -> Latency:
-    low, median, high = np.percentile(record, [25, 50, 75])
-    return Latency(min(record), float(median), float((high - low) / median))
 
 
 #: how Gather and its like tell of an index that is in no place of what they look up

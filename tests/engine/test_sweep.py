@@ -19,8 +19,8 @@ from rich.console import Console
 from onnx_lowrank.engine.api import sweep
 from onnx_lowrank.engine.sweep import RATIOS, Point, Sweep, front_of
 from onnx_lowrank.errors import ModelError, OptionError
-from onnx_lowrank.judge.validation import LatencyPair
 from onnx_lowrank.latency import timer as latency_timer
+from onnx_lowrank.latency.pairs import LatencyPair
 from tests import fixtures_models as fm
 
 

@@ -14,13 +14,10 @@ from onnx_lowrank.judge.validation import (
     OutputCheck,
     Validation,
     _Tally,
-    measure_latency,
     top_hits,
     validate,
 )
-from onnx_lowrank.modelfile.model import load
 from onnx_lowrank.runtime.outputs import looks_like_scores
-from onnx_lowrank.runtime.runtime import Feed
 from tests import fixtures_models as fm
 
 
@@ -179,18 +176,3 @@ def test_data_and_models_that_do_not_fit() -> None:
         validate(two, three, {"x": np.ones((4, 2), np.float32)})
     with pytest.raises(DataError):
         validate(two, two, {"x": np.ones((4, 2), np.float32), "labels": np.zeros(3, np.int64)})
-
-
-# latency
-
-
-def test_latency_is_in_milliseconds() -> None:
-    model = load(added([0.0, 0.0]))
-    feeds: list[tuple[int, Feed]] = [(n, {"x": np.ones((n, 2), np.float32)}) for n in (1, 4)]
-    pairs = measure_latency(model, model, feeds, fm.ONE_THREAD, seconds=0.05)
-    assert [p.batch for p in pairs] == [1, 4]
-    for p in pairs:
-        assert 1e-4 < p.reference_ms < 100
-        assert p.reference_ms <= p.reference_median_ms
-        assert p.speedup == pytest.approx(p.reference_ms / p.new_ms, rel=1e-12)
-        assert p.median_speedup == pytest.approx(p.reference_median_ms / p.new_median_ms, rel=1e-12)

@@ -9,7 +9,7 @@ from onnx import helper
 
 from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.modelfile.model import load
-from onnx_lowrank.runtime.runtime import Feed, Runtime, Session, interleaved_latency
+from onnx_lowrank.runtime.runtime import Feed, Runtime, Session
 from tests import fixtures_models as fm
 
 X, _ = fm.classified(5)
@@ -93,19 +93,6 @@ class _Fake(Session):
         self._log.append(self._name)
         time.sleep(self._seconds)
         return {}
-
-
-def test_models_take_turns_and_the_slower_is_slower() -> None:
-    log: list[str] = []
-    fast, slow = interleaved_latency(
-        [_Fake("a", 0.001, log), _Fake("b", 0.006, log)], {}, seconds=0.0, least=3
-    )
-    turns = [name for name, before in zip(log, ["", *log], strict=False) if name != before]
-    assert turns == ["a", "b"] * 3
-    assert 0.001 <= fast.best <= fast.median
-    assert 0.006 <= slow.best <= slow.median
-    assert fast.best < slow.best
-    assert fast.spread >= 0
 
 
 def test_the_first_half_of_a_turn_is_not_counted() -> None:

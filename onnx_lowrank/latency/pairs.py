@@ -1,0 +1,125 @@
+"""Time whole models beside each other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.runtime.runtime import Feed, Runtime, Session
+
+__all__ = ["Latency", "LatencyPair", "interleaved_latency", "measure_latency"]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of one model, in seconds for one run.
+
+    Attributes:
+        best: the shortest time.
+        median: the median time.
+        spread: the interquartile range over the median.
+    """
+
+    best: float
+    median: float
+    spread: float
+
+
+def interleaved_latency(
+    sessions: Sequence[Session], feed: Feed, *, seconds: float = 2.0, least: int = 5
+) -> list[Latency]:
+    """Time several models in alternation, so that a noisy machine disturbs all alike.
+
+    They take turns of a few runs rather than of one: the idle threads of a session spin for a
+    while, and would take the cores from the next one.
+
+    Args:
+        sessions: one for each model.
+        feed: the inputs, the same for all of them.
+        seconds: time to spend on all of them together.
+        least: turns that each takes at the least.
+    """
+    times: list[list[float]] = [[] for _ in sessions]
+    end = time.perf_counter() + seconds
+    turns = 0
+    while turns < least or time.perf_counter() < end:
+        for session, record in zip(sessions, times, strict=True):
+            record += session.turn(feed)
+        turns += 1
+    return [_latency(record) for record in times]
+
+
+def _latency(record: list[float]) -> Latency:
+    low, median, high = np.percentile(record, [25, 50, 75])
+    return Latency(min(record), float(median), float((high - low) / median))
+
+
+@dataclass(frozen=True)
+class LatencyPair:
+    """Times of one inference of two models that ran in alternation.
+
+    Attributes:
+        batch: samples of an inference.
+        reference_ms: best time of the original, in milliseconds.
+        new_ms: best time of the new model.
+        reference_median_ms: median time of the original.
+        new_median_ms: median time of the new model.
+        spread: the larger one of both interquartile ranges over their medians.
+    """
+
+    batch: int
+    reference_ms: float
+    new_ms: float
+    reference_median_ms: float
+    new_median_ms: float
+    spread: float
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster the new model is, by the best times."""
+        return self.reference_ms / self.new_ms
+
+    @property
+    def median_speedup(self) -> float:
+        """How many times faster the new model is, by the median times."""
+        return self.reference_median_ms / self.new_median_ms
+
+
+def measure_latency(
+    reference: Model,
+    new: Model,
+    feeds: Sequence[tuple[int, Feed]],
+    runtime: Runtime,
+    seconds: float,
+) -> tuple[LatencyPair, ...]:
+    """Time two models in alternation.
+
+    Args:
+        reference: the original.
+        new: the model to compare with it.
+        feeds: samples of an inference, and its inputs, for each time that is asked.
+        runtime: how both are run.
+        seconds: time to spend on each feed.
+
+    Returns:
+        One pair of times for each feed.
+    """
+    sessions: list[Session] = [runtime.session(reference), runtime.session(new)]
+    pairs = []
+    for batch, feed in feeds:
+        one, two = interleaved_latency(sessions, feed, seconds=seconds)
+        pairs.append(
+            LatencyPair(
+                batch,
+                one.best * 1e3,
+                two.best * 1e3,
+                one.median * 1e3,
+                two.median * 1e3,
+                max(one.spread, two.spread),
+            )
+        )
+    return tuple(pairs)

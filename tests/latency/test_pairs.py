@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from onnx_lowrank.latency.pairs import interleaved_latency, measure_latency
+from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.runtime.runtime import Feed, Session
+from tests import fixtures_models as fm
+
+
+class _Fake(Session):
+    """Takes a known time and writes down its turns."""
+
+    def __init__(self, name: str, seconds: float, log: list[str]) -> None:
+        self._name, self._seconds, self._log = name, seconds, log
+
+    def run(self, *_: object) -> dict[str, fm.AnyArray]:
+        self._log.append(self._name)
+        time.sleep(self._seconds)
+        return {}
+
+
+def test_models_take_turns_and_the_slower_is_slower() -> None:
+    log: list[str] = []
+    fast, slow = interleaved_latency(
+        [_Fake("a", 0.001, log), _Fake("b", 0.006, log)], {}, seconds=0.0, least=3
+    )
+    turns = [name for name, before in zip(log, ["", *log], strict=False) if name != before]
+    assert turns == ["a", "b"] * 3
+    assert 0.001 <= fast.best <= fast.median
+    assert 0.006 <= slow.best <= slow.median
+    assert fast.best < slow.best
+    assert fast.spread >= 0
+
+
+def test_latency_is_in_milliseconds() -> None:
+    node = helper.make_node("Relu", ["x"], ["y"], name="relu")
+    model = load(fm.build([node], {"x": ["N", 2]}, {"y": ["N", 2]}, {}))
+    feeds: list[tuple[int, Feed]] = [(n, {"x": np.ones((n, 2), np.float32)}) for n in (1, 4)]
+    pairs = measure_latency(model, model, feeds, fm.ONE_THREAD, seconds=0.05)
+    assert [p.batch for p in pairs] == [1, 4]
+    for p in pairs:
+        assert 1e-4 < p.reference_ms < 100
+        assert p.reference_ms <= p.reference_median_ms
+        assert p.speedup == pytest.approx(p.reference_ms / p.new_ms, rel=1e-12)
+        assert p.median_speedup == pytest.approx(p.reference_median_ms / p.new_median_ms, rel=1e-12)

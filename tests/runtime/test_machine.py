@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from onnx_lowrank.runtime import machine as module
+from onnx_lowrank.runtime.machine import cache_folder, machine
+from onnx_lowrank.runtime.runtime import Runtime
+
+
+def test_a_machine_is_told_by_all_that_times_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = machine(Runtime(threads=1))
+    assert one == machine(Runtime(threads=1))
+    assert one["provider"] == "CPUExecutionProvider"
+    assert one["runtime"].startswith("onnxruntime")
+    assert one["processor"]
+    assert machine(Runtime(threads=2)) != one
+    monkeypatch.setattr(module, "_runtime_version", lambda: "onnxruntime 0.0.1")
+    assert machine(Runtime(threads=1)) == {**one, "runtime": "onnxruntime 0.0.1"}
+
+
+def test_the_default_folder_is_the_users(tmp_path: Path) -> None:
+    folder = cache_folder(None, "latency")
+    assert folder is not None
+    assert folder.is_absolute()
+    assert folder.name == "latency"
+    assert "onnx-lowrank" in folder.parts
+    assert cache_folder(tmp_path, "moments") == tmp_path / "moments"
+    assert cache_folder("", "moments") is None
