@@ -26,13 +26,14 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.analysis.moments import Moments, corrected, relative_error
-from onnx_lowrank.chains.chain import Chain, Rank, Stage, aligned_ranks, two_ranks
+from onnx_lowrank.chains.chain import Chain, Rank, Stage, two_ranks
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.chains.special_stages import Select
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.bicluster import bicluster
 from onnx_lowrank.linalg.block_clusters import Clusters, find_clusters
 from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip, no_dense_kernel
+from onnx_lowrank.passkit.rank_grid import aligned_ranks
 from onnx_lowrank.passkit.two_stage import METRICS
 
 __all__ = ["BiclusterPass"]

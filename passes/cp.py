@@ -35,12 +35,13 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.analysis.moments import Moments, corrected_bias, response_error
-from onnx_lowrank.chains.chain import Chain, Rank, Stage, aligned_ranks, one_rank
+from onnx_lowrank.chains.chain import Chain, Rank, Stage, one_rank
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.cp_regression import CpRegression, cp_regression, outer_rows
 from onnx_lowrank.linalg.falling import falling
 from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip
+from onnx_lowrank.passkit.rank_grid import aligned_ranks
 from onnx_lowrank.passkit.two_stage import METRICS
 
 __all__ = ["Cp"]

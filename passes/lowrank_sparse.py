@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.analysis.moments import Moments, corrected, relative_error
-from onnx_lowrank.chains.chain import Chain, Rank, Stage, aligned_ranks, two_ranks
+from onnx_lowrank.chains.chain import Chain, Rank, Stage, two_ranks
 from onnx_lowrank.chains.geometry import ConvGeometry, Geometry
 from onnx_lowrank.chains.special_stages import Branches, Select
 from onnx_lowrank.layers import Layer
@@ -37,6 +37,7 @@ from onnx_lowrank.linalg.cholesky import cholesky
 from onnx_lowrank.linalg.lowrank_sparse_relu import refit_relu
 from onnx_lowrank.linalg.lowrank_sparse_sizes import LowRankSparseParts, LowRankSparseSizes
 from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip
+from onnx_lowrank.passkit.rank_grid import aligned_ranks
 from onnx_lowrank.passkit.two_stage import METRICS, split_geometry
 
 __all__ = ["LowrankSparse"]

@@ -24,13 +24,14 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.analysis.moments import Moments, corrected, relative_error
-from onnx_lowrank.chains.chain import Chain, Rank, Stage, aligned_ranks, one_rank
+from onnx_lowrank.chains.chain import Chain, Rank, Stage, one_rank
 from onnx_lowrank.chains.geometry import LinearGeometry
 from onnx_lowrank.chains.special_stages import TensorTrainStep
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.tensor_train import TensorTrain, TensorTrains
 from onnx_lowrank.linalg.tensor_train_shapes import capped_ranks, core_shapes, factor_shapes
 from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip
+from onnx_lowrank.passkit.rank_grid import aligned_ranks
 from onnx_lowrank.passkit.two_stage import METRICS
 
 __all__ = ["TensorTrainPass"]

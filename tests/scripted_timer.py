@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from onnx_lowrank.analysis.time_model import effort
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.latency.probe import Place
@@ -16,7 +17,7 @@ __all__ = ["ScriptedTimer", "by_effort"]
 
 def by_effort(place: Place, chain: Chain) -> float:
     """Seconds on a machine whose time grows with effort and with the number of nodes."""
-    return 1e-10 * chain.effort(place.shape) + 1e-6 * chain.nodes
+    return 1e-10 * effort(chain, place.shape) + 1e-6 * chain.nodes
 
 
 class ScriptedTimer:

@@ -16,16 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.chains.geometry import ConvGeometry, Geometry
+from onnx_lowrank.chains.geometry import Geometry
 from onnx_lowrank.chains.protocol import Step
 
 __all__ = [
-    "BLOCK",
-    "MOVED",
     "Chain",
     "Rank",
     "Stage",
-    "aligned_ranks",
     "one_rank",
     "two_ranks",
 ]
@@ -34,13 +31,6 @@ Array = npt.NDArray[np.floating[Any]]
 
 #: channels a group between the stages: one number, or one for each place
 Rank = int | tuple[int, ...]
-
-#: Channels that ONNX Runtime's blocked convolutions (NCHWc) compute at a time: 16 with AVX-512, a
-#: divisor of it elsewhere. A block is paid for whole, on the input as on the output side.
-BLOCK = 16
-
-#: MACs in the time that one number takes from memory to memory, in and out of blocks
-MOVED = 100
 
 
 @dataclass(frozen=True)
@@ -80,12 +70,6 @@ class Stage:
         return self.groups == self.inputs == self.outputs
 
     @property
-    def blocked(self) -> bool:
-        """Whether its channels are computed in blocks (:data:`BLOCK`), where a runtime has such."""
-        plain = isinstance(self.geometry, ConvGeometry) and not self.geometry.transposed
-        return plain and (self.groups == 1 or self.depthwise)
-
-    @property
     def matrices(self) -> Array:
         """The weight group by group: ``(groups, N / groups, C / groups * prod(kernel))``."""
         g = self.geometry.groups
@@ -105,17 +89,6 @@ class Stage:
     def macs(self, shape: Sequence[int]) -> int:
         """Multiply-accumulates for an input of ``shape``, over its whole batch."""
         return int(self.weight.size) * int(self.geometry.applications(shape))
-
-    def effort(self, shape: Sequence[int]) -> int:
-        """MACs of whole blocks; none of a depthwise convolution, which waits for memory."""
-        if not self.blocked:
-            return self.macs(shape)
-        if self.depthwise:
-            return 0
-        outputs, inputs = (math.ceil(n / BLOCK) * BLOCK for n in self.weight.shape[:2])
-        if self.inputs < 4:  # the first convolution reads its few channels unblocked
-            inputs = self.inputs
-        return int(outputs * inputs * math.prod(self.weight.shape[2:]) * self.geometry.rows(shape))
 
     def output_shape(self, shape: Sequence[int]) -> Sequence[int]:
         """Shape of the output for an input of ``shape``."""
@@ -188,16 +161,13 @@ class Chain:
 
     def macs(self, shape: Sequence[int]) -> int:
         """Multiply-accumulates for an input of ``shape``, over its whole batch."""
-        return sum(stage.macs(s) for stage, s in self._with_shapes(shape))
+        return sum(step.macs(s) for step, s in self.with_shapes(shape))
 
-    def effort(self, shape: Sequence[int]) -> int:
-        """MACs that a runtime with channel blocks carries out for an input of ``shape``."""
-        return sum(stage.effort(s) for stage, s in self._with_shapes(shape))
-
-    def _with_shapes(self, shape: Sequence[int]) -> Iterator[tuple[Step, Sequence[int]]]:
-        for stage in self.stages:
-            yield stage, shape
-            shape = stage.output_shape(shape)
+    def with_shapes(self, shape: Sequence[int]) -> Iterator[tuple[Step, Sequence[int]]]:
+        """Each step with the shape of its input, where the chain's input has ``shape``."""
+        for step in self.stages:
+            yield step, shape
+            shape = step.output_shape(shape)
 
     def dense(self, groups: int) -> Array:
         """The one kernel that the chain equals, ``(groups, N / groups, C / groups, *kernel)``.
@@ -285,20 +255,6 @@ def _scaled_inputs(weight: Array, scale: Array, groups: int) -> Array:
     grouped = _grouped(weight, groups)
     by_group = scale.reshape(groups, 1, -1, *([1] * (weight.ndim - 2)))
     return (grouped * by_group).reshape(weight.shape)
-
-
-def aligned_ranks(limit: int, groups: int = 1) -> Iterator[int]:
-    """Ranks up to ``limit`` that make channel counts which runtimes like.
-
-    Multiples of 4 below 16, of 8 below 64, of 16 below 128, then of a quarter of the power of two
-    below: counted over all groups, and no finer than a twelfth of the rank, for every one of them
-    costs planning time.
-    """
-    for rank in range(1, limit + 1):
-        channels = rank * groups
-        step = 4 if channels < 16 else 8 if channels < 64 else 2 ** (channels.bit_length() - 3)
-        if channels % step == 0:
-            yield rank
 
 
 def one_rank(rank: Rank) -> int:

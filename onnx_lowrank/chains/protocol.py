@@ -47,9 +47,6 @@ class Step(Protocol):
     def macs(self, shape: Sequence[int]) -> int:
         """Multiply-accumulates for an input of ``shape``, over its whole batch."""
 
-    def effort(self, shape: Sequence[int]) -> int:
-        """MACs that a runtime with channel blocks carries out."""
-
     def output_shape(self, shape: Sequence[int]) -> Sequence[int]:
         """Shape of the output for an input of ``shape``."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.chains.chain import MOVED, Chain
+from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.chains.geometry import ConvGeometry, Geometry, LinearGeometry
 
 __all__ = ["Branches", "Select", "TensorTrainStep"]
@@ -58,10 +58,6 @@ class Select:
     def macs(self, shape: Sequence[int]) -> int:
         """None are needed."""
         return 0
-
-    def effort(self, shape: Sequence[int]) -> int:
-        """That of moving the numbers: it waits for memory."""
-        return MOVED * math.prod(self.output_shape(shape))
 
     def output_shape(self, shape: Sequence[int]) -> Sequence[int]:
         """Shape of the output for an input of ``shape``."""
@@ -137,11 +133,6 @@ class Branches:
     def macs(self, shape: Sequence[int]) -> int:
         """Multiply-accumulates for an input of ``shape``, over its whole batch."""
         return sum(c.macs(shape) for c in self.chains)
-
-    def effort(self, shape: Sequence[int]) -> int:
-        """Efforts of the branches, and that of moving their sums."""
-        added = MOVED * (len(self.chains) - 1) * math.prod(self.output_shape(shape))
-        return sum(c.effort(shape) for c in self.chains) + added
 
     def output_shape(self, shape: Sequence[int]) -> Sequence[int]:
         """Shape of the output for an input of ``shape``."""
@@ -229,14 +220,6 @@ class TensorTrainStep:
             beside = math.prod(self.row_modes[:k]) * math.prod(self.column_modes[k + 1 :])
             total += beside * int(core.size)
         return total * int(self.geometry.rows(shape))
-
-    def effort(self, shape: Sequence[int]) -> int:
-        """MACs, and one for each number that is moved between two cores."""
-        moved = 0
-        for k, core in enumerate(self.cores):
-            beside = math.prod(self.row_modes[:k]) * math.prod(self.column_modes[k + 1 :])
-            moved += beside * int(core.shape[0] * core.shape[2])
-        return self.macs(shape) + moved * int(self.geometry.rows(shape))
 
     def output_shape(self, shape: Sequence[int]) -> Sequence[int]:
         """Shape of the output for an input of ``shape``."""

@@ -24,7 +24,8 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from onnx_lowrank.chains.chain import BLOCK, Chain, Stage
+from onnx_lowrank.analysis.time_model import BLOCK, effort
+from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.chains.protocol import Step
 from onnx_lowrank.chains.special_stages import Branches, Select, TensorTrainStep
@@ -84,7 +85,7 @@ class Place:
     @property
     def copies(self) -> int:
         """How many of it stand in a probe."""
-        wanted = _EFFORT // max(self.stage.effort(self.shape), 1)
+        wanted = _EFFORT // max(effort(self.chain, self.shape), 1)
         room = _BYTES // max(self.stage.parameters * 4, 1)
         return max(min(wanted, room, _COPIES[1]), _COPIES[0])
 

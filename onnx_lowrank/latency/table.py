@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from onnx_lowrank.analysis.time_model import Features, features, form_of
+from onnx_lowrank.analysis.time_model import Features, effort, features, form_of
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.latency.cache import LatencyCache
@@ -291,10 +291,10 @@ def _groups(
         for chain in (c for k, c in chains[key].items() if k != own):
             forms.setdefault(form_of(chain), []).append(chain)
         for form in forms.values():
-            form.sort(key=lambda c: (c.effort(place.shape), c.parameters))
+            form.sort(key=lambda c: (effort(c, place.shape), c.parameters))
             for level, chain in zip(levels(len(form)), form, strict=True):
                 by_level.setdefault(level, []).append(chain)
-        weight = uses[key] * place.stage.effort(place.shape)
+        weight = uses[key] * effort(place.chain, place.shape)
         for level, members in by_level.items():
             new = [c for c in members if chain_key(c) not in known.get(key, {})]
             for start in range(0, len(new), _GROUP):

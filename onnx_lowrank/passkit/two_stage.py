@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.analysis.moments import Moments, corrected, relative_error
-from onnx_lowrank.chains.chain import Chain, Rank, Stage, aligned_ranks, one_rank
+from onnx_lowrank.chains.chain import Chain, Rank, Stage, one_rank
 from onnx_lowrank.chains.geometry import ConvGeometry, Geometry
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.patch_projection import Factors, PatchProjection
+from onnx_lowrank.passkit.rank_grid import aligned_ranks
 
 __all__ = [
     "METRICS",

@@ -20,8 +20,9 @@ import numpy.typing as npt
 
 from onnx_lowrank.analysis.cost import layer_cost
 from onnx_lowrank.analysis.preparation import Prepared
-from onnx_lowrank.chains.chain import BLOCK, MOVED, aligned_ranks
+from onnx_lowrank.analysis.time_model import BLOCK, MOVED, in_blocks
 from onnx_lowrank.layers import Layer
+from onnx_lowrank.passkit.rank_grid import aligned_ranks
 from onnx_lowrank.pruning.greedy import Ledger, Removable
 from onnx_lowrank.pruning.prunable import Found, Prunable
 
@@ -52,7 +53,7 @@ class Costs:
 
     def __init__(self, prepared: Prepared, found: Found, metric: str, solve: bool) -> None:
         self._prepared, self._found, self._metric, self._solve = prepared, found, metric, solve
-        self._blocked = [metric == "macs" and layer.stage.blocked for layer in prepared.layers]
+        self._blocked = [metric == "macs" and in_blocks(layer.stage) for layer in prepared.layers]
 
     def ledger(self) -> Ledger:
         """Of all layers, nothing removed."""

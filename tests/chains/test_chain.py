@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_lowrank.chains.chain import BLOCK, Chain, Stage
+from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.chains.geometry import ConvGeometry, LinearGeometry
 from tests.support import Array, conv_model, geometries, quick, relative, rng, run, sizes
 
@@ -100,30 +100,6 @@ def test_parameters_count_weights_and_biases() -> None:
     assert chain.last.parameters == 6 * 2 * 3 + 6
     assert chain.parameters == 24 + 42
     assert chain.with_bias(None).parameters == 24 + 36
-
-
-@pytest.mark.parametrize(
-    ("outputs", "inputs", "groups", "wanted"),
-    [
-        (BLOCK, BLOCK, 1, BLOCK * BLOCK),
-        (BLOCK + 1, BLOCK, 1, 2 * BLOCK * BLOCK),
-        (BLOCK, BLOCK + 1, 1, 2 * BLOCK * BLOCK),
-        (5, 3, 1, BLOCK * 3),  # colours are read unblocked
-        (5, 4, 1, BLOCK * BLOCK),
-        (6, 3, 2, 18),  # grouped convolutions run unblocked
-    ],
-)
-def test_effort_pays_whole_blocks(outputs: int, inputs: int, groups: int, wanted: int) -> None:
-    stage = Stage(np.zeros((outputs, inputs, 3, 1)), None, conv((3, 1), groups))
-    shape = (2, inputs * groups, 6, 5)
-    assert stage.effort(shape) == wanted * 3 * 2 * 4 * 5
-    assert Chain((stage,)).effort(shape) == stage.effort(shape)
-    assert stage.effort(shape) >= stage.macs(shape)
-
-
-def test_effort_of_a_product_is_its_macs() -> None:
-    stage = Stage(np.zeros((5, 3)), None, LinearGeometry())
-    assert stage.effort((2, 3)) == stage.macs((2, 3)) == 30
 
 
 @quick(20)

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from onnx import ModelProto
 
 from onnx_lowrank.analysis.moments import Moments, relative_error
-from onnx_lowrank.chains.chain import aligned_ranks
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.engine.api import DEFAULT_PASSES
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.cp import cp_compose
 from onnx_lowrank.passes import Cp
 from onnx_lowrank.passkit.base import Decomposition, Skip
+from onnx_lowrank.passkit.rank_grid import aligned_ranks
 from onnx_lowrank.planning.registry import parse
 from tests.support import (
     AnyArray,

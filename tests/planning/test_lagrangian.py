@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_lowrank.chains.chain import aligned_ranks
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.linalg.rank_rules import RankRule
 from onnx_lowrank.planning.candidates import Candidate, Choice, by_rule
@@ -186,27 +185,6 @@ def test_rules(rule: str, taken: list[tuple[int, float]]) -> None:
     c = choice("c", (7, 0.0))
     found = by_rule([a, b, c], RankRule.parse(rule))
     assert [(x.cost, x.error) for x in found] == taken
-
-
-# ranks
-
-
-@pytest.mark.parametrize(
-    ("limit", "groups", "ranks"),
-    [
-        (3, 1, []),
-        (4, 1, [4]),
-        (40, 1, [4, 8, 12, 16, 24, 32, 40]),
-        (100, 1, [4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96]),
-        (300, 1, [4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256]),
-        (8, 2, [2, 4, 6, 8]),
-        (5, 4, [1, 2, 3, 4]),
-        (3, 32, [1, 2, 3]),
-        (0, 1, []),
-    ],
-)
-def test_aligned_ranks(limit: int, groups: int, ranks: list[int]) -> None:
-    assert list(aligned_ranks(limit, groups)) == ranks
 
 
 # plans

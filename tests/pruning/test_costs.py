@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 from onnx_lowrank.analysis.cost import cost_of, model_cost, other_cost
 from onnx_lowrank.analysis.preparation import prepare
-from onnx_lowrank.chains.chain import BLOCK, MOVED
+from onnx_lowrank.analysis.time_model import BLOCK, MOVED
 from onnx_lowrank.engine.run import Run
 from onnx_lowrank.engine.workbench import DataOptions
 from onnx_lowrank.modelfile.model import load

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import pytest
+
+from onnx_lowrank.passkit.rank_grid import aligned_ranks
+
+
+@pytest.mark.parametrize(
+    ("limit", "groups", "ranks"),
+    [
+        (3, 1, []),
+        (4, 1, [4]),
+        (40, 1, [4, 8, 12, 16, 24, 32, 40]),
+        (100, 1, [4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96]),
+        (300, 1, [4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256]),
+        (8, 2, [2, 4, 6, 8]),
+        (5, 4, [1, 2, 3, 4]),
+        (3, 32, [1, 2, 3]),
+        (0, 1, []),
+    ],
+)
+def test_aligned_ranks(limit: int, groups: int, ranks: list[int]) -> None:
+    assert list(aligned_ranks(limit, groups)) == ranks
