@@ -1,4 +1,4 @@
-"""Ways to write each layer: what they cost, and what they lose."""
+"""Candidates: the ways to write one layer, with the cost and the error of each."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to write one layer.
+    """A way to write one layer.
 
     Attributes:
         method: spec of the pass; empty for the layer as it is.
-        variant: which form of the method.
-        rank: channels a group between the stages, one number or one for each place; 0 for the
-            layer as it is.
-        error: relative response error.
-        cost: in the unit of the budget (MACs, parameters or bytes).
-        effort: MACs that could be done in its time; the cost for other budgets.
-        macs: multiply-accumulates.
-        parameters: elements of weights and biases.
-        bytes: of these and of the nodes, in the file.
+        variant: name of the form of the method, such as ``vh``; empty where it has one form.
+        rank: channels of a group between the stages, one number or one for each place; 0 for
+            the layer as it is.
+        error: relative response error, between 0 and 1.
+        cost: cost in the unit of the budget (MACs, parameters, bytes or nanoseconds).
+        effort: MACs that the runtime could do in the time of the candidate; equal to ``cost``
+            where the budget is not on MACs.
+        macs: number of multiply-accumulates.
+        parameters: number of elements of weights and biases.
+        bytes: size in the file of the parameters and of the nodes, in bytes.
 
     Raises:
         ValueError: the error is NaN or infinite.
@@ -55,12 +56,19 @@ class Candidate:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.error):
-            raise ValueError(f"a candidate of {self.method} has the error {self.error}")
+            raise ValueError(
+                f"a candidate of {self.method} has the error {self.error}; it must be finite"
+            )
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One layer and all ways to write it; the first is to keep it.
+    """A layer and all its candidates; the first keeps the layer as it is.
+
+    Attributes:
+        layer: name of the layer.
+        candidates: the ways to write it.
+        weight: factor on the errors of the candidates in the loss of a plan.
 
     Raises:
         ValueError: the weight is NaN, infinite or negative.
@@ -72,11 +80,14 @@ class Choice:
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
-            raise ValueError(f"layer {self.layer!r} has the weight {self.weight}")
+            raise ValueError(
+                f"layer {self.layer!r} has the weight {self.weight}; it must be finite and not "
+                "negative"
+            )
 
     @property
     def keep(self) -> Candidate:
-        """The layer as it is."""
+        """The candidate that keeps the layer as it is."""
         return self.candidates[0]
 
 
@@ -100,17 +111,17 @@ class Constraint:
 
 
 def least_cost(choices: Sequence[Choice]) -> int:
-    """Cost of the cheapest candidates of all layers together."""
+    """Sum of the costs of every layer's cheapest candidate."""
     return sum(cheapest(choice).cost for choice in choices)
 
 
 def cheapest(choice: Choice) -> Candidate:
-    """The candidate of least cost; of several that of least error."""
+    """The candidate of least cost, and among equals the one of least error."""
     return min(choice.candidates, key=_cost_then_error)
 
 
 def loss_of(choices: Sequence[Choice], plan: Sequence[Candidate]) -> float:
-    """Weighted errors of one candidate for each layer."""
+    """Loss of a plan: the sum of the errors of its candidates, each times its layer's weight."""
     return sum(c.weight * p.error for c, p in zip(choices, plan, strict=True))
 
 
@@ -135,11 +146,12 @@ def without_chains(choices: Sequence[Choice], layers: Collection[str]) -> list[C
 
 
 def by_rule(choices: Sequence[Choice], rule: RankRule) -> list[Candidate]:
-    """Every layer by one rule, whatever becomes of the whole; what it finds nothing for is kept.
+    """Choose for every layer by one rule, without a budget on the sum.
 
-    ``ratio`` takes the least error at that part of a layer's cost, at most; ``error`` and
-    ``energy`` (of the response, 1 less the error) the least cost at that error, at most; for
-    ``fixed`` and ``evbmf`` the ranks are given, and the form of least error is taken.
+    ``ratio`` takes the candidate of least error among those that cost at most that part of the
+    layer. ``error`` and ``energy`` (of the response: 1 minus the error) take the cheapest
+    candidate within that error. ``fixed`` and ``evbmf`` give the ranks, and the form of least
+    error is taken. A layer with no candidate that obeys the rule is kept as it is.
     """
     return [_by_rule(choice, rule) for choice in choices]
 
@@ -150,7 +162,7 @@ def _by_rule(choice: Choice, rule: RankRule) -> Candidate:
         found = tuple(c for c in found if c.cost <= rule.value * choice.keep.cost)
     elif rule.kind in ("error", "energy"):
         bound = rule.value if rule.kind == "error" else 1 - rule.value
-        # what float64 cannot tell from exact counts as exact
+        # errors below the rounding of float64 count as 0
         found = tuple(c for c in found if c.error <= bound + 1e-12)
         return min(found, key=_cost_then_error, default=choice.keep)
     return min(found, key=lambda c: (c.error, c.cost), default=choice.keep)

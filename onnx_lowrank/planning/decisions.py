@@ -1,4 +1,4 @@
-"""From proposals under a budget to a decision and a reason for every layer."""
+"""Decisions: one candidate for every layer under the budgets, with the reason for it."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ def choose(constraints: Sequence[Constraint]) -> list[Candidate]:
         if least > constraint.budget:
             reachable = (least + constraint.fixed) / max(constraint.whole, 1)
             raise BudgetError(
-                f"{constraint.metric}: these passes reach {reachable:.3f} of the original at the "
-                "least, with all accuracy lost; ask for more, or give more passes or layers"
+                f"{constraint.metric}: these passes cannot go below {reachable:.3f} of the "
+                "original, even at the loss of all accuracy; ask for a larger part, or allow more "
+                "passes or layers"
             )
     if len(constraints) > 1:
         return allocate_all(constraints)
@@ -48,13 +49,13 @@ def choose(constraints: Sequence[Constraint]) -> list[Candidate]:
 def decide(
     original: Prepared, work: Prepared, chosen: Sequence[Candidate], proposals: Proposals
 ) -> list[Decision]:
-    """A decision and a reason for every layer, those left out last.
+    """List a decision with its reason for every layer, then for the nodes left out.
 
     Args:
         original: the canonical model.
-        work: the same without the channels that go; itself where none do.
+        work: the model without its pruned channels; ``original`` itself where none are pruned.
         chosen: one candidate for each layer of ``work``.
-        proposals: that they were chosen from.
+        proposals: the proposals that the candidates were chosen from.
     """
     before = {layer.name: layer for layer in original.layers}
     decisions = []
@@ -108,7 +109,7 @@ def after_cut(
     moments: Moments,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Decision:
-    """A decision with what the chain that was cut costs and loses."""
+    """The decision with the cost and the error of the chain as it was built."""
     return replace(
         decision,
         error=relative_error(layer.stage, chain, moments),

@@ -1,10 +1,10 @@
-"""Candidates to decisions under a budget.
+"""Choosing one candidate for each layer under one budget.
 
     minimise  sum_l s_l eps_l(candidate)   subject to   sum_l cost_l(candidate) <= budget
 
 by Lagrangian relaxation; what it leaves of the budget is spent greedily on the best remaining
-steps. The multiplier weighs a candidate's *effort* rather than its cost: of two that save the same
-MACs, the one whose channels fill the runtime's blocks is the faster.
+steps. For MACs the multiplier may weigh a candidate's *effort* besides its cost: of two candidates
+that save the same MACs, the one whose channels fill the runtime's blocks is faster.
 
 Reference:
     Everett 1963, Generalized Lagrange multiplier method; Shoham & Gersho 1988, Efficient bit
@@ -21,33 +21,39 @@ from onnx_lowrank.planning.candidates import Candidate, Choice, cheapest, least_
 
 __all__ = ["allocate", "allocate_blocked", "bearable"]
 
-#: budgets and weights of the effort against the MACs that are looked at
+#: parts of the budget, and weights of the effort against the MACs, that are tried
 _SCALES, _BLOCKED = tuple(k / 20 for k in range(20, 11, -1)), (0.0, 0.5, 0.8, 1.0)
 
-#: so much of the speed-up that the MACs promise is enough
+#: a plan is fast enough with this part of the speed-up that its MACs promise
 _PROMISED = 0.9
 
-#: so many times the MACs in effort, and time is spent elsewhere
-_ELSEWHERE = 3
+#: effort is ignored where the model has more than this many times its MACs in effort: its time
+#: is spent on other things than MACs
+_MOST_EFFORT_PER_MAC = 3
 
-#: how much more loss than that of MACs alone is borne: by a factor, or by so much a layer
-_BEARABLE, _NEGLIGIBLE = 1.25, 0.005
+#: loss that may be taken for speed: this factor on the loss of the plan by MACs alone, or this
+#: much more for each layer
+_LOSS_FACTOR, _LOSS_PER_LAYER = 1.25, 0.005
 
 
 def allocate(choices: Sequence[Choice], budget: int, blocked: float = 0.0) -> list[Candidate]:
-    """The candidate of each layer under a budget on the sum of costs.
+    """Choose one candidate for each layer under a budget on the sum of costs.
 
     Args:
-        choices: the layers.
-        budget: on the sum of costs.
-        blocked: part of the effort in what the multiplier weighs; the rest is the cost.
+        choices: the layers with their candidates.
+        budget: largest sum of costs allowed.
+        blocked: weight of the effort in what the multiplier weighs, between 0 and 1; the cost has
+            the remaining weight.
 
     Raises:
         BudgetError: even the cheapest candidates cost more.
     """
     least = least_cost(choices)
     if least > budget:
-        raise BudgetError(f"{least} is the least that these passes reach; {budget} was asked")
+        raise BudgetError(
+            f"these passes cannot cost less than {least}, and the budget is {budget}; ask for a "
+            "larger part, or allow more passes or layers"
+        )
     low, high = 0.0, 1.0 / max([1, *(c.keep.effort for c in choices)])
     chosen = _at(choices, low, blocked)
     if _cost(chosen) > budget:
@@ -65,19 +71,19 @@ def allocate(choices: Sequence[Choice], budget: int, blocked: float = 0.0) -> li
 
 
 def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list[Candidate]:
-    """:func:`allocate` for MACs, which keeps the budget in effort too where that is worth it.
+    """Choose one candidate for each layer under a budget on MACs, with an eye on their time.
 
-    A plan may halve the MACs and leave the time nearly as it was, if its channels fill no blocks,
-    or its nodes wait for memory. So plans of several weights on the effort, and of smaller budgets,
-    are looked at. Of those that nearly keep the budget in effort the one of least loss is taken;
-    where none does, the one of least effort; and none whose loss is far above that of the plan by
-    MACs alone. Where MACs take little of the time, as in small dense layers, the plan is that by
-    MACs.
+    A plan may halve the MACs and leave the time nearly as it was, if its channels fill no blocks
+    or its nodes wait for memory. So plans with several weights on the effort, and with smaller
+    budgets, are tried. Plans that lose far more than the plan by MACs alone are put aside. Of the
+    others that nearly keep the budget in effort too, the one of least loss is taken; where there
+    is none, the one of least effort. Where MACs take little of the time, as in small dense
+    layers, the plan by MACs alone is taken.
 
     Args:
-        choices: the layers.
-        budget: on the sum of their MACs.
-        fixed: MACs of all else.
+        choices: the layers with their candidates.
+        budget: largest sum of the layers' MACs allowed.
+        fixed: MACs of all other nodes.
 
     Raises:
         BudgetError: even the cheapest candidates cost more.
@@ -93,7 +99,7 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
     most = bearable(loss(free), len(choices))
     whole = max(sum(c.keep.cost for c in choices) + fixed, 1)
     time = sum(c.keep.effort for c in choices) + fixed
-    if time > _ELSEWHERE * whole:
+    if time > _MOST_EFFORT_PER_MAC * whole:
         return free
     wanted = (budget + fixed) / whole * time / _PROMISED
     least = least_cost(choices)
@@ -108,8 +114,8 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
 
 
 def bearable(loss: float, layers: int) -> float:
-    """The loss that may be taken for a plan in blocks, that of a finer one being ``loss``."""
-    return max(_BEARABLE * loss, loss + _NEGLIGIBLE * layers)
+    """Largest loss that a faster plan may have, where the plan by MACs alone has ``loss``."""
+    return max(_LOSS_FACTOR * loss, loss + _LOSS_PER_LAYER * layers)
 
 
 def _effort(candidate: Candidate, blocked: float) -> float:
@@ -133,7 +139,7 @@ def _cost(chosen: Sequence[Candidate]) -> int:
 def _fill(
     choices: Sequence[Choice], chosen: list[Candidate], budget: int, blocked: float
 ) -> list[Candidate]:
-    """Spend what is left on the steps that lower the loss most for their effort.
+    """Spend what is left of the budget on the steps that lower the loss most for their effort.
 
     Each step gives one layer a candidate of less error, so no candidate is taken twice and there
     are fewer steps than candidates.

@@ -1,4 +1,4 @@
-"""Layers that the user names by globs."""
+"""Globs by which the user names layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnx_lowrank.errors import OptionError
 
 __all__ = ["check_globs", "matches", "selected"]
 
-#: names that a message lists
+#: number of names that a message lists
 _LISTED = 8
 
 
@@ -20,7 +20,7 @@ def matches(name: str, globs: Iterable[str]) -> bool:
 
 
 def selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> str | None:
-    """Why the user's globs leave a layer out; None where they do not."""
+    """The reason why the user's globs leave a layer out; None where they do not."""
     if include and not matches(name, include):
         return "not named by --include"
     if matches(name, exclude):
@@ -32,12 +32,12 @@ def check_globs(option: str, globs: Sequence[str], names: Sequence[str]) -> None
     """Refuse a glob that matches no layer: it is mistyped, and would do nothing.
 
     Args:
-        option: that gave the globs.
-        globs: each is looked at alone.
-        names: of all layers, those that cannot be compressed too.
+        option: name of the option that gave the globs.
+        globs: the globs; each must match some layer.
+        names: names of all layers, including those that cannot be compressed.
 
     Raises:
-        OptionError: as said; it names the glob and layers that are called nearly so.
+        OptionError: a glob matches no layer; the message names layers with similar names.
     """
     for glob in globs:
         if any(fnmatchcase(name, glob) for name in names):
@@ -48,5 +48,7 @@ def check_globs(option: str, globs: Sequence[str], names: Sequence[str]) -> None
             hint = f"did you mean {' or '.join(near)}?"
         else:
             listed = ", ".join(names[:_LISTED]) + (" ..." if len(names) > _LISTED else "")
-            hint = f"there are {listed}" if names else "the model has none"
-        raise OptionError(f"{option} {glob!r} matches no layer; {hint} (inspect lists all)")
+            hint = f"the layers are {listed}" if names else "the model has no layers"
+        raise OptionError(
+            f"{option} {glob!r} matches no layer; {hint} (`onnx-lowrank inspect` lists all)"
+        )

@@ -21,23 +21,23 @@ __all__ = ["Decision", "GroupDecision", "Plan"]
 
 SCHEMA = 3
 
-#: bytes of a plan that is worth reading: thousands of layers take a few megabytes
-_LARGEST = 64 << 20
+#: largest plan file that is read, in bytes; thousands of layers take a few megabytes
+_LARGEST_FILE = 64 << 20
 
-#: the largest number that may stand in a plan
-_MOST = 2**63 - 1
+#: largest whole number that may stand in a plan
+_LARGEST_NUMBER = 2**63 - 1
 
 DECISIONS = ("keep", "factorize", "share", "skip")
 GROUP_DECISIONS = ("cut", "gather", "keep", "frozen")
 
 _KINDS = {
-    "str": "a text",
+    "str": "a string",
     "int": "a whole number, 0 or more",
     "float": "a finite number",
     "int | None": "a whole number, 1 or more, or null",
     "Rank": "a whole number, or a list of these",
     "tuple[int, ...]": "a list of whole numbers, 0 or more",
-    "tuple[str, ...]": "a list of texts",
+    "tuple[str, ...]": "a list of strings",
 }
 
 _T = TypeVar("_T")
@@ -45,25 +45,26 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of one layer, and why.
+    """The decision on one layer, with its reason.
 
-    A hand may change ``decision``, ``method``, ``variant`` and ``rank``; the rest is what was
-    predicted.
+    ``decision``, ``method``, ``variant`` and ``rank`` may be edited in the file; the other fields
+    are predictions.
 
     Attributes:
-        layer: its name.
-        op: its operator.
-        decision: ``keep | factorize | share | skip``; a skipped layer is not looked at. Layers
-            of one weight that ``share`` get one chain, by the same method and rank.
-        method: spec of the pass.
-        variant: which form of it.
-        rank: channels a group between the stages, one number or one for each place.
-        error: relative response error.
-        macs_before: of the layer in the original.
-        macs_after: of what takes its place.
-        parameters_before: likewise.
-        parameters_after: likewise.
-        reason: why.
+        layer: name of the layer.
+        op: operator of the layer, such as ``Conv``.
+        decision: ``keep | factorize | share | skip``. A skipped layer is one that passes cannot
+            replace. Layers that use one weight and ``share`` get one chain, by the same method
+            and rank.
+        method: spec of the pass; empty for a layer that is not replaced.
+        variant: name of the form of the method.
+        rank: channels of a group between the stages, one number or one for each place.
+        error: relative response error, between 0 and 1.
+        macs_before: MACs of the layer in the original.
+        macs_after: MACs of the layer or chain in the result.
+        parameters_before: parameters of the layer in the original.
+        parameters_after: parameters of the layer or chain in the result.
+        reason: sentence for the report that says why.
     """
 
     layer: str
@@ -81,7 +82,7 @@ class Decision:
 
     @property
     def parameters(self) -> int:
-        """Of what takes its place."""
+        """Parameters of the layer or chain in the result."""
         return self.parameters_after
 
     @property
@@ -92,15 +93,17 @@ class Decision:
 
 @dataclass(frozen=True)
 class GroupDecision:
-    """What becomes of a group of channels, and why.
+    """The decision on one group of channels, with its reason.
 
     Attributes:
-        name: of the group; of a layer and ``(input)``, where it reads through a Gather.
+        name: name of the group; the layer's name and ``(input)`` where one layer reads its
+            channels through a Gather.
         decision: ``cut | gather | keep | frozen``.
-        size: channels before.
-        kept: those that stay, rising; empty where all do.
-        loss: predicted, summed over the readers, relative to what their responses end up in.
-        reason: why.
+        size: number of channels in the original.
+        kept: numbers of the channels that stay, rising; empty where all do.
+        loss: predicted loss, summed over the readers, each relative to the energy of the sum that
+            its response enters.
+        reason: sentence for the report that says why.
     """
 
     name: str
@@ -112,24 +115,26 @@ class GroupDecision:
 
     @property
     def shrinks(self) -> bool:
-        """Whether channels go; ``kept`` may stand in a group that is kept by hand, too."""
+        """Whether channels go. ``kept`` alone does not say so: a plan edited to ``keep`` has it."""
         return self.decision in ("cut", "gather")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All decisions, and under what they were made.
+    """All decisions on a model, with the options that they were made under.
 
     Attributes:
-        model: SHA-256 of the model file.
-        data: SHA-256 of the calibration samples; empty without data.
-        target: as asked, ``macs=0.5``.
-        seed: of all random draws.
-        samples: calibration samples that were asked for; None for all.
+        model: SHA-256 of the model file, hexadecimal.
+        data: SHA-256 of the calibration samples, hexadecimal; empty without data.
+        target: the target as it was given, such as ``macs=0.5``.
+        seed: random seed.
+        samples: number of calibration samples asked for; None for all.
         passes: specs of the passes, rewrites first.
-        decisions: one for each layer with weights, in topological order.
-        groups: one for each group of channels, where channels were pruned.
-        repair: how weights are mended, of :data:`onnx_lowrank.planning.refit_modes.REPAIRS`.
+        decisions: a decision for each layer with weights, in topological order.
+        groups: a decision for each group of channels; empty where no pass prunes.
+        repair: how far weights are refitted, a key of
+            :data:`onnx_lowrank.planning.refit_modes.REPAIRS`.
+        schema: version of the file format.
     """
 
     model: str
@@ -144,7 +149,7 @@ class Plan:
     schema: int = SCHEMA
 
     def to_json(self) -> str:
-        """The plan as text; equal plans give equal text."""
+        """The plan as JSON text; equal plans give equal text."""
         return json.dumps(asdict(self), indent=1, sort_keys=True)
 
     @property
@@ -154,18 +159,23 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The plan that :meth:`to_json` wrote, by whatever hand it was edited since.
+        """Read a plan from JSON text, as :meth:`to_json` wrote it or as a person edited it.
 
         Raises:
-            PlanError: it is none; the message says where.
+            PlanError: the text is not a valid plan; the message names the field.
         """
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise PlanError(f"the plan is no JSON: {error}") from error
+            raise PlanError(
+                f"the plan is not valid JSON: {error}; mend it there, or write the plan again"
+            ) from error
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             found = data.get("schema") if isinstance(data, dict) else None
-            raise PlanError(f"the plan has schema {_shown(found)}; this version reads {SCHEMA}")
+            raise PlanError(
+                f"the plan has schema {_shown(found)}, and this version reads schema {SCHEMA}; "
+                "write the plan again"
+            )
         for name, kind in (("decisions", Decision), ("groups", GroupDecision)):
             rows = data.get(name)
             if isinstance(rows, list):
@@ -178,19 +188,22 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
-        """The plan in a file.
+        """Read a plan from a file.
 
         Raises:
-            PlanError: it cannot be read, or is none.
+            PlanError: the file cannot be read, or does not hold a valid plan.
         """
         try:
             with Path(path).open("rb") as file:
-                raw = file.read(_LARGEST + 1)
+                raw = file.read(_LARGEST_FILE + 1)
             text = raw.decode()
         except (OSError, ValueError) as error:
             raise PlanError(f"the plan {path} cannot be read: {error}") from error
-        if len(raw) > _LARGEST:
-            raise PlanError(f"{path} has more than {_LARGEST >> 20} MB; that is no plan")
+        if len(raw) > _LARGEST_FILE:
+            raise PlanError(
+                f"{path} has more than {_LARGEST_FILE >> 20} MiB, which is too large for a plan; "
+                "give the JSON file that `onnx-lowrank plan` wrote"
+            )
         return cls.from_json(text)
 
 
@@ -212,15 +225,15 @@ def _check_decisions(decisions: tuple[Decision, ...]) -> None:
     for i, d in enumerate(decisions):
         where = f"plan: decisions[{i}] ({_shown(d.layer)})"
         if d.decision not in DECISIONS:
-            raise PlanError(f"{where}: decision {_shown(d.decision)}; {_one_of(DECISIONS)}")
+            raise PlanError(f"{where}: decision is {_shown(d.decision)}; {_one_of(DECISIONS)}")
         if d.decision == "skip":  # nodes of subgraphs may have the same name
             continue
         if d.layer in seen:
-            raise PlanError(f"{where} comes twice")
+            raise PlanError(f"{where}: this layer has a decision already; remove one of the two")
         seen.add(d.layer)
         ranks = (d.rank,) if isinstance(d.rank, int) else d.rank
         if d.replaces and (not ranks or min(ranks) < 1):
-            raise PlanError(f"{where}: rank {_shown(d.rank)}; ranks are 1 or more")
+            raise PlanError(f"{where}: rank is {_shown(d.rank)}; it should be 1 or more")
 
 
 def _check_groups(groups: tuple[GroupDecision, ...]) -> None:
@@ -228,26 +241,31 @@ def _check_groups(groups: tuple[GroupDecision, ...]) -> None:
     for i, g in enumerate(groups):
         where = f"plan: groups[{i}] ({_shown(g.name)})"
         if g.decision not in GROUP_DECISIONS:
-            raise PlanError(f"{where}: decision {_shown(g.decision)}; {_one_of(GROUP_DECISIONS)}")
+            raise PlanError(
+                f"{where}: decision is {_shown(g.decision)}; {_one_of(GROUP_DECISIONS)}"
+            )
         if g.name in seen:
-            raise PlanError(f"{where} comes twice")
+            raise PlanError(f"{where}: this group has a decision already; remove one of the two")
         seen.add(g.name)
         rising = all(a < b for a, b in pairwise(g.kept))
         if not rising or (g.kept and g.kept[-1] >= g.size):
-            raise PlanError(f"{where}: kept are no rising numbers below {g.size}")
+            raise PlanError(
+                f"{where}: kept should be channel numbers below {g.size}, each larger than the "
+                "one before"
+            )
         if g.shrinks and not g.kept:
-            raise PlanError(f"{where}: kept is empty; one channel must stay")
+            raise PlanError(f"{where}: kept is empty; it should list at least one channel")
 
 
 def _read(cls: type[_T], data: Any, where: str) -> _T:
     """A dataclass from JSON, every field present and of its type."""
     if not isinstance(data, Mapping):
-        raise PlanError(f"plan: {where} is no object")
+        raise PlanError(f"plan: {where} should be a JSON object")
     known = {f.name: str(f.type) for f in fields(cls)}  # type: ignore[arg-type]
     if extra := set(data) - set(known):
-        raise PlanError(f"plan: {where} has no field {_shown(min(extra))}")
+        raise PlanError(f"plan: {where} has the unknown field {_shown(min(extra))}; remove it")
     if missing := set(known) - set(data):
-        raise PlanError(f"plan: {where} lacks {min(missing)!r}")
+        raise PlanError(f"plan: {where} lacks the field {min(missing)!r}; add it")
     return cls(**{k: _value(data[k], kind, f"{where}.{k}") for k, kind in known.items()})
 
 
@@ -279,20 +297,20 @@ def _value(value: Any, kind: str, where: str) -> Any:
 
 
 def _whole(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= _MOST
+    return type(value) is int and 0 <= value <= _LARGEST_NUMBER
 
 
 def _encodes(text: str) -> bool:
-    """JSON has escapes for halves of characters, which are no text."""
+    """Whether ``text`` can be encoded; JSON has escapes for lone surrogates, which cannot."""
     return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _shown(value: Any) -> str:
-    """A value as it stands in the file, if it is short."""
+    """The value as JSON text, shortened to 60 characters."""
     try:
         text = json.dumps(value)
     except RecursionError:
-        return "too deep"
+        return "nested too deeply"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

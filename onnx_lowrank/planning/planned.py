@@ -1,4 +1,4 @@
-"""A plan together with what it was chosen from."""
+"""A plan together with the proposals that it was chosen from."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ __all__ = ["Planned"]
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan, and all that is needed to judge it, to choose again, and to report of it.
+    """A plan with all that is needed to judge it, to choose again, and to report on it.
 
     Attributes:
         plan: a decision for every layer and group of channels.
-        target: that it was chosen for.
-        proposals: that it was chosen from, with equal weights of the layers; they are of the model
-            without the channels that this plan takes out.
-        timed: the same with times as costs; None where time was not asked for.
-        weights: factors on the weights of layers, by name, that it was chosen by; 1 for others.
-        time: nanoseconds that it was chosen for, where not the target's part of the original's.
-        notes: what the report of it has to say.
+        target: the target that the plan was chosen for.
+        proposals: the proposals that it was chosen from, all layers with equal factors; they are
+            proposals for the model without the channels that this plan prunes.
+        timed: the same choices with times as costs; None where the target has no latency.
+        weights: factors on the weights of layers, by layer name, that the plan was chosen with;
+            1 for layers that are not listed.
+        time: budget on time in nanoseconds, where it is another than the target's part of the
+            original's time.
+        notes: sentences for the report.
     """
 
     plan: Plan
@@ -38,7 +40,7 @@ class Planned:
 
     @property
     def errors(self) -> dict[str, float]:
-        """Error of each layer that the plan takes apart, weighted as with equal factors."""
+        """Error of each layer that the plan replaces, times its weight at equal factors."""
         weights = {c.layer: c.weight for c in self.proposals.choices}
         return {d.layer: weights[d.layer] * d.error for d in self.plan.decisions if d.method}
 
@@ -47,5 +49,5 @@ class Planned:
         return sum(weights.get(name, 1.0) * error for name, error in self.errors.items())
 
     def noting(self, *texts: str) -> Planned:
-        """The same with more to say in the report."""
+        """The same plan with more notes for the report."""
         return replace(self, notes=(*self.notes, *texts))

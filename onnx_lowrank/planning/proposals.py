@@ -1,4 +1,4 @@
-"""Ask every pass what it can make of every layer."""
+"""Proposals: the candidates that all passes find for all layers."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from onnx_lowrank.progress import Progress
 
 __all__ = ["NODE_BYTES", "Proposals", "cut_candidate", "make_choices"]
 
-#: bytes of the protobuf of one more node with its initializers, besides their data
+#: bytes that one more node takes in the file, without the data of its initializers
 NODE_BYTES = 400
 
 
 @dataclass(frozen=True)
 class Proposals:
-    """All ways that passes found to write the layers of one model.
+    """All candidates that passes found for the layers of one model.
 
     Attributes:
-        choices: one for each layer, in the order of the layers.
-        skips: by layer name, why passes left it alone.
-        outlines: by layer name, chains of the right shapes for every candidate but the first,
-            which is the layer itself.
+        choices: a choice for each layer, in the order of the layers.
+        skips: reasons why passes left a layer alone, by layer name.
+        outlines: chains of the right shapes (their weights do not count) for every candidate but
+            the first, which is the layer itself; by layer name.
     """
 
     choices: tuple[Choice, ...]
@@ -47,7 +47,7 @@ class Proposals:
         return replace(self, choices=tuple(reweighed(self.choices, factors)))
 
     def keeping(self, layers: Iterable[str], reason: str) -> Proposals:
-        """The same where some layers can only be kept as they are, for a reason that is told."""
+        """The same where some layers can only be kept as they are, for the given reason."""
         kept = frozenset(layers)
         return Proposals(
             tuple(without_chains(self.choices, kept)),
@@ -66,18 +66,20 @@ def make_choices(
     progress: Progress,
     rule: RankRule | None = None,
 ) -> Proposals:
-    """Candidates of every layer, on aligned ranks, none dearer than the layer itself.
+    """Ask every pass for candidates of every layer, on aligned ranks, none dearer than the layer.
 
     Args:
-        layers: to take apart.
-        passes: to ask.
-        moments: by layer name.
-        shapes: of the layers' inputs.
-        metric: unit of ``Candidate.cost``, ``macs``, ``params`` or ``size``.
-        totals: variance of what each layer's response ends up in, where it is known. In front of
-            a residual Add an error counts against the sum, not against the branch alone.
-        progress: is told of every layer.
-        rule: where it gives the ranks itself (``fixed``, ``evbmf``), only these are candidates.
+        layers: the layers to replace.
+        passes: the passes to ask.
+        moments: moments of each layer's patches, by layer name.
+        shapes: shapes of the layers' inputs, by tensor name.
+        metric: unit of ``Candidate.cost``: ``macs``, ``params`` or ``size``.
+        totals: variance of the sum that each layer's response enters, by layer name, where it is
+            known: in front of a residual Add an error counts against the sum, not against the
+            branch alone.
+        progress: receives one step for each layer.
+        rule: rule for ranks; where it gives the ranks itself (``fixed``, ``evbmf``), only these
+            are candidates.
     """
     choices: list[Choice] = []
     skips: dict[str, tuple[str, ...]] = {}
@@ -92,7 +94,7 @@ def make_choices(
                 if total > 0:
                     energy = moments[layer.name].energy(layer.stage.matrices)
                     weight = energy / total
-                    if math.isfinite(weight):  # else it could not be measured, and counts as 1
+                    if math.isfinite(weight):  # a weight that cannot be measured stays 1
                         choice = replace(choice, weight=weight)
             choices.append(choice)
             skips[layer.name], outlines[layer.name] = tuple(reasons), tuple(found)
@@ -103,19 +105,22 @@ def make_choices(
 def cut_candidate(
     layer: Layer, decision: Candidate | Decision, passes: Sequence[Factorization], moments: Moments
 ) -> Chain:
-    """The chain that a plan decided on, computed anew: plans hold numbers, not weights.
+    """Compute the chain that a plan decided on; plans hold ranks, not weights.
 
     Raises:
-        PlanError: the plan names no pass, form or rank that there is.
+        PlanError: the plan names a pass, a form or a rank that does not exist for the layer.
     """
     factorization = next((p for p in passes if p.spec == decision.method), None)
     if factorization is None:
-        raise PlanError(f"{layer.name}: pass {decision.method!r} is not among those of the plan")
+        raise PlanError(
+            f"{layer.name}: method {decision.method!r} is not among the plan's passes; add it "
+            "there, or choose one of them"
+        )
     refusal = factorization.skips(layer)
     if refusal is not None:
         raise PlanError(f"{layer.name}: {decision.method}: {refusal.reason}")
     with blas_for(layer.patch):
-        # what the plan foresaw bounds the work; a rank edited by hand may need more
+        # the plan's parameters bound the work; a rank edited by hand may need more
         for most in (decision.parameters, None):
             for decomposition in factorization.propose(layer, moments, most):
                 if decomposition.variant == decision.variant:
@@ -125,7 +130,10 @@ def cut_candidate(
                         raise PlanError(f"{layer.name}: rank {decision.rank}: {error}") from error
                     if most is None or needed <= most:
                         return decomposition.cut(decision.rank)
-    raise PlanError(f"{layer.name}: {decision.method} has no form {decision.variant!r}")
+    raise PlanError(
+        f"{layer.name}: {decision.method} has no variant {decision.variant!r}; write the plan "
+        "again to see the variants there are"
+    )
 
 
 def _choice(
@@ -162,19 +170,19 @@ def _choice(
                 ):
                     found.append(candidate)
                     outlines.append(outline)
-        except LinAlgError as error:  # inputs of a layer that are nearly all one direction
+        except LinAlgError as error:  # the covariance of the layer's inputs is nearly singular
             del found[before:], outlines[before - 1 :]
             reasons.append(f"{factorization.name}: {error}; give more samples")
             continue
         if len(found) == before:
             reasons.append(f"{factorization.name}: no rank saves anything")
     if passes and not reasons and len(found) == 1:
-        reasons.append(f"no pass is for {layer.op}")
+        reasons.append(f"none of the passes replaces {layer.op}")
     return Choice(layer.name, tuple(found)), reasons, outlines
 
 
 def _ranks(decomposition: Decomposition, rule: RankRule | None) -> Iterable[Rank]:
-    """The grid of a decomposition, or what of it a rule asks for."""
+    """The ranks to try: the grid of the decomposition, or the ranks that a rule gives."""
     grid = list(decomposition.ranks())
     if rule is None or rule.kind not in ("fixed", "evbmf") or not grid:
         return grid
@@ -203,7 +211,7 @@ def _candidates(
     keep: Candidate,
     metric: str,
 ) -> Iterator[tuple[Candidate, Chain]]:
-    # a recurrent node that had no bias gets one of twice the length, half of it zeros
+    # a recurrent node without bias gets one of twice the length, of which half are zeros
     zeros = layer.shape[0] if layer.recurrent and layer.stage.bias is None else 0
     for rank in ranks:
         outline = decomposition.outline(rank)
@@ -214,7 +222,7 @@ def _candidates(
         cost = {"macs": macs, "params": parameters, "size": size}[metric]
         effort = time_in_macs(outline, shape) if metric == "macs" else cost
         error = decomposition.error(rank)
-        if not math.isfinite(error):  # numbers so large or small that their squares are none
+        if not math.isfinite(error):  # squares of very large or small numbers overflow
             continue
         yield (
             Candidate(

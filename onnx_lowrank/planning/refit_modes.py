@@ -1,4 +1,4 @@
-"""The names of how weights are mended once a plan is made, and what each does."""
+"""Refit modes: the values of ``--repair``, and what each does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from onnx_lowrank.errors import OptionError
 
 __all__ = ["DEFAULT_REPAIR", "REPAIRS", "SOLVES_LAYERS", "check_repair"]
 
-#: by name; what they do is said in :mod:`onnx_lowrank.refit.refit`
+#: what each mode does, by name; :mod:`onnx_lowrank.refit.refit` has the method
 REPAIRS = {
     "none": "leave the chains as the plan made them",
     "last": "solve the last stage of each again",
@@ -16,16 +16,16 @@ REPAIRS = {
 
 DEFAULT_REPAIR = "relu"
 
-#: those that solve whole layers, and so know what each would be if it were not taken apart
+#: modes that solve whole layers, and so know what each would be if it were not replaced
 SOLVES_LAYERS = ("chain", "relu")
 
 
 def check_repair(name: str) -> str:
-    """``name``, if it is one of :data:`REPAIRS`.
+    """Return ``name`` if it is a key of :data:`REPAIRS`.
 
     Raises:
         OptionError: it is not.
     """
     if name not in REPAIRS:
-        raise OptionError(f"repair {name!r}; it should be one of {', '.join(REPAIRS)}")
+        raise OptionError(f"repair is {name!r}; it should be one of {', '.join(REPAIRS)}")
     return name

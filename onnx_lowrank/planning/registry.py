@@ -1,7 +1,7 @@
-"""Which passes there are: the built-in ones, then those of other packages.
+"""Registry of passes: the built-in ones, then those of other packages.
 
 A package adds passes by the entry-point group ``onnx_lowrank.passes``; each entry is a
-:class:`~onnx_lowrank.passkit.base.Pass` class. A pass is named with its options as
+:class:`~onnx_lowrank.passkit.base.Pass` class. A pass is written with its options as
 ``spatial_svd{split=vh,metric=identity}``; dashes and underscores are the same.
 """
 
@@ -26,23 +26,33 @@ _SEPARATOR = re.compile(r",(?![^{]*\})")
 
 
 def available() -> dict[str, type[Pass]]:
-    """All passes by name."""
+    """Map the names of all installed passes to their classes.
+
+    Raises:
+        OptionError: an entry point is not a pass, or its name is taken.
+    """
     found = {p.name: p for p in BUILT_IN}
     for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
         cls = entry.load()
         if not (isinstance(cls, type) and issubclass(cls, Pass)):
-            raise OptionError(f"entry point {entry.name!r} ({entry.value}) is no Pass class")
+            raise OptionError(
+                f"entry point {entry.name!r} ({entry.value}) is not a subclass of "
+                "onnx_lowrank.Pass; mend or uninstall its package"
+            )
         if cls.name in found:
-            raise OptionError(f"pass {cls.name!r} of {entry.value} has the name of another pass")
+            raise OptionError(
+                f"pass {cls.name!r} of {entry.value} has the name of another pass; rename it or "
+                "uninstall its package"
+            )
         found[cls.name] = cls
     return found
 
 
 def pass_class(name: str, passes: Mapping[str, type[Pass]] | None = None) -> type[Pass]:
-    """The pass of that name, among all that are available or among ``passes``.
+    """Find a pass by name, among all installed ones or among ``passes``.
 
     Raises:
-        OptionError: there is none.
+        OptionError: there is no pass of that name.
     """
     passes = available() if passes is None else passes
     cls = passes.get(name.replace("-", "_"))
@@ -52,10 +62,10 @@ def pass_class(name: str, passes: Mapping[str, type[Pass]] | None = None) -> typ
 
 
 def parse(spec: str, passes: Mapping[str, type[Pass]] | None = None) -> Pass:
-    """A pass from its name and options, among all that are available or among ``passes``.
+    """Make a pass from its spec, among all installed ones or among ``passes``.
 
     Raises:
-        OptionError: unknown pass or option, or a value of the wrong type.
+        OptionError: the pass or an option is unknown, or a value has the wrong type.
     """
     match = _SPEC.match(spec.strip())
     if match is None:
@@ -75,7 +85,7 @@ def parse(spec: str, passes: Mapping[str, type[Pass]] | None = None) -> Pass:
 
 
 class Passes(NamedTuple):
-    """Passes by kind, each in its order."""
+    """Passes by kind, each kind in the order given."""
 
     rewrites: list[Rewrite]
     factorizations: list[Factorization]
@@ -83,12 +93,12 @@ class Passes(NamedTuple):
 
     @property
     def specs(self) -> tuple[str, ...]:
-        """All of them, as the command line names them."""
+        """Specs of all the passes, rewrites first."""
         return tuple(p.spec for kind in self for p in kind)
 
 
 def parse_list(text: str | Sequence[str | Pass]) -> Passes:
-    """Passes from ``svd,spatial_svd{split=vh}`` or a sequence."""
+    """Make passes from ``svd,spatial_svd{split=vh}``, or from a sequence of specs and passes."""
     items: Sequence[str | Pass] = _SEPARATOR.split(text) if isinstance(text, str) else text
     known = available()  # looks through all that is installed
     passes = [p if isinstance(p, Pass) else parse(p, known) for p in items]
@@ -102,14 +112,14 @@ def parse_list(text: str | Sequence[str | Pass]) -> Passes:
 def _value(cls: type[Pass], key: str, text: str, default: Any) -> Any:
     choices = getattr(cls, "choices", {}).get(key)
     if choices is not None and text not in choices:
-        raise OptionError(f"{cls.name}: {key}={text!r}; choose from {', '.join(choices)}")
+        raise OptionError(f"{cls.name}: {key} is {text!r}; choose from {', '.join(choices)}")
     if isinstance(default, bool):
         if text.lower() not in ("true", "false"):
-            raise OptionError(f"{cls.name}: {key} is true or false, not {text!r}")
+            raise OptionError(f"{cls.name}: {key} is {text!r}; it should be true or false")
         return text.lower() == "true"
     try:
         return type(default)(text)
     except (TypeError, ValueError):
         raise OptionError(
-            f"{cls.name}: {key} is of type {type(default).__name__}, not {text!r}"
+            f"{cls.name}: {key} is {text!r}; it should be of type {type(default).__name__}"
         ) from None

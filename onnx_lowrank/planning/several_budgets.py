@@ -1,4 +1,4 @@
-"""Candidates to decisions under several budgets at once.
+"""Choosing one candidate for each layer under several budgets at once.
 
 Reference:
     Arora, Hazan & Kale 2012, The multiplicative weights update method.
@@ -20,26 +20,29 @@ from onnx_lowrank.planning.lagrangian import allocate
 
 __all__ = ["allocate_all"]
 
-#: rounds, and what a weighted sum of budgets is counted in
-_ROUNDS, _SCALE = 30, 10**9
+#: number of rounds
+_ROUNDS = 30
 
-#: steps that mend a plan, for each candidate: plans take far fewer, and none may take for ever
-_MENDING = 10
+#: whole number that stands for the weighted sum of all budgets
+_SCALE = 10**9
+
+#: bound on the steps that repair a plan, for each candidate; plans take far fewer
+_STEPS_PER_CANDIDATE = 10
 
 
 def allocate_all(constraints: Sequence[Constraint]) -> list[Candidate]:
-    """Do as :func:`allocate` does, under several budgets at once.
+    """Choose one candidate for each layer under several budgets at once.
 
-    Each constraint has the same layers and candidates at costs of its own kind. A plan under one
-    budget on a weighted sum of them is made, and the weights of the budgets that it breaks grow
-    (multiplicative weights). Each plan is mended by single steps until it keeps all budgets and
-    no step within them lowers the loss; the one of least loss is taken.
+    Each constraint has the same layers and candidates with costs of its own kind. Every round
+    makes a plan under one budget on a weighted sum of the costs; the weights of the budgets that
+    it breaks grow (multiplicative weights). Each plan is repaired by single steps until it keeps
+    all budgets and no step within them lowers the loss; the plan of least loss is taken.
 
     Args:
         constraints: one or more, on the same layers and candidates.
 
     Raises:
-        BudgetError: no plan that was found keeps all of them.
+        BudgetError: no plan that was found keeps all budgets.
     """
     if len(constraints) == 1:
         return allocate(constraints[0].choices, constraints[0].budget)
@@ -56,7 +59,7 @@ def allocate_all(constraints: Sequence[Constraint]) -> list[Candidate]:
             / max(kind.budget, 1)
             for kind in constraints
         ]
-        kept = _mended(table, places)
+        kept = _within_budgets(table, places)
         if kept is not None:
             chosen = [c.candidates[i] for c, i in zip(constraints[0].choices, kept, strict=True)]
             loss = loss_of(constraints[0].choices, chosen)
@@ -66,18 +69,18 @@ def allocate_all(constraints: Sequence[Constraint]) -> list[Candidate]:
         grown = [w * math.exp(rate * (u - max(used))) for w, u in zip(weights, used, strict=True)]
         weights = [g / sum(grown) for g in grown]
     if best is None:
-        raise BudgetError("no plan keeps all the targets at once; ask for more of one of them")
+        raise BudgetError("no plan keeps all targets at once; ask for a larger part in one of them")
     return best[1]
 
 
 class _Table(NamedTuple):
-    """All candidates of all layers, one after the other.
+    """All candidates of all layers as arrays, layer after layer.
 
     Attributes:
-        costs: as parts of the budgets, ``(budgets, candidates)``.
-        losses: ``(candidates,)``.
-        layers: number of the layer of each, ``(candidates,)``.
-        starts: of each layer the number of its first, ``(layers,)``.
+        costs: costs divided by the budgets, ``(budgets, candidates)``.
+        losses: errors times the weights of the layers, ``(candidates,)``.
+        layers: number of each candidate's layer, ``(candidates,)``.
+        starts: number of each layer's first candidate, ``(layers,)``.
     """
 
     costs: npt.NDArray[np.float64]
@@ -98,15 +101,19 @@ def _table(constraints: Sequence[Constraint]) -> _Table:
     return _Table(np.array(costs), np.array(losses), layers, np.cumsum([0, *sizes[:-1]]))
 
 
-def _mended(table: _Table, places: Sequence[int]) -> list[int] | None:
-    """Steps from a plan to one that keeps all budgets, at little loss; None where they end.
+def _within_budgets(table: _Table, places: Sequence[int]) -> list[int] | None:
+    """Repair a plan by single steps until it keeps all budgets, at little loss; None if none can.
 
     A step lowers what is over the budgets, or the loss within them, so no plan comes back; the
     number of steps is bounded besides.
+
+    Args:
+        table: all candidates.
+        places: position of the chosen candidate within each layer.
     """
     costs, losses, layers, starts = table
     now = starts + np.array(places, np.intp)
-    for _ in range(_MENDING * len(losses)):
+    for _ in range(_STEPS_PER_CANDIDATE * len(losses)):
         used = costs[:, now].sum(axis=1)
         after = used[:, None] + costs - costs[:, now[layers]]
         lost = losses - losses[now[layers]]
@@ -131,7 +138,7 @@ def _joined(
     constraints: Sequence[Constraint],
     weights: Sequence[float],
 ) -> Choice:
-    """One layer at the weighted sum of its costs, each as a part of its budget."""
+    """The choice of one layer, at the weighted sum of its costs divided by their budgets."""
     candidates = []
     for kinds in zip(*(c.candidates for c in layer), strict=True):
         parts = (

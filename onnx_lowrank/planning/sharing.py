@@ -1,9 +1,9 @@
-"""One chain for all the layers that use one weight.
+"""Sharing: one chain for all the layers that use one weight.
 
-Taken apart one by one, layers that share a weight get a chain each, and the file may grow. Where a
-budget on parameters or bytes is out of reach that way, or costs more of the responses, they are one
-unit of the plan instead: the MACs of all of them, the parameters of one chain, fitted to the inputs
-of all together. With ``n_i`` rows each
+Replaced one by one, layers that share a weight get a chain each, and the file may grow. Where a
+budget on parameters or bytes cannot be met that way, or is met at more loss, they are one unit of
+the plan instead: it has the MACs of all of them and the parameters of one chain, and is fitted to
+the inputs of all together. With ``n_i`` rows each
 
     mu = sum n_i mu_i / n,     Sigma = sum n_i (Sigma_i + (mu_i - mu)(mu_i - mu)^T) / n
 """
@@ -42,16 +42,16 @@ __all__ = [
     "write_together",
 ]
 
-#: decision on each layer of one weight that gets the chain of all of them
+#: name of the decision on a layer that shares its chain with the layers of the same weight
 SHARE = "share"
 
 Tie: TypeAlias = tuple[Layer, ...]
 
 
 def ties(graph: Graph, layers: Sequence[Layer]) -> list[Tie]:
-    """Layers that use one weight in the same way, where nothing else uses it.
+    """Find the layers that use one weight in the same way, where nothing else uses it.
 
-    Recurrent layers are left out: their bias has a part that belongs to another product.
+    Recurrent layers are left out: a part of their bias belongs to another product.
     """
     found: dict[object, list[Layer]] = {}
     for layer in layers:
@@ -76,7 +76,7 @@ def _equal(first: Layer, second: Layer) -> bool:
 
 
 def pooled(moments: Sequence[Moments]) -> Moments:
-    """The moments of the rows of all together."""
+    """Moments of the rows of several layers together."""
     known = [
         (m.count, m.mean, m.covariance)
         for m in moments
@@ -104,12 +104,12 @@ def proposed_together(
     """Proposals in which the first layer of each tie stands for all, and the others cost nothing.
 
     Args:
-        proposals: of every layer by itself.
+        proposals: proposals for every layer by itself.
         work: the model.
-        tied: its ties.
-        passes: to ask.
-        metric: unit of the costs.
-        progress: is told of every tie.
+        tied: layers of the model that share weights.
+        passes: the passes to ask.
+        metric: unit of the costs: ``macs``, ``params`` or ``size``.
+        progress: receives one step for each tie.
     """
     choices = {choice.layer: choice for choice in proposals.choices}
     made = dict(proposals.outlines)
@@ -140,7 +140,7 @@ def proposed_together(
 
 
 def _together(candidate: Candidate, macs: int, nodes: int, users: int, metric: str) -> Candidate:
-    """A candidate for one layer as one for all that use its weight."""
+    """A candidate of one layer, with the cost for all layers that use its weight."""
     size = candidate.bytes + (users - 1) * (nodes - 1) * NODE_BYTES
     costs = {"macs": macs, "params": candidate.parameters, "size": size}
     effort = candidate.effort * users if metric == "macs" else costs[metric]
@@ -150,7 +150,7 @@ def _together(candidate: Candidate, macs: int, nodes: int, users: int, metric: s
 def decided_together(
     decisions: Sequence[Decision], tied: Sequence[Tie], work: Prepared
 ) -> list[Decision]:
-    """Decisions in which what is decided of the first layer of a tie holds for all of it."""
+    """Decisions in which the decision on the first layer of a tie holds for all its layers."""
     made = {d.layer: d for d in decisions}
     for tie in tied:
         lead = made[tie[0].name]
@@ -170,17 +170,17 @@ def decided_together(
                 parameters_before=own.parameters_before,
                 macs_after=lead.macs_after * macs // max(sum(whole), 1),
                 parameters_after=lead.parameters_after // len(tie),
-                reason=f"one chain for {names}, which have one weight",
+                reason=f"one chain for {names}, which use the same weight",
             )  # fmt: skip
     return list(made.values())
 
 
 def sharing(work: Prepared, decisions: Mapping[str, Decision]) -> list[Tie]:
-    """The layers of a plan that share a chain.
+    """Find the layers that share chains in a plan.
 
     Raises:
-        PlanError: a layer has nothing to share with, or is to be taken apart otherwise than those
-            that it shares with.
+        PlanError: a layer has no other layer to share with, or the layers of one chain have
+            different methods or ranks.
     """
     wanted = [la for la in work.layers if decisions[la.name].decision == SHARE]
     if not wanted:
@@ -192,16 +192,16 @@ def sharing(work: Prepared, decisions: Mapping[str, Decision]) -> list[Tie]:
     ]
     if strange := names - {layer.name for tie in found for layer in tie}:
         raise PlanError(
-            f"the plan has layer {min(strange)!r} share a chain, but no other layer uses its "
-            "weight in the same way; have it factorize or keep"
+            f"plan: layer {min(strange)!r} has the decision 'share', but no other layer uses its "
+            "weight in the same way; change it to 'factorize' or 'keep'"
         )
     for tie in found:
         ways = {(d.method, d.variant, d.rank) for d in (decisions[layer.name] for layer in tie)}
         if len(ways) > 1:
             listed = ", ".join(repr(layer.name) for layer in tie)
             raise PlanError(
-                f"the plan has layers {listed} share a chain by different methods or ranks; "
-                "give them the same"
+                f"plan: layers {listed} share a chain, but have different methods, variants or "
+                "ranks; give them the same"
             )
     return [tie for tie in found if tie]
 
@@ -209,7 +209,7 @@ def sharing(work: Prepared, decisions: Mapping[str, Decision]) -> list[Tie]:
 def cut_together(
     work: Prepared, tie: Tie, decisions: Mapping[str, Decision], passes: Sequence[Factorization]
 ) -> tuple[Chain, dict[str, Decision]]:
-    """The chain of a tie, and the decisions on its layers with what it costs and loses."""
+    """Compute the chain of a tie, and its layers' decisions with the chain's cost and error."""
     moments = pooled([work.moments[layer.name] for layer in tie])
     chain = cut_candidate(tie[0], decisions[tie[0].name], passes, moments)
     made = {}
@@ -220,7 +220,7 @@ def cut_together(
 
 
 def write_together(graph: Graph, layers: Sequence[Layer], chain: Chain) -> dict[str, Written]:
-    """Write one chain in the place of each of ``layers``; all read the same constants."""
+    """Write one chain in the place of each of ``layers``; all of them use the same constants."""
     first = apply_chain(graph, layers[0], chain)
     written = {layers[0].name: first}
     for layer in layers[1:]:

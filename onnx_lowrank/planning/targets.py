@@ -1,4 +1,4 @@
-"""What is asked for: budgets as parts of the original, or a rule for ranks."""
+"""Targets: budgets as parts of the original, or a rule for ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["DEFAULT_TARGET", "METRICS", "Target", "parse_target"]
 
 DEFAULT_TARGET = "macs=0.5"
 
-#: what a budget may be put on
+#: quantities that a target may limit
 METRICS = ("macs", "params", "size", "latency")
 
 
@@ -22,9 +22,9 @@ class Target:
     """Budgets to be kept together, or a rule that gives every layer its own rank.
 
     Attributes:
-        budgets: metric and ratio of the original.
-        rule: None for the planner.
-        searched: metrics whose ratio, the same for all of them, is looked for.
+        budgets: pairs of a quantity (:data:`METRICS`) and its largest part of the original.
+        rule: rule for ranks; None for the planner.
+        searched: quantities whose part, the same for all of them, is searched for.
     """
 
     budgets: tuple[tuple[str, float], ...]
@@ -35,16 +35,17 @@ class Target:
     def parse(
         cls, target: str | Sequence[str] | None, ranks: str = "planner", search: bool = False
     ) -> Target:
-        """Of ``macs=0.5``, or several such, and of ``planner`` or a rule.
+        """Read a target from the texts that the user gave.
 
         Args:
-            target: what is asked for.
-            ranks: how ranks are found.
-            search: a ratio is looked for: that of ``macs``, or of what has none, as ``latency``.
+            target: ``macs=0.5``, or several such; None for the default.
+            ranks: ``planner``, or a rule for ranks.
+            search: whether a ratio is searched for: the ratio of the quantities that are named
+                alone (``latency``), by default of ``macs``.
 
         Raises:
-            OptionError: it is not of that form, both a target and a rule are given, or there is
-                nothing to search.
+            OptionError: a text has another form, both a target and a rule are given, or there is
+                nothing to search for.
         """
         rule = None
         if ranks != "planner":
@@ -53,40 +54,44 @@ class Target:
             except ValueError as error:
                 raise OptionError(f"{error}, or planner") from error
             if target is not None or search:
-                what = "target; give one of the two" if target is not None else "bound to search by"
-                raise OptionError(f"ranks by {rule} know of no {what}")
+                other = "a target" if target is not None else "a search"
+                raise OptionError(
+                    f"ranks by {rule} cannot be combined with {other}; give one of the two"
+                )
         default = DEFAULT_TARGET.partition("=")[0] if search else DEFAULT_TARGET
         asked = [target] if isinstance(target, str) else list(target or [default])
         searched = tuple(t for t in asked if search and t in METRICS)
         budgets = tuple((t, 1.0) if t in searched else parse_target(t) for t in asked)
         if search and not searched:
             raise OptionError(
-                f"nothing to search with {' '.join(asked)} given; name the metric alone, as in "
-                f"{budgets[0][0]}, or add another"
+                f"target {' '.join(asked)} leaves nothing to search for; give the quantity without "
+                f"a number ({budgets[0][0]}), or add another without one"
             )
         if len({metric for metric, _ in budgets}) < len(budgets):
-            raise OptionError(f"two targets for one thing: {', '.join(asked)}")
+            raise OptionError(
+                f"two targets limit the same quantity: {', '.join(asked)}; give one of them"
+            )
         return cls(budgets, rule, searched)
 
     @property
     def metric(self) -> str:
-        """What pruning and single budgets are counted in: never time."""
+        """The quantity that pruning and single budgets are counted in; never latency."""
         kinds = [metric for metric, _ in self.budgets if metric != "latency"]
         return kinds[0] if kinds else "macs"
 
     @property
     def ratio(self) -> float:
-        """That of :attr:`metric`; time is taken for as many MACs."""
+        """The part asked for of :attr:`metric`; a part of the latency stands for one of MACs."""
         budgets = dict(self.budgets)
         return budgets.get(self.metric, budgets.get("latency", 1.0))
 
     @property
     def latency(self) -> float | None:
-        """Part of the original's time, if that is asked for."""
+        """The part of the original's latency, if a target limits it."""
         return dict(self.budgets).get("latency")
 
     def at(self, ratio: float) -> Target:
-        """The same with this ratio of what is searched."""
+        """The same target with ``ratio`` for the quantities that are searched."""
         budgets = ((m, ratio if m in self.searched else r) for m, r in self.budgets)
         return replace(self, budgets=tuple(budgets))
 
@@ -97,10 +102,10 @@ class Target:
 
 
 def parse_target(text: str) -> tuple[str, float]:
-    """The metric and the ratio of ``macs=0.5`` or ``macs=50%``.
+    """Read the quantity and the ratio from ``macs=0.5`` or ``macs=50%``.
 
     Raises:
-        OptionError: it is not of that form.
+        OptionError: the text has another form.
     """
     metric, equals, value = text.partition("=")
     wanted = f"write {' or '.join(f'{m}=R' for m in METRICS)} with 0 < R <= 1"
@@ -111,5 +116,5 @@ def parse_target(text: str) -> tuple[str, float]:
     except ValueError as error:
         raise OptionError(f"target {text!r}: {error} ({wanted})") from error
     if not ratio:
-        raise OptionError(f"target {text!r} leaves nothing; {wanted}")
+        raise OptionError(f"target {text!r} leaves nothing of the model; {wanted}")
     return metric, ratio

@@ -1,4 +1,4 @@
-"""Choices whose cost is time: every candidate measured, or predicted from its like."""
+"""Choices whose cost is time: every candidate is measured, or predicted from similar ones."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ from onnx_lowrank.runtime.runtime import Feed, Runtime
 
 __all__ = ["Timed", "TimingOptions", "latency_table", "losers", "timed_choices"]
 
-#: nanoseconds, so that costs are whole numbers
+#: nanoseconds in a second: costs are whole nanoseconds
 UNIT = 1e9
 
-#: a candidate that another betters in error, with so much of its effort at most, is not timed
+#: a candidate is not timed if another has no more error and at most this part of its effort
 _DOMINATED = 0.9
 
 
 @dataclass(frozen=True)
 class TimingOptions:
-    """How latency is measured.
+    """Options of measuring latency.
 
     Attributes:
-        batch: samples of an inference.
-        limit: seconds to measure chains for, about.
-        cache: folder of what is kept between runs; None for the user's own; empty for none.
+        batch: number of samples in a timed inference.
+        limit: seconds to spend on timing chains, approximately.
+        cache: folder where times are kept between runs; None for the user's cache folder, empty
+            for no cache.
 
     Raises:
-        OptionError: ``batch`` is below 1, or ``limit`` no time.
+        OptionError: ``batch`` is below 1, or ``limit`` is negative or not finite.
     """
 
     batch: int = 1
@@ -56,9 +57,9 @@ class Timed:
     """Choices with costs in nanoseconds.
 
     Attributes:
-        choices: one for each layer.
-        whole: nanoseconds of the network as it is.
-        coverage: how the times came about.
+        choices: a choice for each layer.
+        whole: time of the network as it is, in nanoseconds.
+        coverage: how many times were measured, cached and predicted.
     """
 
     choices: tuple[Choice, ...]
@@ -67,7 +68,7 @@ class Timed:
 
     @property
     def movable(self) -> int:
-        """Nanoseconds of the layers as they are."""
+        """Time of the layers as they are, in nanoseconds."""
         return sum(c.keep.cost for c in self.choices)
 
     def weighed(self, factors: Mapping[str, float]) -> Timed:
@@ -82,13 +83,13 @@ class Timed:
 def latency_table(
     timer: Timer, runtime: Runtime, options: TimingOptions, progress: Progress
 ) -> LatencyTable:
-    """An empty table of times, with those that are known on disk behind it.
+    """Make an empty table of times that looks up earlier times on disk.
 
     Args:
-        timer: takes the times.
-        runtime: that they are times of; the file on disk depends on it.
-        options: how long to measure, and the folder of what is kept between runs.
-        progress: is told of every chain.
+        timer: measures the times.
+        runtime: the runtime that is measured; each has its own file on disk.
+        options: how long to measure, and where times are kept between runs.
+        progress: receives one step for each chain.
     """
     folder = cache_folder(options.cache, "latency")
     cache = None if folder is None else LatencyCache(folder, machine(runtime))
@@ -105,11 +106,11 @@ def timed_choices(
     """The proposals with measured or predicted times as their costs.
 
     Args:
-        work: the model that they are of.
-        proposals: with their outlines.
-        feed: an inference of the batch that counts.
-        shapes: of all tensors at that batch.
-        table: of times.
+        work: the model whose layers are proposed for.
+        proposals: candidates with their outlines.
+        feed: inputs of one inference at the batch size to measure.
+        shapes: shapes of all tensors in that inference.
+        table: table that the times are added to.
 
     Raises:
         BudgetError: there are layers, and none of them can be timed.
@@ -124,8 +125,8 @@ def timed_choices(
     coverage = table.measure(work.model, feed, wanted)
     if places and table.empty:
         raise BudgetError(
-            "latency: none of the layers runs by itself in ONNX Runtime, so their times are not "
-            "known; ask for macs=R, params=R or size=R instead"
+            "latency: none of the layers can be run by itself in ONNX Runtime, so their times "
+            "are not known; ask for macs=R, params=R or size=R instead"
         )
     choices = []
     for choice, place, found in zip(proposals.choices, places, looked_at, strict=True):
@@ -143,12 +144,16 @@ def losers(
     shapes: Mapping[str, tuple[int, ...]],
     table: LatencyTable,
 ) -> set[str]:
-    """Layers whose chain takes no less time than they do.
+    """Find the layers whose chain is not faster than the layer.
 
-    Where no time is known there are none: nothing is then taken back on a guess.
+    Where no time is known the set is empty: nothing is then taken back on a guess.
 
-    Args: as of :func:`timed_choices`, and
-        chains: by layer name.
+    Args:
+        work: the model without the chains.
+        chains: chains to compare with their layers, by layer name.
+        feed: inputs of one inference at the batch size to measure.
+        shapes: shapes of all tensors in that inference.
+        table: table that the times are added to.
 
     Raises:
         ModelError: the network does not run.
@@ -176,7 +181,7 @@ def _timed(candidate: Candidate, seconds: float) -> Candidate:
 
 
 def _undominated(choice: Choice, outlines: Sequence[Chain]) -> list[tuple[Candidate, Chain]]:
-    """Candidates that might be the best for some budget, and their outlines."""
+    """Candidates that may be the best for some budget, each with its outline."""
     pairs = list(zip(choice.candidates[1:], outlines, strict=True))
     return [
         (c, outline)

@@ -105,8 +105,8 @@ class Budget:
             reached = f"{math.ceil(1000 * (least + self.fixed) / self.whole) / 1000:.3f}"
             reached += " of the original"
         return OutOfReachError(
-            f"{self.what}: these passes reach {reached} at the least; ask for more, or give "
-            f"more passes or layers{'; ' * bool(self.named)}{self.named}",
+            f"{self.what}: these passes cannot go below {reached}; ask for a larger part, or "
+            f"allow more passes or layers{'; ' * bool(self.named)}{self.named}",
             least,
         )
 

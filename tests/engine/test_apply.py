@@ -280,10 +280,10 @@ def _row(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        (_row(decision="factorize", method="svd", rank=4), "pass 'svd' is not among those of"),
+        (_row(decision="factorize", method="svd", rank=4), "method 'svd' is not among the plan's"),
         (_row(decision="factorize", method="prune_channels", rank=4), "'prune_channels' is not"),
         (_row(decision="factorize", method="", rank=4), "pass '' is not among"),
-        (_row(decision="factorize", method="tucker2", variant="?", rank=4), "has no form '?'"),
+        (_row(decision="factorize", method="tucker2", variant="?", rank=4), "has no variant '?'"),
         (_row(decision="factorize", method="spatial_svd", variant="vh", rank=(4, 4)), "rank"),
         (_row(decision="factorize", method="spatial_svd", variant="vh", rank=2**62), "rank"),
         (_row(layer="conv9"), "'conv9'"),

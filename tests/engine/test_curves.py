@@ -168,7 +168,7 @@ def test_left_alone() -> None:
 
 def test_wrong_options(tmp_path: Path) -> None:
     with pytest.raises(
-        OptionError, match="--layer 'nope' matches no layer; there are first, second"
+        OptionError, match="--layer 'nope' matches no layer; the layers are first, second"
     ):
         curves(fm.classifier(), layers="nope")
     with pytest.raises(OptionError, match="no factorization"):

@@ -177,8 +177,11 @@ def test_a_real_model() -> None:
 
 def test_options_that_make_no_sense() -> None:
     for options, part in (
-        ({"target": ["macs=0.5", "size=0.5"]}, "nothing to search with macs=0.5 size=0.5 given"),
-        ({"ranks": "energy=0.9"}, "ranks by energy=0.9 know of no bound to search by"),
+        (
+            {"target": ["macs=0.5", "size=0.5"]},
+            "target macs=0.5 size=0.5 leaves nothing to search for",
+        ),
+        ({"ranks": "energy=0.9"}, "ranks by energy=0.9 cannot be combined with a search"),
         ({"min_agreement": 0.9}, "max_drop and min_agreement at once"),
     ):
         with pytest.raises(OptionError, match=part):

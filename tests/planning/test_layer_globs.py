@@ -22,11 +22,11 @@ Capture = pytest.CaptureFixture[str]
         (["head"], None),
         (["*conv?*", "lstm"], None),
         (["*"], None),
-        (["haed"], r"--exclude 'haed' matches no layer; did you mean head\? \(inspect lists all\)"),
+        (["haed"], r"--exclude 'haed' matches no layer; did you mean head\? \(`onnx-lowrank"),
         (["Head"], r"did you mean head\?"),
         (["head", "conv1"], r"--exclude 'conv1' matches no layer"),
         (["/encoder/conv1"], r"did you mean /encoder/conv[12]/Conv"),
-        (["zzzzzz"], "there are /encoder/conv1/Conv, /encoder/conv2/Conv, head, lstm"),
+        (["zzzzzz"], "the layers are /encoder/conv1/Conv, /encoder/conv2/Conv, head, lstm"),
         ([""], "--exclude '' matches no layer"),
     ],
 )
@@ -59,7 +59,7 @@ def test_what_globs_leave_out(
 
 
 def test_globs_of_a_model_without_layers() -> None:
-    with pytest.raises(OptionError, match="the model has none"):
+    with pytest.raises(OptionError, match="the model has no layers"):
         check_globs("--include", ["a"], [])
 
 

@@ -114,16 +114,16 @@ def test_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        (lambda d: d.pop("seed"), "plan lacks 'seed'"),
-        (lambda d: d.pop("decisions"), "plan lacks 'decisions'"),
-        (lambda d: d.pop("groups"), "plan lacks 'groups'"),
-        (lambda d: d.update(extra=1), 'plan has no field "extra"'),
-        (lambda d: d.update(schema=1), "plan has schema 1; this version reads 3"),
+        (lambda d: d.pop("seed"), "plan lacks the field 'seed'"),
+        (lambda d: d.pop("decisions"), "plan lacks the field 'decisions'"),
+        (lambda d: d.pop("groups"), "plan lacks the field 'groups'"),
+        (lambda d: d.update(extra=1), 'plan has the unknown field "extra"; remove it'),
+        (lambda d: d.update(schema=1), "plan has schema 1, and this version reads schema 3; write"),
         (lambda d: d.pop("schema"), "plan has schema null"),
         (lambda d: d.update(schema="2"), 'plan has schema "2"'),
         (lambda d: d.update(decisions={}), "plan.decisions is {}; it should be a list"),
         (lambda d: d.update(groups=None), "plan.groups is null; it should be a list"),
-        (lambda d: d.update(passes="svd"), 'plan.passes is "svd"; it should be a list of texts'),
+        (lambda d: d.update(passes="svd"), 'plan.passes is "svd"; it should be a list of strings'),
         (lambda d: d.update(passes=[1]), "plan.passes is [1]"),
         (lambda d: d.update(seed=-1), "plan.seed is -1; it should be a whole number, 0 or more"),
         (lambda d: d.update(seed=2**70), "plan.seed is"),
@@ -131,22 +131,28 @@ def test_from_a_file(tmp_path: Path) -> None:
         (lambda d: d.update(seed=1.0), "plan.seed is 1.0"),
         (lambda d: d.update(samples=0), "plan.samples is 0; it should be a whole number, 1 or"),
         (lambda d: d.update(samples="all"), 'plan.samples is "all"'),
-        (lambda d: d.update(model=None), "plan.model is null; it should be a text"),
+        (lambda d: d.update(model=None), "plan.model is null; it should be a string"),
         (lambda d: d.update(target="half"), "plan: target 'half'; write macs=R or"),
-        (lambda d: d.update(repair=True), "plan.repair is true; it should be a text"),
-        (lambda d: d.update(repair="all"), "plan: repair 'all'; it should be one of none, last,"),
-        (lambda d: d.pop("repair"), "plan lacks 'repair'"),
+        (lambda d: d.update(repair=True), "plan.repair is true; it should be a string"),
+        (
+            lambda d: d.update(repair="all"),
+            "plan: repair is 'all'; it should be one of none,",
+        ),
+        (lambda d: d.pop("repair"), "plan lacks the field 'repair'"),
         (lambda d: d.update(target="size=x"), "plan: target 'size=x'"),
         (lambda d: d.update(target="macs=nan"), "plan: target 'macs=nan'"),
         (lambda d: d.update(target=""), "plan: target ''"),
         (lambda d: d.update(target="macs=0.5 size=2"), "plan: target 'size=2'"),
         (lambda d: d.update(target="ranks fair"), "plan: rank rule 'fair'"),
         (lambda d: d.update(target="macs=\ud800"), "plan.target is"),
-        (lambda d: d["decisions"].append(3), "decisions[5] is no object"),
-        (lambda d: d["decisions"].append([]), "decisions[5] is no object"),
-        (lambda d: d["decisions"].append(d["decisions"][0]), 'decisions[5] ("conv1") comes twice'),
-        (lambda d: d["decisions"][1].pop("rank"), "decisions[1] lacks 'rank'"),
-        (lambda d: d["decisions"][1].update(ranks=3), 'decisions[1] has no field "ranks"'),
+        (lambda d: d["decisions"].append(3), "decisions[5] should be a JSON object"),
+        (lambda d: d["decisions"].append([]), "decisions[5] should be a JSON object"),
+        (
+            lambda d: d["decisions"].append(d["decisions"][0]),
+            '("conv1"): this layer has a decision',
+        ),
+        (lambda d: d["decisions"][1].pop("rank"), "decisions[1] lacks the field 'rank'"),
+        (lambda d: d["decisions"][1].update(ranks=3), 'decisions[1] has the unknown field "ranks"'),
         (lambda d: d["decisions"][1].update(rank="8"), 'decisions[1].rank is "8"'),
         (lambda d: d["decisions"][1].update(rank=-8), "decisions[1].rank is -8"),
         (lambda d: d["decisions"][1].update(rank=[4, -1]), "decisions[1].rank is [4, -1]"),
@@ -154,9 +160,9 @@ def test_from_a_file(tmp_path: Path) -> None:
         (lambda d: d["decisions"][1].update(rank=None), "decisions[1].rank is null"),
         (lambda d: d["decisions"][1].update(rank=1.5), "decisions[1].rank is 1.5"),
         (lambda d: d["decisions"][1].update(rank=10**30), "decisions[1].rank is 1000"),
-        (lambda d: d["decisions"][0].update(rank=0), "rank 0; ranks are 1 or more"),
-        (lambda d: d["decisions"][1].update(rank=[]), "rank []; ranks are 1 or more"),
-        (lambda d: d["decisions"][1].update(rank=[4, 0]), "rank [4, 0]; ranks are 1 or more"),
+        (lambda d: d["decisions"][0].update(rank=0), "rank is 0; it should be 1 or more"),
+        (lambda d: d["decisions"][1].update(rank=[]), "rank is []; it should be 1 or more"),
+        (lambda d: d["decisions"][1].update(rank=[4, 0]), "rank is [4, 0]; it should be 1 or more"),
         (lambda d: d["decisions"][2].update(error=float("nan")), "decisions[2].error is NaN"),
         (lambda d: d["decisions"][2].update(error=float("inf")), "decisions[2].error is Infinity"),
         (lambda d: d["decisions"][2].update(error="0"), 'decisions[2].error is "0"'),
@@ -164,21 +170,24 @@ def test_from_a_file(tmp_path: Path) -> None:
         (lambda d: d["decisions"][2].update(macs_after=-1), "decisions[2].macs_after is -1"),
         (
             lambda d: d["decisions"][0].update(decision="Keep"),
-            'decisions[0] ("conv1"): decision "Keep"; it should be keep, factorize, share or skip',
+            '[0] ("conv1"): decision is "Keep"; it should be keep, factorize, share or skip',
         ),
         (lambda d: d["decisions"][0].update(reason=[]), "decisions[0].reason is []"),
         (
             lambda d: d["groups"][0].update(decision="drop"),
-            'groups[0] ("conv1"): decision "drop"; it should be cut, gather, keep or frozen',
+            'groups[0] ("conv1"): decision is "drop"; it should be cut, gather, keep or frozen',
         ),
-        (lambda d: d["groups"][0].update(kept=[0, 8]), "kept are no rising numbers below 8"),
-        (lambda d: d["groups"][0].update(kept=[2, 0]), "kept are no rising numbers below 8"),
-        (lambda d: d["groups"][0].update(kept=[2, 2]), "kept are no rising numbers below 8"),
+        (lambda d: d["groups"][0].update(kept=[0, 8]), "kept should be channel numbers below 8"),
+        (lambda d: d["groups"][0].update(kept=[2, 0]), "kept should be channel numbers below 8"),
+        (lambda d: d["groups"][0].update(kept=[2, 2]), "kept should be channel numbers below 8"),
         (lambda d: d["groups"][0].update(kept=[-1]), "groups[0].kept is [-1]"),
         (lambda d: d["groups"][0].update(kept=3), "groups[0].kept is 3"),
         (lambda d: d["groups"][0].update(kept=[True]), "groups[0].kept is [true]"),
-        (lambda d: d["groups"][1].update(kept=[]), "kept is empty; one channel must stay"),
-        (lambda d: d["groups"][2].update(name="fc"), 'groups[3] ("fc") comes twice'),
+        (lambda d: d["groups"][1].update(kept=[]), "kept is empty; it should list at least one"),
+        (
+            lambda d: d["groups"][2].update(name="fc"),
+            'groups[3] ("fc"): this group has a decision',
+        ),
         (lambda d: d["groups"][2].update(loss=None), "groups[2].loss is null"),
     ],
 )
@@ -228,8 +237,10 @@ def test_a_huge_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = tmp_path / "plan.json"
     with path.open("wb") as file:
         file.truncate(10**12)  # a hole: it takes no room
-    monkeypatch.setattr(importlib.import_module("onnx_lowrank.plan"), "_LARGEST", 1 << 20)
-    with pytest.raises(PlanError, match="more than 1 MB; that is no plan"):
+    monkeypatch.setattr(
+        importlib.import_module("onnx_lowrank.planning.plan"), "_LARGEST_FILE", 1 << 20
+    )
+    with pytest.raises(PlanError, match="more than 1 MiB, which is too large for a plan"):
         Plan.load(path)
 
 

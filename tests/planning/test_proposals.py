@@ -149,11 +149,11 @@ def test_cut_refuses_what_does_not_belong() -> None:
         c = Candidate(method, variant, 8, 0.1, 1, 1, 1, 1)
         cut_candidate(layer, c, passes(given), moments_of(layer))
 
-    with pytest.raises(PlanError, match="first: pass 'svd' is not among those of the plan"):
+    with pytest.raises(PlanError, match="first: method 'svd' is not among the plan's passes"):
         cut("svd", given="spatial_svd")
     with pytest.raises(PlanError, match="first: spatial_svd: has fewer than two kernel axes"):
         cut("spatial_svd")
-    with pytest.raises(PlanError, match="first: svd has no form 'vh'"):
+    with pytest.raises(PlanError, match="first: svd has no variant 'vh'"):
         cut("svd", "vh")
     cut("svd")
 

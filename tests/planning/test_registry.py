@@ -97,10 +97,10 @@ def test_options_take_the_type_of_their_default(spec: str, wanted: object) -> No
         ("svd{rank=3}", ["svd has no option 'rank'", "metric"]),
         ("svd{metric}", ["svd has no option 'metric'"]),
         ("fold_batchnorm{x=1}", ["fold_batchnorm has no option 'x'", "it has none"]),
-        ("svd{metric=euclid}", ["metric='euclid'", "covariance, identity"]),
-        ("spatial_svd{split=xy}", ["split='xy'", "both, vh, hv"]),
-        ("typed{flag=1}", ["flag is true or false, not '1'"]),
-        ("typed{max-count=many}", ["max_count is of type int, not 'many'"]),
+        ("svd{metric=euclid}", ["metric is 'euclid'", "covariance, identity"]),
+        ("spatial_svd{split=xy}", ["split is 'xy'", "both, vh, hv"]),
+        ("typed{flag=1}", ["flag is '1'; it should be true or false"]),
+        ("typed{max-count=many}", ["max_count is 'many'; it should be of type int"]),
         ("svd{metric=identity", ["cannot read pass", "name{option=value,...}"]),
         ("svd{metric={identity}}", ["cannot read pass"]),
         ("", ["cannot read pass ''"]),
@@ -140,8 +140,8 @@ def test_passes_of_other_packages_come_after(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        (Entry("bad", object()), "entry point 'bad' .elsewhere:Thing. is no Pass class"),
-        (Entry("bad", int), "is no Pass class"),
+        (Entry("bad", object()), "entry point 'bad' .elsewhere:Thing. is not a subclass of"),
+        (Entry("bad", int), "is not a subclass of"),
         (Entry("again", Svd), "'svd' of elsewhere:Thing has the name of another pass"),
     ],
 )

@@ -106,7 +106,7 @@ def test_the_plan_keeps_the_time(remembered: list[tuple[Any, Timed]]) -> None:
     for choice in timed.choices:
         taken += next(c.cost for c in choice.candidates if c.rank == ranks[choice.layer])
     assert taken <= 0.8 * timed.whole
-    with pytest.raises(BudgetError, match="latency: these passes reach 0"):
+    with pytest.raises(BudgetError, match="latency: these passes cannot go below 0"):
         planned("latency=0.3")
 
 

@@ -161,7 +161,7 @@ def test_what_excludes_others_does_not_shut_the_way() -> None:
     ledger = Ledger([4.0, 4.0], [1, 4], [4, 1])
     assert plan_counts(rivals(0.1), ledger, Budget(4.0)) == {"cut": 2, "gather": 4}
     assert ledger.total == pytest.approx(4.0)
-    with pytest.raises(BudgetError, match="1: these passes reach 2 at the least"):
+    with pytest.raises(BudgetError, match="1: these passes cannot go below 2"):
         plan_counts(rivals(0.1), Ledger([4.0, 4.0], [1, 4], [4, 1]), Budget(1.0, "1"))
 
 
@@ -171,13 +171,13 @@ def test_a_budget_out_of_reach_names_what_is_reached() -> None:
     asked = Budget(0.5 * least, "macs=0.01")
     with pytest.raises(OutOfReachError) as caught:
         plan_counts(stack.removables, stack.ledger(), asked)
-    assert str(caught.value).startswith(f"macs=0.01: these passes reach {least:.4g} at the least;")
+    assert str(caught.value).startswith(f"macs=0.01: these passes cannot go below {least:.4g};")
     assert caught.value.least == pytest.approx(least)
     # as a part of the model: what is named can be asked for
     whole, fixed = 1.3 * stack.ledger().total, 0.3 * stack.ledger().total
-    with pytest.raises(BudgetError, match=r"reach 0\.\d{3} of the original") as caught:
+    with pytest.raises(BudgetError, match=r"below 0\.\d{3} of the original") as caught:
         plan_counts(stack.removables, stack.ledger(), replace(asked, whole=whole, fixed=fixed))
-    named = float(str(caught.value).split("reach ")[1].split()[0])
+    named = float(str(caught.value).split("below ")[1].split()[0])
     assert 0 <= named - (least + fixed) / whole <= 0.001
     assert stack.plan(named * whole - fixed) == (1, 1, 1)
     assert stack.plan(least * 1.0001) == (1, 1, 1)

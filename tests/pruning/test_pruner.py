@@ -308,7 +308,9 @@ def test_excluded_layers_keep_their_channels(plain: ModelProto) -> None:
 
 
 def test_budgets_that_cannot_be(plain: ModelProto) -> None:
-    with pytest.raises(BudgetError, match=r"macs=0\.001: these passes reach 0\.\d+ of the"):
+    with pytest.raises(
+        BudgetError, match=r"macs=0\.001: these passes cannot go below 0\.\d+ of the"
+    ):
         prune(plain, target="macs=0.001")
     with pytest.raises(OptionError, match=r"set prune_channels\{keep=R\}"):
         prune(plain, "spatial_svd,prune_channels", ranks="ratio=0.5")

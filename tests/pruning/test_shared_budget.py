@@ -142,7 +142,7 @@ def test_where_nothing_is_to_be_saved_nothing_goes() -> None:
 def test_a_budget_that_no_share_meets() -> None:
     case = Split("svd,prune_channels")
     with pytest.raises(
-        BudgetError, match=r"macs=0\.001: these passes reach 0\.\d+ of the"
+        BudgetError, match=r"macs=0\.001: these passes cannot go below 0\.\d+ of the"
     ) as caught:
         case.share(0.001)
     reached = float(str(caught.value).split("reach ")[1].split()[0])
