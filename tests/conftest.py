@@ -1,4 +1,4 @@
-"""Compressed models that several test files look at, each made once; and what tests counted."""
+"""Profiles of Hypothesis, compressed models made once for several test files, and counts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import settings
 
 from onnx_lowrank.engine.api import Result
 from tests import fixtures_models as fm
@@ -25,6 +27,24 @@ Compressed = Callable[..., Result]
 Count = Callable[[str, str], None]
 
 _COUNTED = pytest.StashKey[dict[str, Counter[str]]]()
+
+# by default the same examples at each run; with --hypothesis-profile fresh, others at each run
+settings.register_profile("repeated", deadline=None, derandomize=True)
+settings.register_profile("fresh", deadline=None, database=None, print_blob=True)
+settings.load_profile("repeated")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw the seed of fresh examples here, once for all workers, so that it can be shown."""
+    if config.option.hypothesis_profile == "fresh" and config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = str(secrets.randbelow(2**32))
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Show the seed that repeats the run's fresh examples."""
+    seed = config.option.hypothesis_seed
+    return None if seed is None else f"repeat these examples with --hypothesis-seed={seed}"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -30,8 +30,8 @@ _IR = {9: 4, 11: 6, 13: 7, 17: 8, 21: 10}
 
 
 def quick(max_examples: int) -> settings:
-    """Hypothesis settings: the same examples at each run, no clock."""
-    return settings(deadline=None, max_examples=max_examples, derandomize=True)
+    """Settings of a Hypothesis test; the profiles in ``conftest.py`` say how examples are drawn."""
+    return settings(max_examples=max_examples)
 
 
 def rng(*seed: int) -> np.random.Generator:

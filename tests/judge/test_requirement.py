@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, helper
 from scipy.stats import binomtest, multinomial
@@ -17,6 +17,7 @@ from onnx_lowrank.judge.judge import Judge, _paired
 from onnx_lowrank.judge.requirement import Metric, Requirement, Score
 from onnx_lowrank.modelfile.model import Model, load
 from tests import fixtures_models as fm
+from tests.support import quick
 
 Array = npt.NDArray[Any]
 
@@ -221,7 +222,7 @@ def test_agreement() -> None:
     assert judge("agreement").score(SAME).value == 1
 
 
-@settings(deadline=None, max_examples=20, derandomize=True)
+@quick(20)
 @given(st.floats(1e-3, 2.0))
 def test_snr(scale: float) -> None:
     score = judge("snr", labels=None).score(linear((1 + scale) * np.eye(4)))

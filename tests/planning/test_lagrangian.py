@@ -5,7 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_lowrank.errors import BudgetError
@@ -13,9 +13,9 @@ from onnx_lowrank.linalg.rank_rules import RankRule
 from onnx_lowrank.planning.candidates import Candidate, Choice, by_rule
 from onnx_lowrank.planning.lagrangian import allocate, allocate_blocked
 from onnx_lowrank.planning.plan import Decision, Plan
+from tests.support import quick
 
 Layers = list[Choice]
-quick = settings(deadline=None, max_examples=150, derandomize=True)
 
 
 def candidate(cost: int, error: float, effort: int | None = None) -> Candidate:
@@ -63,7 +63,7 @@ def problems(draw: st.DrawFn) -> tuple[Layers, int]:
 # against all combinations
 
 
-@quick
+@quick(150)
 @given(problems(), st.sampled_from([0.0, 0.5, 1.0]))
 def test_within_budget_always_and_never_better_than_the_best(
     problem: tuple[Layers, int], blocked: float
@@ -75,7 +75,7 @@ def test_within_budget_always_and_never_better_than_the_best(
         assert all(c in la.candidates for la, c in zip(layers, chosen, strict=True))
 
 
-@quick
+@quick(150)
 @given(problems())
 def test_loss_exceeds_the_best_by_one_step_of_one_layer_at_the_most(
     problem: tuple[Layers, int],
@@ -89,7 +89,7 @@ def test_loss_exceeds_the_best_by_one_step_of_one_layer_at_the_most(
     assert loss(layers, allocate(layers, budget)) <= least(layers, budget) + step + 1e-9
 
 
-@quick
+@quick(150)
 @given(problems(), st.floats(1e-4, 1.0))
 def test_optimal_where_the_hull_decides(problem: tuple[Layers, int], multiplier: float) -> None:
     # a budget that some multiplier meets exactly has that multiplier's choice as its optimum
@@ -103,7 +103,7 @@ def test_optimal_where_the_hull_decides(problem: tuple[Layers, int], multiplier:
     assert planned == pytest.approx(least(layers, budget), rel=0, abs=1e-9)
 
 
-@quick
+@quick(150)
 @given(problems())
 def test_nothing_is_left_that_would_still_fit(problem: tuple[Layers, int]) -> None:
     layers, budget = problem
@@ -114,7 +114,7 @@ def test_nothing_is_left_that_would_still_fit(problem: tuple[Layers, int]) -> No
         assert all(c.cost - now.cost > left for c in better)
 
 
-@quick
+@quick(150)
 @given(problems())
 def test_a_budget_for_everything_changes_nothing(problem: tuple[Layers, int]) -> None:
     layers, _ = problem

@@ -1,7 +1,7 @@
 """Random graphs: exact chains change nothing, budgets are kept, reported errors are the true ones.
 
-2,000 in every run, half of them under a budget too; ``pytest -m slow`` goes on to 10,000, or to
-``ONNX_LOWRANK_GRAPHS``.
+Every run tries a sample; ``pytest -m full`` goes on to 2,000 graphs, and ``pytest -m slow`` to
+10,000, or to ``ONNX_LOWRANK_GRAPHS``.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from tests.conftest import Count
 from tests.robustness.random_graphs import OPSETS, Case, random_graph
 from tests.support import Array, random_moments, relative, rng
 
-#: graphs of each kind behind the marker slow, those of every run included, and of one test
-MANY, PIECE = int(os.environ.get("ONNX_LOWRANK_GRAPHS", "10000")), 100
+#: last seed of each kind behind the marker slow, and seeds of one test
+MANY, PIECE = int(os.environ.get("ONNX_LOWRANK_GRAPHS", "10000")), 20
 #: passes that take most of the time, each in one of so many budgets
 SELDOM = {"bicluster": 40, "cp": 5, "monochromatic": 3, "lowrank_sparse": 3}
 #: decompositions that lose nothing at their largest rank
@@ -201,8 +201,14 @@ def batches(case: Case, proto: ModelProto, x: dict[str, Array]) -> list[Outputs]
 KINDS: dict[str, Callable[[int, Count], None]] = {
     "full rank": full_rank, "any rank": composed, "budget": budgeted
 }  # fmt: skip
-#: of them in every run
-FEW = {"full rank": 2000, "any rank": 500, "budget": 1000}
+#: last seed of each kind in every run, and behind the marker full
+QUICK = {"full rank": 120, "any rank": 40, "budget": 20}
+FULL = {"full rank": 2000, "any rank": 400, "budget": 400}
+
+
+def pieces(first: dict[str, int], last: dict[str, int]) -> list[tuple[str, int]]:
+    """The kind and the first seed of every test between two tiers."""
+    return [(kind, s) for kind in KINDS for s in range(first[kind], last[kind], PIECE)]
 
 
 def test_graphs_are_varied() -> None:
@@ -229,16 +235,18 @@ def check(kind: str, start: int, count: Count) -> None:
     assert not failed
 
 
-@pytest.mark.parametrize(
-    ("kind", "start"), [(k, s) for k, few in FEW.items() for s in range(0, few, PIECE)]
-)
+@pytest.mark.parametrize(("kind", "start"), pieces(dict.fromkeys(KINDS, 0), QUICK))
+def test_a_sample_of_graphs(kind: str, start: int, count: Count) -> None:
+    check(kind, start, count)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("kind", "start"), pieces(QUICK, FULL))
 def test_graphs(kind: str, start: int, count: Count) -> None:
     check(kind, start, count)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "start"), [(k, s) for k, few in FEW.items() for s in range(few, MANY, PIECE)]
-)
+@pytest.mark.parametrize(("kind", "start"), pieces(FULL, dict.fromkeys(KINDS, MANY)))
 def test_many_graphs(kind: str, start: int, count: Count) -> None:
     check(kind, start, count)

@@ -1,4 +1,7 @@
-"""Mutated models and calibration data: read, or refused with a reason; nothing else."""
+"""Mutated models and calibration data: read, or refused with a reason; nothing else.
+
+Every run tries a sample of each that Hypothesis draws; ``pytest -m full`` 10,000 of each.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,8 @@ from tests.support import quick
 
 X = (InputSpec("x", np.dtype(np.float32), (None, 3, 6, 6)),)
 SAMPLES = floats(0, 7, 3, 6, 6)
-#: of each kind, beside what Hypothesis draws
-MANY = 10_000
+#: of each kind behind the marker full, and models of one test
+MANY, PIECE = 10_000, 1000
 
 
 def read_model(payload: bytes, folder: Path) -> str:
@@ -147,13 +150,15 @@ def test_mutated_data(
     count("mutated data", read_data(name, mutated_data(name, seed), folder))
 
 
-@pytest.mark.parametrize("start", range(0, MANY, 2500))
+@pytest.mark.full
+@pytest.mark.parametrize("start", range(0, MANY, PIECE))
 def test_many_mutated_models(start: int, tmp_path: Path, count: Count) -> None:
-    for seed in range(start, start + 2500):
+    for seed in range(start, start + PIECE):
         (tmp_path / "last").write_text(str(seed))  # for the day it ends the interpreter
         count("mutated models", read_model(mutated_model(seed), tmp_path))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", SOURCES)
 def test_many_mutated_data(name: str, tmp_path: Path, count: Count) -> None:
     for seed in range(MANY // len(SOURCES)):
