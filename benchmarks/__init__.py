@@ -1,1 +1,1 @@
-"""Measured figures: models, methods and metrics kept apart; one command, one JSON, one table."""
+"""Measured figures of the library: ``python -m benchmarks NAME``; see README.md for the rows."""

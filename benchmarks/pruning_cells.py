@@ -1,29 +1,26 @@
-"""What ``benchmarks.pruning`` measures: parts, each a list of cells, and the data of MNIST."""
+"""What the benchmark of pruning measures: parts, each a list of cells."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from itertools import product
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from benchmarks.models import MODELS, SHARED, Benchmark, Samples
+from benchmarks.rows import Cell
 from onnx_lowrank.engine.api import DEFAULT_PASSES
 
-__all__ = ["ALONE", "NETS", "PARTS", "Cell", "cells"]
+__all__ = ["MODELS", "PARTS", "TIMED", "pruning_cell"]
 
 #: pruning with nothing after it
-ALONE = "fold_batchnorm,prune_channels"
+_ALONE = "fold_batchnorm,prune_channels"
 
 #: and with the factorizations that are quick to plan
-TOGETHER = f"{ALONE},svd,spatial_svd,channel_svd"
+_TOGETHER = f"{_ALONE},svd,spatial_svd,channel_svd"
+
+_FACTORIZATION = "fold_batchnorm,svd,spatial_svd,channel_svd"
 
 _DENSE, _CONVOLUTIONS = "mnist_mlp_300_100", "mnist_lenet5_caffe"
 
-#: what the nets of part ``cifar`` and ``rivals`` are
+#: nets of the parts that are timed
 _NETS = (
     "cifar10_resnet20",
     "cifar10_vgg_s",
@@ -32,6 +29,7 @@ _NETS = (
     "imagenet_mobilenetv2_1.0",
 )
 
+MODELS = (_DENSE, _CONVOLUTIONS, *_NETS)
 
 #: what is measured with several draws of the samples, and how many
 _GOALS = (
@@ -46,63 +44,34 @@ _GOALS = (
 _DRAWS = 5
 
 
-@dataclass(frozen=True)
-class Cell:
+def pruning_cell(
+    part: str,
+    net: str,
+    target: str,
+    way: str,
+    passes: str,
+    *,
+    repair: str = "chain",
+    samples: int | None = None,
+    seed: int = 0,
+) -> Cell:
     """One model compressed in one way to one budget.
 
-    Attributes:
+    Args:
         part: of the benchmark.
-        model: its name.
+        net: name of the model.
         target: the budget, ``params=0.44``.
-        name: of the way.
+        way: name of the way.
         passes: of :func:`onnx_lowrank.compress`; empty where another tool prunes.
         repair: of :func:`onnx_lowrank.compress`.
-        samples: to calibrate on; None for all there are.
-        seed: of their choice.
+        samples: calibration samples; None for all there are.
+        seed: random seed of their draw.
     """
-
-    part: str
-    model: str
-    target: str
-    name: str
-    passes: str
-    repair: str = "chain"
-    samples: int | None = None
-    seed: int = 0
-
-    @property
-    def key(self) -> str:
-        """What tells it from other cells."""
-        return self.key_of(asdict(self))
-
-    @staticmethod
-    def key_of(row: Mapping[str, Any]) -> str:
-        """The same of a row of results."""
-        named = [row[k] for k in ("part", "model", "target", "name", "samples")]
-        return "/".join(map(str, [*named, *([row["seed"]] if row.get("seed") else [])]))
-
-
-def _mnist() -> Samples:
-    def prepared(x: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        scaled = (x / 255.0 - 0.1307) / 0.3081
-        return scaled.astype(np.float32)[:, None]
-
-    with np.load(SHARED / "data" / "mnist.npz", allow_pickle=False) as z:
-        drawn = np.random.default_rng(0).permutation(len(z["x_train"]))[:20_000]
-        return {
-            "input": prepared(z["x_train"][drawn]),
-            "test.input": prepared(z["x_test"]),
-            "test.labels": z["y_test"].astype(np.int64),
-        }
-
-
-NETS: dict[str, Benchmark] = {
-    **{
-        name: Benchmark(SHARED / "models" / f"{name}.onnx", _mnist, 10_000, ())
-        for name in (_DENSE, _CONVOLUTIONS)
-    },
-    **{name: MODELS[name] for name in ("digits_mlp", *_NETS)},
-}
+    options = {
+        "part": part, "target": target, "way": way, "passes": passes, "repair": repair,
+        "samples": samples, "seed": seed,
+    }  # fmt: skip
+    return Cell("pruning", net, options)
 
 
 def _strategies() -> dict[str, tuple[str, str]]:
@@ -129,37 +98,41 @@ def _strategies() -> dict[str, tuple[str, str]]:
 def _mnist_cells() -> Iterator[Cell]:
     ways = {
         _DENSE: {
-            "pruning": ALONE,
+            "pruning": _ALONE,
             "svd": "fold_batchnorm,svd",
-            "pruning + svd": f"{ALONE},svd",
+            "pruning + svd": f"{_ALONE},svd",
         },
         _CONVOLUTIONS: {
-            "pruning": ALONE,
-            "factorization": "fold_batchnorm,svd,spatial_svd,channel_svd",
-            "pruning + svd": f"{ALONE},svd",
-            "pruning + factorization": TOGETHER,
+            "pruning": _ALONE,
+            "factorization": _FACTORIZATION,
+            "pruning + svd": f"{_ALONE},svd",
+            "pruning + factorization": _TOGETHER,
         },
     }
     ratios = {
         _DENSE: (0.44, 0.35, 0.25, 0.18, 0.12),
         _CONVOLUTIONS: (0.16, 0.12, 0.09, 0.06, 0.04),
     }
-    for net, ratio in ((n, r) for n in ways for r in ratios[n]):
-        for name, passes in ways[net].items():
-            yield Cell("mnist", net, f"params={ratio}", name, passes, samples=10_000)
-    few = (500, 1000, 2000)
-    for net, name, ratio in (
+
+    def cell(net: str, ratio: float, way: str, samples: int, seed: int = 0) -> Cell:
+        return pruning_cell(
+            "mnist", net, f"params={ratio}", way, ways[net][way], samples=samples, seed=seed
+        )
+
+    for net, known in ways.items():
+        for ratio, way in product(ratios[net], known):
+            yield cell(net, ratio, way, 10_000)
+    for net, way, ratio in (
         (_DENSE, "pruning", 0.35),
         (_DENSE, "pruning + svd", 0.18),
         (_CONVOLUTIONS, "pruning", 0.16),
         (_CONVOLUTIONS, "pruning + factorization", 0.06),
     ):
-        for samples in few:
-            yield Cell("mnist", net, f"params={ratio}", name, ways[net][name], samples=samples)
-    for net, name, ratio in _GOALS:
+        for samples in (500, 1000, 2000):
+            yield cell(net, ratio, way, samples)
+    for net, way, ratio in _GOALS:
         for seed in range(1, _DRAWS):
-            target = f"params={ratio}"
-            yield Cell("mnist", net, target, name, ways[net][name], samples=10_000, seed=seed)
+            yield cell(net, ratio, way, 10_000, seed)
 
 
 def _chain_cells() -> Iterator[Cell]:
@@ -170,33 +143,32 @@ def _chain_cells() -> Iterator[Cell]:
     }
     for net, targets in ratios.items():
         samples = 500 if net.startswith("cifar10") else 1000
-        for target, (name, (passes, repair)) in product(targets, _strategies().items()):
-            yield Cell("chains", net, target, name, passes, repair, samples)
+        for target, (way, (passes, repair)) in product(targets, _strategies().items()):
+            yield pruning_cell("chains", net, target, way, passes, repair=repair, samples=samples)
 
 
 def _net_cells() -> Iterator[Cell]:
-    for net, ratio in product(_NETS, (0.7, 0.5)):
-        ways = {
-            "pruning": ALONE,
-            "pruning, gather=false": "fold_batchnorm,prune_channels{gather=False}",
-            "pruning + factorization": TOGETHER,
-            "factorization": "fold_batchnorm,svd,spatial_svd,channel_svd",
-            "default passes": DEFAULT_PASSES,
-        }
-        for name, passes in ways.items():
-            if "gather" not in name or "resnet" in net:
-                yield Cell("cifar", net, f"macs={ratio}", name, passes, "chain", 500)
+    ways = {
+        "pruning": _ALONE,
+        "pruning, gather=false": "fold_batchnorm,prune_channels{gather=False}",
+        "pruning + factorization": _TOGETHER,
+        "factorization": _FACTORIZATION,
+        "default passes": DEFAULT_PASSES,
+    }
+    for net, ratio, (way, passes) in product(_NETS, (0.7, 0.5), ways.items()):
+        if "gather" not in way or "resnet" in net:
+            yield pruning_cell("cifar", net, f"macs={ratio}", way, passes, samples=500)
 
 
 def _rival_cells() -> Iterator[Cell]:
-    for net, ratio in product(_NETS, (0.7, 0.5)):
-        stand_in = "fold_batchnorm,prune_channels{method=l2,solve=False,gather=False}"
-        for name, passes in {
-            "onnxsim L2": "",
-            "onnxsim Wanda": "",
-            "ours, as L2": stand_in,
-        }.items():
-            yield Cell("rivals", net, f"macs={ratio}", name, passes, "none", 500)
+    ways = {
+        "onnxsim L2": "",
+        "onnxsim Wanda": "",
+        "ours, as L2": "fold_batchnorm,prune_channels{method=l2,solve=False,gather=False}",
+    }
+    for net, ratio, (way, passes) in product(_NETS, (0.7, 0.5), ways.items()):
+        target = f"macs={ratio}"
+        yield pruning_cell("rivals", net, target, way, passes, repair="none", samples=500)
 
 
 PARTS = {
@@ -206,14 +178,5 @@ PARTS = {
     "rivals": _rival_cells,
 }
 
-
-def cells(
-    part: str, model: str, ways: Sequence[str] | None = None, targets: Sequence[str] | None = None
-) -> list[Cell]:
-    """Cells of a part that look at a model, of some ways or budgets only where these are named."""
-    return [
-        cell for cell in PARTS[part]()
-        if cell.model == model
-        and (ways is None or cell.name in ways)
-        and (targets is None or cell.target in targets)
-    ]  # fmt: skip
+#: parts whose results are timed
+TIMED = ("cifar", "rivals")

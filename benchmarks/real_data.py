@@ -1,7 +1,8 @@
 """Typical inputs of the models that others made, prepared as each of them wants them.
 
-Samples to calibrate on by input name, held-out ones as ``test.<input>`` and ``test.labels``; a list
-of feeds where an input is no column of samples. What each model wants: ../shared/models/README.md.
+Calibration samples stand under the name of their input, held-out ones under ``test.<input>``, their
+labels under ``test.labels``. Where the samples of an input do not lie along one axis, the data is a
+list of feeds instead. The cards of the models say what each of them wants.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from benchmarks.models import MODELS, SHARED, Array, Samples
+from benchmarks.nets import NETS, SHARED, Array, Samples
 
 __all__ = ["REAL", "Real"]
 
@@ -25,9 +26,9 @@ class Real:
     """What is known of a model.
 
     Attributes:
-        read: its data; None where there is none.
-        samples: to calibrate on.
-        shapes: of its inputs with dynamic axes, where there is no data.
+        read: returns its data; None where there is none.
+        samples: number of calibration samples.
+        shapes: shapes of its inputs with dynamic axes, where there is no data.
     """
 
     read: Callable[[], Samples | list[Samples]] | None = None
@@ -47,7 +48,7 @@ def _known(name: str, held_out: int = 1000) -> Callable[[], Samples]:
 
     def read() -> Samples:
         return {
-            k: v[:held_out] if k.startswith("test.") else v for k, v in MODELS[name].read().items()
+            k: v[:held_out] if k.startswith("test.") else v for k, v in NETS[name].read().items()
         }
 
     return read

@@ -19,7 +19,10 @@ from onnx_lowrank.chains.special_stages import Branches, Select, TensorTrainStep
 
 __all__ = [
     "BLOCK",
+    "CALLED",
     "MOVED",
+    "STRAYED",
+    "TOUCHED",
     "Features",
     "effort",
     "features",
@@ -39,7 +42,7 @@ MOVED = 100
 Features = tuple[float, float, float, float]
 
 #: MACs in the time that a number takes to be read or written, to leave and enter blocks, and that a
-#: node takes to be called, as ``python -m benchmarks.effort`` finds them
+#: node takes to be called, as ``python -m benchmarks effort`` finds them
 TOUCHED, STRAYED, CALLED = 5, 30, 120_000
 
 

@@ -1,4 +1,4 @@
-"""What is measured: a model, its calibration samples and its labelled test samples."""
+"""The models that are measured, each with its calibration samples and labelled test samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MODELS", "Benchmark", "Samples"]
+__all__ = ["NETS", "ROOT", "SHARED", "Array", "Net", "Samples", "with_ratios"]
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -23,20 +23,26 @@ Samples = dict[str, Array]
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Net:
     """One model with its data.
 
     Attributes:
-        path: of the model.
-        read: its data.
-        calibration: samples to draw, None for all that there are.
-        ratios: budgets on MACs to measure.
+        path: file of the model.
+        read: returns its data.
+        calibration: samples to draw; None for all that there are.
+        ratios: targets on MACs that are measured where none are named.
     """
 
     path: Path
     read: Callable[[], Samples]
     calibration: int | None
-    ratios: tuple[float, ...]
+    ratios: tuple[float, ...] = ()
+
+    def write(self, folder: Path) -> Path:
+        """Write its data as an archive into a folder and return the path."""
+        archive = folder / "samples.npz"
+        np.savez(archive, **self.read())  # type: ignore[arg-type]
+        return archive
 
 
 def _digits() -> Samples:
@@ -94,31 +100,44 @@ def _squeezenet(x: Array) -> Array:
     return _channels_first(x[..., ::-1] - np.array([104.0, 117.0, 123.0]))
 
 
+def _mnist() -> Samples:
+    def prepared(x: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        scaled = (x / 255.0 - 0.1307) / 0.3081
+        return scaled.astype(np.float32)[:, None]
+
+    with np.load(SHARED / "data" / "mnist.npz", allow_pickle=False) as z:
+        drawn = np.random.default_rng(0).permutation(len(z["x_train"]))[:20_000]
+        return {
+            "input": prepared(z["x_train"][drawn]),
+            "test.input": prepared(z["x_test"]),
+            "test.labels": z["y_test"].astype(np.int64),
+        }
+
+
 _RESNET = _cifar10([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 _VGG = _cifar10([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
 
-MODELS: dict[str, Benchmark] = {
+
+def _shared(name: str, *rest: Any) -> dict[str, Net]:
+    return {name: Net(SHARED / "models" / f"{name}.onnx", *rest)}
+
+
+NETS: dict[str, Net] = {
     **{
-        name: Benchmark(ROOT / "models" / f"{name}.onnx", _digits, None, (0.5, 0.25))
+        name: Net(ROOT / "models" / f"{name}.onnx", _digits, None, (0.5, 0.25))
         for name in ("digits_mlp", "digits_vgg", "digits_resnet")
     },
-    "cifar10_resnet20": Benchmark(
-        SHARED / "models" / "cifar10_resnet20.onnx", _RESNET, 500, (0.5, 0.33)
-    ),
-    "cifar10_resnet56": Benchmark(
-        SHARED / "models" / "cifar10_resnet56.onnx", _RESNET, 500, (0.5, 0.33)
-    ),
-    "cifar10_vgg_s": Benchmark(SHARED / "models" / "cifar10_vgg_s.onnx", _VGG, 500, (0.5, 0.33)),
-    "imagenet_squeezenet11": Benchmark(
-        SHARED / "models" / "imagenet_squeezenet11.onnx",
-        _imagenet("data_0", _squeezenet),
-        None,
-        (0.7,),
-    ),
-    "imagenet_mobilenetv2_1.0": Benchmark(
-        SHARED / "models" / "imagenet_mobilenetv2_1.0.onnx",
-        _imagenet("input", _mobilenet),
-        None,
-        (0.8,),
-    ),
+    **_shared("cifar10_resnet20", _RESNET, 500, (0.5, 0.33)),
+    **_shared("cifar10_resnet56", _RESNET, 500, (0.5, 0.33)),
+    **_shared("cifar10_vgg_s", _VGG, 500, (0.5, 0.33)),
+    **_shared("imagenet_squeezenet11", _imagenet("data_0", _squeezenet), None, (0.7,)),
+    **_shared("imagenet_mobilenetv2_1.0", _imagenet("input", _mobilenet), None, (0.8,)),
+    **_shared("cifar10_vgg16_bn", _VGG, 500),
+    **_shared("mnist_mlp_300_100", _mnist, 10_000),
+    **_shared("mnist_lenet5_caffe", _mnist, 10_000),
 }
+
+
+def with_ratios() -> list[str]:
+    """Names of the models that have targets of their own."""
+    return [name for name, net in NETS.items() if net.ratios]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.effort import HEADER, fitted, line, timed
+from benchmarks.__main__ import parser
+from benchmarks.command import measured
+from benchmarks.commands.effort import COMMAND, fitted
 from onnx_lowrank.analysis.time_model import CALLED, STRAYED, TOUCHED
 from onnx_lowrank.latency.fit import Sample
 from tests.support import rng
@@ -24,10 +26,13 @@ def test_planted_rates_come_out() -> None:
     assert rates == pytest.approx((TOUCHED, STRAYED, CALLED), rel=1e-4)
     assert found.scatter == pytest.approx(0, abs=1e-6)
     assert found.scatter_of_plans == pytest.approx(0, abs=1e-6)
-    assert line("net", "1", samples).count("|") == len(HEADER) + 1
 
 
-def test_chains_of_a_real_net() -> None:
-    samples = timed("digits_mlp", 1, 3.0)
-    assert len(samples) > 4
-    assert all(s.seconds > 0 for s in samples)
+def test_chains_of_a_real_net(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--models", "digits_mlp", "--batches", "1", "--limit", "3"]
+    arguments = parser().parse_args(["effort", *options])
+    (row,) = measured(COMMAND, arguments, {})
+    assert row.figures["chains"] == len(row.details["chains"]) > 4
+    assert all(seconds > 0 for _, _, seconds in row.details["chains"])
+    COMMAND.close([row], arguments)
+    assert capsys.readouterr().out.startswith("| all | all |")

@@ -1,19 +1,13 @@
-"""Tables and a picture of what ``benchmarks.pruning`` measured."""
+"""A picture of what the benchmark of pruning measured: error over parameters left."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-__all__ = ["HEADER", "Row", "line", "picture"]
+from benchmarks.rows import MEASURED, Row
 
-Row = Mapping[str, Any]
-
-HEADER = (
-    "model", "target", "way", "samples", "MACs left", "parameters left", "error", "change",
-    "answers that differ", "batch 1", "batch 16", "seconds",
-)  # fmt: skip
+__all__ = ["picture"]
 
 #: per cent
 _TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100)
@@ -34,26 +28,6 @@ _LINES = {
 }
 
 
-def line(row: Row) -> str:
-    """One row of the table."""
-    start = [row["model"], row["target"], row["name"], _samples(row)]
-    if "refused" in row:
-        return f"| {' | '.join([*start, row['refused'].splitlines()[0], *[''] * 7])} |"
-    before, after = (100 * row[k] / row["tested"] for k in ("wrong_before", "wrong"))
-    speed = row.get("speedup", {})
-    cells = [
-        *start,
-        f"{row['macs']:.3f}",
-        f"{row['params']:.3f}",
-        f"{before:.2f} -> {after:.2f} %",
-        f"{after - before:+.2f}",
-        f"{100 * row['differ'] / row['tested']:.2f} %",
-        *(f"{speed[b]:.2f}x" if b in speed else "" for b in ("batch 1", "batch 16")),
-        f"{row['seconds']:.0f}",
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
 def picture(path: Path, rows: Sequence[Row]) -> None:
     """Error over parameters left, a panel for each net, a line for each way; PNG or SVG."""
     from matplotlib import rcParams
@@ -61,16 +35,16 @@ def picture(path: Path, rows: Sequence[Row]) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    nets = list(dict.fromkeys(row["model"] for row in rows))
+    nets = list(dict.fromkeys(row.model for row in rows))
     rcParams["svg.hashsalt"] = "pruning"
     rcParams["svg.fonttype"] = "none"
     figure = Figure(figsize=(3.6 * len(nets), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(nets), squeeze=False)[0]
     for panel, net in zip(panels, nets, strict=True):
-        mine = [r for r in rows if r["model"] == net and "refused" not in r]
+        mine = [r for r in rows if r.model == net and r.status == MEASURED]
         for name, (colour, dash, marker) in _LINES.items():
-            points = _points(r for r in mine if r["name"] == name)
+            points = _points(r for r in mine if r.options["way"] == name)
             if points:
                 panel.plot(
                     *zip(*points, strict=True), color=colour, linestyle=dash, marker=marker,
@@ -93,12 +67,9 @@ def picture(path: Path, rows: Sequence[Row]) -> None:
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
 
 
-def _samples(row: Row) -> str:
-    """Their number, and which draw of them where there are others."""
-    draw = f", draw {row['seed']}" if row.get("seed") else ""
-    return f"{row['samples'] or 'all'}{draw}"
-
-
 def _points(rows: Iterable[Row]) -> list[tuple[float, float]]:
     """Parameters left and per cent wrong, at least half a sample: the axis has no zero."""
-    return sorted((r["params"], max(100 * r["wrong"], 50) / r["tested"]) for r in rows)
+    return sorted(
+        (r.figures["params"] or 0.0, max(100 * (r.figures["wrong"] or 0.0), 50) / r.samples["test"])
+        for r in rows
+    )

@@ -1,6 +1,6 @@
 """Structured pruning by onnxsim, as a script for an interpreter that has it (Python >= 3.11).
 
-``python -P pruning_onnxsim.py MODEL OUTPUT SPARSITY [SAMPLES.npz]``: simplify, which folds
+``python -P onnxsim_script.py MODEL OUTPUT SPARSITY [SAMPLES.npz]``: simplify, which folds
 BatchNormalization, then drop that part of the channels of every chain that onnxsim finds, by the
 norms of their filters; with samples by those norms times the norms of the channels on them (Wanda).
 It imports nothing of this package: onnxsim is installed apart.

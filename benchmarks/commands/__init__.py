@@ -1,0 +1,22 @@
+"""The benchmarks by name, each a module with a :data:`COMMAND`."""
+
+from __future__ import annotations
+
+from benchmarks.command import Command
+from benchmarks.commands import (
+    ablation,
+    alone,
+    effort,
+    layers,
+    models,
+    pruning,
+    real_models,
+    search,
+)
+
+__all__ = ["COMMANDS"]
+
+COMMANDS: dict[str, Command] = {
+    module.COMMAND.name: module.COMMAND
+    for module in (models, ablation, layers, alone, pruning, search, effort, real_models)
+}

@@ -1,0 +1,46 @@
+"""Figures that rows may hold, each with its unit; a name means the same in all benchmarks."""
+
+from __future__ import annotations
+
+__all__ = ["PART", "UNITS", "speedup_name"]
+
+#: unit of ratios to the original
+PART = "part of the original"
+
+_OF_TESTED = "part of the test samples"
+_RATIO = "times the speed of the original"
+
+
+def speedup_name(threads: int, batch: int) -> str:
+    """Name of the speed-up at so many threads and samples."""
+    return f"speedup_threads{threads}_batch{batch}"
+
+
+#: unit by name
+UNITS: dict[str, str] = {
+    "macs": PART,
+    "params": PART,
+    "bytes": PART,
+    "accuracy_before": _OF_TESTED,
+    "accuracy": _OF_TESTED,
+    "agreement": _OF_TESTED,
+    "wrong_before": "test samples",
+    "wrong": "test samples",
+    "differ": "test samples",
+    "snr": "dB",
+    **{speedup_name(t, b): _RATIO for t in (1, 2) for b in (1, 16)},
+    "spread": "part of the best time",
+    "planned_error": "sum of relative response errors",
+    "seconds": "s",
+    "peak_bytes": "bytes",
+    "layers": "layers",
+    "eligible": "layers",
+    "factorized": "layers",
+    "chains": "chains",
+    "mac_time": "ns",
+    "number_moved": "MACs",
+    "number_out_of_blocks": "MACs",
+    "node_called": "MACs",
+    "scatter": "standard deviation of the logarithm of time",
+    "scatter_of_plans": "standard deviation of the logarithm of time",
+}
