@@ -16,7 +16,7 @@ from onnx_lowrank.analysis.moments import Moments, relative_error, response_erro
 from onnx_lowrank.chains.chain import Chain, Rank
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import Layer, find_layers, turned
+from onnx_lowrank.layers import Layer, PlacedLayer, find_layers, turned
 from onnx_lowrank.layers.writer import apply_chain
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.passkit.base import Decomposition, Factorization
@@ -72,8 +72,18 @@ def graph_of(proto: ModelProto) -> Graph:
     return Graph(Model(proto))
 
 
-def layers_of(proto: ModelProto) -> list[Layer]:
+def placed_layers_of(proto: ModelProto) -> list[PlacedLayer]:
     return find_layers(graph_of(proto))[0]
+
+
+def only_placed_layer(proto: ModelProto) -> PlacedLayer:
+    (layer,) = placed_layers_of(proto)
+    return layer
+
+
+def layers_of(proto: ModelProto) -> list[Layer]:
+    """The layers as passes see them."""
+    return [layer.value for layer in placed_layers_of(proto)]
 
 
 def only_layer(proto: ModelProto) -> Layer:

@@ -80,7 +80,10 @@ def test_full_rank_is_the_identity(path: Path) -> None:
     expected = outputs(source, feed)
     forms = {
         layer.name: [
-            form for p in PASSES if p.skips(layer) is None for form in p.propose(layer, Moments())
+            form
+            for p in PASSES
+            if p.skips(layer.value) is None
+            for form in p.propose(layer.value, Moments())
         ]
         for layer in layers
     }

@@ -80,7 +80,7 @@ def test_a_matrix_times_a_vector() -> None:
     x = rng(1).normal(size=3).astype(np.float32)
     for layer in find_layers(graph_of(proto))[0]:
         assert layer.geometry.patches(x).shape == (1, 1, 3)
-        (form,) = Svd().propose(layer, random_moments(layer, 0))
+        (form,) = Svd().propose(layer.value, random_moments(layer.value, 0))
         again = replaced(proto, "m", form.cut(3))
         assert relative(run(proto, {"x": x})["y"], run(again, {"x": x})["y"]) < 1e-4
 

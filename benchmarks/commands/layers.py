@@ -92,7 +92,7 @@ def begin(name: str, folder: Path, arguments: argparse.Namespace) -> Measure:
     net = NETS[name]
     one, other = _halves(net.read(), arguments.samples)
     fit, judge = (prepared(net.path, part) for part in (one, other))
-    kinds = {la.name: kind_of(la, first=number == 0) for number, la in enumerate(fit.layers)}
+    kinds = {la.name: kind_of(la.value, first=number == 0) for number, la in enumerate(fit.layers)}
     samples = {
         "calibration": _count(one),
         "test": _count(other),
@@ -110,7 +110,10 @@ def begin(name: str, folder: Path, arguments: argparse.Namespace) -> Measure:
             asdict(case)
             for layer, choice in zip(fit.layers, choices, strict=True)
             for case in _cases(
-                layer, choice, factorization, (fit.moments[layer.name], judge.moments[layer.name])
+                layer.value,
+                choice,
+                factorization,
+                (fit.moments[layer.name], judge.moments[layer.name]),
             )
         ]
         figures = {"layers": len(kinds), "seconds": round(spent, 1)}

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from onnx_lowrank.analysis.moment_cache import MomentCache
 from onnx_lowrank.analysis.moments import Accumulator, Moments, Spread
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import Layer, destination
+from onnx_lowrank.layers import PlacedLayer, destination
 from onnx_lowrank.linalg.blas_threads import blas_for
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.runtime import Runtime
@@ -77,7 +77,7 @@ class MomentStore(Mapping[str, Moments]):
 
 def collect_moments(
     graph: Graph,
-    layers: Sequence[Layer],
+    layers: Sequence[PlacedLayer],
     dataset: Dataset,
     runtime: Runtime,
     shapes: Mapping[str, tuple[int, ...]],
@@ -142,8 +142,8 @@ def drawn_positions(
     return np.sort(rng.choice(positions, wanted, replace=False)).astype(np.intp)
 
 
-def _grouped(layers: Sequence[Layer], memory: int) -> Iterator[list[Layer]]:
-    group: list[Layer] = []
+def _grouped(layers: Sequence[PlacedLayer], memory: int) -> Iterator[list[PlacedLayer]]:
+    group: list[PlacedLayer] = []
     held = 0
     for layer in layers:
         need = 12 * layer.groups * layer.patch**2  # the sums, and rows that wait
@@ -173,7 +173,7 @@ class _Reader:
     """Accumulators of a group of layers, and the part of the model that feeds them."""
 
     def __init__(
-        self, graph: Graph, layers: Sequence[Layer], seed: Sequence[int], samples: int
+        self, graph: Graph, layers: Sequence[PlacedLayer], seed: Sequence[int], samples: int
     ) -> None:
         self._layers, self._samples = layers, samples
         self._rng = np.random.default_rng(seed)

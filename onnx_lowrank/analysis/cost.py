@@ -30,7 +30,7 @@ from onnx_lowrank.analysis.parameters import parameters_of
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.graph.constant_folding import SHAPE_LIKE
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import Layer
+from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.runtime.runtime import Feed, Runtime
 
@@ -124,7 +124,7 @@ def cost_of(cost: Cost, metric: str) -> int:
     return {"macs": cost.macs, "params": cost.parameters, "size": cost.bytes}[metric]
 
 
-def other_cost(whole: Cost, shapes: Shapes, layers: Iterable[Layer], metric: str) -> int:
+def other_cost(whole: Cost, shapes: Shapes, layers: Iterable[PlacedLayer], metric: str) -> int:
     """Part of a model's cost that is no layer's, as of normalizations and names in the file.
 
     Biases of one element are counted here as long as the refit makes them, which those of chains
@@ -134,19 +134,19 @@ def other_cost(whole: Cost, shapes: Shapes, layers: Iterable[Layer], metric: str
     for layer in layers:
         rest -= cost_of(layer_cost(layer, shapes), metric)
         if metric != "macs":
-            rest += layer.broadcast * (layer.dtype.itemsize if metric == "size" else 1)
+            rest += layer.broadcast * (layer.value.dtype.itemsize if metric == "size" else 1)
     return rest
 
 
-def layer_cost(layer: Layer, shapes: Shapes) -> Cost:
+def layer_cost(layer: PlacedLayer, shapes: Shapes) -> Cost:
     """Cost of one layer; a shared weight is divided among its sharers."""
-    stage = layer.stage
+    stage = layer.value.outline
     shape = shapes.get(layer.input)
     parameters = stage.parameters // layer.sharers
     return Cost(
         stage.macs(shape) if shape is not None else 0,
         parameters,
-        parameters * layer.dtype.itemsize,
+        parameters * layer.value.dtype.itemsize,
     )
 
 

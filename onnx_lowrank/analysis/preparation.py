@@ -14,7 +14,7 @@ from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
 from onnx_lowrank.analysis.moment_cache import MomentCache
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import Ineligible, Layer, find_layers, refuse_optimised
+from onnx_lowrank.layers import Ineligible, PlacedLayer, find_layers, refuse_optimised
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.machine import machine
@@ -51,7 +51,7 @@ class Prepared:
 
     model: Model
     graph: Graph
-    layers: tuple[Layer, ...]
+    layers: tuple[PlacedLayer, ...]
     left_out: tuple[Ineligible, ...]
     shapes: Mapping[str, tuple[int, ...]]
     moments: MomentStore
@@ -132,7 +132,7 @@ def prepare(
 def measured_shapes(
     model: Model,
     graph: Graph,
-    layers: Sequence[Layer],
+    layers: Sequence[PlacedLayer],
     dataset: Dataset,
     runtime: Runtime,
     every: bool = False,
@@ -147,7 +147,7 @@ def measured_shapes(
 
 def moments_of(
     graph: Graph,
-    layers: Sequence[Layer],
+    layers: Sequence[PlacedLayer],
     calibration: Dataset | None,
     runtime: Runtime,
     shapes: Mapping[str, tuple[int, ...]],
@@ -168,7 +168,7 @@ def moments_of(
 
 
 def _origin(
-    model: Model, layers: Sequence[Layer], data: RunData, runtime: Runtime, seed: int
+    model: Model, layers: Sequence[PlacedLayer], data: RunData, runtime: Runtime, seed: int
 ) -> dict[str, Any]:
     """All that the bits of the moments depend on."""
     digest = hashlib.sha256(model.digest.encode())

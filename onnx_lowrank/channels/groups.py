@@ -35,7 +35,7 @@ from onnx_lowrank.channels.labels import (
 )
 from onnx_lowrank.channels.rules import JOINING, RULES
 from onnx_lowrank.graph.graph import Graph, Node
-from onnx_lowrank.layers import Layer, find_layers
+from onnx_lowrank.layers import PlacedLayer, find_layers
 
 __all__ = ["ChannelGroup", "Consumer", "Producer", "find_channel_groups"]
 
@@ -280,7 +280,7 @@ def _where(flow: Flow, labels: IntArray) -> dict[int, list[int]]:
     return found
 
 
-def _layer_names(flow: Flow, layers: Sequence[Layer]) -> dict[str, str]:
+def _layer_names(flow: Flow, layers: Sequence[PlacedLayer]) -> dict[str, str]:
     """Names of layers by the first output of their first node."""
     names = {first_output(x.nodes[0]): x.name for x in layers}
     for operand in flow.operands:

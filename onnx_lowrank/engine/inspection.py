@@ -16,7 +16,7 @@ from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
 from onnx_lowrank.engine.api import DEFAULT_PASSES
 from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import Layer, find_layers
+from onnx_lowrank.layers import PlacedLayer, find_layers
 from onnx_lowrank.modelfile.model import load
 from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.registry import parse_list
@@ -149,13 +149,13 @@ def inspect(
     return Inspection(cost, tuple(infos), (*notes, *cost.remarks))
 
 
-def _made(layer: Layer) -> str:
+def _made(layer: PlacedLayer) -> str:
     """The first output of the node that holds a layer's weight."""
     return str(next(t.name for t in layer.nodes[0].outputs if t.name))
 
 
-def _info(layer: Layer, passes: Sequence[Factorization], macs: int | None) -> LayerInfo:
-    refusals = {p.name: p.skips(layer) for p in passes}
+def _info(layer: PlacedLayer, passes: Sequence[Factorization], macs: int | None) -> LayerInfo:
+    refusals = {p.name: p.skips(layer.value) for p in passes}
     able = [name for name, refusal in refusals.items() if refusal is None]
     reason = ", ".join(able) or "; ".join(
         f"{name}: {skip.reason}" for name, skip in refusals.items() if skip is not None
@@ -166,7 +166,7 @@ def _info(layer: Layer, passes: Sequence[Factorization], macs: int | None) -> La
         layer.shape,
         layer.groups,
         macs,
-        layer.stage.parameters,
+        layer.value.outline.parameters,
         bool(able),
         reason,
     )

@@ -21,7 +21,7 @@ from onnx_lowrank.engine.workbench import channels_key
 from onnx_lowrank.errors import BudgetError, PlanError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.judge.validation import validate_models
-from onnx_lowrank.layers import Layer, find_layers
+from onnx_lowrank.layers import PlacedLayer, find_layers
 from onnx_lowrank.layers.writer import Written, apply_chain
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.planning.decisions import after_cut
@@ -192,14 +192,14 @@ class _Chains:
         self._room = MEMORY  # bytes of them that may yet be kept
 
     def cut(
-        self, work: Prepared, kept: Kept, layer: Layer, decision: Decision
+        self, work: Prepared, kept: Kept, layer: PlacedLayer, decision: Decision
     ) -> tuple[Chain, Decision]:
         """The chain of one layer, and the decision with what it costs and loses."""
         key = (channels_key(kept), layer.name, decision)
         if key in self._cut:
             return self._cut[key]
         moments = work.moments[layer.name]
-        chain = cut_candidate(layer, decision, self._passes, moments)
+        chain = cut_candidate(layer.value, decision, self._passes, moments)
         made = after_cut(layer, decision, chain, moments, work.shapes)
         size = 8 * chain.parameters
         if size <= self._room:  # the next plan may well have it too

@@ -30,7 +30,7 @@ from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.chains.protocol import Step
 from onnx_lowrank.chains.special_stages import Branches, Select, TensorTrainStep
 from onnx_lowrank.graph.graph import Graph, Node
-from onnx_lowrank.layers import Layer, destination, find_layers
+from onnx_lowrank.layers import PlacedLayer, destination, find_layers
 from onnx_lowrank.layers.writer import apply_chain
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.runtime.runtime import Feed
@@ -90,7 +90,7 @@ class Place:
         return max(min(wanted, room, _COPIES[1]), _COPIES[0])
 
 
-def place_of(graph: Graph, layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> Place:
+def place_of(graph: Graph, layer: PlacedLayer, shapes: Mapping[str, tuple[int, ...]]) -> Place:
     """Where ``layer`` stands in ``graph``.
 
     Args:
@@ -100,19 +100,19 @@ def place_of(graph: Graph, layer: Layer, shapes: Mapping[str, tuple[int, ...]]) 
             among them, others are put together where they are not.
     """
     nodes, end = list(layer.nodes), layer.output
-    if not layer.recurrent:
+    if not layer.value.recurrent:
         end = _extended(graph, layer, nodes)
     made = {t.name for n in nodes for t in n.outputs}
     read = dict.fromkeys([layer.input, *(t.name for n in nodes for t in n.inputs)])
     names = [n for n in read if n and n not in made and not graph.is_constant(n)]
     shape = tuple(shapes[layer.input])
-    stage = layer.stage
+    stage = layer.value.outline
     result = tuple(stage.output_shape(shape))
-    element = int(helper.np_dtype_to_tensor_dtype(layer.dtype))
+    element = int(helper.np_dtype_to_tensor_dtype(layer.value.dtype))
     types, inputs = dict.fromkeys(names, element), {layer.input: shape}
     for name in names[1:]:
         inputs[name] = tuple(shapes.get(name, result))
-    if layer.recurrent:
+    if layer.value.recurrent:
         for position, name in enumerate(t.name for t in layer.nodes[0].inputs):
             if position > 3 and name in inputs:
                 types[name] = TensorProto.INT32 if position == 4 else element
@@ -153,7 +153,7 @@ def probe(place: Place, chain: Chain, seed: int) -> tuple[Model, Feed]:
 # -- places ---------------------------------------------------------------------------------------
 
 
-def _extended(graph: Graph, layer: Layer, nodes: list[Node]) -> str:
+def _extended(graph: Graph, layer: PlacedLayer, nodes: list[Node]) -> str:
     """Add to ``nodes`` what follows the layer and belongs to it; the tensor at the end."""
     end = destination(graph, layer).total
     if end != layer.output:
@@ -169,7 +169,7 @@ def _extended(graph: Graph, layer: Layer, nodes: list[Node]) -> str:
     return end
 
 
-def _state_shape(layer: Layer, shape: Sequence[int], position: int) -> tuple[int, ...]:
+def _state_shape(layer: PlacedLayer, shape: Sequence[int], position: int) -> tuple[int, ...]:
     """Shape of an operand of a recurrent node: lengths, an initial state, weights of peepholes."""
     node = layer.nodes[0]
     hidden = int(node.attrs["hidden_size"])
@@ -178,8 +178,12 @@ def _state_shape(layer: Layer, shape: Sequence[int], position: int) -> tuple[int
     if position == 4:
         return (batch,)
     if position == 7:
-        return (layer.directions, 3 * hidden)
-    return (batch, layer.directions, hidden) if first else (layer.directions, batch, hidden)
+        return (layer.value.directions, 3 * hidden)
+    return (
+        (batch, layer.value.directions, hidden)
+        if first
+        else (layer.value.directions, batch, hidden)
+    )
 
 
 def _place_key(model: Model, inputs: Sequence[tuple[str, tuple[int, ...]]]) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from onnx_lowrank.layers.convolutions import turned
 from onnx_lowrank.layers.finder import find_layers, refuse_optimised
-from onnx_lowrank.layers.layer import Destination, Ineligible, Layer, destination
+from onnx_lowrank.layers.layer import Layer
+from onnx_lowrank.layers.placed import Destination, Ineligible, PlacedLayer, destination
 
 __all__ = [
     "Destination",
     "Ineligible",
     "Layer",
+    "PlacedLayer",
     "destination",
     "find_layers",
     "refuse_optimised",

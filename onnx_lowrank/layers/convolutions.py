@@ -12,13 +12,14 @@ from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.graph.graph import Graph, Node
 from onnx_lowrank.layers.layer import Layer
 from onnx_lowrank.layers.operands import NotLinear, constant_of, operand_name, weight_of
+from onnx_lowrank.layers.placed import PlacedLayer
 
 __all__ = ["convolution", "turned"]
 
 Array = npt.NDArray[np.floating[Any]]
 
 
-def convolution(graph: Graph, node: Node, name: str) -> Layer:
+def convolution(graph: Graph, node: Node, name: str) -> PlacedLayer:
     """A convolution; a transposed one is turned into the plain one of its geometry.
 
     Raises:
@@ -65,18 +66,21 @@ def convolution(graph: Graph, node: Node, name: str) -> Layer:
         bias = constant_of(graph, bias_name, "bias") if bias_name else None
         return (turned(values, groups) if transposed else values), bias
 
-    return Layer(
+    layer = Layer(
         name=name,
         op=str(node.op),
-        input=node.inputs[0].name,
-        output=node.outputs[0].name,
-        nodes=(node,),
         dtype=weight.dtype,
         shape=turned(weight, groups).shape if transposed else weight.shape,
         geometry=geometry,
-        sharers=graph.uses(weight_name),
-        bias_shape=None,
+        biased=bias_name is not None,
         _load=read,
+    )
+    return PlacedLayer(
+        value=layer,
+        input=node.inputs[0].name,
+        output=node.outputs[0].name,
+        nodes=(node,),
+        sharers=graph.uses(weight_name),
     )
 
 

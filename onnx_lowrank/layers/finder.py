@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterable
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.graph.graph import Graph, Node
 from onnx_lowrank.layers.convolutions import convolution
-from onnx_lowrank.layers.layer import RECURRENT, Ineligible, Layer
+from onnx_lowrank.layers.layer import RECURRENT
 from onnx_lowrank.layers.operands import NotLinear, refuse_overridable
+from onnx_lowrank.layers.placed import Ineligible, PlacedLayer
 from onnx_lowrank.layers.products import gemm, matmul, recurrent
 
 __all__ = ["find_layers", "refuse_optimised"]
 
 #: what reads a node of each operator
-_READERS: dict[str, Callable[[Graph, Node, str], Layer]] = {
+_READERS: dict[str, Callable[[Graph, Node, str], PlacedLayer]] = {
     "Conv": convolution,
     "ConvTranspose": convolution,
     "Gemm": gemm,
@@ -38,9 +39,9 @@ _OPTIMISED = "it has the blocked layout that ONNX Runtime gives layers for one k
 _LAYOUT_DOMAIN = "com.microsoft.nchwc"
 
 
-def find_layers(graph: Graph) -> tuple[list[Layer], list[Ineligible]]:
+def find_layers(graph: Graph) -> tuple[list[PlacedLayer], list[Ineligible]]:
     """All linear layers of the main graph in topological order, and the nodes that are none."""
-    layers: list[Layer] = []
+    layers: list[PlacedLayer] = []
     others: list[Ineligible] = []
     taken: set[str] = set()
     for node in graph.nodes:

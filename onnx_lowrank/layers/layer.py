@@ -1,4 +1,4 @@
-"""Layer: a node seen as a linear map, or the reason why it is none."""
+"""Layer: a linear map of a model as a value, without the graph that it stands in."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import numpy.typing as npt
 
 from onnx_lowrank.chains.chain import Stage
 from onnx_lowrank.chains.geometry import ConvGeometry, LinearGeometry
-from onnx_lowrank.graph.graph import Graph, Node
 
-__all__ = ["RECURRENT", "Destination", "Ineligible", "Layer", "destination"]
+__all__ = ["RECURRENT", "Layer"]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -22,43 +21,34 @@ RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
 @dataclass(frozen=True)
 class Layer:
-    """A node (with the Add of its bias, where there is one) seen as ``y = W x + b``.
+    """A linear map ``y = W x + b`` with its geometry: all that a pass sees of a model.
+
+    Where it stands in a graph, and how the file writes it, is known to
+    :class:`~onnx_lowrank.layers.placed.PlacedLayer` alone.
 
     Attributes:
         name: unique in the model: the node's name, else that of its output.
         op: ``Conv | ConvTranspose | Gemm | MatMul | LSTM | GRU | RNN``. Of a recurrent node the
             layer is the product with the input weights alone, ``y (directions * gates * hidden)``.
-        input: tensor that it reads.
-        output: tensor that it makes, bias included; of a recurrent node its first output.
-        nodes: the nodes that a replacement takes out.
         dtype: type of the weight in the file.
         shape: of the weight as a stage has it, ``(N, C / groups, *kernel)``.
         geometry: how it reads its input.
-        sharers: nodes that use this weight, this one included.
-        bias_shape: of the bias in the file, where it is an operand of an Add.
-        directions: of a recurrent node; its rows are (direction, gate, hidden).
-        bias_size: elements of the bias in the file, where one stands for all outputs.
-        unit_axes: axes of extent 1 that the weight of a MatMul has in front of its matrix.
+        biased: whether it adds a bias ``(N,)``.
+        directions: of a recurrent node, whose rows are (direction, gate, hidden); else 1.
     """
 
     name: str
     op: str
-    input: str
-    output: str
-    nodes: tuple[Node, ...]
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     geometry: ConvGeometry | LinearGeometry
-    sharers: int
-    bias_shape: tuple[int, ...] | None
+    biased: bool
     _load: Callable[[], tuple[Array, Array | None]]
     directions: int = 1
-    bias_size: int | None = None
-    unit_axes: int = 0
 
     @property
     def stage(self) -> Stage:
-        """Weight and bias, read from the model at each call, float64."""
+        """Weight and bias in float64, read from the model at each call: large ones stay there."""
         weight, bias = self._load()
         return Stage(
             weight.astype(np.float64),
@@ -66,19 +56,22 @@ class Layer:
             self.geometry,
         )
 
+    @property
+    def outline(self) -> Stage:
+        """A stage of the same shapes that holds no numbers, for counting; nothing is read."""
+        zero = np.zeros(())
+        bias = np.broadcast_to(zero, self.shape[:1]) if self.biased else None
+        return Stage(np.broadcast_to(zero, self.shape), bias, self.geometry)
+
     def with_stage(self, stage: Stage) -> Layer:
         """The same layer with other numbers."""
-        return replace(self, _load=lambda: (stage.weight, stage.bias))
+        biased = stage.bias is not None
+        return replace(self, biased=biased, _load=lambda: (stage.weight, stage.bias))
 
     @property
     def groups(self) -> int:
         """Number of groups."""
         return self.geometry.groups
-
-    @property
-    def broadcast(self) -> int:
-        """Elements by which the bias of the stage is longer than that in the file."""
-        return 0 if self.bias_size is None else self.shape[0] - self.bias_size
 
     @property
     def recurrent(self) -> bool:
@@ -94,51 +87,3 @@ class Layer:
     def patch(self) -> int:
         """Length ``d`` of one group's input patch."""
         return int(np.prod(self.shape[1:]))
-
-
-@dataclass(frozen=True)
-class Ineligible:
-    """A node with weights that no pass can take apart, and why.
-
-    Attributes:
-        name: of the node, or of its output.
-        op: its operator.
-        reason: why.
-        output: its first output, as it stands in the file.
-        main: whether it stands in the main graph.
-    """
-
-    name: str
-    op: str
-    reason: str
-    output: str = ""
-    main: bool = True
-
-
-@dataclass(frozen=True)
-class Destination:
-    """Where a layer's response ends up: in a residual sum, or in its own output.
-
-    Attributes:
-        total: the sum, else the output itself; empty where the response is no tensor.
-        skip: the other branch of the sum; empty without one.
-    """
-
-    total: str
-    skip: tuple[str, ...]
-
-
-def destination(graph: Graph, layer: Layer) -> Destination:
-    """The residual sum that a layer's output goes into and nowhere else, if there is one."""
-    output = layer.output
-    if layer.recurrent:
-        return Destination("", ())
-    consumers = graph.consumers(output)
-    if len(consumers) == 1 and consumers[0].op == "Add" and not graph.is_output(output):
-        add = consumers[0]
-        if not any(add is n for n in graph.nodes):
-            return Destination(output, ())  # inside a subgraph
-        others = [t.name for t in add.inputs if t.name != output]
-        if len(others) == 1 and not (graph.is_constant(others[0]) or graph.overridable(others[0])):
-            return Destination(add.outputs[0].name, (others[0],))
-    return Destination(output, ())

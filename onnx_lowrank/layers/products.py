@@ -20,13 +20,14 @@ from onnx_lowrank.layers.operands import (
     refuse_quantized,
     weight_of,
 )
+from onnx_lowrank.layers.placed import PlacedLayer
 
 __all__ = ["gemm", "matmul", "recurrent"]
 
 Array = npt.NDArray[np.floating[Any]]
 
 
-def gemm(graph: Graph, node: Node, name: str) -> Layer:
+def gemm(graph: Graph, node: Node, name: str) -> PlacedLayer:
     """``alpha x W + beta b``, both factors taken into the numbers.
 
     Raises:
@@ -55,23 +56,26 @@ def gemm(graph: Graph, node: Node, name: str) -> Layer:
         offset = beta * constant_of(graph, bias_name, "bias").astype(np.float64)
         return matrix, np.broadcast_to(offset.reshape(-1), (shape[0],))
 
-    return Layer(
+    layer = Layer(
         name=name,
         op="Gemm",
-        input=node.inputs[0].name,
-        output=node.outputs[0].name,
-        nodes=(node,),
         dtype=weight.dtype,
         shape=shape,
         geometry=LinearGeometry(-2 if graph.attribute(node, "transA", 0) else -1, -1),
-        sharers=graph.uses(weight_name),
-        bias_shape=None,
+        biased=bias_name is not None,
         _load=read,
+    )
+    return PlacedLayer(
+        value=layer,
+        input=node.inputs[0].name,
+        output=node.outputs[0].name,
+        nodes=(node,),
+        sharers=graph.uses(weight_name),
         bias_size=bias_size,
     )
 
 
-def matmul(graph: Graph, node: Node, name: str) -> Layer:
+def matmul(graph: Graph, node: Node, name: str) -> PlacedLayer:
     """``x W`` or ``W x``, with the Add of a bias that follows it and nothing else.
 
     A weight ``(1, ..., K, N)`` is a matrix where the input has as many axes.
@@ -122,24 +126,28 @@ def matmul(graph: Graph, node: Node, name: str) -> Layer:
         offset = constant_of(graph, bias_name, "bias").reshape(-1)
         return matrix, np.broadcast_to(offset, (shape[0],))
 
-    return Layer(
+    layer = Layer(
         name=name,
         op="MatMul",
-        input=node.inputs[1 if left else 0].name,
-        output=output,
-        nodes=nodes,
         dtype=weight.dtype,
         shape=shape,
         geometry=LinearGeometry(axis, axis),
+        biased=bias_name is not None,
+        _load=read,
+    )
+    return PlacedLayer(
+        value=layer,
+        input=node.inputs[1 if left else 0].name,
+        output=output,
+        nodes=nodes,
         sharers=graph.uses(weight_name),
         bias_shape=bias_shape,
-        _load=read,
         bias_size=bias_size,
         unit_axes=weight.ndim - 2,
     )
 
 
-def recurrent(graph: Graph, node: Node, name: str) -> Layer:
+def recurrent(graph: Graph, node: Node, name: str) -> PlacedLayer:
     """The product with the input weights; what stays inside the node is none of it.
 
     Raises:
@@ -160,17 +168,20 @@ def recurrent(graph: Graph, node: Node, name: str) -> Layer:
         # the second half belongs to the recurrent product
         return values, constant_of(graph, bias_name, "bias")[:, :rows].reshape(-1)
 
-    return Layer(
+    layer = Layer(
         name=name,
         op=str(node.op),
-        input=node.inputs[0].name,
-        output=next(t.name for t in node.outputs if t.name),
-        nodes=(node,),
         dtype=weight.dtype,
         shape=(directions * rows, inputs),
         geometry=LinearGeometry(),
-        sharers=graph.uses(weight_name),
-        bias_shape=None,
+        biased=bias_name is not None,
         _load=read,
         directions=directions,
+    )
+    return PlacedLayer(
+        value=layer,
+        input=node.inputs[0].name,
+        output=next(t.name for t in node.outputs if t.name),
+        nodes=(node,),
+        sharers=graph.uses(weight_name),
     )

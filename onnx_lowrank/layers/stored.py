@@ -12,7 +12,7 @@ from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.chains.protocol import Step
 from onnx_lowrank.chains.special_stages import Branches, Select, TensorTrainStep
-from onnx_lowrank.layers import Layer, turned
+from onnx_lowrank.layers import PlacedLayer, turned
 
 __all__ = ["flat", "multiplies_left", "stored"]
 
@@ -30,7 +30,7 @@ def flat(chain: Chain) -> Iterator[Step]:
 
 
 def stored(
-    layer: Layer, step: Step, last: bool, kept_bias: Array | None, renewed: bool = False
+    layer: PlacedLayer, step: Step, last: bool, kept_bias: Array | None, renewed: bool = False
 ) -> Iterator[tuple[str, Array]]:
     """What a step has in the file: a word for the name, and the values.
 
@@ -48,7 +48,7 @@ def stored(
             yield f"core{number}", matrix
         if step.bias is not None:
             yield "bias", step.bias
-    elif isinstance(step, Stage) and layer.recurrent and last:
+    elif isinstance(step, Stage) and layer.value.recurrent and last:
         yield from _recurrent_numbers(layer, step, kept_bias)
     elif isinstance(step, Stage):
         yield "weight", _stored_weight(layer, step, renewed)
@@ -57,9 +57,9 @@ def stored(
 
 
 def _recurrent_numbers(
-    layer: Layer, stage: Stage, kept_bias: Array | None
+    layer: PlacedLayer, stage: Stage, kept_bias: Array | None
 ) -> Iterator[tuple[str, Array]]:
-    directions = layer.directions
+    directions = layer.value.directions
     yield "weight", stage.weight.reshape(directions, -1, stage.inputs)
     if stage.bias is None and kept_bias is None:
         return
@@ -67,15 +67,15 @@ def _recurrent_numbers(
     own = np.zeros(stage.outputs) if stage.bias is None else stage.bias
     other = np.zeros((directions, rows)) if kept_bias is None else kept_bias
     both = np.concatenate([own.reshape(directions, rows), other], axis=1)
-    yield "bias", both.astype(layer.dtype)
+    yield "bias", both.astype(layer.value.dtype)
 
 
-def multiplies_left(layer: Layer) -> bool:
+def multiplies_left(layer: PlacedLayer) -> bool:
     """Whether the weight is the first operand of a MatMul."""
     return not isinstance(layer.geometry, ConvGeometry) and layer.geometry.output_axis == -2
 
 
-def _stored_weight(layer: Layer, stage: Stage, renewed: bool) -> Array:
+def _stored_weight(layer: PlacedLayer, stage: Stage, renewed: bool) -> Array:
     """The weight in the orientation that the node wants."""
     if isinstance(stage.geometry, ConvGeometry):
         return turned(stage.weight, stage.groups) if stage.geometry.transposed else stage.weight
@@ -85,7 +85,7 @@ def _stored_weight(layer: Layer, stage: Stage, renewed: bool) -> Array:
     return matrix.reshape((1,) * layer.unit_axes + matrix.shape) if renewed else matrix
 
 
-def _stored_bias(layer: Layer, bias: Array) -> Array:
+def _stored_bias(layer: PlacedLayer, bias: Array) -> Array:
     if layer.op != "MatMul":
         return bias
     if layer.bias_shape is not None:

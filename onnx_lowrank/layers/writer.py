@@ -15,7 +15,7 @@ from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.chains.protocol import Step
 from onnx_lowrank.chains.special_stages import Branches, Select, TensorTrainStep
 from onnx_lowrank.graph.graph import Graph, Node
-from onnx_lowrank.layers import Layer
+from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.layers.stored import flat, multiplies_left, stored
 
 __all__ = ["Written", "apply_chain", "update_chain"]
@@ -36,7 +36,7 @@ class Written:
         renewed: whether the layer's own nodes stand there still, with other numbers.
     """
 
-    layer: Layer
+    layer: PlacedLayer
     chain: Chain
     constants: tuple[str, ...]
     kept_bias: Array | None
@@ -48,7 +48,9 @@ class Written:
         return any(s.bias is not None for s in flat(self.chain))
 
 
-def apply_chain(graph: Graph, layer: Layer, chain: Chain, constants: Sequence[str] = ()) -> Written:
+def apply_chain(
+    graph: Graph, layer: PlacedLayer, chain: Chain, constants: Sequence[str] = ()
+) -> Written:
     """Replace ``layer`` by ``chain``; the output tensor keeps its name.
 
     Where the chain is the layer itself with other numbers, its nodes stay as they are, and read
@@ -60,7 +62,7 @@ def apply_chain(graph: Graph, layer: Layer, chain: Chain, constants: Sequence[st
         chain: to write.
         constants: of the same chain, written in another place: the new nodes read these too.
     """
-    chain = chain.astype(layer.dtype)
+    chain = chain.astype(layer.value.dtype)
     renewed = None if constants else _renewed(graph, layer, chain)
     if renewed is not None:
         return renewed
@@ -73,7 +75,7 @@ def apply_chain(graph: Graph, layer: Layer, chain: Chain, constants: Sequence[st
 
 def update_chain(graph: Graph, written: Written, chain: Chain) -> None:
     """Give the steps of a written chain other numbers of the same shapes."""
-    chain = (chain if written.biased else chain.unbiased()).astype(written.layer.dtype)
+    chain = (chain if written.biased else chain.unbiased()).astype(written.layer.value.dtype)
     layer, kept_bias = written.layer, written.kept_bias
     numbers = [
         values
@@ -85,7 +87,7 @@ def update_chain(graph: Graph, written: Written, chain: Chain) -> None:
     written.chain = chain
 
 
-def _renewed(graph: Graph, layer: Layer, chain: Chain) -> Written | None:
+def _renewed(graph: Graph, layer: PlacedLayer, chain: Chain) -> Written | None:
     """The layer with the numbers of ``chain``; None where that takes other nodes."""
     stage, node = chain.last, layer.nodes[0]
     if len(chain.stages) > 1 or not isinstance(stage, Stage):
@@ -102,7 +104,7 @@ def _renewed(graph: Graph, layer: Layer, chain: Chain) -> Written | None:
             bias_at = next(i for i, t in enumerate(biased.inputs) if t.name != product)
         old_bias = biased.inputs[bias_at].name if len(layer.nodes) > 1 else ""
     else:
-        biased, bias_at = node, 3 if layer.recurrent else 2
+        biased, bias_at = node, 3 if layer.value.recurrent else 2
         old_bias = node.inputs[bias_at].name if len(node.inputs) > bias_at else ""
     if bool(old_bias) != ("bias" in numbers) and (old_bias or layer.op == "MatMul"):
         return None
@@ -124,10 +126,10 @@ def _renewed(graph: Graph, layer: Layer, chain: Chain) -> Written | None:
     return Written(layer, chain, tuple(names), kept_bias, renewed=True)
 
 
-def _kept_bias(graph: Graph, layer: Layer) -> Array | None:
+def _kept_bias(graph: Graph, layer: PlacedLayer) -> Array | None:
     """The bias of the recurrent product, ``(directions, gates * hidden)``, if there is one."""
     operands = layer.nodes[0].inputs
-    if not layer.recurrent or len(operands) < 4:
+    if not layer.value.recurrent or len(operands) < 4:
         return None
     bias = graph.constant(operands[3].name)
     return None if bias is None else bias[:, bias.shape[1] // 2 :]
@@ -136,7 +138,9 @@ def _kept_bias(graph: Graph, layer: Layer) -> Array | None:
 class _Writer:
     """The nodes of a chain, and the initializers that they read, in one order."""
 
-    def __init__(self, graph: Graph, layer: Layer, chain: Chain, constants: Sequence[str]) -> None:
+    def __init__(
+        self, graph: Graph, layer: PlacedLayer, chain: Chain, constants: Sequence[str]
+    ) -> None:
         self._graph, self._layer, self._given = graph, layer, constants
         self.constants: list[str] = []
         self._rank = graph.rank(layer.input)
@@ -188,7 +192,7 @@ class _Writer:
             yield self._graph.make_node("Gather", name, [source, *numbers], target, attributes)
         elif isinstance(step, TensorTrainStep):
             yield from self._train(step, name, source, target, numbers)
-        elif self._layer.recurrent and last:
+        elif self._layer.value.recurrent and last:
             operands = list(self._operands)
             operands += [""] * (2 + len(numbers) - len(operands))
             operands[:2] = [source, numbers[0]]
@@ -215,7 +219,9 @@ class _Writer:
             yield graph.make_node(op, name, operands, target, _conv_attributes(geometry))
         elif self._layer.op == "Gemm":
             if stage.bias is None and graph.opset < 11:  # the third operand was not optional yet
-                operands.append(graph.add_constant(f"{name}_zero", np.zeros(1, self._layer.dtype)))
+                operands.append(
+                    graph.add_constant(f"{name}_zero", np.zeros(1, self._layer.value.dtype))
+                )
             attributes = {"transA": int(geometry.input_axis == -2), "transB": 1}
             yield graph.make_node("Gemm", name, operands, target, attributes)
         else:

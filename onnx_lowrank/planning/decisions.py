@@ -10,7 +10,7 @@ from onnx_lowrank.analysis.moments import Moments, relative_error
 from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.errors import BudgetError
-from onnx_lowrank.layers import Layer
+from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.planning.candidates import Candidate, Constraint, least_cost
 from onnx_lowrank.planning.lagrangian import allocate, allocate_blocked
 from onnx_lowrank.planning.plan import Decision
@@ -103,7 +103,7 @@ def decide(
 
 
 def after_cut(
-    layer: Layer,
+    layer: PlacedLayer,
     decision: Decision,
     chain: Chain,
     moments: Moments,

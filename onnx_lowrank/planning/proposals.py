@@ -13,7 +13,7 @@ from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.analysis.time_model import time_in_macs
 from onnx_lowrank.chains.chain import Chain, Rank
 from onnx_lowrank.errors import PlanError
-from onnx_lowrank.layers import Layer
+from onnx_lowrank.layers import Layer, PlacedLayer
 from onnx_lowrank.linalg.blas_threads import blas_for
 from onnx_lowrank.linalg.rank_rules import RankRule, evbmf_rank
 from onnx_lowrank.passkit.base import Decomposition, Factorization, Unfolded
@@ -57,7 +57,7 @@ class Proposals:
 
 
 def make_choices(
-    layers: Sequence[Layer],
+    layers: Sequence[PlacedLayer],
     passes: Sequence[Factorization],
     moments: Mapping[str, Moments],
     shapes: Mapping[str, tuple[int, ...]],
@@ -137,7 +137,7 @@ def cut_candidate(
 
 
 def _choice(
-    layer: Layer,
+    layer: PlacedLayer,
     passes: Sequence[Factorization],
     moments: Moments,
     shapes: Mapping[str, tuple[int, ...]],
@@ -149,7 +149,7 @@ def _choice(
     whole = layer_cost(layer, shapes)
     costs = {"macs": whole.macs, "params": whole.parameters, "size": whole.bytes}
     cost = costs[metric]
-    effort = time_in_macs(Chain((layer.stage,)), shape) if metric == "macs" else cost
+    effort = time_in_macs(Chain((layer.value.outline,)), shape) if metric == "macs" else cost
     keep = Candidate("", "", 0, 0.0, cost, effort, whole.macs, whole.parameters, whole.bytes)
     found = [keep]
     reasons: list[str] = []
@@ -157,16 +157,16 @@ def _choice(
     for factorization in passes:
         if layer.op not in factorization.ops:
             continue
-        refusal = factorization.refuses(layer)
+        refusal = factorization.refuses(layer.value)
         if refusal is not None:
             reasons.append(f"{factorization.name}: {refusal.reason}")
             continue
         before = len(found)
         try:
-            for decomposition in factorization.propose(layer, moments, whole.parameters):
+            for decomposition in factorization.propose(layer.value, moments, whole.parameters):
                 ranks = _ranks(decomposition, rule)
                 for candidate, outline in _candidates(
-                    layer, factorization, decomposition, ranks, shape, found[0], metric
+                    layer.value, factorization, decomposition, ranks, shape, found[0], metric
                 ):
                     found.append(candidate)
                     outlines.append(outline)
@@ -212,7 +212,7 @@ def _candidates(
     metric: str,
 ) -> Iterator[tuple[Candidate, Chain]]:
     # a recurrent node without bias gets one of twice the length, of which half are zeros
-    zeros = layer.shape[0] if layer.recurrent and layer.stage.bias is None else 0
+    zeros = layer.shape[0] if layer.recurrent and not layer.biased else 0
     for rank in ranks:
         outline = decomposition.outline(rank)
         macs, parameters = outline.macs(shape), outline.parameters + zeros

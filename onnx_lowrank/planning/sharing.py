@@ -21,7 +21,7 @@ from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.errors import PlanError
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import Layer
+from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.layers.writer import Written, apply_chain
 from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.candidates import Candidate, Choice
@@ -45,20 +45,20 @@ __all__ = [
 #: name of the decision on a layer that shares its chain with the layers of the same weight
 SHARE = "share"
 
-Tie: TypeAlias = tuple[Layer, ...]
+Tie: TypeAlias = tuple[PlacedLayer, ...]
 
 
-def ties(graph: Graph, layers: Sequence[Layer]) -> list[Tie]:
+def ties(graph: Graph, layers: Sequence[PlacedLayer]) -> list[Tie]:
     """Find the layers that use one weight in the same way, where nothing else uses it.
 
     Recurrent layers are left out: a part of their bias belongs to another product.
     """
-    found: dict[object, list[Layer]] = {}
+    found: dict[object, list[PlacedLayer]] = {}
     for layer in layers:
-        if layer.sharers > 1 and not layer.recurrent:
+        if layer.sharers > 1 and not layer.value.recurrent:
             names = [t.name for t in layer.nodes[0].inputs if graph.is_constant(t.name)]
             root = graph.views(names[0])[-1]
-            key = (root, layer.op, layer.shape, layer.geometry, layer.dtype, layer.bias_shape)
+            key = (root, layer.op, layer.shape, layer.geometry, layer.value.dtype, layer.bias_shape)
             found.setdefault(key, []).append(layer)
     return [
         tuple(tied)
@@ -67,7 +67,7 @@ def ties(graph: Graph, layers: Sequence[Layer]) -> list[Tie]:
     ]
 
 
-def _equal(first: Layer, second: Layer) -> bool:
+def _equal(first: PlacedLayer, second: PlacedLayer) -> bool:
     one, two = first.stage, second.stage
     if (one.bias is None) != (two.bias is None):
         return False
@@ -122,7 +122,7 @@ def proposed_together(
         outlines = alone.outlines[lead.name]
         shapes = [work.shapes[layer.input] for layer in tie]
         (choice,) = alone.choices
-        whole = [sum(lead.stage.macs(s) for s in shapes)]
+        whole = [sum(lead.value.outline.macs(s) for s in shapes)]
         macs = whole + [sum(chain.macs(s) for s in shapes) for chain in outlines]
         nodes = [1] + [chain.nodes for chain in outlines]
         candidates = tuple(
@@ -156,7 +156,7 @@ def decided_together(
         lead = made[tie[0].name]
         names = ", ".join(layer.name for layer in tie)
         shapes = [work.shapes[layer.input] for layer in tie]
-        whole = [layer.stage.macs(s) for layer, s in zip(tie, shapes, strict=True)]
+        whole = [layer.value.outline.macs(s) for layer, s in zip(tie, shapes, strict=True)]
         for layer, macs in zip(tie, whole, strict=True):
             own = made[layer.name]
             if lead.decision == "keep":
@@ -211,7 +211,7 @@ def cut_together(
 ) -> tuple[Chain, dict[str, Decision]]:
     """Compute the chain of a tie, and its layers' decisions with the chain's cost and error."""
     moments = pooled([work.moments[layer.name] for layer in tie])
-    chain = cut_candidate(tie[0], decisions[tie[0].name], passes, moments)
+    chain = cut_candidate(tie[0].value, decisions[tie[0].name], passes, moments)
     made = {}
     for layer in tie:
         cut = after_cut(layer, decisions[layer.name], chain, moments, work.shapes)
@@ -219,7 +219,7 @@ def cut_together(
     return chain, made
 
 
-def write_together(graph: Graph, layers: Sequence[Layer], chain: Chain) -> dict[str, Written]:
+def write_together(graph: Graph, layers: Sequence[PlacedLayer], chain: Chain) -> dict[str, Written]:
     """Write one chain in the place of each of ``layers``; all of them use the same constants."""
     first = apply_chain(graph, layers[0], chain)
     written = {layers[0].name: first}

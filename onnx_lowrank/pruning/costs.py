@@ -21,7 +21,7 @@ import numpy.typing as npt
 from onnx_lowrank.analysis.cost import layer_cost
 from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.analysis.time_model import BLOCK, MOVED, in_blocks
-from onnx_lowrank.layers import Layer
+from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.passkit.rank_grid import aligned_ranks
 from onnx_lowrank.pruning.greedy import Ledger, Removable
 from onnx_lowrank.pruning.prunable import Found, Prunable
@@ -53,7 +53,9 @@ class Costs:
 
     def __init__(self, prepared: Prepared, found: Found, metric: str, solve: bool) -> None:
         self._prepared, self._found, self._metric, self._solve = prepared, found, metric, solve
-        self._blocked = [metric == "macs" and in_blocks(layer.stage) for layer in prepared.layers]
+        self._blocked = [
+            metric == "macs" and in_blocks(layer.value.outline) for layer in prepared.layers
+        ]
 
     def ledger(self) -> Ledger:
         """Of all layers, nothing removed."""
@@ -97,19 +99,19 @@ class Costs:
         toll[-1] = 0.0
         return toll
 
-    def _costs(self, layer: Layer) -> tuple[float, float, float]:
+    def _costs(self, layer: PlacedLayer) -> tuple[float, float, float]:
         """Of the weights, of the bias, and of the bias that solving gives a layer without."""
         cost = layer_cost(layer, self._prepared.shapes)
         if self._metric == "macs":
             return float(cost.macs), 0.0, 0.0
         whole = cost.parameters if self._metric == "params" else cost.bytes
-        unit = whole / (layer.stage.parameters or 1)
-        if layer.stage.bias is not None:
+        unit = whole / (layer.value.outline.parameters or 1)
+        if layer.value.biased:
             return whole - unit * layer.shape[0], unit * layer.shape[0], 0.0
         means = self._prepared.moments[layer.name].mean is not None
         solved = means and self._solve and layer.sharers == 1
         # a recurrent node has a second bias, of its state
-        return float(whole), 0.0, unit * layer.shape[0] * (1 + layer.recurrent) * solved
+        return float(whole), 0.0, unit * layer.shape[0] * (1 + layer.value.recurrent) * solved
 
 
 def _falling(size: int, fewer: Iterable[int]) -> Labels:

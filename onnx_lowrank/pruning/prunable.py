@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.channels.groups import ChannelGroup, find_channel_groups
-from onnx_lowrank.layers import Layer
+from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.pruning.greedy import Side
 
 __all__ = ["Found", "Prunable", "find_prunables", "norms"]
@@ -35,7 +35,7 @@ class Prunable:
     name: str
     size: int
     group: ChannelGroup | None
-    readers: tuple[tuple[Layer, Labels], ...]
+    readers: tuple[tuple[PlacedLayer, Labels], ...]
     sides: tuple[Side, ...]
 
 
@@ -75,7 +75,7 @@ def find_prunables(prepared: Prepared, gather: bool) -> Found:
     return Found(groups, refused, {p.name: p for p in found})
 
 
-def norms(prunable: Prunable, layers: Mapping[str, Layer]) -> tuple[Array, Array]:
+def norms(prunable: Prunable, layers: Mapping[str, PlacedLayer]) -> tuple[Array, Array]:
     """L1 and L2 norms ``(size,)`` of what makes each channel, else of what reads it."""
     if prunable.group is not None and prunable.group.producers:
         blocks = [
@@ -91,7 +91,7 @@ def norms(prunable: Prunable, layers: Mapping[str, Layer]) -> tuple[Array, Array
     return np.abs(joined).sum(axis=1), np.sqrt(np.square(joined).sum(axis=1))
 
 
-def _refusal(group: ChannelGroup, layers: Mapping[str, Layer]) -> str | None:
+def _refusal(group: ChannelGroup, layers: Mapping[str, PlacedLayer]) -> str | None:
     if group.frozen is not None:
         return group.frozen
     for name in (*(p.name for p in group.producers), *(c.name for c in group.consumers)):
@@ -104,7 +104,7 @@ def _refusal(group: ChannelGroup, layers: Mapping[str, Layer]) -> str | None:
 
 
 def _cuts(
-    groups: Sequence[ChannelGroup], refused: Mapping[str, str], layers: Mapping[str, Layer]
+    groups: Sequence[ChannelGroup], refused: Mapping[str, str], layers: Mapping[str, PlacedLayer]
 ) -> Iterator[Prunable]:
     numbers = {name: i for i, name in enumerate(layers)}
     for group in groups:
@@ -119,7 +119,7 @@ def _cuts(
         sides += [Side(numbers[p.name], True, len(p.rows[0])) for p in group.producers]
         for layer in layers.values():
             entries = carried.get(layer.nodes[0].outputs[0].name)
-            if layer.depthwise and entries:
+            if layer.value.depthwise and entries:
                 # an entry of Conv's weight is an output, of ConvTranspose's an input
                 made = layer.shape[0] // layer.groups if layer.op == "ConvTranspose" else 1
                 sides.append(Side(numbers[layer.name], True, entries * made))
@@ -127,7 +127,7 @@ def _cuts(
 
 
 def _gathers(
-    groups: Sequence[ChannelGroup], refused: Mapping[str, str], layers: Mapping[str, Layer]
+    groups: Sequence[ChannelGroup], refused: Mapping[str, str], layers: Mapping[str, PlacedLayer]
 ) -> Iterator[Prunable]:
     """Layers that may read less than the cuts of groups would give them."""
     served = {

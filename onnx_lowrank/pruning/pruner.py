@@ -218,7 +218,7 @@ class Pruner:
     # -- cutting ---------------------------------------------------------------------------------
 
     def _seen(self, name: str, seen: Mapping[str, Seen]) -> Seen:
-        return seen.get(name) or Seen(self._layers[name], self._prepared.moments[name])
+        return seen.get(name) or Seen(self._layers[name].value, self._prepared.moments[name])
 
     def apply(self, graph: Graph, kept: Kept, seen: Mapping[str, Seen] | None = None) -> Remains:
         """Cut ``graph``, a copy of the one that was planned on, and solve the readers again.
@@ -272,7 +272,7 @@ class Pruner:
         """Those of the layers as the cut would leave them, were their inputs not to change."""
         positions = self.positions(kept)
         return {
-            name: _restricted(self._prepared.moments[name], layer, positions.get(name))
+            name: _restricted(self._prepared.moments[name], layer.value, positions.get(name))
             for name, layer in self._layers.items()
         }
 

@@ -25,7 +25,7 @@ from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.chains.chain import Chain, Rank
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import Layer, find_layers
+from onnx_lowrank.layers import Layer, PlacedLayer, find_layers
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip
 from onnx_lowrank.planning.candidates import Choice, least_cost
@@ -57,7 +57,7 @@ def share_budget(
     prepared: Prepared,
     factorizations: Sequence[Factorization],
     budget: Budget,
-    measure: Callable[[Model, Graph, Sequence[Layer]], Shapes],
+    measure: Callable[[Model, Graph, Sequence[PlacedLayer]], Shapes],
     metric: str,
     unpruned: float,
     gain: float,
@@ -139,7 +139,7 @@ class Rest:
         pruner: Pruner,
         prepared: Prepared,
         factorizations: Sequence[Factorization],
-        measure: Callable[[Model, Graph, Sequence[Layer]], Shapes],
+        measure: Callable[[Model, Graph, Sequence[PlacedLayer]], Shapes],
         metric: str,
     ) -> None:
         self._pruner, self._prepared, self._measure = pruner, prepared, measure
@@ -188,7 +188,7 @@ class Rest:
         choices = [self._choices[keys[layer.name]] for layer in layers]
         return choices, other_cost(model_cost(model, shapes), shapes, layers, self._metric)
 
-    def _channels(self, layer: Layer, kept: Kept) -> bytes:
+    def _channels(self, layer: PlacedLayer, kept: Kept) -> bytes:
         """What is left of the groups that a layer makes or reads."""
         return b"".join(
             name.encode() + b"\0" + left.tobytes()

@@ -24,7 +24,7 @@ from onnx_lowrank.analysis.collect import batch_size, drawn_positions
 from onnx_lowrank.analysis.moments import Accumulator, Moments
 from onnx_lowrank.analysis.preparation import MEMORY, Prepared
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import Layer
+from onnx_lowrank.layers import Layer, PlacedLayer
 from onnx_lowrank.linalg.blas_threads import blas_for
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning.pruner import Kept, Pruner, Seen
@@ -79,14 +79,14 @@ def top_down(
     return chosen
 
 
-def _readers(pruner: Pruner, name: str) -> Sequence[tuple[Layer, Labels]]:
+def _readers(pruner: Pruner, name: str) -> Sequence[tuple[PlacedLayer, Labels]]:
     return pruner.prunables[name].readers
 
 
 def _measured(
     prepared: Prepared,
     current: Graph,
-    readers: Sequence[Layer],
+    readers: Sequence[PlacedLayer],
     calibration: Dataset,
     runtime: Runtime,
     rng: np.random.Generator,
@@ -113,7 +113,7 @@ def _measured(
             with blas_for(layer.patch):
                 rows = layer.geometry.patches(x, index)
                 sums[layer.name].update(np.concatenate([rows, y], axis=2))
-    return {la.name: _solved(la, sums[la.name]) for la in readers}
+    return {la.name: _solved(la.value, sums[la.name]) for la in readers}
 
 
 def _solved(layer: Layer, both: Accumulator) -> Seen:

@@ -13,7 +13,7 @@ from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.channels.cut import Remains
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.graph.values import data_shapes
-from onnx_lowrank.layers import Layer, destination, find_layers
+from onnx_lowrank.layers import Layer, PlacedLayer, destination, find_layers
 from onnx_lowrank.layers.writer import Written, apply_chain
 from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.plan import Decision
@@ -66,7 +66,7 @@ def refit_tasks(
         if layer.name in written:
             chain = written[layer.name]
             if repair != "last":
-                cut, reads = _cutter(layer, decisions[layer.name], passes), layer.input
+                cut, reads = _cutter(layer.value, decisions[layer.name], passes), layer.input
             elif isinstance(chain.chain.last, Stage):
                 stage, cut = chain.chain.last, _last_of(chain.chain)
                 reads = _input_of_last(compressed, chain)
@@ -86,7 +86,7 @@ def refit_tasks(
     return tasks
 
 
-def _rows(graph: Graph, layer: Layer, remains: Remains) -> npt.NDArray[np.bool_] | None:
+def _rows(graph: Graph, layer: PlacedLayer, remains: Remains) -> npt.NDArray[np.bool_] | None:
     """Which outputs of a layer are left, as a mask; None for all."""
     total = destination(graph, layer).total or layer.output
     masks = remains.kept.get(total) or remains.kept.get(layer.output, {})

@@ -14,7 +14,7 @@ from onnx_lowrank.analysis.collect import MomentStore, batch_size, collect_momen
 from onnx_lowrank.analysis.cost import tensor_shapes
 from onnx_lowrank.analysis.moments import Accumulator, Moments
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import Layer, find_layers
+from onnx_lowrank.layers import PlacedLayer, find_layers
 from onnx_lowrank.modelfile.model import load
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.samples.dataset import Dataset
@@ -28,7 +28,7 @@ WIDE = 10**9
 def collected(
     data: Dataset, *, proto: ModelProto = NET, seed: int = 0, memory: int = WIDE,
     progress: Progress | None = None,
-) -> tuple[list[Layer], MomentStore]:  # fmt: skip
+) -> tuple[list[PlacedLayer], MomentStore]:  # fmt: skip
     graph = Graph(load(proto))
     layers, _ = find_layers(graph)
     shapes = tensor_shapes(load(proto), {"x": (1, 3, 7, 7)})
@@ -49,7 +49,7 @@ def tensors(proto: ModelProto, x: fm.AnyArray) -> dict[str, fm.AnyArray]:
     return {"x": x, **fm.run(whole, {"x": x})}
 
 
-def expected(layer: Layer, x: fm.AnyArray) -> Moments:
+def expected(layer: PlacedLayer, x: fm.AnyArray) -> Moments:
     """By numpy, from all rows at once."""
     rows = layer.geometry.patches(x).astype(np.float64)
     everything = Accumulator(len(rows), rows.shape[2])

@@ -170,6 +170,21 @@ def test_cost_of_a_layer_is_that_of_its_node() -> None:
         assert cost.bytes == 4 * cost.parameters
 
 
+def test_a_layer_is_counted_without_reading_its_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(fm.residual_net())
+    shapes = tensor_shapes(model, {"x": (1, 3, 7, 7)})
+    layers, _ = find_layers(Graph(model))
+    wanted = [layer.stage.macs(shapes[layer.input]) for layer in layers]
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a constant was read")
+
+    monkeypatch.setattr(Graph, "constant", refuse)
+    with pytest.raises(AssertionError, match="a constant was read"):
+        _ = layers[0].stage
+    assert [layer_cost(layer, shapes).macs for layer in layers] == wanted
+
+
 def test_a_shared_weight_is_divided_among_its_sharers() -> None:
     nodes = [
         helper.make_node("Gemm", ["x", "w"], ["h"], name="one"),

@@ -82,7 +82,7 @@ def test_light_models(name: str) -> None:
         for producer in group.producers:
             made[producer.name] += sum(map(len, producer.rows))
     for layer in find_layers(graph)[0]:
-        assert made[layer.name] == (0 if layer.depthwise else layer.shape[0])
+        assert made[layer.name] == (0 if layer.value.depthwise else layer.shape[0])
     cuts, quiet = [], proto
     for seed, group in enumerate(groups):
         if group.prunable:

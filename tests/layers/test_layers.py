@@ -19,6 +19,7 @@ from tests.support import (
     graph_of,
     make_model,
     only_layer,
+    only_placed_layer,
     quick,
     relative,
     replaced,
@@ -38,7 +39,11 @@ def node(op: str, inputs: list[str], output: str = "y", **attributes: Any) -> No
 def written_back(proto: ModelProto, feed: dict[str, AnyArray]) -> None:
     """The only layer, replaced by a chain of its own stage, computes the same."""
     layer = only_layer(proto)
-    again = replaced(proto, layer.name, Chain((layer.stage,)))
+    stage, outline = layer.stage, layer.outline
+    assert outline.weight.shape == stage.weight.shape
+    assert (outline.bias is None) == (stage.bias is None)
+    assert outline.parameters == stage.parameters
+    again = replaced(proto, layer.name, Chain((stage,)))
     assert relative(run(proto, feed)["y"], run(again, feed)["y"]) < 1e-5
 
 
@@ -49,11 +54,11 @@ def test_conv(geometry: ConvGeometry, biased: bool, seed: int) -> None:
     weight = random.normal(size=(3 * g, 2, *geometry.kernel)).astype(np.float32)
     bias = random.normal(size=3 * g).astype(np.float32) if biased else None
     proto = conv_model(geometry, weight, bias)
-    layer = only_layer(proto)
+    layer = only_placed_layer(proto)
     assert (layer.name, layer.op, layer.input, layer.output) == ("conv", "Conv", "x", "y")
     assert layer.geometry == geometry
     assert layer.shape == weight.shape
-    assert layer.dtype == np.float32
+    assert layer.value.dtype == np.float32
     assert (layer.groups, layer.sharers, layer.bias_shape) == (g, 1, None)
     assert layer.patch == 2 * int(np.prod(geometry.kernel))
     stage = layer.stage
@@ -129,7 +134,7 @@ def test_matmul(
         nodes.append(node("Add", ["b", "p"] if swapped else ["p", "b"]))
     x = rng(5).normal(size=(*batch, 3, 5) if left else (*batch, 5, 3)).astype(np.float32)
     proto = make_model(nodes, {"x": x.shape}, ["y"], weights)
-    layer = only_layer(proto)
+    layer = only_placed_layer(proto)
     axis = -2 if left else -1
     assert (layer.geometry, layer.shape) == (LinearGeometry(axis, axis), (4, 3))
     assert (layer.input, layer.output, len(layer.nodes)) == ("x", "y", len(nodes))
@@ -147,7 +152,7 @@ def test_an_add_that_is_no_bias_stays(left: bool, bias_shape: tuple[int, ...]) -
     nodes = [node("MatMul", ["w", "x"] if left else ["x", "w"], "p"), node("Add", ["p", "b"])]
     x = rng(6).normal(size=(2, 3, 5) if left else (2, 5, 3)).astype(np.float32)
     proto = make_model(nodes, {"x": x.shape}, ["y"], weights)
-    layer = only_layer(proto)
+    layer = only_placed_layer(proto)
     assert (layer.output, layer.bias_shape, len(layer.nodes)) == ("p", None, 1)
     assert layer.stage.bias is None
     written_back(proto, {"x": x})
@@ -157,7 +162,7 @@ def test_an_add_of_a_product_used_elsewhere_stays() -> None:
     nodes = [node("MatMul", ["x", "w"], "p"), node("Add", ["p", "b"])]
     weights = {"w": W, "b": ROW}
     for outputs, extra in ((["y", "p"], []), (["y", "z"], [node("Neg", ["p"], "z")])):
-        layer = only_layer(make_model([*nodes, *extra], {"x": [5, 3]}, outputs, weights))
+        layer = only_placed_layer(make_model([*nodes, *extra], {"x": [5, 3]}, outputs, weights))
         assert layer.output == "p"
 
 

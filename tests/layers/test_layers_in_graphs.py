@@ -11,9 +11,10 @@ from tests.support import (
     AnyArray,
     checked,
     graph_of,
-    layers_of,
     make_model,
     only_layer,
+    only_placed_layer,
+    placed_layers_of,
     relative,
     rng,
     run,
@@ -34,7 +35,7 @@ def model(*nodes: NodeProto, outputs: tuple[str, ...] = ("y",), **more: AnyArray
 
 def test_layers_come_in_order_with_unique_names() -> None:
     nodes = [product("x", "w", "a", "same"), product("a", "w", "b"), product("b", "w", "y", "same")]
-    layers = layers_of(model(*nodes))
+    layers = placed_layers_of(model(*nodes))
     assert [x.name for x in layers] == ["same", "b", "y"]
     assert [x.input for x in layers] == ["x", "a", "b"]
     assert [x.sharers for x in layers] == [3, 3, 3]
@@ -42,7 +43,7 @@ def test_layers_come_in_order_with_unique_names() -> None:
 
 def test_views_share_their_root() -> None:
     view = helper.make_node("Transpose", ["w"], ["t"])
-    layers = layers_of(model(view, product("x", "w", "a"), product("a", "t", "y")))
+    layers = placed_layers_of(model(view, product("x", "w", "a"), product("a", "t", "y")))
     assert [x.sharers for x in layers] == [2, 2]
     np.testing.assert_array_equal(layers[1].stage.weight, W)
     np.testing.assert_array_equal(layers[0].stage.weight, W.T)
@@ -107,7 +108,7 @@ def test_an_add_inside_if_is_no_bias() -> None:
     then = helper.make_node("Add", ["p", "b"], ["t"])
     proto = conditional(then, product("x", "w", "p"))
     proto.graph.initializer.append(helper.make_tensor("b", TensorProto.FLOAT, [3], [1.0, 2.0, 3.0]))
-    layer = only_layer(proto)
+    layer = only_placed_layer(proto)
     assert (layer.output, layer.bias_shape) == ("p", None)
 
 

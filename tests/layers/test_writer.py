@@ -134,7 +134,7 @@ def test_update_changes_the_numbers_in_place(op: str) -> None:
         factorization = Svd()
     graph = graph_of(proto)
     (layer,) = find_layers(graph)[0]
-    chain = cut(layer, factorization)
+    chain = cut(layer.value, factorization)
     written = apply_chain(graph, layer, chain)
     first, last = chain.stages
     assert last.bias is not None
@@ -168,7 +168,7 @@ def test_a_weight_used_elsewhere_stays(other: str) -> None:
     proto = make_model([one, second], {"x": [None, 6]}, outputs, weights)
     graph = graph_of(proto)
     layer = find_layers(graph)[0][0]
-    apply_chain(graph, layer, cut(layer, Svd(), rank=1))
+    apply_chain(graph, layer, cut(layer.value, Svd(), rank=1))
     edited = graph.to_model().proto
     assert edited.graph.node[-1] == second
     assert {t.name for t in edited.graph.initializer} > set(weights)
@@ -191,7 +191,7 @@ def test_several_layers_of_one_graph() -> None:
     proto = make_model(nodes, {"x": [None, 6]}, ["c"], weights)
     graph = graph_of(proto)
     for layer in find_layers(graph)[0]:
-        (form,) = Svd().propose(layer, Moments())
+        (form,) = Svd().propose(layer.value, Moments())
         apply_chain(graph, layer, form.cut(form.max_rank))
     edited = checked(graph)
     made = [n.name for n in edited.graph.node if n.op_type == "MatMul"]

@@ -11,7 +11,7 @@ from onnx_lowrank.analysis.moments import Moments, response_error
 from onnx_lowrank.engine.api import DEFAULT_PASSES
 from onnx_lowrank.errors import PlanError
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import Layer, find_layers
+from onnx_lowrank.layers import PlacedLayer, find_layers
 from onnx_lowrank.modelfile.model import load
 from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.candidates import Candidate
@@ -25,11 +25,11 @@ def passes(text: str = DEFAULT_PASSES) -> list[Factorization]:
     return parse_list(text)[1]
 
 
-def layers_of(proto: ModelProto) -> list[Layer]:
+def layers_of(proto: ModelProto) -> list[PlacedLayer]:
     return find_layers(Graph(load(proto)))[0]
 
 
-def moments_of(layer: Layer) -> Moments:
+def moments_of(layer: PlacedLayer) -> Moments:
     """Random ones, of full rank."""
     rng = np.random.default_rng(layer.patch)
     rows = rng.standard_normal((layer.groups, 2 * layer.patch, layer.patch))
@@ -39,7 +39,7 @@ def moments_of(layer: Layer) -> Moments:
 
 def proposals(
     proto: ModelProto, x: tuple[int, ...], metric: str = "macs", totals: Any = None
-) -> tuple[list[Layer], Proposals]:
+) -> tuple[list[PlacedLayer], Proposals]:
     layers = layers_of(proto)
     found = make_choices(
         layers, passes(), {la.name: moments_of(la) for la in layers},
@@ -83,7 +83,7 @@ def test_a_candidate_is_what_it_says(net: str) -> None:
     for layer, choice in zip(layers, found.choices, strict=True):
         moments, whole = moments_of(layer), layer.stage.matrices
         for c in choice.candidates[1:]:
-            chain = cut_candidate(layer, c, passes(), moments)
+            chain = cut_candidate(layer.value, c, passes(), moments)
             assert chain.macs(shapes[layer.input]) == c.macs
             assert chain.parameters == c.parameters
             difference = whole - chain.compose().reshape(whole.shape)
@@ -147,7 +147,7 @@ def test_cut_refuses_what_does_not_belong() -> None:
 
     def cut(method: str, variant: str = "", given: str = DEFAULT_PASSES) -> None:
         c = Candidate(method, variant, 8, 0.1, 1, 1, 1, 1)
-        cut_candidate(layer, c, passes(given), moments_of(layer))
+        cut_candidate(layer.value, c, passes(given), moments_of(layer))
 
     with pytest.raises(PlanError, match="first: method 'svd' is not among the plan's passes"):
         cut("svd", given="spatial_svd")

@@ -15,7 +15,7 @@ from onnx_lowrank.errors import BudgetError, PlanError
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.planning.sharing import pooled, ties
 from tests import fixtures_models as fm
-from tests.support import AnyArray, graph_of, layers_of, make_model, relative, rng, run
+from tests.support import AnyArray, graph_of, make_model, placed_layers_of, relative, rng, run
 
 
 def low(*shape: int, seed: int = 0) -> AnyArray:
@@ -133,7 +133,7 @@ def test_a_plan_that_cannot_share_is_refused(edit: dict[str, Any] | None, messag
 
 def test_what_is_a_tie() -> None:
     proto = pyramid()
-    layers = layers_of(proto)
+    layers = placed_layers_of(proto)
     (tie,) = ties(graph_of(proto), layers)
     assert [layer.name for layer in tie] == ["head_x", "head_x2", "head_x4"]
     assert not ties(graph_of(proto), layers[:2])  # the third one would keep the weight alive

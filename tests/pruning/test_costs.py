@@ -125,7 +125,7 @@ def test_what_is_foreseen_of_a_cut_is_what_it_leaves(metric: str) -> None:
                 assert left == whole, (seed, name)
                 checked += 1
             transposed += any(
-                la.depthwise and la.op == "ConvTranspose" and side.outputs
+                la.value.depthwise and la.op == "ConvTranspose" and side.outputs
                 for side in prunable.sides for la in [run.prepared.layers[side.layer]]
             )  # fmt: skip
     assert transposed

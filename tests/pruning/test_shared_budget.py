@@ -11,7 +11,7 @@ import pytest
 from onnx_lowrank.analysis.preparation import measured_shapes, prepare
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import Layer
+from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.modelfile.model import Model, load
 from onnx_lowrank.passkit.base import Factorization, Pruning
 from onnx_lowrank.planning.proposals import make_choices
@@ -42,7 +42,7 @@ class Split:
         self.pruner = Pruner(self.prepared, self.pruning, "macs", Progress())
 
     def measure(
-        self, model: Model, graph: Graph, layers: Sequence[Layer]
+        self, model: Model, graph: Graph, layers: Sequence[PlacedLayer]
     ) -> Mapping[str, tuple[int, ...]]:
         return measured_shapes(model, graph, layers, self.data.validation, fm.ONE_THREAD)
 
@@ -107,7 +107,7 @@ def test_layers_are_taken_apart_once(monkeypatch: pytest.MonkeyPatch) -> None:
     budget = case.budget(0.35)
     asked: list[str] = []
 
-    def counted(layers: Sequence[Layer], *rest: Any) -> Any:
+    def counted(layers: Sequence[PlacedLayer], *rest: Any) -> Any:
         asked.extend(layer.name for layer in layers)
         return make_choices(layers, *rest)
 

@@ -103,7 +103,7 @@ def test_a_layer_without_bias_is_left_to_the_linear_solution() -> None:
 
 
 def test_steps_of_another_kind_are_left_alone() -> None:
-    layer = find_layers(Graph(load(fm.residual_net())))[0][0]
+    layer = find_layers(Graph(load(fm.residual_net())))[0][0].value
     drawn = DrawnRows(1, 1, math.inf, rng(0))
     grouped = replace(layer.stage, geometry=replace(layer.stage.geometry, groups=3))
     moments = Moments(9, np.zeros((1, 27)), np.eye(27)[None])

@@ -61,7 +61,7 @@ class Case:
         self.graph = Graph(load(self.proto))
         for layer in find_layers(self.graph)[0]:
             if layer.name in self.cuts:
-                cut = halves(layer, self.cuts[layer.name])
+                cut = halves(layer.value, self.cuts[layer.name])
             elif layer.name in self.kept:
                 cut = keep
             else:

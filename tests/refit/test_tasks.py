@@ -52,7 +52,7 @@ class Case:
             decisions[layer.name] = decision
             if rank:
                 moments = self.work.moments[layer.name]
-                chain = cut_candidate(layer, decision, FACTORIZATIONS, moments)
+                chain = cut_candidate(layer.value, decision, FACTORIZATIONS, moments)
                 written[layer.name] = apply_chain(self.compressed, named[layer.name], chain)
         self.tasks = refit_tasks(
             self.original, self.work, self.remains, self.compressed, written, decisions,
@@ -208,7 +208,7 @@ def test_the_last_stage_of_a_product_reads_the_features(op: str) -> None:
     graph = Graph(load(fm.build(nodes, {"x": ["N", 8]}, {"y": ["N", 6]}, weights | bias)))
     (layer,) = find_layers(graph)[0]
     assert layer.stage.bias is not None
-    chain = parse_list("svd")[1][0].propose(layer, Moments())[0].cut(2)
+    chain = parse_list("svd")[1][0].propose(layer.value, Moments())[0].cut(2)
     reads = _input_of_last(graph, apply_chain(graph, layer, chain))
     maker = graph.producer(reads)
     assert maker is not None

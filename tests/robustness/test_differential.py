@@ -64,7 +64,9 @@ def full_rank(seed: int, count: Count) -> None:
     graph = Graph(Model(case.proto))
     for edit in FoldBatchnorm().run(graph):
         count("differential, folded", edit.what.partition(" ")[0])
-    forms = {layer.name: form_of(layer, EXACT, seed, random) for layer in find_layers(graph)[0]}
+    forms = {
+        layer.name: form_of(layer.value, EXACT, seed, random) for layer in find_layers(graph)[0]
+    }
     for layer in find_layers(graph)[0]:
         found = forms[layer.name]
         if found is None:
@@ -96,7 +98,7 @@ def composed(seed: int, count: Count) -> None:
     layers = [find_layers(graph)[0] for graph in graphs]
     chains: dict[str, Chain] = {}
     for layer in layers[0]:
-        found = form_of(layer, [*OTHERS, *EXACT], seed, random)
+        found = form_of(layer.value, [*OTHERS, *EXACT], seed, random)
         if found is not None and (ranks := list(found[1].ranks())):
             chains[layer.name] = found[1].cut(chosen(random, *ranks))
             count("differential, any rank", f"{found[0].name} {layer.op}")

@@ -118,7 +118,10 @@ def verdict(case: Case) -> str:
     layers, _ = find_layers(Graph(source))
     forms = {
         layer.name: [
-            form for p in PASSES if p.skips(layer) is None for form in p.propose(layer, Moments())
+            form
+            for p in PASSES
+            if p.skips(layer.value) is None
+            for form in p.propose(layer.value, Moments())
         ]
         for layer in layers
         if layer.stage.parameters <= LARGEST
