@@ -14,6 +14,7 @@ from onnx_lowrank.errors import (
     LowRankError,
     ModelError,
     OptionError,
+    PassError,
     PlanError,
     ValidationError,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "LowRankError",
     "ModelError",
     "OptionError",
+    "PassError",
     "Plan",
     "PlanError",
     "Report",

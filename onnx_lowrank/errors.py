@@ -2,6 +2,7 @@
 
     LowRankError              1   base of all; never raised itself
     +-- OptionError           2   an option or target that makes no sense
+    +-- PassError             2   a pass that failed, and on which layer
     +-- PlanError             2   a plan that cannot be read, or of another model or data
     +-- ModelError            3   a file that is no usable ONNX model
     +-- DataError             4   calibration or validation data that does not fit the model
@@ -25,6 +26,7 @@ __all__ = [
     "ModelError",
     "NothingAppliesError",
     "OptionError",
+    "PassError",
     "PlanError",
     "ValidationError",
 ]
@@ -38,6 +40,12 @@ class LowRankError(Exception):
 
 class OptionError(LowRankError, ValueError):
     """An option, pass name or target that makes no sense."""
+
+    exit_code = 2
+
+
+class PassError(LowRankError):
+    """A pass that raised an error or gave back what cannot be used, named with its layer."""
 
     exit_code = 2
 

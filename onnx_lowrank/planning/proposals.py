@@ -16,7 +16,8 @@ from onnx_lowrank.errors import PlanError
 from onnx_lowrank.layers import Layer, PlacedLayer
 from onnx_lowrank.linalg.blas_threads import blas_for
 from onnx_lowrank.linalg.rank_rules import RankRule, evbmf_rank
-from onnx_lowrank.passkit.base import Decomposition, Factorization, Unfolded
+from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip, Unfolded
+from onnx_lowrank.passkit.runner import cut, naming
 from onnx_lowrank.planning.candidates import Candidate, Choice, reweighed, without_chains
 from onnx_lowrank.planning.plan import Decision
 from onnx_lowrank.progress import Progress
@@ -116,10 +117,11 @@ def cut_candidate(
             f"{layer.name}: method {decision.method!r} is not among the plan's passes; add it "
             "there, or choose one of them"
         )
-    refusal = factorization.skips(layer)
-    if refusal is not None:
-        raise PlanError(f"{layer.name}: {decision.method}: {refusal.reason}")
-    with blas_for(layer.patch):
+    with naming(factorization, f"layer {layer.name!r}"):
+        refusal = factorization.skips(layer)
+        if refusal is not None:
+            raise PlanError(f"{layer.name}: {decision.method}: {refusal.reason}")
+    with blas_for(layer.patch), naming(factorization, f"layer {layer.name!r}"):
         # the plan's parameters bound the work; a rank edited by hand may need more
         for most in (decision.parameters, None):
             for decomposition in factorization.propose(layer, moments, most):
@@ -129,7 +131,7 @@ def cut_candidate(
                     except (ValueError, ZeroDivisionError) as error:
                         raise PlanError(f"{layer.name}: rank {decision.rank}: {error}") from error
                     if most is None or needed <= most:
-                        return decomposition.cut(decision.rank)
+                        return cut(factorization, layer, decomposition, decision.rank)
     raise PlanError(
         f"{layer.name}: {decision.method} has no variant {decision.variant!r}; write the plan "
         "again to see the variants there are"
@@ -151,34 +153,53 @@ def _choice(
     cost = costs[metric]
     effort = time_in_macs(Chain((layer.value.outline,)), shape) if metric == "macs" else cost
     keep = Candidate("", "", 0, 0.0, cost, effort, whole.macs, whole.parameters, whole.bytes)
-    found = [keep]
+    found: list[tuple[Candidate, Chain]] = []
     reasons: list[str] = []
-    outlines: list[Chain] = []
     for factorization in passes:
         if layer.op not in factorization.ops:
             continue
-        refusal = factorization.refuses(layer.value)
-        if refusal is not None:
-            reasons.append(f"{factorization.name}: {refusal.reason}")
-            continue
-        before = len(found)
-        try:
-            for decomposition in factorization.propose(layer.value, moments, whole.parameters):
-                ranks = _ranks(decomposition, rule)
-                for candidate, outline in _candidates(
-                    layer.value, factorization, decomposition, ranks, shape, found[0], metric
-                ):
-                    found.append(candidate)
-                    outlines.append(outline)
-        except LinAlgError as error:  # the covariance of the layer's inputs is nearly singular
-            del found[before:], outlines[before - 1 :]
-            reasons.append(f"{factorization.name}: {error}; give more samples")
-            continue
-        if len(found) == before:
-            reasons.append(f"{factorization.name}: no rank saves anything")
-    if passes and not reasons and len(found) == 1:
+        with naming(factorization, f"layer {layer.name!r}"):
+            answer = _asked(factorization, layer.value, moments, shape, keep, metric, rule)
+        if isinstance(answer, Skip):
+            reasons.append(f"{factorization.name}: {answer.reason}")
+        else:
+            found += answer
+    if passes and not reasons and not found:
         reasons.append(f"none of the passes replaces {layer.op}")
-    return Choice(layer.name, tuple(found)), reasons, outlines
+    candidates = (keep, *(candidate for candidate, _ in found))
+    return Choice(layer.name, candidates), reasons, [outline for _, outline in found]
+
+
+def _asked(
+    factorization: Factorization,
+    layer: Layer,
+    moments: Moments,
+    shape: tuple[int, ...],
+    keep: Candidate,
+    metric: str,
+    rule: RankRule | None,
+) -> list[tuple[Candidate, Chain]] | Skip:
+    """Every candidate that one pass has for a layer, with its outline, or why there is none."""
+    refusal = factorization.refuses(layer)
+    if refusal is not None:
+        return Skip(refusal.reason)
+    try:
+        found = [
+            pair
+            for decomposition in factorization.propose(layer, moments, keep.parameters)
+            for pair in _candidates(
+                layer,
+                factorization,
+                decomposition,
+                _ranks(decomposition, rule),
+                shape,
+                keep,
+                metric,
+            )
+        ]
+    except LinAlgError as error:  # the covariance of the layer's inputs is nearly singular
+        return Skip(f"{error}; give more samples")
+    return found or Skip("no rank saves anything")
 
 
 def _ranks(decomposition: Decomposition, rule: RankRule | None) -> Iterable[Rank]:

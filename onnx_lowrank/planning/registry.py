@@ -13,7 +13,7 @@ from dataclasses import fields
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
-from onnx_lowrank.errors import OptionError
+from onnx_lowrank.errors import LowRankError, OptionError
 from onnx_lowrank.passes import BUILT_IN
 from onnx_lowrank.passkit.base import Factorization, Pass, Pruning, Rewrite
 
@@ -29,11 +29,17 @@ def available() -> dict[str, type[Pass]]:
     """Map the names of all installed passes to their classes.
 
     Raises:
-        OptionError: an entry point is not a pass, or its name is taken.
+        OptionError: an entry point cannot be loaded or is not a pass, or its name is taken.
     """
     found = {p.name: p for p in BUILT_IN}
     for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
-        cls = entry.load()
+        try:
+            cls = entry.load()
+        except Exception as error:
+            raise OptionError(
+                f"entry point {entry.name!r} ({entry.value}) cannot be loaded: "
+                f"{type(error).__name__}: {error}; mend or uninstall its package"
+            ) from error
         if not (isinstance(cls, type) and issubclass(cls, Pass)):
             raise OptionError(
                 f"entry point {entry.name!r} ({entry.value}) is not a subclass of "
@@ -81,7 +87,12 @@ def parse(spec: str, passes: Mapping[str, type[Pass]] | None = None) -> Pass:
                 f"{cls.name} has no option {key!r}; it has {', '.join(known) or 'none'}"
             )
         values[key] = _value(cls, key, text.strip(), known[key])
-    return cls(**values)
+    try:
+        return cls(**values)
+    except LowRankError:
+        raise
+    except Exception as error:
+        raise OptionError(f"{spec}: {error}; give {cls.name} other options") from error
 
 
 class Passes(NamedTuple):

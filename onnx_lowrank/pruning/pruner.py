@@ -18,6 +18,7 @@ from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.blas_threads import blas_for
 from onnx_lowrank.passkit.base import Pruning
 from onnx_lowrank.passkit.channel_selection import Selection, parts_of, solved_weights
+from onnx_lowrank.passkit.runner import order, refined
 from onnx_lowrank.planning.lagrangian import bearable
 from onnx_lowrank.planning.plan import GroupDecision
 from onnx_lowrank.progress import Progress
@@ -107,9 +108,9 @@ class Pruner:
         """
         selection = self._selection(prunable, rows, seen or {})
         with blas_for(max((len(p.sigma) for p in selection.parts), default=0)):
-            order = self._method.order(selection)
-            losses = selection.losses(order, self._method.options.solve)
-        return Judged(order, np.maximum(losses, 0.0))
+            ranked = order(self._method, selection, f"channels {prunable.name!r}")
+            losses = selection.losses(ranked, self._method.options.solve)
+        return Judged(ranked, np.maximum(losses, 0.0))
 
     def _selection(
         self, prunable: Prunable, rows: Mapping[str, Mask], seen: Mapping[str, Seen]
@@ -169,7 +170,7 @@ class Pruner:
         with self._progress.task("swap channels", len(kept)) as advance:
             for name, left in kept.items():
                 selection = self._selection(self.prunables[name], {}, {})
-                found[name] = np.sort(self._method.refined(selection, left))
+                found[name] = refined(self._method, selection, left, f"channels {name!r}")
                 advance(1)
         return found
 

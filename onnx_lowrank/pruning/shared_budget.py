@@ -206,6 +206,10 @@ class _Quicker(Factorization):
 
     whole: Factorization
 
+    @property
+    def spec(self) -> str:
+        return self.whole.spec
+
     def refuses(self, layer: Layer) -> Skip | None:
         return self.whole.skips(layer)
 

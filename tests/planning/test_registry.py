@@ -157,3 +157,29 @@ def test_explain_lists_the_options_with_their_defaults() -> None:
     assert "metric = 'covariance'" in text
     assert "split = 'both'" in text
     assert "Options:" not in FoldBatchnorm.explain()
+
+
+# packages that are broken
+
+
+def test_a_package_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unloadable(Entry):
+        def load(self) -> object:
+            raise ImportError("No module named 'numba'")
+
+    entries(monkeypatch, Unloadable("mine", None))
+    wanted = r"'mine' \(elsewhere:Thing\) cannot be loaded: ImportError: No module named 'numba'"
+    with pytest.raises(OptionError, match=wanted):
+        available()
+
+
+def test_an_option_that_its_pass_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Choosy(Typed):
+        def __post_init__(self) -> None:
+            if self.max_count < 1:
+                raise ValueError("max_count must be 1 or more")
+
+    entries(monkeypatch, Entry("typed", Choosy))
+    with pytest.raises(OptionError, match=r"typed\{max_count=0\}: max_count must be 1 or more"):
+        parse("typed{max_count=0}")
