@@ -323,7 +323,7 @@ def test_budgets_that_cannot_be(plain: ModelProto) -> None:
 def test_budgets_name_what_can_be_reached(plain: ModelProto) -> None:
     with pytest.raises(BudgetError) as caught:
         prune(plain, target="macs=0.001")
-    named = float(str(caught.value).split("reach ")[1].split()[0])
+    named = float(str(caught.value).split("below ")[1].split()[0])
     assert prune(plain, target=f"macs={named}").report.macs_ratio <= named
 
 
