@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from onnx_lowrank.cli.main import main
+from onnx_lowrank.latency.timer import RuntimeTimer
 from onnx_lowrank.passes import BUILT_IN
-from onnx_lowrank.passkit.base import Factorization
-from tests import fixtures_models as fm
+from onnx_lowrank.passkit.base import Factorization, Pass
+from tests.scripted_timer import ScriptedTimer
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -29,24 +31,22 @@ def commands(page: Path) -> list[list[str]]:
 
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the models; no clock refuses what takes microseconds."""
-    fm.without_clock(monkeypatch)
+    """A folder with the models; times are scripted, and are not kept for other tests."""
+    scripted = ScriptedTimer()
+    for name in ("layers", "chains", "models"):
+        told = getattr(scripted, name)
+        monkeypatch.setattr(RuntimeTimer, name, lambda self, *a, told=told: told(*a))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "models").symlink_to(ROOT / "models")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-@pytest.mark.usefixtures("clone")
-def test_commands_that_only_look_run() -> None:
-    looking = [c for c in commands(README) if c[1] in ("inspect", "passes", "explain")]
-    assert looking
-    for command in looking:
-        if "--curves" not in command:
-            assert main(command[1:]) == 0, shlex.join(command)
+#: pages whose examples every run of the tests carries out, and those that full runs carry out
+RUN = [pytest.param(p, id=p.name, marks=[] if p == README else pytest.mark.full) for p in PAGES]
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", RUN)
 def test_commands_run_in_their_order(page: Path, clone: Path) -> None:
     for command in commands(page):
         assert command[0] == "onnx-lowrank"
@@ -54,8 +54,7 @@ def test_commands_run_in_their_order(page: Path, clone: Path) -> None:
     assert page != README or (clone / "small.onnx").is_file()
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", RUN)
 def test_python_runs(page: Path, clone: Path) -> None:
     for program in blocks(page, "python"):
         exec(compile(program, page.name, "exec"), {})
@@ -68,15 +67,29 @@ def test_there_is_something_to_run() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in [*PAGES, *ROOT.glob("examples/*/README.md"), ROOT / "benchmarks" / "README.md"]:
+    others = [*ROOT.glob("examples/*/README.md"), ROOT / "benchmarks" / "README.md"]
+    for page in [*PAGES, *others, ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-@pytest.mark.parametrize("page", [README, ROOT / "docs" / "methods.md"], ids=lambda p: p.name)
-def test_every_factorization_has_a_row(page: Path) -> None:
-    rows = re.findall(r"^\| `(\w+)`", page.read_text(encoding="utf-8"), flags=re.M)
-    assert {p.name for p in BUILT_IN if issubclass(p, Factorization)} <= set(rows)
+@pytest.mark.parametrize(("page", "kind"), [("passes.md", Pass), ("methods.md", Factorization)])
+def test_every_pass_has_a_row(page: str, kind: type[Pass]) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)`", text, flags=re.M)
+    assert {p.name for p in BUILT_IN if issubclass(p, kind)} <= set(rows)
+
+
+def test_rooms_are_listed_as_the_contract_of_imports_does() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)` \| (.+) \|$", text, flags=re.M)
+    contract = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("layers = [")[2]
+    rooms = [n for n in re.findall(r'^  "(\w+)",$', contract, flags=re.M) if n != "__main__"]
+    assert [name for name, _ in listed] == rooms
+    for name, sentence in listed:
+        told = import_module(f"onnx_lowrank.{name}").__doc__
+        assert told is not None
+        assert sentence == told.splitlines()[0]
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
