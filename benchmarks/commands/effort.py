@@ -23,7 +23,7 @@ from benchmarks.nets import NETS, with_ratios
 from benchmarks.prepared import prepared_to_time
 from benchmarks.rows import Cell, Row
 from benchmarks.tables import asked, figure, line, model
-from onnx_lowrank.analysis.time_model import CALLED, STRAYED, TOUCHED
+from onnx_lowrank.analysis.time_model import CALL, READ, RELAYOUT
 from onnx_lowrank.latency.fit import Sample
 from onnx_lowrank.latency.probe import place_of
 from onnx_lowrank.latency.table import LatencyTable
@@ -47,7 +47,7 @@ class Rates(NamedTuple):
     Attributes:
         mac: nanoseconds of a MAC.
         moved: MACs in the time of a number that a node reads or writes.
-        strayed: MACs in the time of a number that leaves the runtime's blocks.
+        relayout: MACs in the time of a number that is converted out of the blocked layout and back.
         called: MACs in the time of calling a node.
         scatter: standard deviation of the logarithm of the times that these leave unexplained.
         scatter_of_plans: the same of the constants that plans count by.
@@ -55,7 +55,7 @@ class Rates(NamedTuple):
 
     mac: float
     moved: float
-    strayed: float
+    relayout: float
     called: float
     scatter: float
     scatter_of_plans: float
@@ -87,13 +87,13 @@ def fitted(samples: Sequence[Sample]) -> Rates:
     features = np.array([s.features for s in samples]) / (1, 4, 4, 1)
     rates, _ = nnls(features / seconds[:, None], np.ones(len(seconds)))
     mac = max(float(rates[0]), 1e-15)
-    plans = features @ np.array([1, TOUCHED, STRAYED, CALLED])
+    plans = features @ np.array([1, READ, RELAYOUT, CALL])
 
     def scatter(expected: npt.NDArray[np.float64]) -> float:
         return float(np.std(np.log(seconds / expected)))
 
-    moved, strayed, called = (float(r) / mac for r in rates[1:])
-    return Rates(1e9 * mac, moved, strayed, called, scatter(features @ rates), scatter(plans))
+    moved, relayout, called = (float(r) / mac for r in rates[1:])
+    return Rates(1e9 * mac, moved, relayout, called, scatter(features @ rates), scatter(plans))
 
 
 def _timed(name: str, batch: int, limit: float) -> list[Sample]:
@@ -118,7 +118,7 @@ def _figures(samples: Sequence[Sample]) -> dict[str, float]:
         "chains": len(samples),
         "mac_time": rates.mac,
         "number_moved": rates.moved,
-        "number_out_of_blocks": rates.strayed,
+        "number_out_of_blocks": rates.relayout,
         "node_called": rates.called,
         "scatter": rates.scatter,
         "scatter_of_plans": rates.scatter_of_plans,

@@ -1,9 +1,9 @@
-"""What takes time in a chain: MACs in whole blocks, numbers that are moved, and nodes.
+"""Model of the time that a chain takes: MACs in whole blocks, numbers that are moved, and nodes.
 
-A runtime with channel blocks computes each block whole, so the *effort* of a chain is the MACs that
-such a runtime carries out, and a step that waits for memory counts as the MACs that could be done
-meanwhile. Numbers that stand between two steps in too few channels for a block count once more: the
-runtime leaves its own layout there, and comes back to it.
+A runtime with channel blocks computes each block whole, so the *effort* of a chain is the number of
+MACs that such a runtime carries out, and a step that waits for memory counts as the MACs that could
+be done meanwhile. A tensor between two steps with too few channels for a block costs more: the
+runtime converts it out of its blocked layout and back (*relayout*).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from onnx_lowrank.chains.special_stages import Branches, Select, TensorTrainStep
 
 __all__ = [
     "BLOCK",
-    "CALLED",
+    "CALL",
     "MOVED",
-    "STRAYED",
-    "TOUCHED",
+    "READ",
+    "RELAYOUT",
     "Features",
     "effort",
     "features",
@@ -35,15 +35,15 @@ __all__ = [
 #: divisor of it elsewhere. A block is paid for whole, on the input as on the output side.
 BLOCK = 16
 
-#: MACs in the time that one number takes from memory to memory, in and out of blocks
+#: number of MACs in the time of copying one number to a tensor in another layout
 MOVED = 100
 
-#: effort, bytes moved, bytes strayed and nodes of a chain
+#: effort in MACs, bytes moved, bytes in a relayout, and nodes of a chain
 Features = tuple[float, float, float, float]
 
-#: MACs in the time that a number takes to be read or written, to leave and enter blocks, and that a
-#: node takes to be called, as ``python -m benchmarks effort`` finds them
-TOUCHED, STRAYED, CALLED = 5, 30, 120_000
+#: number of MACs in the time of reading or writing a number, of converting a number out of blocks
+#: and back, and of calling a node, as measured by ``python -m benchmarks effort``
+READ, RELAYOUT, CALL = 5, 30, 120_000
 
 
 def in_blocks(stage: Stage) -> bool:
@@ -71,7 +71,7 @@ def _effort(step: Step, shape: Sequence[int]) -> int:
 
 
 def _effort_in_blocks(stage: Stage, shape: Sequence[int]) -> int:
-    """MACs of whole blocks; none of a depthwise convolution, which waits for memory."""
+    """MACs of whole blocks; 0 for a depthwise convolution, which waits for memory."""
     if stage.depthwise:
         return 0
     outputs, inputs = (math.ceil(n / BLOCK) * BLOCK for n in stage.weight.shape[:2])
@@ -90,48 +90,48 @@ def _between_cores(train: TensorTrainStep) -> int:
 
 
 def features(chain: Chain, shape: Sequence[int], itemsize: int) -> Features:
-    """What a chain does.
+    """Features of a chain that its time depends on.
 
     Args:
-        chain: its numbers do not matter.
-        shape: of its input.
-        itemsize: bytes of one number.
+        chain: the chain; its weights do not count.
+        shape: shape of its input.
+        itemsize: size of one number, in bytes.
     """
     work = effort(chain, shape)
-    moved = strayed = 0
-    for step, strays in _with_strays(chain):
+    moved = relayout = 0
+    for step, leaves_blocks in _with_relayouts(chain):
         after = step.output_shape(shape)
         moved += math.prod(shape) + math.prod(after) + step.parameters
-        if strays:
-            strayed += math.prod(after)
+        if leaves_blocks:
+            relayout += math.prod(after)
         shape = after
-    return float(work), float(moved * itemsize), float(strayed * itemsize), float(chain.nodes)
+    return float(work), float(moved * itemsize), float(relayout * itemsize), float(chain.nodes)
 
 
 def time_in_macs(chain: Chain, shape: Sequence[int]) -> int:
-    """MACs that could be done in the time of a chain, for an input of ``shape``."""
-    work, moved, strayed, nodes = features(chain, shape, 1)
-    return int(work + TOUCHED * moved + STRAYED * strayed + CALLED * nodes)
+    """Number of MACs that could be done in the time of a chain, for an input of ``shape``."""
+    work, moved, relayout, nodes = features(chain, shape, 1)
+    return int(work + READ * moved + RELAYOUT * relayout + CALL * nodes)
 
 
 def form_of(chain: Chain) -> str:
-    """Equal for chains of one method at several ranks, as long as they fill blocks or do not."""
+    """Text that is equal for chains of one method at several ranks with the same relayouts."""
     parts = []
-    for step, strays in _with_strays(chain):
+    for step, leaves_blocks in _with_relayouts(chain):
         part = f"{type(step).__name__} {step.role}"
         if isinstance(step, Stage):
             part += f" {step.geometry.kernel}{' depthwise' if step.depthwise else ''}"
-        if strays:
-            part += " strayed"
+        if leaves_blocks:
+            part += " relayout"
         parts.append(part)
     return " > ".join(parts)
 
 
-def _with_strays(chain: Chain) -> Iterator[tuple[Step, bool]]:
-    """Each step, and whether its output cannot stay in blocks until the next step.
+def _with_relayouts(chain: Chain) -> Iterator[tuple[Step, bool]]:
+    """Yield each step, and whether its output leaves the blocked layout before the next step.
 
     A convolution reads fewer channels than a block in plain layout, and one with groups reads
-    whole blocks alone.
+    only whole blocks.
     """
     for step, after in zip_longest(chain.stages, chain.stages[1:]):
         fills = after is None or (

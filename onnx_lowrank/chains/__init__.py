@@ -1,1 +1,1 @@
-"""What replaces a layer, as a value: stages, their geometry, composing back, counting."""
+"""Chains: replacements of layers as values, with stages, geometry, composition and counts."""

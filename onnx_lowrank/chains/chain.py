@@ -1,9 +1,8 @@
 """Stage and Chain: a replacement of a layer as a value, before it becomes nodes.
 
-A layer itself is a chain of one stage, so cost and error of both are counted by the same lines.
-Most chains are stages one after the other; what else a method may need (channels picked out,
-branches that are added, tensor trains) are other steps, in
-:mod:`onnx_lowrank.chains.special_stages`.
+A layer itself is a chain of one stage, so cost and error of both are counted by the same code.
+Most chains are stages one after the other; :mod:`onnx_lowrank.chains.special_stages` has the other
+steps that a method may need (selected channels, branches that are added, tensor trains).
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ __all__ = [
 
 Array = npt.NDArray[np.floating[Any]]
 
-#: channels a group between the stages: one number, or one for each place
+#: channels of a group between the stages: one number, or one for each place
 Rank = int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One linear map ``y = W x + b``, written as one operator.
+    """A linear map ``y = W x + b``, written as one operator.
 
     Attributes:
-        weight: ``(N, C / groups, *kernel)``.
-        bias: ``(N,)`` or None.
-        geometry: how patches of the input are read.
-        role: a word for the name of its node (``vertical``, ``core`` ...).
+        weight: weight ``(N, C / groups, *kernel)``.
+        bias: bias ``(N,)`` or None.
+        geometry: geometry of the patches of the input.
+        role: word for the name of its node (``vertical``, ``core`` ...).
     """
 
     weight: Array
@@ -71,23 +70,23 @@ class Stage:
 
     @property
     def matrices(self) -> Array:
-        """The weight group by group: ``(groups, N / groups, C / groups * prod(kernel))``."""
+        """Weights of the groups, ``(groups, N / groups, C / groups * prod(kernel))``."""
         g = self.geometry.groups
         grouped: Array = self.weight.reshape(g, self.outputs // g, -1)
         return grouped
 
     @property
     def parameters(self) -> int:
-        """Elements of weight and bias."""
+        """Number of elements of weight and bias."""
         return int(self.weight.size) + (0 if self.bias is None else int(self.bias.size))
 
     @property
     def nodes(self) -> int:
-        """One."""
+        """Number of nodes that it is written as: 1."""
         return 1
 
     def macs(self, shape: Sequence[int]) -> int:
-        """Multiply-accumulates for an input of ``shape``, over its whole batch."""
+        """Number of multiply-accumulates for an input of ``shape``, over its whole batch."""
         return int(self.weight.size) * int(self.geometry.applications(shape))
 
     def output_shape(self, shape: Sequence[int]) -> Sequence[int]:
@@ -109,7 +108,7 @@ class Stage:
         return dense.reshape(groups, finer * outputs, finer * inputs, *kernel)
 
     def with_matrices(self, matrices: Array, bias: Array | None) -> Stage:
-        """The same stage with other numbers; ``matrices`` as :attr:`matrices`."""
+        """The same stage with another weight, shaped as :attr:`matrices`, and bias."""
         return replace(self, weight=matrices.reshape(self.weight.shape), bias=bias)
 
     def with_bias(self, bias: Array | None) -> Stage:
@@ -146,17 +145,17 @@ class Chain:
 
     @property
     def parameters(self) -> int:
-        """Elements of all weights and biases."""
+        """Number of elements of all weights and biases."""
         return sum(s.parameters for s in self.stages)
 
     @property
     def nodes(self) -> int:
-        """Nodes that it is written as, about."""
+        """Number of nodes that it is written as, approximately."""
         return sum(s.nodes for s in self.stages)
 
     @property
     def groups(self) -> int:
-        """The groups that all stages share."""
+        """Number of groups that all stages share."""
         return math.gcd(*(s.groups for s in self.stages))
 
     def macs(self, shape: Sequence[int]) -> int:
@@ -164,20 +163,20 @@ class Chain:
         return sum(step.macs(s) for step, s in self.with_shapes(shape))
 
     def with_shapes(self, shape: Sequence[int]) -> Iterator[tuple[Step, Sequence[int]]]:
-        """Each step with the shape of its input, where the chain's input has ``shape``."""
+        """Yield each step with the shape of its input, if the chain's input has ``shape``."""
         for step in self.stages:
             yield step, shape
             shape = step.output_shape(shape)
 
     def dense(self, groups: int) -> Array:
-        """The one kernel that the chain equals, ``(groups, N / groups, C / groups, *kernel)``.
+        """The single kernel that equals the chain, ``(groups, N / groups, C / groups, *kernel)``.
 
-        A stage of more groups (depthwise) is written out as a block diagonal. Each spatial axis
-        must be wider than 1 in one stage at most.
+        A stage of more groups (depthwise) becomes a block diagonal. Each spatial axis may be
+        wider than 1 in at most one stage.
         """
         total = self.stages[0].dense(groups)
         for stage in self.stages[1:]:
-            if isinstance(stage, Stage) and stage.depthwise:  # no sum
+            if isinstance(stage, Stage) and stage.depthwise:  # no sum over channels
                 shape = stage.weight.shape
                 own = stage.weight.astype(np.float64).reshape(groups, -1, 1, *shape[2:])
                 _refuse_shared_axes(own, total)
@@ -190,15 +189,14 @@ class Chain:
         return total
 
     def compose(self) -> Array:
-        """The one kernel that the chain equals, ``(N, C / groups, *kernel)``, float64."""
+        """The single kernel that equals the chain, ``(N, C / groups, *kernel)``, float64."""
         kernel = self.dense(self.groups)
         return kernel.reshape(-1, *kernel.shape[2:])
 
     def with_bias(self, bias: Array | None) -> Chain:
         """The same chain with another bias at its end.
 
-        It stands on the last stage that has weights: what comes after it only puts channels in
-        another order, each output channel being one of its own.
+        The bias is on the last stage that has weights; steps after that only reorder channels.
         """
         steps = list(self.stages)
         place = max(i for i, s in enumerate(steps) if s.parameters)
@@ -214,7 +212,7 @@ class Chain:
     def balanced(self) -> Chain:
         """Give the intermediate channels of each pair of stages equal norms on both sides.
 
-        The product does not change; float16 and quantization are served better.
+        The product does not change; rounding to float16 or to integers loses less.
         """
         steps = list(self.stages)
         for i in range(len(steps) - 1):

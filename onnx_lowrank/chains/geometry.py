@@ -1,6 +1,6 @@
-"""How a linear map reads its input: the patches of a convolution, the rows of a product.
+"""Geometry of linear maps: the patches that a convolution reads, the rows that a product reads.
 
-Everything that knows strides, pads and dilations stands here; the solvers see matrices only.
+Only this module knows strides, pads and dilations; the solvers see matrices.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ Array = npt.NDArray[np.floating[Any]]
 class ConvGeometry:
     """Strides, dilations, pads and groups of a convolution over any number of spatial axes.
 
-    A transposed convolution is seen as the plain one that it equals: the input with
-    ``stride - 1`` zeros between its elements, read at stride 1 by the kernel turned around. Its
-    moments then hold, exactly, that each output position meets few taps only.
+    A transposed convolution is seen as the equal plain one: the input with ``stride - 1`` zeros
+    between its elements, read at stride 1 by the reversed kernel. So its moments are exact, though
+    each output position meets only a few elements of the kernel.
 
     Attributes:
-        kernel: extent of each spatial axis.
-        strides: one for each spatial axis.
-        dilations: one for each spatial axis.
-        pads: begins of all axes, then ends of all axes (ONNX order); unused under ``auto_pad``.
+        kernel: extent of the kernel along each spatial axis.
+        strides: stride along each spatial axis.
+        dilations: dilation along each spatial axis.
+        pads: pads at the beginning of all axes, then at their ends (ONNX order); unused with
+            ``auto_pad``.
         groups: number of groups ``g``.
         auto_pad: ``NOTSET | VALID | SAME_UPPER | SAME_LOWER``.
-        transposed: whether it is a transposed convolution; pads then are cut off the output.
-        output_padding: of a transposed one, one for each spatial axis; empty for none.
+        transposed: whether it is a transposed convolution, whose pads are cut off the output.
+        output_padding: output padding of a transposed convolution along each spatial axis; empty
+            for none.
     """
 
     kernel: tuple[int, ...]
@@ -114,7 +116,7 @@ class ConvGeometry:
         )
 
     def positions(self, shape: Sequence[int]) -> int:
-        """Output positions of one sample, for an input of ``shape`` (batch, channels, *spatial)."""
+        """Number of output positions of a sample; ``shape`` is (batch, channels, *spatial)."""
         return math.prod(self.output_spatial(shape[2:]))
 
     def output_shape(self, shape: Sequence[int], outputs: int) -> tuple[int, ...]:
@@ -122,15 +124,15 @@ class ConvGeometry:
         return (shape[0], outputs, *self.output_spatial(shape[2:]))
 
     def rows(self, shape: Sequence[int]) -> int:
-        """Patches in an input of ``shape``, over the whole batch."""
+        """Number of patches in an input of ``shape``, over the whole batch."""
         return shape[0] * self.positions(shape)
 
     def applications(self, shape: Sequence[int]) -> int:
-        """How often each weight is used on an input of ``shape``, over the whole batch."""
+        """Number of uses of each weight on an input of ``shape``, over the whole batch."""
         return shape[0] * math.prod(shape[2:]) if self.transposed else self.rows(shape)
 
     def patches(self, x: Array, index: npt.NDArray[np.intp] | None = None) -> Array:
-        """Rows that the kernel is multiplied with.
+        """Patches that the kernel is multiplied with, as rows.
 
         Args:
             x: input ``(batch, C, *spatial)``.
@@ -163,7 +165,7 @@ class ConvGeometry:
         return rows
 
     def _stuffed(self, x: Array) -> Array:
-        """The input of the plain convolution that a transposed one equals."""
+        """The input of the plain convolution that equals a transposed one."""
         extents = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], self.strides, strict=True)]
         wide = np.zeros((*x.shape[:2], *extents), x.dtype)
         sparse = [slice(None), slice(None), *(slice(None, None, s) for s in self.strides)]
@@ -177,7 +179,7 @@ class ConvGeometry:
         return _padded(wide, pads)
 
     def responses(self, y: Array, index: npt.NDArray[np.intp] | None = None) -> Array:
-        """Rows ``(groups, rows, N / groups)`` of an output ``(batch, N, *spatial)``."""
+        """Responses ``(groups, rows, N / groups)`` in an output ``(batch, N, *spatial)``."""
         flat = y.reshape(y.shape[0], y.shape[1], -1)
         if index is not None:
             flat = flat[:, :, index]
@@ -188,11 +190,14 @@ class ConvGeometry:
 
 @dataclass(frozen=True)
 class LinearGeometry:
-    """A matrix product: which axis of the input is contracted, which axis of the output is made.
+    """Axes of a matrix product.
 
     Attributes:
-        input_axis: ``-1`` for ``x W``; ``-2`` for ``W x`` and for Gemm with ``transA``.
-        output_axis: ``-1``, or ``-2`` for ``W x``.
+        input_axis: axis of the input that is contracted: ``-1`` for ``x W``; ``-2`` for ``W x``
+            and for Gemm with ``transA``.
+        output_axis: axis of the output that is made: ``-1``, or ``-2`` for ``W x``.
+        kernel: always empty, as there are no spatial axes.
+        groups: always 1.
     """
 
     input_axis: int = -1
@@ -206,7 +211,7 @@ class LinearGeometry:
         return self.output_axis
 
     def positions(self, shape: Sequence[int]) -> int:
-        """Rows of one sample; 1 for a plain matrix, whose rows are the samples."""
+        """Number of rows of a sample; 1 for a matrix, whose rows are the samples."""
         return self.rows(shape) // shape[0] if len(shape) > 2 else 1
 
     def output_shape(self, shape: Sequence[int], outputs: int) -> tuple[int, ...]:
@@ -217,11 +222,11 @@ class LinearGeometry:
         return tuple(moved)
 
     def rows(self, shape: Sequence[int]) -> int:
-        """Rows of an input of ``shape``, over the whole batch."""
+        """Number of rows in an input of ``shape``, over the whole batch."""
         return math.prod(shape) // max(shape[self.input_axis], 1)
 
     def applications(self, shape: Sequence[int]) -> int:
-        """How often each weight is used on an input of ``shape``, over the whole batch."""
+        """Number of uses of each weight on an input of ``shape``, over the whole batch."""
         return self.rows(shape)
 
     def patches(self, x: Array, index: npt.NDArray[np.intp] | None = None) -> Array:
@@ -244,7 +249,7 @@ class LinearGeometry:
 
 
 def _padded(x: Array, pads: Sequence[tuple[int, int]]) -> Array:
-    """``x`` with zeros around its spatial axes; a negative pad cuts off."""
+    """``x`` with zeros around its spatial axes; a negative pad removes positions."""
     whole: list[slice] = [slice(None), slice(None)]
     inner = [
         slice(max(-lo, 0), n - max(-hi, 0)) for n, (lo, hi) in zip(x.shape[2:], pads, strict=True)

@@ -1,4 +1,4 @@
-"""What every step of a chain tells of itself, and can be asked for."""
+"""Step: the properties and methods that every step of a chain has."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Array = npt.NDArray[np.floating[Any]]
 
 
 class Step(Protocol):
-    """One linear map of a chain, in whatever form it is written."""
+    """A linear map of a chain, in any form."""
 
     @property
     def role(self) -> str:
-        """A word for the name of its node (``vertical``, ``core`` ...)."""
+        """Word for the name of its node (``vertical``, ``core`` ...)."""
 
     @property
     def inputs(self) -> int:
@@ -30,22 +30,22 @@ class Step(Protocol):
 
     @property
     def groups(self) -> int:
-        """Into how many groups the map falls apart."""
+        """Number of independent groups of the map."""
 
     @property
     def bias(self) -> Array | None:
-        """``(outputs,)``, or None."""
+        """Bias ``(outputs,)``, or None."""
 
     @property
     def parameters(self) -> int:
-        """Elements of all its floating-point constants."""
+        """Number of elements of all its floating-point constants."""
 
     @property
     def nodes(self) -> int:
-        """Nodes that it is written as, about."""
+        """Number of nodes that it is written as, approximately."""
 
     def macs(self, shape: Sequence[int]) -> int:
-        """Multiply-accumulates for an input of ``shape``, over its whole batch."""
+        """Number of multiply-accumulates for an input of ``shape``, over its whole batch."""
 
     def output_shape(self, shape: Sequence[int]) -> Sequence[int]:
         """Shape of the output for an input of ``shape``."""

@@ -1,4 +1,4 @@
-"""Steps of a chain that are no single product: channels picked out, branches, tensor trains."""
+"""Steps of a chain other than single products: selected channels, branches, tensor trains."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ Array = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Select:
-    """Channels of the input in another order, or some of them, or some of them twice.
+    """Selection of input channels, in any order and number.
 
     Attributes:
-        index: ``(N,)``; which input channel each output channel is.
+        index: number of the input channel that each output channel is, ``(N,)``.
         inputs: number of input channels.
-        geometry: of a stage that could read the same input.
-        role: a word for the name of its node.
-        groups: with more than one, output group g picks from input group g alone.
+        geometry: geometry of a stage that could read the same input.
+        role: word for the name of its node.
+        groups: number of groups; output group g selects from input group g only.
+
+    Raises:
+        ValueError: an index is outside its group.
     """
 
     index: tuple[int, ...]
@@ -43,7 +46,8 @@ class Select:
     def __post_init__(self) -> None:
         picked = np.array(self.index).reshape(self.groups, -1) // (self.inputs // self.groups)
         if (picked != np.arange(self.groups)[:, None]).any():
-            raise ValueError(f"an index leaves its group of {self.inputs // self.groups} channels")
+            size = self.inputs // self.groups
+            raise ValueError(f"an index is outside its group of {size} channels")
 
     @property
     def outputs(self) -> int:
@@ -52,11 +56,11 @@ class Select:
 
     @property
     def axis(self) -> int:
-        """The axis that is picked from."""
+        """Axis of the channels."""
         return 1 if isinstance(self.geometry, ConvGeometry) else self.geometry.input_axis
 
     def macs(self, shape: Sequence[int]) -> int:
-        """None are needed."""
+        """Number of multiply-accumulates: 0."""
         return 0
 
     def output_shape(self, shape: Sequence[int]) -> Sequence[int]:
@@ -66,29 +70,37 @@ class Select:
         return moved
 
     def dense(self, groups: int) -> Array:
-        """Ones where a channel is picked, ``(groups, N / groups, C / groups, 1 ...)``."""
+        """Selection as a kernel of ones and zeros, ``(groups, N / groups, C / groups, 1 ...)``."""
         index = np.array(self.index).reshape(groups, -1) % (self.inputs // groups)
         picked: Array = np.eye(self.inputs // groups)[index]
         return picked.reshape(*picked.shape, *(1,) * len(self.geometry.kernel))
 
     def with_bias(self, bias: Array | None) -> Select:
-        """The same; it has no bias.
+        """The same step, which cannot have a bias.
 
         Raises:
-            ValueError: one is given.
+            ValueError: a bias is given.
         """
         if bias is not None:
-            raise ValueError("picking channels out has no bias")
+            raise ValueError("a selection of channels cannot have a bias")
         return self
 
     def astype(self, dtype: npt.DTypeLike) -> Select:
-        """The same; it holds no floating-point numbers."""
+        """The same step, as it holds no floating-point numbers."""
         return self
 
 
 @dataclass(frozen=True)
 class Branches:
-    """Chains that read one input and whose outputs are added; the last one has the bias."""
+    """Chains that read the same input and whose outputs are added.
+
+    Attributes:
+        chains: the branches; only the last one may have a bias.
+        role: word for the name of its nodes.
+
+    Raises:
+        ValueError: another branch has a bias, or the branches have different channels.
+    """
 
     chains: tuple[Chain, ...]
     role: str = "sum"
@@ -98,7 +110,7 @@ class Branches:
             raise ValueError("only the last branch may have a bias")
         ends = {(c.stages[0].inputs, c.last.outputs) for c in self.chains}
         if len(ends) > 1:
-            raise ValueError(f"branches between different channels: {sorted(ends)}")
+            raise ValueError(f"branches have different inputs and outputs: {sorted(ends)}")
 
     @property
     def inputs(self) -> int:
@@ -112,22 +124,22 @@ class Branches:
 
     @property
     def groups(self) -> int:
-        """The groups that all branches share."""
+        """Number of groups that all branches share."""
         return math.gcd(*(c.groups for c in self.chains))
 
     @property
     def bias(self) -> Array | None:
-        """``(N,)`` or None."""
+        """Bias ``(N,)`` or None."""
         return self.chains[-1].last.bias
 
     @property
     def parameters(self) -> int:
-        """Elements of all weights and biases."""
+        """Number of elements of all weights and biases."""
         return sum(c.parameters for c in self.chains)
 
     @property
     def nodes(self) -> int:
-        """Those of the branches, and their Add."""
+        """Number of nodes: those of the branches, and the Adds."""
         return sum(c.nodes for c in self.chains) + len(self.chains) - 1
 
     def macs(self, shape: Sequence[int]) -> int:
@@ -145,7 +157,7 @@ class Branches:
         return sum((c.dense(groups) for c in self.chains[1:]), self.chains[0].dense(groups))
 
     def with_bias(self, bias: Array | None) -> Branches:
-        """The same with another bias on the last branch."""
+        """The same step with another bias on the last branch."""
         return replace(self, chains=(*self.chains[:-1], self.chains[-1].with_bias(bias)))
 
     def astype(self, dtype: npt.DTypeLike) -> Branches:
@@ -157,19 +169,21 @@ class Branches:
 class TensorTrainStep:
     """A matrix as a tensor train, ``W[(a1 .. ad), (b1 .. bd)] = G1[a1, b1] .. Gd[ad, bd]``.
 
-    The input is folded to ``(b1, .., bd)`` and meets one core after the other,
+    The input is folded to ``(b1, .., bd)`` and multiplied by one core after the other,
 
         (A, r b_k, B) -> (A, a_k r', B)      A = a1 .. a(k-1),  B = b(k+1) .. bd
 
-    each a matrix product and a new reading of the same numbers: nothing is ever transposed.
+    each a matrix product and a Reshape: nothing is ever transposed.
 
     Attributes:
-        cores: ``G_k (r, a, b, r')``, the first ``r`` and the last ``r'`` being 1.
-        inputs: ``C``, at most the product of all b; the rest is zeros.
-        outputs: ``N``, at most the product of all a; the rest is cut off.
-        geometry: of the matrix product.
-        bias: ``(N,)`` or None.
-        role: a word for the name of its nodes.
+        cores: cores ``G_k (r, a, b, r')``; the first ``r`` and the last ``r'`` are 1.
+        inputs: number of inputs ``C``, at most the product of all b; the input is padded with
+            zeros to that.
+        outputs: number of outputs ``N``, at most the product of all a; the rest is cut off.
+        geometry: geometry of the matrix product.
+        bias: bias ``(N,)`` or None.
+        role: word for the name of its nodes.
+        groups: always 1.
     """
 
     cores: tuple[Array, ...]
@@ -183,17 +197,17 @@ class TensorTrainStep:
 
     @property
     def row_modes(self) -> tuple[int, ...]:
-        """``(a1 .. ad)``."""
+        """Sizes ``(a1 .. ad)`` whose product is at least ``N``."""
         return tuple(int(c.shape[1]) for c in self.cores)
 
     @property
     def column_modes(self) -> tuple[int, ...]:
-        """``(b1 .. bd)``."""
+        """Sizes ``(b1 .. bd)`` whose product is at least ``C``."""
         return tuple(int(c.shape[2]) for c in self.cores)
 
     @property
     def matrices(self) -> tuple[Array, ...]:
-        """Each core as it is multiplied: ``(a r', r b)`` from the left, the last from the right."""
+        """Cores as matrices: ``(a r', r b)`` to multiply from the left, the last from the right."""
         *first, last = self.cores
         return (
             *(
@@ -205,12 +219,12 @@ class TensorTrainStep:
 
     @property
     def parameters(self) -> int:
-        """Elements of the cores and the bias."""
+        """Number of elements of the cores and the bias."""
         return sum(int(c.size) for c in self.cores) + (0 if self.bias is None else self.bias.size)
 
     @property
     def nodes(self) -> int:
-        """A Reshape and a MatMul for each core, and a Reshape."""
+        """Number of nodes: a Reshape and a MatMul for each core, and a Reshape."""
         return 2 * len(self.cores) + 1
 
     def macs(self, shape: Sequence[int]) -> int:

@@ -1,1 +1,1 @@
-"""Channel groups: which layers make and read a channel, and how it is taken out."""
+"""Channel groups: the layers that make and read a channel, and cutting channels out of a graph."""

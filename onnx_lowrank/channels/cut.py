@@ -1,11 +1,11 @@
-"""Cut channels out of a graph: out of their makers, all that they pass, and their readers.
+"""Cutting channels out of a graph: out of their producers, the nodes between, and their readers.
 
     y = W2 f(W1 x)    ->    W2[:, keep] f(W1[keep] x)
 
-Exact where the removed columns of ``W2`` are zero; otherwise the caller solves for new columns.
-What carries one number a channel (BatchNormalization, slopes, biases, depthwise kernels) loses the
-same entries, and shapes, sizes, bounds, pads and indices that the file states are written anew.
-The names of tensors and nodes stay.
+The cut is exact where the removed columns of ``W2`` are zero; otherwise the caller solves for new
+columns. Constants with one entry for each channel (BatchNormalization, slopes, biases, depthwise
+kernels) lose the same entries, and shapes, sizes, bounds, pads and indices in the file are
+adjusted. The names of tensors and nodes stay.
 
 Reference: He et al. 2017, Channel pruning for accelerating very deep neural networks.
 """
@@ -35,11 +35,11 @@ Weights = Mapping[str, tuple[Array, Array | None]]
 
 @dataclass(frozen=True)
 class Remains:
-    """What a cut has left of the tensors.
+    """The tensors of a graph after a cut.
 
     Attributes:
-        shapes: of the tensors of the graph that is left.
-        kept: masks along the axes of those that lost something, by tensor.
+        shapes: shapes of the tensors after the cut, by name.
+        kept: masks of the positions kept along the axes that lost some, by tensor and axis.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -60,23 +60,22 @@ def cut_groups(
 ) -> Remains:
     """Remove channels of several groups at once.
 
-    Groups describe the graph as it was when they were found: look for them again after a cut (the
-    shapes in what is returned save the inference).
+    Groups describe the graph as it was when they were found: find them again after a cut (the
+    shapes returned save the inference).
 
     Args:
-        graph: the graph that the groups were found in, or an equal one; changed.
-        cuts: groups of one :func:`~onnx_lowrank.channels.groups.find_channel_groups`, and which of
-        their
-            channels stay.
-        weights: by layer name, new weight ``(N, kept, *kernel)`` and bias ``(N,)`` or None of some
-            consumers: only the kept columns, but all rows as they are before the cut.
+        graph: graph that the groups were found in, or an equal one; it is changed.
+        cuts: groups from one :func:`~onnx_lowrank.channels.groups.find_channel_groups`, each with
+            the numbers of the channels that stay.
+        weights: new weight ``(N, kept, *kernel)`` and bias ``(N,)`` or None of some consumers, by
+            layer name: with the kept columns only, but with all rows as they are before the cut.
 
     Returns:
-        What is left of the tensors.
+        The tensors after the cut.
 
     Raises:
-        ValueError: a group is frozen or of another graph, a channel out of range, nothing would be
-            left of a tensor, or a new weight fits no layer.
+        ValueError: a group is frozen or was found in another graph, a channel is out of range,
+            nothing would be left of a tensor, or a new weight fits no layer.
     """
     cut = _plan(graph, cuts)
     for name in weights or {}:
@@ -108,25 +107,25 @@ def gather_input(
     channels: Sequence[int],
     weight: tuple[Array, Array | None] | None = None,
 ) -> str:
-    """Let one layer read fewer channels, through a Gather in front of it.
+    """Make one layer read fewer channels, through a Gather in front of it.
 
     Args:
-        graph: changed.
-        consumer: name of a layer of one group.
+        graph: graph to change.
+        consumer: name of the layer; it must have one group.
         channels: positions that it still reads on the channel axis of its input, in this order.
         weight: its new weight ``(N, len(channels), *kernel)`` and bias ``(N,)``.
 
     Returns:
-        Name of the tensor that the layer now reads.
+        Name of the tensor that the layer reads now.
 
     Raises:
-        ValueError: no such layer, or one that cannot read through a Gather.
+        ValueError: the layer does not exist, or cannot read through a Gather.
     """
     layer = next((x for x in find_layers(graph)[0] if x.name == consumer), None)
     if layer is None:
-        raise ValueError(f"{consumer!r} is no layer of this graph")
+        raise ValueError(f"{consumer!r} is not a layer of this graph")
     if layer.groups > 1:
-        raise ValueError(f"{consumer!r} has {layer.groups} groups; a Gather would tear them apart")
+        raise ValueError(f"{consumer!r} has {layer.groups} groups; a Gather needs a single one")
     kept = np.asarray(channels, np.int64)
     if not kept.size or kept.min() < 0 or kept.max() >= layer.shape[1]:
         raise ValueError(f"{consumer!r} reads channels 0 to {layer.shape[1] - 1}")
@@ -186,13 +185,13 @@ def _fits(labels: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 def _edit(
     graph: Graph, cut: Cut, node: Node, made: dict[tuple[str, bytes], str]
 ) -> tuple[dict[int, str], dict[str, Any]]:
-    """New constants and attributes for one node."""
+    """New constants (by input position) and attributes (by name) of one node."""
     inputs: dict[int, str] = {}
     attrs: dict[str, Any] = {}
     for index, operand in enumerate(node.inputs):
         masks = cut.operands.get((first_output(node), index))
         if masks:
-            # nodes that shared a constant go on sharing it
+            # nodes that share a constant still share it after the cut
             key = operand.name, b"".join(bytes([a]) + m.tobytes() for a, m in masks.items())
             if key not in made:
                 value = graph.constant(operand.name)
@@ -201,8 +200,8 @@ def _edit(
                     value = value.compress(mask, axis)
                 made[key] = graph.renew_constant(operand.name, value)
             inputs[index] = made[key]
-    touched = any(t.name in cut.kept for t in (*node.inputs, *node.outputs))
-    if touched and node.op in EDITS:
+    loses_channels = any(t.name in cut.kept for t in (*node.inputs, *node.outputs))
+    if loses_channels and node.op in EDITS:
         more, attrs = EDITS[node.op](graph, cut, node)
         inputs.update(more)
     return inputs, attrs
@@ -223,11 +222,11 @@ def _reading(graph: Graph, node: Node) -> tuple[int, int, int]:
 
 
 def _set_weights(graph: Graph, weights: Weights, rows: Mapping[str, Mask | None]) -> Iterator[str]:
-    """Give layers new numbers; their outputs."""
+    """Give layers new weights, and yield the names of their outputs."""
     layers = {x.name: x for x in find_layers(graph)[0]} if weights else {}
     for name, (weight, bias) in weights.items():
         if name not in layers:
-            raise ValueError(f"{name!r} is no layer that takes a new weight")
+            raise ValueError(f"{name!r} is not a layer of this graph")
         layer = layers[name]
         kept = rows.get(name)
         if kept is not None:

@@ -1,7 +1,8 @@
-"""What a file states about numbers of channels, stated anew after a cut.
+"""Edits of constants and attributes that depend on numbers of channels, after a cut.
 
-Targets of Reshape, Expand and Resize, sizes of Split, bounds of Slice, indices of Gather, pads of
-Pad, groups of depthwise convolutions. What the model computes at run time follows by itself.
+These are targets of Reshape, Expand and Resize, sizes of Split, bounds of Slice, indices of Gather,
+pads of Pad, and groups of depthwise convolutions. Values that the model computes at run time follow
+by themselves.
 """
 
 from __future__ import annotations
@@ -22,17 +23,20 @@ from onnx_lowrank.graph.graph import Graph, Node
 __all__ = ["EDITS", "Cut", "Edit", "Mask", "constant_operand"]
 
 Mask = npt.NDArray[np.bool_]
-#: constants by input position, attributes
+#: names of constants by input position, and attributes by name
 Edit = tuple[dict[int, str], dict[str, Any]]
 
 
 @dataclass
 class Cut:
-    """What is left of every tensor and operand.
+    """A cut: the positions that stay of every tensor and constant operand.
 
     Attributes:
-        kept: masks along the axes of the tensors that lose something.
-        operands: by node output and position the masks along the axes of a constant.
+        flow: labels of the graph.
+        gone: roots of the channels that go.
+        kept: masks of the positions that stay, by tensor and axis; only axes that lose some.
+        operands: masks of the positions that stay in constant operands, by (node output, input
+            position) and axis.
     """
 
     flow: Flow
@@ -43,7 +47,7 @@ class Cut:
     )
 
     def masks(self, labels: IntArray, name: str) -> dict[int, Mask]:
-        """Masks along the axes that lose something."""
+        """Masks of the positions that stay, by axis; only axes that lose some."""
         keep = ~np.isin(self.flow.atoms.roots(labels), self.gone)
         if keep.all():
             return {}
@@ -58,14 +62,14 @@ class Cut:
         return result
 
     def shape(self, tensor: str) -> tuple[int, ...]:
-        """Shape of what is left."""
+        """Shape of a tensor after the cut."""
         shape = list(self.flow.shapes[tensor])
         for axis, mask in self.kept.get(tensor, {}).items():
             shape[axis] = int(mask.sum()) * (shape[axis] // mask.size)
         return tuple(shape)
 
     def rows(self, output: str) -> Mask | None:
-        """Which rows of the layer that makes ``output`` stay; None for all."""
+        """Mask of the rows that stay of the layer that makes ``output``; None if all do."""
         masks = self.kept.get(output, {})
         return next(iter(masks.values()), None)
 
@@ -183,7 +187,7 @@ def _pad(graph: Graph, cut: Cut, node: Node) -> Edit:
     return {1: graph.renew_constant(node.inputs[1].name, amounts)}, {}
 
 
-#: Operators whose file form states how many channels there are, besides constants with channels.
+#: Edits of operators with constants or attributes that depend on the number of channels.
 EDITS: dict[str, Callable[[Graph, Cut, Node], Edit]] = {
     "Conv": _groups,
     "ConvTranspose": _groups,

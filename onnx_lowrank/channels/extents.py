@@ -1,8 +1,8 @@
-"""Extents that a model reads at run time (Shape), and what it builds from them.
+"""Extents that a model reads at run time (Shape), and the tensors that it computes from them.
 
-A tensor of extents is followed entry by entry, as an integer or as the axis of the tensor that it
-was read from, so that a computed Reshape is understood as long as the model does not calculate with
-the number of channels.
+A tensor of extents is followed entry by entry, each an integer or the axis of the tensor that it
+was read from. So a computed Reshape is understood as long as the model does not calculate with the
+number of channels.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from onnx_lowrank.graph.graph import Node
 
 __all__ = ["follow_extents"]
 
-#: Operators that move integers (or add to what is known), and inputs that take a shape.
+#: Operators whose results are followed.
 _MOVES = frozenset({"Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Cast", "Identity", "Add"})
+#: Position of the input that is a shape, by operator.
 _TARGETS = {"Reshape": 1, "Expand": 1, "Resize": 3}
 
 
 def follow_extents(flow: Flow, node: Node) -> bool:
-    """Follow extents that the model reads by Shape; whether that is all the node does."""
+    """Follow extents through a node; return whether the node does nothing else."""
     names = [t.name for t in node.inputs]
     output = node.outputs[0].name
     if node.op == "Shape":

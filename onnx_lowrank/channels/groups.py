@@ -1,6 +1,6 @@
-"""Channel groups: which layers make a channel, which read it, and why it may have to stay.
+"""Channel groups: the layers that make a channel, those that read it, and why it may have to stay.
 
-    labels   what every operator does to its data it does to the labels of its data
+    labels   every operator does to the labels of its data what it does to the data
     ties     operands of an Add, groups of a convolution, sharers of a weight: one channel
     box      where channels lie on several axes of a tensor they are tied along all but one, so that
              a tensor without some channels is still a rectangular array
@@ -8,7 +8,7 @@
              no tensor is empty while one channel of each group is left
 
 A group spans a whole residual stage, and the parts of a concatenation are groups of their own.
-What is not understood is frozen, with the reason.
+Channels behind operators without a rule are frozen, with the reason.
 
 Reference: He et al. 2017, Channel pruning for accelerating very deep neural networks; Fang et al.
 2023, DepGraph: towards any structural pruning.
@@ -45,10 +45,10 @@ class Producer:
     """A layer that makes the channels of a group.
 
     Attributes:
-        name: of the layer, as :func:`~onnx_lowrank.layers.find_layers` has it.
-        op: its operator.
-        output: its output tensor, without the Add of a bias.
-        rows: for each channel the rows of the weight that make it; several where groups are tied.
+        name: name of the layer, as in :func:`~onnx_lowrank.layers.find_layers`.
+        op: operator of the layer.
+        output: name of its output tensor, before the Add of a bias.
+        rows: numbers of the weight's rows that make each channel; several where groups are tied.
     """
 
     name: str
@@ -62,11 +62,11 @@ class Consumer:
     """A layer that reads the channels of a group.
 
     Attributes:
-        name: of the layer, as :func:`~onnx_lowrank.layers.find_layers` has it.
-        op: its operator.
-        input: tensor that it reads.
-        columns: for each channel its positions on axis 1 of the weight ``(N, C / groups, *kernel)``
-            (on axis 0 as ConvTranspose stores it); several behind a Flatten.
+        name: name of the layer, as in :func:`~onnx_lowrank.layers.find_layers`.
+        op: operator of the layer.
+        input: name of the tensor that it reads.
+        columns: positions of each channel on axis 1 of the weight ``(N, C / groups, *kernel)``
+            (axis 0 of the stored weight of a ConvTranspose); several behind a Flatten.
     """
 
     name: str
@@ -77,16 +77,18 @@ class Consumer:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that go together into the same decisions.
+    """Channels that are made and read by the same layers.
 
     Attributes:
-        name: of its first producer, else of its first tensor; unique.
+        name: unique name: that of its first producer, or of its first tensor.
         size: number of channels.
-        producers: layers that make them, in order.
-        consumers: layers that read them, in order.
-        carried: constant operands with entries of each channel (biases, BatchNormalization, slopes,
-            depthwise weights), as (node output, input position, entries of a channel).
-        frozen: why they must stay; None if they may be cut.
+        producers: layers that make the channels, in order.
+        consumers: layers that read the channels, in order.
+        carried: constant operands with entries for each channel (biases, BatchNormalization,
+            slopes, depthwise weights), as (node output, input position, entries of a channel).
+        frozen: reason why the channels must stay; None if they may be cut.
+        flow: labels of the graph.
+        atoms: roots of the channels.
     """
 
     name: str
@@ -105,13 +107,13 @@ class ChannelGroup:
 
 
 def find_channel_groups(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[ChannelGroup]:
-    """All channels of the main graph in groups, in the order of their first producers.
+    """Find the channel groups of the main graph, in the order of their first producers.
 
     Args:
-        graph: read, never changed.
-        shapes: concrete shapes of its tensors (:func:`~onnx_lowrank.analysis.cost.tensor_shapes`);
-        where one
-            is missing, channels are frozen.
+        graph: the graph; it is not changed.
+        shapes: concrete shapes of its tensors
+            (:func:`~onnx_lowrank.analysis.cost.tensor_shapes`); channels of a tensor without a
+            shape are frozen.
     """
     flow = Flow(graph, shapes)
     for name in graph.inputs:
@@ -142,7 +144,7 @@ def _step(flow: Flow, node: Node) -> None:
                 raise UnknownOperatorError(reason)
             labels = RULES[node.op](flow, node)
             for name in own[1:] if node.op not in JOINING else ():
-                if name in flow.labels:  # the rule looked at the first only
+                if name in flow.labels:  # the rule reads the first input only
                     flow.atoms.freeze(flow.labels[name], reason)
         labels += [None] * (len(outputs) - len(labels))
         for output, value in zip(outputs, labels, strict=True):
@@ -169,7 +171,7 @@ def _arrays(flow: Flow) -> Iterator[tuple[str, IntArray]]:
 
 
 def _box(flow: Flow) -> None:
-    """Tie along all axes but one; freeze a channel without which nothing would be left."""
+    """Tie channels along all axes but one; freeze a channel that is the only one of a tensor."""
     for _, labels in _arrays(flow):
         axes = varying(labels)
         if len(axes) < 2:
@@ -187,7 +189,7 @@ def _box(flow: Flow) -> None:
 
 
 def _edge(labels: IntArray, axis: int) -> IntArray:
-    """What the labels would be if they varied along ``axis`` only."""
+    """The labels at the first position of all axes but ``axis``."""
     for other in set(range(labels.ndim)) - {axis}:
         labels = labels.take([0], other)
     return labels
@@ -241,7 +243,7 @@ def _group(
     uses: list[list[tuple[Operand, list[int]]]],
     tensor: str,
 ) -> ChannelGroup:
-    """One group: channels ``roots``, each with the operands that it has entries in."""
+    """Make the group of the channels ``roots``; ``uses`` has the operands of each."""
     operands = {id(o): o for channel in uses for o, _ in channel}
     entries = [{id(o): positions for o, positions in channel} for channel in uses]
     producers: list[Producer] = []
@@ -273,7 +275,7 @@ def _group(
 
 
 def _where(flow: Flow, labels: IntArray) -> dict[int, list[int]]:
-    """Positions of each channel."""
+    """Positions of each channel in a flattened array of labels, by root."""
     found: dict[int, list[int]] = {}
     for position, root in enumerate(flow.atoms.roots(labels).reshape(-1).tolist()):
         found.setdefault(root, []).append(position)

@@ -1,12 +1,12 @@
-"""Labels: which channel every position of a tensor belongs to.
+"""Labels: the channel that every position of a tensor belongs to.
 
 A channel is an *atom*, a number. Every tensor has an integer array that broadcasts to its shape
 and holds the atom of each position: ``(1, C, 1, 1)`` behind a convolution, ``(1, C * h * w)`` with
 each atom repeated ``h * w`` times behind a Flatten, ``(1, g, C / g, 1, 1)`` in a channel shuffle.
-What an operator does to its data, it does to the labels; where two positions must live or die
-together (the operands of an Add), their atoms are tied (union-find). Atoms that must not go are
-frozen, with a reason; positions that are no channel at all (those of a graph input) carry a *fixed*
-atom, which freezes whatever is tied to it.
+An operator does to the labels what it does to its data; where two positions must stay or go
+together (the operands of an Add), their atoms are tied (union-find). Atoms that must stay are
+frozen, with a reason; positions that belong to no channel (those of a graph input) have a *fixed*
+atom, which freezes every atom tied to it.
 
 Reference: Fang et al. 2023, DepGraph: towards any structural pruning.
 """
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class UnknownOperatorError(Exception):
-    """What a node does to its channels is not understood; caught where the rules are called."""
+    """No rule says what a node does to its channels; caught where the rules are called."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,11 @@ class Operand:
     """A constant operand with channels along its axes.
 
     Attributes:
-        output: first output of the node, which finds it again in any copy of the graph.
+        output: name of the node's first output, which identifies it in any copy of the graph.
         index: position among the node's inputs.
-        labels: atoms, broadcasting to the constant's shape.
-        role: ``rows`` make channels, ``columns`` read them, ``carried`` is one number a channel.
+        labels: atoms, which broadcast to the constant's shape.
+        role: ``rows`` (they make channels), ``columns`` (they read channels) or ``carried`` (one
+            entry for each channel).
     """
 
     output: str
@@ -64,13 +65,14 @@ class Flow:
     """The labels of a graph as they become known, node by node.
 
     Attributes:
-        graph: read, never changed.
+        graph: the graph; it is not changed.
         shapes: concrete shapes of its tensors.
-        labels: of every activation tensor.
-        dims: tensors that hold extents: integers, :class:`Dim`, or None for computed numbers.
-        operands: constants with channels.
-        unread: why the node that makes a tensor could not be followed.
-        weights: labels of rows and columns of the weights met so far, and how they are read.
+        atoms: the channels.
+        labels: labels of every activation tensor, by name.
+        dims: tensors of extents, by name: integers, :class:`Dim`, or None for computed numbers.
+        operands: constant operands with channels.
+        unread: reasons why the node that makes a tensor could not be followed, by tensor.
+        weights: labels of the rows and of the columns of each weight so far, and how it is read.
     """
 
     graph: Graph
@@ -84,7 +86,11 @@ class Flow:
     _shapes_of_constants: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def shape(self, tensor: str) -> tuple[int, ...]:
-        """Concrete shape of an activation or a constant."""
+        """Concrete shape of an activation or a constant.
+
+        Raises:
+            UnknownOperatorError: the shape is not known.
+        """
         if tensor in self._shapes_of_constants:
             return self._shapes_of_constants[tensor]
         if self.graph.is_constant(tensor):
@@ -137,7 +143,7 @@ class Flow:
             self.atoms.freeze(labels, reason)
 
     def operand(self, node: Node, index: int, labels: IntArray, role: str) -> None:
-        """Say that a constant operand has channels."""
+        """Register a constant operand that has channels."""
         shape = self.shape(node.inputs[index].name)
         if labels.ndim != len(shape) or any(
             n not in (1, d) for n, d in zip(labels.shape, shape, strict=True)
@@ -146,20 +152,20 @@ class Flow:
         self.operands.append(Operand(first_output(node), index, labels, role))
 
     def target(self, tensor: str) -> npt.NDArray[np.object_] | None:
-        """Entries of a shape that a node is given: integers, :class:`Dim` or None."""
+        """Entries of a shape that a node reads: integers, :class:`Dim` or None."""
         if tensor in self.dims:
             return self.dims[tensor]
         value = self.graph.constant(tensor)
         return None if value is None else value.astype(object)
 
     def use(self, entries: Iterable[object], reason: str) -> None:
-        """Freeze channels whose number the model reads by Shape and computes with."""
+        """Freeze the channels whose number the model reads by Shape and computes with."""
         for entry in entries:
             if isinstance(entry, Dim) and entry.tensor in self.labels:
                 self.freeze_along(entry.tensor, [entry.axis], reason)
 
     def follow(self, labels: IntArray, target: Sequence[object], reason: str) -> None:
-        """Check that a target shape can follow its channels; freeze them otherwise."""
+        """Freeze channels whose number in a target shape cannot be adjusted."""
         for axis, entry in enumerate(target):
             if axis not in varying(labels):
                 self.use([entry], reason)
@@ -190,7 +196,7 @@ def reshape_labels(labels: IntArray, old: Sequence[int], new: Sequence[int]) -> 
     if [old[axis] for axis in kept] == [extent for extent in new if extent != 1]:
         extents = iter([labels.shape[axis] for axis in kept])
         return labels.reshape([next(extents) if extent != 1 else 1 for extent in new])
-    # axes that stay as they are, and hold no channel, need not be spread out
+    # axes that stay the same and have no channels are left out of the broadcast
     head = tail = 0
     limit = min(len(old), len(new)) - 1
     while head < limit and old[head] == new[head] and labels.shape[head] == 1:
@@ -208,19 +214,19 @@ def reshape_labels(labels: IntArray, old: Sequence[int], new: Sequence[int]) -> 
 
 
 def first_output(node: Node) -> str:
-    """The first output that a node makes; it names the node in any copy of its graph."""
+    """Name of a node's first output, which identifies the node in any copy of its graph."""
     return str(next((t.name for t in node.outputs if t.name), ""))
 
 
 def label(node: Node) -> str:
-    """A node as reasons name it."""
+    """Name of a node in reasons."""
     return f"{node.op} {node.name or first_output(node)}"
 
 
 def joined(flow: Flow, node: Node, names: Sequence[str]) -> IntArray:
-    """Labels of an elementwise function of several tensors; their channels are tied.
+    """Labels of an elementwise function of several tensors, whose channels are tied.
 
-    Constants among them that have an entry for each channel are carried along.
+    Constants among them with an entry for each channel are registered as carried.
     """
     rank = max(len(flow.shape(n)) for n in names)
     read = [n for n in names if not flow.graph.is_constant(n)]
@@ -250,15 +256,15 @@ def operand_name(node: Node, index: int, out: bool = False) -> str:
 
 
 def padded(labels: IntArray, rank: int) -> IntArray:
-    """Labels with leading axes up to ``rank``, as broadcasting has them."""
+    """Labels with leading axes of length 1 up to ``rank``, as in broadcasting."""
     return labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
 
 
 def integers(flow: Flow, node: Node, index: int) -> IntArray:
-    """A constant operand of integers.
+    """Read a constant operand of integers.
 
     Raises:
-        UnknownOperatorError: it is computed.
+        UnknownOperatorError: the operand is computed.
     """
     value = flow.graph.constant(operand_name(node, index))
     if value is None:

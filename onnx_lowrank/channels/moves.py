@@ -1,7 +1,7 @@
-"""What operators that move, repeat or leave out data do to channels, as a table.
+"""Rules for operators that move, repeat or leave out data, as a table.
 
-They do the same to the labels. Where a file states how many channels there are (a Reshape's target,
-the sizes of a Split), :mod:`onnx_lowrank.channels.edits` states it anew.
+They do the same to the labels. Constants that depend on the number of channels (a Reshape's target,
+the sizes of a Split) are adjusted by :mod:`onnx_lowrank.channels.edits`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Outputs = list[IntArray | None]
 
 
 def slices(flow: Flow, node: Node) -> dict[int, tuple[int, int]]:
-    """What a Slice takes along the axes on which its input has channels."""
+    """First position and end of a Slice along the axes on which its input has channels."""
     x = operand_name(node, 0)
     shape, channels = flow.shape(x), varying(flow.of(x))
     if flow.graph.opset < 10:
@@ -59,7 +59,7 @@ def slices(flow: Flow, node: Node) -> dict[int, tuple[int, int]]:
 
 
 def pads(flow: Flow, node: Node) -> dict[int, tuple[int, int]]:
-    """What a Pad adds before and behind the axes that have channels, where it adds any."""
+    """Amounts that a Pad adds before and behind the axes with channels, where it adds any."""
     x = operand_name(node, 0)
     shape, channels = flow.shape(x), varying(flow.of(x))
     after = flow.shape(operand_name(node, 0, out=True))
@@ -141,7 +141,7 @@ def _transpose(flow: Flow, node: Node) -> Outputs:
 
 
 def _reshaped(flow: Flow, node: Node) -> Outputs:
-    """Flatten, Squeeze, Unsqueeze: their output's shape follows by itself."""
+    """Labels behind Flatten, Squeeze and Unsqueeze, whose output shape follows by itself."""
     x, y = operand_name(node, 0), operand_name(node, 0, out=True)
     return [reshape_labels(flow.of(x), flow.shape(x), flow.shape(y))]
 

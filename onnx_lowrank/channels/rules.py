@@ -1,12 +1,12 @@
-"""What each operator does to the channels that it reads, as a table.
+"""Rules for what each operator does to the channels that it reads, as a table.
 
 A rule takes the flow so far and a node, registers the node's constant operands that have channels,
 and returns the labels of its outputs (None: no channels). It raises
-:class:`~onnx_lowrank.channels.labels.UnknownOperatorError` where it cannot tell; the channels are
-then frozen.
+:class:`~onnx_lowrank.channels.labels.UnknownOperatorError` where it does not know; the channels
+are then frozen.
 
 Grouped convolutions lose the same channels in each group: the atoms at one position of all groups
-are tied. So every group stays as large as the next, and a channel shuffle stays a box.
+are tied. So all groups keep the same size, and a channel shuffle still has a rectangular tensor.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _matmul(flow: Flow, node: Node) -> Outputs:
     x, y, axis = operand_name(node, 1 - at), operand_name(node, 0, out=True), -2 if left else -1
     axes = len(shape)
     if axes < 2 or any(size != 1 for size in shape[:-2]):
-        raise UnknownOperatorError("a product that is no matrix")
+        raise UnknownOperatorError("a product with a weight that is not a matrix")
     if (left or axes > 2) and len(flow.shape(x)) < axes:
         raise UnknownOperatorError("a product with more axes than its input")
     inputs = flow.vector(x, axis, f"channels on another axis of {label(node)}")
@@ -141,7 +141,7 @@ def _parameters(flow: Flow, node: Node, indices: Sequence[int]) -> Outputs:
 
 
 def _over_axes(flow: Flow, node: Node) -> Outputs:
-    """Operators that mix positions along some axes and keep the shape."""
+    """Labels behind operators that mix positions along some axes and keep the shape."""
     x = operand_name(node, 0)
     rank = len(flow.shape(x))
     if node.op == "LayerNormalization":
@@ -231,7 +231,7 @@ def _weight(flow: Flow, node: Node, index: int = 1) -> tuple[int, ...]:
 
 
 def _first_group(flow: Flow, vector: IntArray, groups: int) -> IntArray:
-    """Tie what stands at the same position of each group; the first group's atoms."""
+    """Tie the atoms at the same position of each group; return the first group's atoms."""
     blocks = vector.reshape(groups, -1)
     flow.atoms.tie(blocks, blocks[:1])
     first: IntArray = blocks[0]
@@ -252,7 +252,7 @@ def _bias(flow: Flow, node: Node, index: int, outputs: IntArray) -> None:
 def _tie_shared(
     flow: Flow, weight: str, outputs: IntArray, inputs: IntArray, use: tuple[object, ...]
 ) -> None:
-    """A weight that several nodes read loses the same rows and columns in all of them."""
+    """Tie the channels of nodes that share a weight: it loses the same rows and columns in all."""
     first = flow.weights.setdefault(weight, (outputs, inputs, use))
     if first[2] != use:
         raise UnknownOperatorError(f"the weight {weight}, read in two ways")

@@ -38,7 +38,7 @@ from onnx_lowrank.report.curve_plot import Line, check_picture, draw
 from onnx_lowrank.report.report import short
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import ImageOptions, input_specs, load_dataset
-from onnx_lowrank.samples.rows import RowTrial
+from onnx_lowrank.samples.row_trial import RowTrial
 from onnx_lowrank.samples.split import check_shapes, made_up
 
 __all__ = ["Curve", "Curves", "Point", "curves"]

@@ -1,1 +1,1 @@
-"""The vocabulary of graph edits, and constant folding."""
+"""Graphs: reading and editing them, constant folding, and writing them back."""

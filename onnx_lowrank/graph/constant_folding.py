@@ -1,10 +1,10 @@
-"""Tensors that follow from initializers alone: computed when asked for, and never stored.
+"""Constant folding: tensors that follow from initializers alone, computed when they are needed.
 
 Exporters leave weights behind views (Transpose, Cast, Reshape) and behind arithmetic (weight norm,
-scales, parts that are concatenated). What is made by deterministic operators of the default domain
-from constants alone is a constant too. It is evaluated node by node, in float as the model has it,
-by the reference implementation of the onnx package; results that would be larger than
-:data:`LARGEST` are left alone, so that a small file cannot ask for much memory.
+scales, parts that are concatenated). A tensor that deterministic operators of the default domain
+make from constants alone is a constant too. It is evaluated node by node, in the types of the
+model, by the reference implementation of the onnx package. Results that would be larger than
+:data:`LARGEST` are not computed, so that a small file cannot ask for much memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["SHAPE_LIKE", "VIEWS", "Constants"]
 Array: TypeAlias = npt.NDArray[Any]
 Node: TypeAlias = Any
 
-#: operators that hand on the numbers of their first operand
+#: operators that pass on the values of their first operand
 VIEWS = frozenset({"Identity", "Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 #: operators that are evaluated: no random ones, no control flow, nothing quantized
 FOLDED = VIEWS | frozenset({
@@ -40,24 +40,25 @@ FOLDED = VIEWS | frozenset({
     "Trilu", "Where",
 })  # fmt: skip
 QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear"})
-#: elements of a result
+#: largest number of elements of a result
 LARGEST = 1 << 26
-#: elements of an operand whose values decide on the shape of a result
+#: largest number of elements of an operand whose values may decide on the shape of a result
 SHAPE_LIKE = 64
 
 
 @dataclass
 class Constants:
-    """Which tensors of a graph are constant, and their values.
+    """The constant tensors of a graph, with their values.
 
     Attributes:
-        producer: the node that makes a tensor, if one does.
-        dims: shape of an initializer; None for any other tensor.
-        read: values of an initializer; None where they cannot be read.
-        proto: a node as it is written.
-        attribute: values of a Constant node; None where they are no numbers.
+        producer: returns the node that makes a tensor; None without one.
+        dims: returns the shape of an initializer; None for any other tensor.
+        read: returns the values of an initializer; None where they cannot be read.
+        proto: returns the protobuf of a node.
+        attribute: returns the values of a Constant node; None where they are not numbers.
         opset: version of the default operator set.
-        overridable: initializers for which a caller may feed another value; they are no constants.
+        overridable: names of initializers for which a caller may feed another value; they do not
+            count as constants.
     """
 
     producer: Callable[[str], Node | None]
@@ -70,7 +71,7 @@ class Constants:
     _varying: set[str] = field(default_factory=set)
 
     def forget(self) -> None:
-        """The graph has changed."""
+        """Forget which tensors vary, after the graph has changed."""
         self._varying.clear()
 
     def known(self, tensor: str) -> bool:
@@ -78,12 +79,12 @@ class Constants:
         return self._steps(tensor) is not None
 
     def quantized(self, tensor: str) -> bool:
-        """Whether ``tensor`` is made of constants, some of them quantized."""
+        """Whether ``tensor`` is computed from constants, some of them quantized."""
         steps = self._steps(tensor, QUANTIZED)
         return steps is not None and any(n.op == "DequantizeLinear" for n in steps)
 
     def overridden(self, tensor: str) -> str | None:
-        """The overridable initializer that ``tensor`` is made of, where all else is constant."""
+        """The overridable initializer that ``tensor`` depends on, if all else is constant."""
         steps = self._steps(tensor, QUANTIZED, overridden=True)
         names = {tensor, *(t.name for n in steps or [] for t in n.inputs)}
         return None if steps is None else min(names & set(self.overridable), default=None)
@@ -111,11 +112,11 @@ class Constants:
         return values.get(tensor) if steps else self.read(tensor)
 
     def makers(self, tensor: str) -> list[Node]:
-        """The nodes that a constant is computed by, in order."""
+        """Nodes that compute a constant, in order."""
         return self._steps(tensor) or []
 
     def views(self, tensor: str) -> list[str]:
-        """``tensor`` and what it is made of, down to the constant with most of its numbers."""
+        """``tensor`` and the tensors it is computed from, to the constant with most elements."""
         extents = self._extents(tensor)
         names = [tensor]
         while (node := self.producer(names[-1])) is not None and node.op in FOLDED:
@@ -129,7 +130,7 @@ class Constants:
         return names
 
     def _extents(self, tensor: str) -> dict[str, int]:
-        """How many stored numbers ``tensor`` and all that it is made of come from."""
+        """Numbers of stored elements behind ``tensor`` and each tensor it is computed from."""
         extents: dict[str, int] = {}
         for node in self.makers(tensor):
             total = 0
@@ -146,9 +147,9 @@ class Constants:
         """Nodes to evaluate for ``tensor``, in order; None if it is not constant.
 
         Args:
-            tensor: name.
-            also: operators that are passed beside those that can be evaluated.
-            overridden: take initializers that a caller may override for constants too.
+            tensor: name of the tensor.
+            also: operators that count as deterministic besides those that can be evaluated.
+            overridden: whether initializers that a caller may override count as constants.
         """
         done: dict[int, Node] = {}
         entered: set[int] = set()
@@ -187,7 +188,7 @@ class Constants:
             return False
         try:
             results: list[Any] = ReferenceEvaluator(model).run(None, dict(operands))  # type: ignore[assignment]
-        except Exception:  # an operator or type that the evaluator lacks, a shape that does not fit
+        except Exception:  # the evaluator lacks an operator or type, or shapes do not fit
             return False
         named = [o for o in proto.output if o]
         values.update((k, np.asarray(v)) for k, v in zip(named, results, strict=True))
@@ -200,7 +201,7 @@ def _able(node: Node, also: frozenset[str]) -> bool:
 
 
 def _alone(node: NodeProto, operands: Mapping[str, Array], opset: int) -> ModelProto:
-    """A model of one node."""
+    """Make a model of one node."""
     inputs = [
         value_info(k, int(helper.np_dtype_to_tensor_dtype(v.dtype)), v.shape)
         for k, v in operands.items()
@@ -211,7 +212,7 @@ def _alone(node: NodeProto, operands: Mapping[str, Array], opset: int) -> ModelP
 
 
 def _fits(model: ModelProto, operands: Mapping[str, Array]) -> bool:
-    """Whether the results have shapes that are known beforehand, and not too large."""
+    """Whether the shapes of the results are known beforehand, and not too large."""
     known = ModelProto()
     known.CopyFrom(model)
     for name, values in operands.items():

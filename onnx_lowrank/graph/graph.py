@@ -1,8 +1,8 @@
-"""The edit vocabulary: the only module that imports onnx-graphsurgeon.
+"""Graph: reading and editing the main graph of a model; no other module imports onnx-graphsurgeon.
 
-Nodes are never changed in place: an edit takes nodes out and puts others in that produce the same
-tensors. So whatever no edit named is written back from its own protobuf, bit for bit, with doc
-strings, metadata and attributes that no library needs to understand.
+Nodes are never changed in place: an edit removes nodes and inserts others that produce the same
+tensors. So every node that no edit named is written back from its own protobuf, bit for bit, with
+doc strings, metadata and attributes that no library needs to understand.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ __all__ = ["Graph", "Node"]
 
 Node: TypeAlias = Any  # gs.Node; onnx-graphsurgeon is untyped
 
-gs.logger.G_LOGGER.severity = logging.CRITICAL + 1  # it raises as well
+gs.logger.G_LOGGER.severity = logging.CRITICAL + 1  # its errors are raised as well
 
 
 class Graph:
-    """The main graph of a model, linked, with a few edits.
+    """The main graph of a model, with tensors linked to their nodes, and edits of it.
 
     Args:
-        model: it is read, never changed.
+        model: the model; it is read, and never changed.
 
     Raises:
         ModelError: the graph is inconsistent.
@@ -108,12 +108,12 @@ class Graph:
         return int(self._graph.opset)
 
     def producer(self, tensor: str) -> Node | None:
-        """The node that makes ``tensor``, if one does."""
+        """The node that makes ``tensor``; None if none does."""
         found = self._tensors.get(tensor)
         return found.inputs[0] if found is not None and found.inputs else None
 
     def consumers(self, tensor: str) -> list[Node]:
-        """Nodes that read ``tensor``, those inside subgraphs included; once for each use."""
+        """Nodes that read ``tensor``, once for each use, including nodes inside subgraphs."""
         found = self._tensors.get(tensor)
         return list(found.outputs) if found is not None else []
 
@@ -122,7 +122,7 @@ class Graph:
         return tensor in self._outputs
 
     def rank(self, tensor: str) -> int | None:
-        """Number of axes of ``tensor``, if the model says."""
+        """Number of axes of ``tensor``; None where the model does not say."""
         found = self._tensors.get(tensor)
         shape = getattr(found, "shape", None)
         return None if shape is None else len(shape)
@@ -130,7 +130,7 @@ class Graph:
     def extents(self, tensor: str) -> tuple[int | None, ...] | None:
         """Extent of each axis of ``tensor``, None where it is dynamic; None if nothing is known.
 
-        What the model does not say is inferred.
+        Extents that the model does not declare are inferred.
         """
         found = self._tensors.get(tensor)
         shape = getattr(found, "shape", None)
@@ -146,9 +146,9 @@ class Graph:
         return node.attrs.get(name, default)
 
     def constant(self, tensor: str) -> npt.NDArray[Any] | None:
-        """The value of ``tensor`` if it follows from constants; see :class:`Constants`.
+        """The value of ``tensor``; None where it is not constant, or cannot be computed.
 
-        None too where it cannot be computed.
+        A tensor that follows from constants is one too; see :class:`Constants`.
         """
         return self._constants.value(tensor)
 
@@ -157,22 +157,22 @@ class Graph:
         return self._constants.known(tensor)
 
     def is_quantized(self, tensor: str) -> bool:
-        """Whether ``tensor`` is made of constants that a DequantizeLinear reads."""
+        """Whether ``tensor`` is computed from constants by a DequantizeLinear."""
         return self._constants.quantized(tensor)
 
     def overridable(self, tensor: str) -> str | None:
-        """The graph input that keeps ``tensor`` from being constant, where nothing else does.
+        """The initializer that ``tensor`` depends on and that is a graph input too; None without.
 
-        That is an initializer which is listed as an input too: a caller may feed another value.
+        A caller may feed another value for it; but for that, ``tensor`` would be constant.
         """
         return self._constants.overridden(tensor)
 
     def views(self, tensor: str) -> list[str]:
-        """``tensor`` and what it is made of, down to the constant with most of its numbers."""
+        """``tensor`` and the tensors it is computed from, to the constant with most elements."""
         return self._constants.views(tensor)
 
     def uses(self, tensor: str) -> int:
-        """How many nodes read ``tensor``, or what it is made of, where that is more."""
+        """Number of nodes that read ``tensor``, or a tensor behind it if that is more."""
         own = {id(node) for node in self._constants.makers(tensor)}
         counts = [len(self.consumers(tensor))]
         for name in self.views(tensor)[1:]:
@@ -180,7 +180,7 @@ class Graph:
         return max(counts)
 
     def subgraph_nodes(self) -> Iterator[tuple[NodeProto, str]]:
-        """Nodes inside If, Loop, Scan and inside functions, with the name of the place."""
+        """Yield the nodes inside If, Loop, Scan and functions, each with the name of the place."""
         for node in self.model.proto.graph.node:
             yield from inner_nodes(node, node.name or node.op_type)
         for function in self.model.proto.functions:
@@ -191,7 +191,7 @@ class Graph:
     # -- editing ---------------------------------------------------------------------------------
 
     def fresh(self, stem: str) -> str:
-        """A name that nothing in the model has yet."""
+        """Return a new name that nothing in the model has yet."""
         name, count = stem, 1
         while name in self._names:
             name, count = f"{stem}_{count}", count + 1
@@ -202,9 +202,10 @@ class Graph:
         """Add an initializer and return its name.
 
         Args:
-            stem: how its name begins.
-            values: of it.
-            origin: the constant that it is made of, if any; both belong in the same file.
+            stem: beginning of its name.
+            values: its values.
+            origin: name of the constant that it is derived from, whose file it is to be stored in;
+                empty without one.
         """
         name = self.fresh(stem)
         self._heritage.settle(name, self._home(origin))
@@ -212,17 +213,17 @@ class Graph:
         return name
 
     def renew_constant(self, origin: str, values: npt.NDArray[Any], stem: str = "") -> str:
-        """Add an initializer that takes the place of the constant ``origin`` for some reader.
+        """Add an initializer that replaces the constant ``origin`` for a node.
 
-        Once nothing reads ``origin`` any more, it is written under that name, with the doc string
-        and the metadata of the old one; until then, and otherwise, it has the name returned.
+        If nothing reads ``origin`` when the model is written, it is written under that name, with
+        the doc string and the metadata of the old one; otherwise it has the name returned.
         """
         name = self.add_constant(stem or origin, values, origin)
         self._heritage.claim(name, origin)
         return name
 
     def set_constant(self, name: str, values: npt.NDArray[Any]) -> None:
-        """Give other values to an initializer that :meth:`add_constant` made."""
+        """Set the values of an initializer that :meth:`add_constant` made."""
         if name in self._initializers:
             raise ValueError(f"{name!r} belongs to the original model")
         self._tensors[name].values = self._kept(name, values)
@@ -235,7 +236,7 @@ class Graph:
         output: str | Sequence[str],
         attrs: Mapping[str, Any] | None = None,
     ) -> Node:
-        """A node for :meth:`replace`; ``output`` may be a tensor of a node that is replaced.
+        """Make a node for :meth:`replace`; ``output`` may be a tensor of a node that is replaced.
 
         An empty name stands for an operand or output that is left out.
         """
@@ -249,7 +250,7 @@ class Graph:
         )
 
     def replace(self, old: Sequence[Node], make: Callable[[], Sequence[Node]]) -> None:
-        """Take ``old`` out and put the nodes that ``make`` returns in place of the last of them.
+        """Remove the nodes ``old`` and insert those that ``make`` returns in place of the last one.
 
         ``make`` runs once the outputs of ``old`` are free to be produced again.
         """
@@ -272,12 +273,12 @@ class Graph:
     def change(
         self, node: Node, inputs: Mapping[int, str], attrs: Mapping[str, Any] | None = None
     ) -> None:
-        """Let ``node`` read other tensors.
+        """Replace ``node`` by one that reads other tensors.
 
         Args:
-            node: it is replaced by its like.
-            inputs: names by position; positions beyond the last input are appended.
-            attrs: attributes that get another value, or go where it is None.
+            node: the node to change.
+            inputs: names of tensors by position; positions beyond the last input are appended.
+            attrs: values of attributes to set; None removes an attribute.
         """
         names = [t.name for t in node.inputs]
         names += [""] * (max([-1, *inputs]) + 1 - len(names))
@@ -294,20 +295,20 @@ class Graph:
         self.replace([node], make)
 
     def insert(self, node: Node, make: Callable[[], Node]) -> None:
-        """Put the node that ``make`` returns in front of ``node``, with its annotations."""
+        """Insert the node that ``make`` returns before ``node``, with the latter's annotations."""
         new = make()
         self._take_over(new, [self._node_proto(node)], ())
         self._graph.nodes.insert(self._index(node), new)
         self._constants.forget()
 
     def forget_shape(self, tensor: str) -> None:
-        """Leave out what the model says about the shape of ``tensor``; an edit changed it."""
+        """Drop the declared shape of ``tensor``, which an edit has changed."""
         self._forgotten.add(tensor)
 
     # -- writing ---------------------------------------------------------------------------------
 
     def to_model(self) -> Model:
-        """The model with all edits; the rest is a copy of the original."""
+        """Write the graph with all edits as a model; everything else is a copy of the original."""
         alive = {t.name for n in self._graph.nodes for t in n.outputs}
         used = self._used()
         final = self._heritage.final(used, used | alive | self._overridable)
@@ -331,11 +332,11 @@ class Graph:
         return Model(proto, self.model.folder, scratch=self._scratch, homes=homes)
 
     def extract(self, inputs: Mapping[str, int], outputs: Iterable[str]) -> Model:
-        """The part of the model between two sets of tensors, as a model of its own.
+        """Extract the part of the model between two sets of tensors as a model.
 
         Args:
-            inputs: tensors at which the walk stops, with their ONNX element types.
-            outputs: tensors to compute; one that is an input itself is left out.
+            inputs: ONNX element types of the tensors to start from, by name.
+            outputs: names of the tensors to compute; one that is an input itself is left out.
         """
         wanted = [o for o in dict.fromkeys(outputs) if o not in inputs]
         nodes = self._between(set(inputs), wanted)
@@ -344,20 +345,20 @@ class Graph:
         return Model(proto, self.model.folder, scratch=self._scratch)
 
     def ancestors(self, tensors: Iterable[str], stop: Iterable[str] = ()) -> set[str]:
-        """All tensors that must be computed for ``tensors``, themselves included."""
+        """All tensors that must be computed for ``tensors``, including these."""
         nodes = self._between(set(stop), list(tensors))
         return {t.name for n in nodes for t in n.outputs if not t.is_empty()}
 
     def reads_between(self, stop: Iterable[str], tensors: Iterable[str]) -> set[str]:
-        """All that is read on the way from ``stop`` to ``tensors``."""
+        """All tensors that are read on the way from ``stop`` to ``tensors``."""
         return {r for n in self._between(set(stop), list(tensors)) for r in self.reads(n)}
 
     def reads(self, node: Node) -> set[str]:
-        """Tensors that ``node`` reads, those that its subgraphs capture included."""
+        """Tensors that ``node`` and its subgraphs read."""
         return set(reads(self._node_proto(node)))
 
     def initializers(self) -> Iterator[tuple[str, tuple[int, ...], int]]:
-        """Name, shape and ONNX element type of every initializer and Constant in use."""
+        """Yield name, shape and ONNX element type of every initializer and Constant in use."""
         used = self._used()
         for name in sorted(used):
             tensor = self._tensors.get(name)
@@ -392,7 +393,7 @@ class Graph:
             self._annotations[id(node)] = node, inherited(node.op, old, new_ops)
 
     def _home(self, origin: str) -> str:
-        """The file in which the values of a constant lie; empty for the model file."""
+        """Name of the file with the values of a constant; empty for the model file."""
         if not origin:
             return ""
         root = self.views(origin)[-1]
@@ -409,7 +410,7 @@ class Graph:
         return next(i for i, n in enumerate(self._graph.nodes) if n is node)
 
     def _drop_dead(self, tensor: str) -> None:
-        # only what our own edit orphaned; dead code of the original is not ours to judge
+        # remove only nodes that an edit made dead; dead nodes of the original stay
         pending = [tensor]
         while pending:
             name = pending.pop()
@@ -460,7 +461,7 @@ class Graph:
         return made
 
     def _constant_proto(self, name: str) -> TensorProto | None:
-        """An initializer, of the original or our own; None for other tensors."""
+        """An initializer, of the original or new; None for other tensors."""
         if name in self._initializers:
             return self._initializers[name]
         if not isinstance(self._tensors.get(name), gs.Constant):
@@ -468,7 +469,7 @@ class Graph:
         return self._spilled.get(name) or numpy_helper.from_array(self._tensors[name].values, name)
 
     def _kept(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """``values`` in memory; those of a large model on disk."""
+        """``values`` in memory, or on disk where the model is large."""
         values = np.ascontiguousarray(values)
         if self._scratch is None or values.nbytes < SMALLEST_EXTERNAL:
             self._spilled.pop(name, None)
@@ -477,7 +478,7 @@ class Graph:
         return self._scratch.read(self._spilled[name])
 
     def _dims(self, name: str) -> tuple[int, ...] | None:
-        """Shape of an initializer, of the original or our own; None for other tensors."""
+        """Shape of an initializer, of the original or new; None for other tensors."""
         if name in self._initializers:
             return tuple(self._initializers[name].dims)
         found = self._tensors.get(name)

@@ -1,8 +1,8 @@
-"""What new nodes and new constants take over from those whose place they take.
+"""Names and annotations that new nodes and constants inherit from those that they replace.
 
-A node hands on its doc string, its metadata, its overload and its device annotations. A constant
-hands on its name, where nothing reads the old one any more, with its doc string and metadata, and
-the file that it lies in.
+A node inherits doc string, metadata, overload and device annotations. A constant inherits the file
+that it is stored in, and, if nothing reads the old constant any more, its name, doc string and
+metadata.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Names", "heir", "inherited", "renamed", "with_annotations"]
 
 
 def _annotations(sources: Iterable[NodeProto]) -> NodeProto:
-    """A node with the annotations of ``sources`` and nothing else; the first that says wins."""
+    """Make a node with nothing but the annotations of ``sources``; the first of each kind wins."""
     merged = NodeProto()
     keys: set[str] = set()
     for source in sources:
@@ -30,14 +30,14 @@ def _annotations(sources: Iterable[NodeProto]) -> NodeProto:
 
 
 def inherited(op: str, old: Sequence[NodeProto], new_ops: Collection[str]) -> NodeProto:
-    """The annotations of a new node.
+    """The annotations that a new node inherits.
 
     Args:
-        op: its operator.
-        old: nodes whose place the new ones take. The new node takes after those of its own
-            operator, or after all where there are none.
-        new_ops: operators of all the new nodes; an old node that none of them takes after is
-            remembered by all of them.
+        op: operator of the new node.
+        old: nodes that are replaced. The new node inherits from those of its own operator, or
+            from all where there are none.
+        new_ops: operators of all the new nodes. All of them inherit from an old node whose
+            operator none of them has.
     """
     own = [n for n in old if n.op_type == op] or list(old)
     others = [n for n in old if n.op_type not in new_ops and n not in own]
@@ -45,7 +45,7 @@ def inherited(op: str, old: Sequence[NodeProto], new_ops: Collection[str]) -> No
 
 
 def with_annotations(node: NodeProto, source: NodeProto) -> NodeProto:
-    """``node``, changed, with the annotations of ``source``."""
+    """Add the annotations of ``source`` to ``node``, and return it."""
     if source.doc_string:
         node.doc_string = source.doc_string
     if source.overload:
@@ -56,9 +56,9 @@ def with_annotations(node: NodeProto, source: NodeProto) -> NodeProto:
 
 
 def renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
-    """A copy of a new node with constants under their final names.
+    """Copy a new node with its constants under their final names.
 
-    What its device annotations say about tensors that it has no part in is left out.
+    Device annotations about tensors that the node neither reads nor makes are left out.
     """
     copy = NodeProto()
     copy.CopyFrom(node)
@@ -72,31 +72,31 @@ def renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
 
 
 class Names:
-    """Which constants take over which names, and in which files their values belong."""
+    """Names that new constants inherit, and the files that their values are stored in."""
 
     def __init__(self, homes: Mapping[str, str]) -> None:
         self._homes = dict(homes)
         self._claims: dict[str, str] = {}
 
     def home(self, name: str) -> str:
-        """The file that the values of a constant belong in; empty for the model file."""
+        """Name of the file that a constant is to be stored in; empty for the model file."""
         return self._homes.get(name, "")
 
     def settle(self, name: str, home: str) -> None:
-        """Let the values of a constant belong in a file."""
+        """Record the file that a constant is to be stored in."""
         if home:
             self._homes[name] = home
 
     def claim(self, name: str, origin: str) -> None:
-        """Let a constant take the name ``origin`` if nothing else has it in the end."""
+        """Record that a constant inherits the name ``origin`` if nothing else has it in the end."""
         self._claims[name] = self._claims.get(origin, origin)
 
     def final(self, used: Collection[str], taken: Collection[str]) -> dict[str, str]:
-        """Constants that change their names, with the new ones.
+        """Final names of the constants that change theirs, by the names they have now.
 
         Args:
             used: names that are read.
-            taken: names that cannot be had.
+            taken: names that other tensors have.
         """
         found: dict[str, str] = {}
         gone = set(taken)
@@ -108,12 +108,12 @@ class Names:
         return found
 
     def homes(self, used: Iterable[str], final: Mapping[str, str]) -> dict[str, str]:
-        """Files of the constants in use, by final name."""
+        """Names of the files of the constants in use, by final name."""
         return {final.get(n, n): self._homes[n] for n in sorted(used) if n in self._homes}
 
 
 def heir(tensor: TensorProto, name: str, origin: TensorProto | None) -> TensorProto:
-    """``tensor`` under another name, with what ``origin`` says beside its values."""
+    """Copy ``tensor`` under another name, with the doc string and metadata of ``origin``."""
     copy = TensorProto()
     copy.CopyFrom(tensor)
     copy.name = name

@@ -1,4 +1,4 @@
-"""Protobufs of an edited graph: the whole model, or a part of it as a model of its own."""
+"""Protobufs of an edited graph: the whole model, or a part of it as a model."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from onnx_lowrank.modelfile.protobuf import copy_field, reads, value_info
 
 __all__ = ["edited", "inferred_extents", "overridable", "part"]
 
-#: an initializer by name, of the original or of an edit; None for other tensors
+#: returns an initializer by name, of the original or new; None for other tensors
 _Constants = Callable[[str], TensorProto | None]
 
-#: below it every initializer must be listed as an input
+#: first IR version in which initializers need not be listed as inputs
 _UNLISTED = 4
 
 
 def overridable(source: ModelProto) -> set[str]:
-    """Initializers for which a caller may feed another value: those listed as inputs too.
+    """Names of the initializers that are graph inputs too: a caller may feed another value.
 
-    Before IR version 4 every initializer had to be listed, which therefore says nothing.
+    Before IR version 4 every initializer had to be listed as an input, so none counts.
     """
     if source.ir_version < _UNLISTED:
         return set()
@@ -30,7 +30,7 @@ def overridable(source: ModelProto) -> set[str]:
 
 
 def inferred_extents(source: ModelProto) -> dict[str, tuple[int | None, ...]]:
-    """Extents of the tensors of the main graph as ONNX infers them; None where one is dynamic."""
+    """Extents of the tensors of the main graph by ONNX shape inference; None where dynamic."""
     skeleton = ModelProto(ir_version=max(source.ir_version, _UNLISTED))
     skeleton.opset_import.extend(source.opset_import)
     skeleton.functions.extend(source.functions)
@@ -46,7 +46,7 @@ def inferred_extents(source: ModelProto) -> dict[str, tuple[int | None, ...]]:
     graph.input.extend(value_info(t.name, t.data_type, t.dims) for t in large)
     try:
         found = shape_inference.infer_shapes(skeleton, data_prop=True).graph
-    except Exception:  # a node that does not fit its inputs must not stop the rest
+    except Exception:  # one bad node must not stop the rest
         found = graph
     return {
         v.name: tuple(d.dim_value if d.dim_value > 0 else None for d in shape.dim)
@@ -64,15 +64,15 @@ def edited(
     forgotten: Collection[str],
     constant: _Constants,
 ) -> ModelProto:
-    """The model with other nodes; all else is a copy of the original.
+    """Make the model with other nodes; everything else is a copy of the original.
 
     Args:
-        source: the original.
-        nodes: of the main graph.
-        used: tensors that are read, or outputs of the graph.
-        made: tensors that the nodes make.
-        forgotten: tensors whose shape is no longer that of the original.
-        constant: initializers by name; those of the original may have other values.
+        source: the original model.
+        nodes: nodes of the main graph.
+        used: names of the tensors that are read or that are outputs of the graph.
+        made: names of the tensors that the nodes make.
+        forgotten: names of the tensors whose shapes have changed.
+        constant: returns initializers by name; those of the original may have other values.
     """
     proto = ModelProto()
     for field, value in source.ListFields():
@@ -83,7 +83,7 @@ def edited(
         if field.name not in {"node", "initializer", "input", "value_info"}:
             copy_field(proto.graph, field.name, value)
     listed = {i.name for i in source.graph.input}
-    # what nobody read in the original either is not ours to judge, nor are inputs
+    # initializers that no node read in the original stay, and so do inputs
     orphans = {name for n in source.graph.node for name in reads(n)} - set(used)
     orphans -= overridable(source)
     original = {t.name for t in source.graph.initializer}
@@ -113,7 +113,7 @@ def edited(
 
 
 def _agree(value: ValueInfoProto, tensor: TensorProto | None) -> bool:
-    """Whether what is declared of a tensor is true of its values."""
+    """Whether the declared type and shape of a tensor fit its values."""
     kind = value.type.tensor_type
     if tensor is None or not value.type.HasField("tensor_type"):
         return True
@@ -127,7 +127,7 @@ def _agree(value: ValueInfoProto, tensor: TensorProto | None) -> bool:
 
 
 def _declared(value: ValueInfoProto, tensor: TensorProto | None) -> ValueInfoProto:
-    """A graph input; one that lists an initializer has its type and shape."""
+    """A graph input; if it lists an initializer, with the initializer's type and shape."""
     if tensor is None or _agree(value, tensor):
         return value
     copy = ValueInfoProto()
@@ -143,14 +143,15 @@ def part(
     outputs: Sequence[str],
     constant: _Constants,
 ) -> ModelProto:
-    """Some of the nodes as a model of its own.
+    """Make a model of some of the nodes.
 
     Args:
-        source: the original.
-        nodes: in topological order.
-        inputs: tensors that may be fed, with their ONNX element types; of these, what is read.
-        outputs: tensors to compute.
-        constant: initializers by name.
+        source: the original model.
+        nodes: nodes in topological order.
+        inputs: ONNX element types of the tensors that may be fed, by name; those that the nodes
+            read become inputs.
+        outputs: names of the tensors to compute.
+        constant: returns initializers by name.
     """
     used = {name for n in nodes for name in reads(n)} | set(outputs)
     proto = ModelProto(ir_version=source.ir_version)
@@ -167,7 +168,7 @@ def part(
             proto.graph.initializer.append(tensor)
     for name, element in inputs.items():
         if name in used:
-            # sequences and the like have no element type of their own
+            # sequences and optionals have no element type of their own
             proto.graph.input.append(value_info(name, element) if element else fed[name])
     if source.ir_version < _UNLISTED:
         for tensor in proto.graph.initializer:

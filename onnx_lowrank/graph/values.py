@@ -1,6 +1,6 @@
-"""What the graph alone says of the values in it: which are no tensors, whose shapes data decide.
+"""Properties of values that follow from the graph: types, and shapes that depend on data.
 
-A shape is *decided by data* where it follows from the values that are fed, not from their shapes:
+A shape *depends on data* where it follows from the values that are fed, not from their shapes:
 behind NonZero or NonMaxSuppression, or a Reshape to computed sizes.
 """
 
@@ -21,9 +21,9 @@ __all__ = ["DataShapes", "before", "data_shapes", "no_tensors", "value_types"]
 
 _DEFAULT = (None, "", "ai.onnx")
 
-#: operators whose results are as long as the values of their inputs say
+#: operators whose results have a length that depends on the values of their inputs
 _COUNTING = frozenset({"NonMaxSuppression", "NonZero", "StringSplit", "Unique"})
-#: operands that say, by their values, what shape a result has; by position
+#: positions of the operands whose values determine the shape of a result
 _SHAPING = {
     "BlackmanWindow": (0,), "CenterCropPad": (1,), "Col2Im": (1, 2), "Compress": (1,),
     "ConstantOfShape": (0,), "DFT": (1,), "Expand": (1,), "HammingWindow": (0,),
@@ -32,9 +32,9 @@ _SHAPING = {
     "Range": (0, 1, 2), "Reshape": (1,), "Resize": (2, 3), "STFT": (1, 3), "Slice": (1, 2, 3, 4),
     "Split": (1,), "SplitToSequence": (1,), "Tile": (1,), "TopK": (1,), "Upsample": (1,),
 }  # fmt: skip
-#: operators that hold graphs, whose results may have any shape
+#: operators with subgraphs, whose results may have any shape
 _CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
-#: operators that make values that are no tensors, where inference does not say it
+#: operators that make values other than tensors, for which inference may not say so
 _BOXING = frozenset({
     "Optional", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert",
     "SequenceMap", "SplitToSequence", "ZipMap",
@@ -43,13 +43,13 @@ _BOXING = frozenset({
 
 @dataclass(frozen=True)
 class DataShapes:
-    """Tensors by what decides their shapes.
+    """Tensors whose shapes or values depend on data.
 
     Attributes:
-        surely: tensors whose shapes the data decide.
-        perhaps: tensors whose shapes the data may decide, behind control flow and operators of
-            other domains; those of ``surely`` are among them.
-        fed: tensors whose values depend on what is fed.
+        surely: tensors whose shapes depend on data.
+        perhaps: tensors whose shapes may depend on data, because they come from control flow or
+            operators of other domains; includes ``surely``.
+        fed: tensors whose values depend on the inputs.
     """
 
     surely: frozenset[str]
@@ -58,7 +58,7 @@ class DataShapes:
 
 
 def data_shapes(graph: Graph) -> DataShapes:
-    """Look for shapes that data decide, from the inputs of the graph on."""
+    """Find the tensors of a graph whose shapes or values depend on data."""
     fed, surely, perhaps = set(graph.inputs), set[str](), set[str]()
     for node in graph.nodes:
         reads, makes = graph.reads(node), _outputs(node)
@@ -81,7 +81,7 @@ def data_shapes(graph: Graph) -> DataShapes:
 
 
 def before(graph: Graph, shapes: DataShapes, tensor: str) -> list[str]:
-    """Tensors of shapes that no data decide, which ``tensor`` is made of by steps that do.
+    """Find the last tensors on the way to ``tensor`` whose shapes do not depend on data.
 
     Inputs of the graph and constants are left out.
     """
@@ -101,7 +101,7 @@ def before(graph: Graph, shapes: DataShapes, tensor: str) -> list[str]:
 
 
 def value_types(model: Model) -> dict[str, TypeProto]:
-    """Types of the values of the main graph, as the model states them or as they follow."""
+    """Types of the values of the main graph, as the model declares them or as inferred."""
     graph = model.proto.graph
     skeleton = onnx.ModelProto(ir_version=max(model.proto.ir_version, 4))
     skeleton.opset_import.extend(model.proto.opset_import)
@@ -119,7 +119,7 @@ def value_types(model: Model) -> dict[str, TypeProto]:
     skeleton.graph.output.extend(graph.output)
     try:
         inferred = shape_inference.infer_shapes(skeleton).graph
-    except Exception:  # an odd node must not stop the rest
+    except Exception:  # one bad node must not stop the rest
         inferred = skeleton.graph
     stated = (graph.input, graph.value_info, graph.output)
     given = (inferred.value_info, inferred.output, *stated)
@@ -127,7 +127,7 @@ def value_types(model: Model) -> dict[str, TypeProto]:
 
 
 def no_tensors(graph: Graph) -> frozenset[str]:
-    """Values that are no tensors of numbers: sequences, maps, optionals, and strings."""
+    """Names of the values other than tensors of numbers: sequences, maps, optionals, strings."""
     found = {name for name, kind in value_types(graph.model).items() if _boxed(kind)}
     for node in graph.nodes:
         if node.op in _BOXING:

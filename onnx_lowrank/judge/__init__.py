@@ -1,1 +1,1 @@
-"""What outputs mean, and how far those of two models are apart."""
+"""Judging a model by its outputs: how far they are from those of the original."""

@@ -1,7 +1,7 @@
-"""Intervals that hold 95 % of cases, for parts and means of some samples.
+"""Confidence intervals (95 %) of parts and means of a number of samples.
 
-Of a part ``p`` of ``n`` Wilson's; of a difference, with ``b`` of ``n`` lost and ``c`` won, Agresti
-and Min's, which says something even where nothing changed:
+A part of ``n`` samples has Wilson's interval. A difference, with ``b`` of ``n`` samples lost and
+``c`` won, has Agresti and Min's, which is not empty even where nothing changed:
 
     (b - c) / m  -+  1.96 sqrt(b + c + 1 - (b - c)^2 / m) / m,    m = n + 2
 
@@ -19,12 +19,12 @@ import numpy.typing as npt
 
 __all__ = ["mean", "paired", "wilson"]
 
-#: 97.5 % of a normal distribution lie below
+#: quantile of the standard normal distribution at 97.5 %
 _NORMAL = 1.959963984540054
 
 
 def wilson(part: float, count: int) -> tuple[float, float]:
-    """Of a part of ``count`` samples."""
+    """Interval of a part of ``count`` samples."""
     n, z = count, _NORMAL
     centre = (part + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(part * (1 - part) / n + z * z / (4 * n * n))
@@ -32,13 +32,13 @@ def wilson(part: float, count: int) -> tuple[float, float]:
 
 
 def paired(lost: int, won: int, count: int) -> tuple[float, float]:
-    """Of the part of ``count`` samples that is lost, less that which is won."""
+    """Interval of the part of ``count`` samples that is lost, minus the part that is won."""
     m = count + 2
     half = _NORMAL * math.sqrt(lost + won + 1 - (lost - won) ** 2 / m) / m
     return (lost - won) / m - half, (lost - won) / m + half
 
 
 def mean(values: npt.NDArray[Any]) -> tuple[float, float]:
-    """Of the mean that ``values`` are draws of, by its normal limit."""
+    """Interval of the mean of the distribution of ``values``, by the normal approximation."""
     centre, half = float(values.mean()), _NORMAL * float(values.std()) / math.sqrt(len(values))
     return centre - half, centre + half

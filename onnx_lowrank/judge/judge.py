@@ -1,18 +1,17 @@
-"""How surely a model keeps what is required of it, on some samples.
+"""The judge: how far a model keeps a requirement on some samples, with a confidence interval.
 
-Intervals hold 95 % of cases: of agreements and drops as :mod:`onnx_lowrank.judge.intervals` has
-them, of
-the rest by drawing the samples again.
+Intervals have a level of 95 %. Agreements and drops of accuracy have those of
+:mod:`onnx_lowrank.judge.intervals`, other scores that of the bootstrap.
 
-A drop counted in labels is the difference of two large numbers of mistakes, most of them the same,
-and moves by chance: of 500 samples by a point. Where an *expected* drop will do, the labels only
-teach how far the original's probabilities can be believed, and these say what a changed answer
-costs:
+A drop of accuracy that is counted by labels is the difference of two numbers of mistakes, most of
+them the same, and moves by chance: on 500 samples by a point. Where an *expected* drop is enough,
+the labels are only used to calibrate the original's probabilities, and these say what a changed
+answer costs:
 
     (1 / n) sum_i  p_i[class before] - p_i[class after]
 
-which moves a quarter as much. It rests on the compressed model knowing nothing of the labels that
-the original does not.
+which moves a quarter as much. It assumes that the compressed model knows nothing of the labels
+that the original does not know.
 
 Reference:
     Efron 1979, Bootstrap methods.
@@ -50,7 +49,7 @@ __all__ = ["Judge"]
 
 Array = npt.NDArray[Any]
 
-#: samplings of the samples
+#: number of resamplings of the bootstrap
 _DRAWS = 200
 
 
@@ -60,14 +59,14 @@ class Judge:
     Args:
         reference: the original.
         data: samples, with labels where the requirement needs them.
-        runtime: how to run.
-        requirement: what is asked.
-        size: samples at a time.
-        expected: expect drops of accuracy by the original's probabilities, where the labels say
-            that these can be believed, in place of counting them.
+        runtime: runs the models.
+        requirement: bound on what may be lost.
+        size: number of samples in a batch.
+        expected: whether to estimate drops of accuracy by the original's probabilities, calibrated
+            by the labels, instead of counting them.
 
     Raises:
-        DataError: there are no labels, or no output that can be judged.
+        DataError: the labels are missing or do not fit, or no output can be judged.
     """
 
     def __init__(
@@ -86,8 +85,8 @@ class Judge:
         scored = requirement.kind != "snr" and requirement.metric is None
         if scored and requirement.kind == "drop" and data.labels is None:
             raise DataError(
-                "a drop of accuracy needs labels in the data (<input> and labels, or "
-                "test.labels), or a metric; without them ask for an agreement"
+                "a bound on the drop of accuracy needs labels in the data (the key labels, or "
+                "test.labels), or a metric; without them bound the agreement"
             )
         feed = next(data.batches(size))
         found = self._observer.run(self._reference, feed)
@@ -98,12 +97,12 @@ class Judge:
         self._scores = next((n for n, v in scores.items() if v is not None), "")
         if scored and not self._scores:
             raise DataError(
-                "no output is a vector of class scores; ask for an SNR, or give a metric"
+                "no output is a vector of class scores; bound the SNR, or give a metric"
             )
         floats = any(is_float(a) for arrays in found.values() for a in arrays)
         if requirement.kind == "snr" and not floats:
-            said = "; ".join(["no output is of floating point", *self._observer.notes])
-            raise DataError(f"{said}; an SNR needs one, or give a metric")
+            said = "; ".join(["no output has floating-point numbers", *self._observer.notes])
+            raise DataError(f"{said}; an SNR needs such an output: give a metric instead")
         self._chances: Array | None = None
         if expected and scored and requirement.kind == "drop":
             logits = self._logits()
@@ -128,37 +127,37 @@ class Judge:
 
     @property
     def answers(self) -> tuple[Array, Array]:
-        """Class numbers by the labels, where these are counted, and by the original."""
+        """Class numbers ``(samples,)`` by the labels (empty if not needed) and by the original."""
         return self._ids, self._first
 
     @property
     def expects(self) -> bool:
-        """Whether drops are expected, not counted."""
+        """Whether drops of accuracy are estimated by probabilities, not counted."""
         return self._chances is not None
 
     def score(self, model: Model) -> Score:
-        """How ``model`` compares.
+        """Score ``model`` against the original.
 
         Raises:
-            ValidationError: its outputs have other shapes.
+            ValidationError: an output has another shape than the original's.
         """
         session = self._observer.session(model)
         if self._requirement.kind == "snr":
             return self._snr(session)
         if self._requirement.metric is not None:
-            return self._own(self._outputs(session), self._requirement.metric)
+            return self._metric_drop(self._outputs(session), self._requirement.metric)
         now = self._classes(session)
         if self._requirement.kind == "agreement":
             known = self._first >= 0
-            return _kept((now == self._first)[known])
+            return _agreement((now == self._first)[known])
         if self._chances is not None:
             rows = np.arange(len(now))
             lost = self._chances[rows, self._first] - self._chances[rows, now]
             return Score(float(lost.mean()), *mean(lost), len(now), expected=True)
-        return _paired(self._first == self._ids, now == self._ids)
+        return _accuracy_drop(self._first == self._ids, now == self._ids)
 
     def _run(self, session: Session) -> Iterator[dict[str, list[Array]]]:
-        """Arrays of all that is compared a batch at a time, samples along axis 0."""
+        """Yield the arrays to compare, batch by batch, samples along axis 0."""
         for feed in self._data.batches(self._size):
             count = self._data.samples_in(feed)
             yield {
@@ -170,19 +169,22 @@ class Judge:
         for outputs in self._run(session):
             scores = scores_in(outputs[self._scores])
             if scores is None:
-                raise ValidationError(f"output {self._scores!r} holds no class scores any more")
+                raise ValidationError(
+                    f"output {self._scores!r} holds class scores in the original and not in the "
+                    "compressed model"
+                )
             yield scores
 
     def _classes(self, session: Session) -> npt.NDArray[np.intp]:
         return np.concatenate([finite_classes(s) for s in self._batches_of_scores(session)])
 
     def _logits(self) -> Array:
-        """The original's, ``(samples, classes)``."""
+        """Class scores of the original, ``(samples, classes)``."""
         every = self._batches_of_scores(self._reference)
         return np.concatenate([v.reshape(len(v), -1) for v in every])
 
     def _outputs(self, session: Session) -> dict[str, Array]:
-        """All outputs by name, samples along axis 0, for the user's own metric."""
+        """All outputs by name, samples along axis 0, for the user's metric."""
         return _joined("output", self._given_batches(session))
 
     def _given_batches(self, session: Session) -> Iterator[dict[str, Array]]:
@@ -211,8 +213,8 @@ class Judge:
         signal, noise, places = np.concatenate(every, axis=1)
         if not places.any():
             raise DataError(
-                "the original's outputs hold only NaN and Inf, or have another shape in every "
-                "model; nothing can be compared: give other samples"
+                "the original's outputs hold only NaN and Inf, or have other shapes in the "
+                "compressed model, so nothing can be compared; give other samples"
             )
 
         def decibel(index: npt.NDArray[np.intp]) -> float:
@@ -223,18 +225,21 @@ class Judge:
 
         return _drawn(decibel, len(signal))
 
-    def _own(self, after: Mapping[str, Array], metric: Metric) -> Score:
+    def _metric_drop(self, after: Mapping[str, Array], metric: Metric) -> Score:
         labels, count = self._data.sample_labels, len(next(iter(self._before.values())))
 
         def drop(index: npt.NDArray[np.intp]) -> float:
             chosen = None if labels is None else labels[index]
             fed = None if self._inputs is None else _rows(self._inputs, index)
-            old, new = (_asked(metric, _rows(o, index), chosen, fed) for o in (self._before, after))
+            old, new = (_value(metric, _rows(o, index), chosen, fed) for o in (self._before, after))
             return math.inf if math.isfinite(old) and not math.isfinite(new) else old - new
 
         found = _drawn(drop, count)
         if math.isnan(found.value):
-            raise DataError("the metric of the original is no finite number")
+            raise DataError(
+                "the metric gives NaN or infinity for the original; mend the metric, or give other "
+                "samples"
+            )
         return found
 
 
@@ -243,12 +248,12 @@ def _by_sample(value: Array, count: int) -> bool:
 
 
 def _each_sample(value: Array, count: int) -> Array:
-    """``value`` with samples along axis 0; for each the whole where it has none."""
+    """``value`` with samples along axis 0; repeated for each sample where it has no such axis."""
     return value if _by_sample(value, count) else np.repeat(value[None], count, axis=0)
 
 
 def _scores_of(arrays: Sequence[Array], count: int) -> Array | None:
-    """A vector of class scores for each of ``count`` samples; None where there is none."""
+    """Class scores of ``count`` samples, ``(count, classes, ...)``; None where there are none."""
     if count > 1 and not any(_by_sample(a, count) for a in arrays):
         return None
     return scores_in([_each_sample(a, count) for a in arrays])
@@ -262,8 +267,8 @@ def _joined(what: str, batches: Iterable[Mapping[str, Array]]) -> dict[str, Arra
     for name, values in found.items():
         if len({v.shape[1:] for v in values}) > 1:
             raise DataError(
-                f"{what} {name!r} has another shape from sample to sample, which no metric "
-                "can be asked of; ask for an SNR"
+                f"{what} {name!r} has different shapes on different samples, which a metric "
+                "cannot take; bound the SNR instead"
             )
     return {name: np.concatenate(values) for name, values in found.items()}
 
@@ -272,7 +277,7 @@ def _rows(values: Mapping[str, Array], index: npt.NDArray[np.intp]) -> dict[str,
     return {name: value[index] for name, value in values.items()}
 
 
-def _asked(
+def _value(
     metric: Metric,
     outputs: Mapping[str, Array],
     labels: Array | None,
@@ -282,21 +287,22 @@ def _asked(
         if inputs is None:
             return float(metric(outputs, labels))
         return float(metric(outputs, labels, inputs=inputs))
-    except Exception as error:  # whatever it is, it is the user's
+    except Exception as error:  # the metric is the user's code and may raise anything
         raise DataError(
             f"the metric failed with {type(error).__name__}: {error}"
-            + ("; there are no labels in the data" if labels is None else "")
+            + ("; the data has no labels" if labels is None else "")
         ) from error
 
 
 def _energies(old: Values, new: Values, loose: Collection[str]) -> npt.NDArray[np.float64]:
-    """Energy of the original's floating-point outputs, and of what was lost of them.
+    """Energy of the original's floating-point outputs, and of the errors in them.
 
-    A value that is no number any more is lost wholly where the output holds NaN or Inf in the
-    original too, and else spoils its sample.
+    Where the output has NaN or Inf in the original too, a value that becomes NaN or Inf counts as
+    an error of its whole size; elsewhere it makes the error of its sample infinite.
 
     Returns:
-        Both, and the number of values that the original has there; ``(3, samples)``.
+        Energy, energy of the error, and number of finite values of the original, for each sample;
+        ``(3, samples)``.
     """
     count = len(next((a for arrays in old.values() for a in arrays), ()))
     found = np.zeros((3, count))
@@ -305,7 +311,9 @@ def _energies(old: Values, new: Values, loose: Collection[str]) -> npt.NDArray[n
         if name not in loose and [a.shape for a in arrays] != [a.shape for a in others]:
             shapes = ([a.shape for a in v] for v in (others, arrays))
             one, other = (s[0] if len(s) == 1 else s for s in shapes)
-            raise ValidationError(f"output {name!r} has shape {one}, the original's {other}")
+            raise ValidationError(
+                f"output {name!r} has the shape {one}, and the original's has {other}"
+            )
         for a, b in zip(arrays, others, strict=False):
             if is_float(a) and a.shape == b.shape:
                 apart = difference(a, b, count)
@@ -316,12 +324,12 @@ def _energies(old: Values, new: Values, loose: Collection[str]) -> npt.NDArray[n
     return found
 
 
-def _paired(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Score:
+def _accuracy_drop(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Score:
     lost, won = int(np.sum(before & ~after)), int(np.sum(after & ~before))
     return Score((lost - won) / len(before), *paired(lost, won, len(before)), len(before))
 
 
-def _kept(same: npt.NDArray[np.bool_]) -> Score:
+def _agreement(same: npt.NDArray[np.bool_]) -> Score:
     part = float(same.mean())
     return Score(part, *wilson(part, len(same)), len(same))
 
@@ -330,7 +338,7 @@ def _drawn(statistic: Callable[[npt.NDArray[np.intp]], float], count: int) -> Sc
     random = np.random.default_rng(0)
     value = statistic(np.arange(count))
     drawn = [statistic(random.integers(0, count, count)) for _ in range(_DRAWS)]
-    # of the draws themselves: between an infinite one and another there is nothing
+    # take draws themselves: nothing can be interpolated beside an infinite one
     ranked = sorted(v for v in drawn if not math.isnan(v)) or [value]
     low, high = (ranked[round(part * (len(ranked) - 1))] for part in (0.025, 0.975))
     return Score(value, low, high, count)

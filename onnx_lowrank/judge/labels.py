@@ -1,11 +1,10 @@
-"""Labels as class numbers, and whether an accuracy by them says anything of a model.
+"""Labels as class numbers, and a check that an accuracy by them says something about a model.
 
-Labels may be anything where a metric of the user reads them. Where classes are counted they must be
-numbers of the classes that the output has, and the original must do better by them than somebody
-who always guesses the most frequent one: with labels of another data set, in another order, or off
-by one, *any* compressed model keeps what the original has. Of samples on which only one of the two
-is right, the original must have so many that a fair coin would give it these in one case of
-twenty at the most (the sign test).
+Labels may be anything where a metric of the user reads them. Where accuracy is counted they must be
+numbers of the classes that the output has, and the original must do better by them than always
+guessing the most frequent one: with labels of another data set, in another order, or off by one,
+*any* compressed model would keep the accuracy of the original. The check is a sign test at 5 % on
+the samples where only one of the two, the original or the guess, is right.
 """
 
 from __future__ import annotations
@@ -18,46 +17,46 @@ from scipy.special import bdtrc
 
 from onnx_lowrank.errors import DataError
 
-__all__ = ["class_ids", "doubt", "no_numbers", "refuse_doubt"]
+__all__ = ["class_ids", "doubt", "not_class_numbers", "refuse_doubt"]
 
 Array = npt.NDArray[Any]
 Ids = npt.NDArray[np.int64]
 Classes = npt.NDArray[np.integer[Any]]
 
-#: chance that a guess is taken for knowledge
+#: significance level of the test that the original beats guessing
 _LEVEL = 0.05
-#: chance that labels are said to be off by one where they are not
-_SURE = 1e-3
-#: values that a message lists
+#: significance level of the test that labels are off by one
+_SHIFT_LEVEL = 1e-3
+#: number of values that a message lists
 _LISTED = 4
 
 
-def no_numbers(labels: Array) -> str:
-    """Why labels cannot be class numbers at all; empty where they can."""
+def not_class_numbers(labels: Array) -> str:
+    """The reason why labels cannot be class numbers; empty where they can."""
     kind = labels.dtype.kind
     if kind in "iub" and labels.size == len(labels):
         return ""
     found = "text" if kind in "US" else f"{labels.dtype.name} of the shape {labels.shape}"
     return (
-        f"the labels are {found}; an accuracy needs one class number a sample, as numpy.argmax of "
-        "one-hot labels over axis 1 gives: write these, or give a metric that reads the labels as "
-        "they are"
+        f"the labels are {found}, and an accuracy needs one class number for each sample; write "
+        "class numbers (numpy.argmax over axis 1 makes them of one-hot labels), or give a metric "
+        "that reads the labels as they are"
     )
 
 
 def class_ids(labels: Array, classes: int, output: str, predicted: Classes) -> Ids:
-    """The labels as numbers of classes.
+    """The labels as class numbers, ``(samples,)``.
 
     Args:
-        labels: one for each sample, ``(samples,)`` or with further axes of length 1.
-        classes: how many the output has.
-        output: its name, for messages.
+        labels: a label for each sample, ``(samples,)`` or with further axes of length 1.
+        classes: number of classes of the output.
+        output: name of the output, for messages.
         predicted: classes that the original gives the samples, ``(samples,)``.
 
     Raises:
-        DataError: the labels are no class numbers, or not those of this output.
+        DataError: the labels are not class numbers, or not those of this output.
     """
-    if said := no_numbers(labels):
+    if said := not_class_numbers(labels):
         raise DataError(said)
     ids = labels.reshape(-1).astype(np.int64)
     strange = np.unique(ids[(ids < 0) | (ids >= classes)])
@@ -74,15 +73,15 @@ def class_ids(labels: Array, classes: int, output: str, predicted: Classes) -> I
 
 
 def doubt(ids: Ids, predicted: Classes) -> str:
-    """Why an accuracy by these labels says nothing of the original; empty where it does.
+    """The reason why an accuracy by these labels says nothing about the original; else empty.
 
     Args:
-        ids: class numbers, ``(samples,)``.
-        predicted: classes that the original gives, ``(samples,)``.
+        ids: class numbers of the samples by the labels, ``(samples,)``.
+        predicted: class numbers of the samples by the original, ``(samples,)``.
     """
     values, counts = np.unique(ids, return_counts=True)
     if len(values) == 1:
-        return f"all {len(ids)} labels are {values[0]}, so whoever guesses that is never wrong"
+        return f"all {len(ids)} labels are {values[0]}, so a constant answer is always right"
     common = values[counts.argmax()]
     right, guessed = predicted == ids, ids == common
     if _surpasses(right, guessed, _LEVEL):
@@ -95,30 +94,30 @@ def doubt(ids: Ids, predicted: Classes) -> str:
 
 
 def refuse_doubt(ids: Ids, predicted: Classes) -> None:
-    """Refuse a bound on accuracy where accuracy says nothing.
+    """Refuse a bound on accuracy where accuracy says nothing about the original.
 
     Raises:
-        DataError: :func:`doubt` has something to say.
+        DataError: :func:`doubt` gives a reason.
     """
     if said := doubt(ids, predicted):
         raise DataError(
-            f"{said}; a bound on accuracy would let any model pass: check the labels and how the "
-            "inputs are prepared, give more samples, or bound the agreement or a metric of yours"
+            f"{said}; any model would keep a bound on accuracy: check the labels and how the "
+            "inputs are prepared, give more samples, or bound the agreement or your own metric"
         )
 
 
 def _surpasses(these: npt.NDArray[np.bool_], those: npt.NDArray[np.bool_], level: float) -> bool:
-    """Whether the first hits are more than the second, by the sign test."""
+    """Whether the first hits are significantly more than the second, by the sign test."""
     won, lost = int(np.sum(these & ~those)), int(np.sum(those & ~these))
     return won > lost and float(bdtrc(won - 1, won + lost, 0.5)) <= level
 
 
 def _shift(ids: Ids, predicted: Classes) -> str:
-    """What to say where labels are off by one, as where one tool counts from 0 and one from 1."""
+    """A clause for the message where labels are off by one (counted from 1, not 0); else empty."""
     right = predicted == ids
     for step, text in ((-1, "labels - 1"), (1, "labels + 1")):
         moved = predicted == ids + step
-        if moved.sum() >= 2 * right.sum() and _surpasses(moved, right, _SURE):
+        if moved.sum() >= 2 * right.sum() and _surpasses(moved, right, _SHIFT_LEVEL):
             return (
                 f": {text} agree with the original in {moved.mean():.1%} of the samples, these in "
                 f"{right.mean():.1%}, so they are off by one; give {text}"

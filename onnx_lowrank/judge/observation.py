@@ -1,9 +1,9 @@
-"""Choose what of two models is compared: outputs, or tensors in front of them.
+"""Choice of the tensors to compare in two models: outputs, or tensors in front of them.
 
-Outputs that the original does not repeat on the same feed, as those of random nodes, are left out.
-Outputs whose shapes the data decide, as those of NonMaxSuppression, need not have one shape in both
-models: in their place stand the floating-point tensors of fixed shape that they are made of, where
-there are any.
+Outputs that the original does not repeat on the same feed, such as those of random nodes, are left
+out. Outputs whose shapes depend on data, such as those of NonMaxSuppression, need not have one
+shape in both models: the floating-point tensors of fixed shape that they are computed from are
+compared in their place, where there are any.
 """
 
 from __future__ import annotations
@@ -26,30 +26,32 @@ _RANDOM = frozenset({
     "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
     "RandomUniformLike",
 })  # fmt: skip
-#: runs of the original on one batch, where something in it may be random
+#: number of runs of the original on one batch, where a node may be random
 _RUNS = 3
-#: outputs that differ by more than this part of themselves from run to run are not repeated
+#: an output counts as random if it changes by more than this part of its norm from run to run
 _REPEATED = 1e-3
-#: operators with weights; what stands behind none of them is the same in both models
+#: operators with weights; tensors that depend on none of them are the same in both models
 _LAYERS = frozenset({"Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})
-#: steps up the graph in search of floating-point tensors
+#: number of steps up the graph in search of floating-point tensors
 _STEPS = 12
 
 
 class Observer:
-    """Opens models so that they give what is compared, and nothing that cannot be.
+    """Runs models for the tensors that can be compared.
 
     Attributes:
-        names: what is compared: outputs of the original, and tensors in the place of outputs.
-        outputs: those of them that are outputs.
-        loose: those that may have another shape in another model, without its being at fault.
-        notes: what is left out or put in the place of an output, one sentence each.
+        names: names of the tensors to compare: outputs of the original, and tensors in the place
+            of outputs.
+        outputs: the ones among them that are outputs.
+        loose: the ones that may have another shape in a correct compressed model.
+        notes: sentences that say which outputs are left out or replaced.
 
     Args:
         reference: the original.
-        data: samples; the first batch is run where something may be random, or has no fixed shape.
-        runtime: how to run.
-        size: samples at a time.
+        data: samples; the first batch is run where a node may be random, or a shape depends on
+            data.
+        runtime: runs the models.
+        size: number of samples in a batch.
 
     Raises:
         ModelError: the original does not run.
@@ -67,34 +69,34 @@ class Observer:
             found = _in_front(graph, shapes, name, data, runtime)
             if not found:
                 self.notes.append(
-                    f"the data decide the shape of output {name!r}; it is compared where both "
+                    f"the shape of output {name!r} depends on the data; it is compared where both "
                     "models give the same shape"
                 )
                 continue
             outputs.remove(name)
             self._inner |= dict.fromkeys(found)
             self.notes.append(
-                f"the data decide the shape of output {name!r}; what it is made of is compared in "
-                f"its place: {', '.join(map(repr, found))}"
+                f"the shape of output {name!r} depends on the data; the tensors that it is "
+                f"computed from are compared in its place: {', '.join(map(repr, found))}"
             )
         self._inner = {n: None for n in self._inner if n not in outputs}
         names = [*outputs, *self._inner]
         for name in self._unrepeated(reference, graph, data, size, names):
             names.remove(name)
             self.notes.append(
-                f"the original gives another {name!r} each time that it runs on the same samples; "
-                "it is not compared"
+                f"the original gives different values of {name!r} each time it runs on the same "
+                "samples; it is not compared"
             )
         self._inner = {n: None for n in self._inner if n in names}
         self.names = names
         self.outputs = [n for n in names if n not in self._inner]
 
     def session(self, model: Model) -> Session:
-        """Open a model; tensors in the place of outputs become outputs where it has them."""
+        """Open a model, with the tensors in the place of outputs as outputs where it has them."""
         return self._runtime.session(self._opened(model), lean=True)
 
     def run(self, session: Session, feed: Feed) -> dict[str, list[Array]]:
-        """Arrays of all that is compared and that the model has, by name."""
+        """Run a session; the arrays of the tensors to compare that the model has, by name."""
         wanted = [n for n in self.names if n in session.outputs]
         return {n: arrays_of(v) for n, v in session.run(feed, wanted).items()} if wanted else {}
 
@@ -135,7 +137,7 @@ def _may_be_random(graph: Graph) -> bool:
 
 
 def _alike(one: Sequence[Array], other: Sequence[Array]) -> bool:
-    """Whether two runs gave the same, but for the rounding of numbers."""
+    """Whether two runs gave the same values, apart from rounding."""
     if [a.shape for a in one] != [a.shape for a in other]:
         return False
     for a, b in zip(one, other, strict=True):
@@ -150,10 +152,10 @@ def _alike(one: Sequence[Array], other: Sequence[Array]) -> bool:
 def _in_front(
     graph: Graph, shapes: DataShapes, output: str, data: Dataset, runtime: Runtime
 ) -> list[str]:
-    """Floating-point tensors that an output is made of, whose shapes no data decide.
+    """Find the floating-point tensors of fixed shape that an output is computed from.
 
-    Where a tensor holds no floating-point numbers, as a comparison of scores, those that it is
-    made of are looked at instead.
+    A tensor without floating-point numbers, such as a comparison of scores, is replaced by the
+    tensors that it is computed from.
     """
     boxed, found = no_tensors(graph), dict[str, None]()
     looked_at: set[str] = set()

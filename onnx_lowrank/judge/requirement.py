@@ -1,8 +1,8 @@
-"""What a compressed model must keep.
+"""Requirements on a compressed model.
 
-drop        points of labelled accuracy, or of the user's own metric, that may be lost
-agreement   part of samples whose first class must stay what it was
-snr         of all floating-point outputs against the original's, in dB
+drop        largest loss of labelled accuracy (a fraction), or of the user's own metric
+agreement   smallest part of samples whose first class stays the same
+snr         smallest signal-to-noise ratio of all floating-point outputs against the original's, dB
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from onnx_lowrank.option_values import percent
 
 __all__ = ["Metric", "Requirement", "Score", "check_bound", "largest_loss"]
 
-#: the user's own, of ``(outputs, labels)``, and of ``inputs`` where it has such a parameter:
-#: outputs and inputs by name, samples along axis 0; labels ``(samples, ...)`` or None; higher is
-#: better
+#: A metric of the user: a function of ``(outputs, labels)``, and of ``inputs`` where it has such a
+#: parameter. Outputs and inputs are given by name with samples along axis 0; labels are
+#: ``(samples, ...)`` or None. Higher values are better.
 Metric = Callable[..., float]
 
 
@@ -32,8 +32,9 @@ class Requirement:
 
     Attributes:
         kind: ``drop | agreement | snr``.
-        bound: largest drop, least agreement, least dB.
-        metric: in place of labelled accuracy, for ``drop``.
+        bound: largest drop as a fraction (or in units of the metric), smallest agreement as a
+            fraction, or smallest SNR in dB.
+        metric: metric to take in place of labelled accuracy, for ``drop``.
     """
 
     kind: str
@@ -48,10 +49,11 @@ class Requirement:
         min_snr: float | None,
         metric: Metric | None = None,
     ) -> Requirement | None:
-        """The one that is asked for; None where none is.
+        """Make the requirement that the options ask for; None where they ask for none.
 
         Raises:
-            OptionError: more than one, a bound out of range, or a metric without a drop.
+            OptionError: two bounds are given, a bound is out of range, or a metric is given
+                without a drop.
         """
         asked = [
             (kind, bound)
@@ -64,7 +66,7 @@ class Requirement:
             names = " and ".join(_NAMES[kind] for kind, _ in asked)
             raise OptionError(f"{names} at once; give one of them")
         if metric is not None and (not asked or asked[0][0] != "drop"):
-            raise OptionError("a metric needs max_drop too, the largest drop of it that is borne")
+            raise OptionError("a metric needs max_drop too: give the largest drop of it allowed")
         if not asked:
             return None
         kind, bound = asked[0]
@@ -73,7 +75,7 @@ class Requirement:
 
     @property
     def understood(self) -> str:
-        """The bound in words, with its unit: what a report says first."""
+        """The bound in words with its unit, as the first line of a report."""
         if self.kind == "snr":
             return f"least SNR asked for: {self.bound:g} dB"
         if self.kind == "agreement":
@@ -88,12 +90,12 @@ class Requirement:
 
     @property
     def scale(self) -> float:
-        """What a value is multiplied by to be read."""
+        """Factor from a value to the number that is shown."""
         return 1.0 if self.kind == "snr" or self.metric is not None else 100.0
 
     @property
     def unit(self) -> str:
-        """What it is in then."""
+        """Unit of the number that is shown."""
         return "" if self.metric is not None else _UNITS[self.kind]
 
     def __str__(self) -> str:
@@ -107,10 +109,14 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Score:
-    """What a model reaches on some samples, with its interval.
+    """Score of a model on some samples, with its 95 % interval.
 
     Attributes:
-        expected: by probabilities, not counted.
+        value: drop, agreement (fractions) or SNR (dB).
+        low: lower end of the interval.
+        high: upper end of the interval.
+        samples: number of samples.
+        expected: whether a drop of accuracy was estimated by probabilities, not counted.
     """
 
     value: float
@@ -120,7 +126,7 @@ class Score:
     expected: bool = False
 
     def text(self, requirement: Requirement) -> str:
-        """For people."""
+        """The value with its interval, for people."""
         if self.low == math.inf:
             return f"equal outputs on {self.samples} samples"
         low, high = (requirement.scale * x for x in (self.low, self.high))
@@ -128,7 +134,7 @@ class Score:
         return f"{self.brief(requirement)} {interval}"
 
     def brief(self, requirement: Requirement) -> str:
-        """The value alone."""
+        """The value alone, for people."""
         how = " expected" if self.expected else ""
         return f"{requirement.scale * self.value:.2f}{requirement.unit}{how}"
 
@@ -138,11 +144,11 @@ def check_bound(kind: str, bound: float, own_metric: bool = False) -> None:
 
     Args:
         kind: ``drop | agreement | snr``.
-        bound: as of :class:`Requirement`.
-        own_metric: whether a drop is one of the user's metric, in whatever units that has.
+        bound: the bound, as in :class:`Requirement`.
+        own_metric: whether the drop is counted in the units of the user's metric.
 
     Raises:
-        OptionError: as said.
+        OptionError: the bound is out of range.
     """
     name = f"{_NAMES[kind]}={bound:g}"
     if not math.isfinite(bound) or bound < 0:
@@ -154,17 +160,18 @@ def check_bound(kind: str, bound: float, own_metric: bool = False) -> None:
         )
     if kind == "agreement" and not 0 < bound <= 1:
         raise OptionError(
-            f"{name}: give a fraction above 0, which every model reaches, and of 1 at most, as "
+            f"{name}: give a fraction above 0 (which every model reaches) and at most 1, as "
             "0.99 for 99 %"
         )
 
 
 def largest_loss(bound: float, *, labelled: bool = True) -> str:
-    """A bound on what may be lost in words: as a percentage, and as the number understood.
+    """Say a bound on the loss in words: as a percentage, with the number understood.
 
     Args:
-        bound: a fraction.
-        labelled: whether accuracy is counted; else it is changes of the first class.
+        bound: largest loss, as a fraction.
+        labelled: whether the loss is one of labelled accuracy; else it is the part of samples
+            whose first class changes.
     """
     what = "accuracy loss" if labelled else "part of changed classes"
     return f"largest {what} allowed: {percent(bound)}"

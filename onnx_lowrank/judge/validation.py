@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 
 from onnx_lowrank.errors import DataError, ValidationError
-from onnx_lowrank.judge.labels import class_ids, doubt, no_numbers
+from onnx_lowrank.judge.labels import class_ids, doubt, not_class_numbers
 from onnx_lowrank.judge.observation import Observer
 from onnx_lowrank.modelfile.model import Model, load
 from onnx_lowrank.progress import Progress
@@ -34,7 +34,7 @@ from onnx_lowrank.samples.dataset import (
     input_specs,
     load_dataset,
 )
-from onnx_lowrank.samples.rows import RowTrial
+from onnx_lowrank.samples.row_trial import RowTrial
 
 __all__ = [
     "Accuracy",
@@ -52,27 +52,28 @@ _TOP = 5
 
 @dataclass(frozen=True)
 class OutputCheck:
-    """How one output of the new model compares with that of the reference.
+    """Comparison of one output of the new model with the reference's.
+
+    Errors of strings are NaN.
 
     Attributes:
-        name: of the output.
+        name: name of the output.
         relative_error: ``|new - reference| / |reference|``, Frobenius norms over all samples.
         snr_db: the same as a signal-to-noise ratio in dB; infinite for equal outputs.
         cosine: mean cosine similarity of a sample's output with its reference.
         max_abs_error: largest difference of one element.
-        top1_agreement: part of samples with the same largest class; None if no class scores.
-        top5_agreement: part of samples whose reference class is among the new first five.
-        equal: part of samples that are equal, of integers, booleans and strings; None of other
-            outputs.
-        places: values that were compared: finite in both models, or strings. Where there are none
-            all errors are NaN.
-        mismatches: places where NaN or Inf stands in one model and not, with the same sign, in
-            the other.
-        unlike: batches in which the output had another shape than the reference's.
+        top1_agreement: part of samples with the same first class; None without class scores.
+        top5_agreement: part of samples whose first class in the reference is among the first five
+            of the new model; None without class scores.
+        equal: part of samples whose values are equal, for integers, booleans and strings; None for
+            other outputs.
+        places: number of values compared: finite in both models, or strings. Without any, all
+            errors are NaN.
+        mismatches: number of places where one model has NaN or Inf and the other has not, or has
+            Inf of the other sign.
+        unlike: number of batches in which the output had another shape than the reference's.
         varied: whether the reference differs from sample to sample.
         single: whether a sample is one value, as a label is.
-
-    Errors of strings are NaN.
     """
 
     name: str
@@ -92,14 +93,14 @@ class OutputCheck:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Labelled accuracy of both models on the same samples (top-1, between 0 and 1).
+    """Labelled accuracy of both models on the same samples (first class, between 0 and 1).
 
     Attributes:
-        output: the one with the class scores.
-        samples: how many were counted.
+        output: name of the output with the class scores.
+        samples: number of samples counted.
         reference: accuracy of the original.
         new: accuracy of the new model.
-        doubt: why the labels say nothing of the original; empty where they do.
+        doubt: reason why the labels say nothing about the original; empty where they do.
     """
 
     output: str
@@ -110,20 +111,21 @@ class Accuracy:
 
     @property
     def drop(self) -> float:
-        """Points lost, as a fraction."""
+        """Loss of accuracy, as a fraction."""
         return self.reference - self.new
 
 
 @dataclass(frozen=True)
 class Validation:
-    """All checks of a pair of models.
+    """Comparison of a pair of models.
 
     Attributes:
-        samples: how many were looked at.
-        outputs: one check for each output that could be compared, or for what stands in its place.
-        accuracy: by labels; None where there are none, or no output of class scores.
-        notes: what was not compared, and what a reader should know besides, one sentence each.
-        uncounted: why no accuracy was counted by the labels that there are; else empty.
+        samples: number of feeds that both models ran on.
+        outputs: a comparison for each output that could be compared, or for each tensor in its
+            place.
+        accuracy: accuracy by labels; None without labels, or without an output of class scores.
+        notes: sentences that say what was not compared and what else a reader should know.
+        uncounted: reason why no accuracy was counted though there are labels; else empty.
     """
 
     samples: int
@@ -139,19 +141,19 @@ class Validation:
 
     @property
     def drop(self) -> float | None:
-        """Accuracy lost where there are labels, else disagreement of the first class scores."""
+        """Loss of accuracy with labels, else part of samples whose first class changes."""
         if self.accuracy is not None:
             return self.accuracy.drop
         agreements = [o.top1_agreement for o in self.outputs if o.top1_agreement is not None]
         return 1 - agreements[0] if agreements else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; infinite ratios and NaN become None."""
+        """The comparison as plain data for JSON; infinite ratios and NaN become None."""
         outputs = [{k: _plain(v) for k, v in asdict(o).items()} for o in self.outputs]
         accuracy = None
         if self.accuracy is not None:
             accuracy = {**asdict(self.accuracy), "drop": self.accuracy.drop}
-            del accuracy["doubt"]  # it is among the notes
+            del accuracy["doubt"]  # stands in the notes
         return {
             "samples": self.samples,
             "outputs": outputs,
@@ -178,14 +180,14 @@ class _Tally:
         self._first: list[npt.NDArray[Any]] | None = None
 
     def add(self, reference: Sequence[npt.NDArray[Any]], new: Sequence[npt.NDArray[Any]]) -> None:
-        """Take the arrays of one batch."""
+        """Add the arrays of one batch."""
         shapes = [a.shape for a in reference], [a.shape for a in new]
         if shapes[0] != shapes[1]:
             self.unlike += 1
             if not self._loose:
                 one, other = (s[0] if len(s) == 1 else s for s in shapes)
                 raise ValidationError(
-                    f"output {self.name!r} has shape {other}, the reference {one}"
+                    f"output {self.name!r} has the shape {other}, and the reference's has {one}"
                 )
         pairs = [(a, b) for a, b in zip(reference, new, strict=False) if a.shape == b.shape]
         for old, now in pairs:
@@ -235,7 +237,7 @@ class _Tally:
         )
 
     def result(self) -> OutputCheck:
-        """The check of all batches.
+        """Comparison over all batches.
 
         Raises:
             ValidationError: values are not finite where all of the reference are.
@@ -290,28 +292,29 @@ def validate_models(
         reference: the original.
         new: the model to judge.
         dataset: samples, with or without labels.
-        runtime: how to run both.
-        size: samples of a batch.
-        progress: told of every sample.
-        labels_are_classes: whether integer labels that are no classes of the output are an error.
-            They are none where a metric of the user reads them; no accuracy is counted then.
+        runtime: runs both models.
+        size: number of samples in a batch.
+        progress: receives one step for each sample.
+        labels_are_classes: whether integer labels that are not classes of the output are an
+            error. Where a metric of the user reads the labels they are not, and then no accuracy
+            is counted.
 
     Raises:
         DataError: integer labels are not numbers of the output's classes.
-        ValidationError: outputs missing, of other shapes, or not finite.
+        ValidationError: outputs are missing, have other shapes, or are not finite.
         ModelError: one of the models does not run.
     """
     observer = Observer(reference, dataset, runtime, size)
     given = ([o.name for o in m.proto.graph.output] for m in (reference, new))
     missing = set(next(given)) - set(next(given))
     if missing:
-        raise ValidationError(f"outputs {sorted(missing)} are missing in the new model")
+        raise ValidationError(f"the new model lacks the outputs {', '.join(sorted(missing))}")
     sessions = (observer.session(reference), observer.session(new))
     names = [n for n in observer.names if n in sessions[1].outputs]
     tallies = {name: _Tally(name, loose=name in observer.loose) for name in names}
     labels = dataset.sample_labels
     scored, classes = "", 0
-    found: tuple[list[Classes], list[Classes]] = ([], [])  # classes that both models give
+    found: tuple[list[Classes], list[Classes]] = ([], [])  # first classes by both models
     with (progress or Progress()).task("validate", len(dataset)) as advance:
         for feed in dataset.batches(size):
             count = dataset.samples_in(feed)
@@ -327,10 +330,10 @@ def validate_models(
                         kept.append(finite_classes(values))
             advance(_samples(dataset, feed))
     if labels is not None and sum(map(len, found[0])) != len(labels):
-        scored = ""  # runs of different length, some of which look like samples
+        scored = ""  # runs of different length, some of which look like class scores
     accuracy, uncounted = None, ""
     if labels is not None and scored:
-        uncounted = no_numbers(labels)
+        uncounted = not_class_numbers(labels)
     if labels is not None and scored and not uncounted:
         try:
             accuracy = _accuracy(scored, classes, labels, *map(np.concatenate, found))
@@ -340,9 +343,9 @@ def validate_models(
     checks = tuple(t.result() for t in tallies.values())
     notes = [*observer.notes, *_notes(checks, len(dataset))]
     if uncounted and labels_are_classes:
-        notes.append(f"no accuracy was counted: {uncounted}")
+        notes.append(f"accuracy was not counted: {uncounted}")
     if accuracy is not None and accuracy.doubt:
-        notes.append(f"the accuracy says nothing of the models: {accuracy.doubt}")
+        notes.append(f"the accuracy says nothing about the models: {accuracy.doubt}")
     return Validation(len(dataset), checks, accuracy, tuple(notes), uncounted)
 
 
@@ -353,7 +356,7 @@ def _accuracy(
     reference: Classes,
     new: Classes,
 ) -> Accuracy:
-    """Both accuracies, from the classes that both models give each sample."""
+    """Accuracy of both models, from the first class that each gives a sample."""
     ids, count = class_ids(labels, classes, output, reference), len(reference)
     old, now = (int(np.sum(found == ids)) / count for found in (reference, new))
     return Accuracy(output, count, old, now, doubt(ids, reference))
@@ -362,10 +365,10 @@ def _accuracy(
 def check_classes(reference: Model, dataset: Dataset, runtime: Runtime) -> None:
     """Refuse integer labels that are not numbers of the classes that a model has.
 
-    The model runs on one sample, and on all of them only where there is something to refuse.
+    The model runs on one sample, and on all of them only where labels are refused.
 
     Raises:
-        DataError: as said.
+        DataError: labels are not numbers of the model's classes.
         ModelError: the model does not run.
     """
     labels, session = dataset.sample_labels, runtime.session(reference, lean=True)
@@ -377,7 +380,7 @@ def check_classes(reference: Model, dataset: Dataset, runtime: Runtime) -> None:
     if labels is None or first is None:
         return
     classes = first.shape[1]
-    if no_numbers(labels) or (labels.min() >= 0 and labels.max() < classes):
+    if not_class_numbers(labels) or (labels.min() >= 0 and labels.max() < classes):
         return
     predicted = []
     for feed in dataset.batches(16):
@@ -390,7 +393,7 @@ def check_classes(reference: Model, dataset: Dataset, runtime: Runtime) -> None:
 
 
 def _of_samples(outputs: Values, count: int) -> dict[str, list[npt.NDArray[Any]]]:
-    """Outputs, with an axis of samples in front where one sample has a vector without it."""
+    """Outputs with an axis of samples in front, where the vector of one sample has none."""
     return {
         n: [a[None] if count == 1 and a.ndim == 1 and len(a) > 1 else a for a in arrays]
         for n, arrays in outputs.items()
@@ -398,35 +401,35 @@ def _of_samples(outputs: Values, count: int) -> dict[str, list[npt.NDArray[Any]]
 
 
 def _scored(outputs: Values, count: int) -> str:
-    """The first output with a vector of class scores for each of ``count`` samples; or empty."""
+    """Name of the first output with class scores of ``count`` samples; empty without one."""
     scores = ((n, scores_in(arrays)) for n, arrays in outputs.items())
     return next((n for n, v in scores if v is not None and len(v) == count), "")
 
 
 def _notes(checks: Sequence[OutputCheck], samples: int) -> list[str]:
-    """What the figures do not say."""
+    """List what a reader of the figures should know besides."""
     said = []
     for check in checks:
         if check.unlike:
             said.append(
                 f"output {check.name!r} had another shape than the original's in {check.unlike} "
-                "batches; only arrays of one shape are compared"
+                "batches; only arrays of the same shape are compared"
             )
         if not check.places:
             said.append(
-                f"nothing of output {check.name!r} could be compared: it is empty, or holds only "
-                "NaN and Inf, on all samples"
+                f"output {check.name!r} could not be compared: on all samples it is empty, or "
+                "holds only NaN and Inf"
             )
         elif check.mismatches:
             said.append(
-                f"output {check.name!r}: at {check.mismatches} places NaN or Inf stands in one "
-                f"model and not in the other; errors are those of the {check.places} places that "
-                "are finite in both"
+                f"output {check.name!r}: at {check.mismatches} places one model has NaN or Inf "
+                f"and the other has not; errors are those of the {check.places} places that are "
+                "finite in both"
             )
     if samples > 1 and not any(c.varied for c in checks if c.places):
         said.append(
-            f"the original's outputs are the same on all {samples} samples; figures from them "
-            "prove little: give samples that differ"
+            f"the original's outputs are the same on all {samples} samples, so the figures prove "
+            "little; give samples that differ"
         )
     return said
 
@@ -452,18 +455,20 @@ def validate(
     Args:
         reference: path or ModelProto of the original.
         new: path or ModelProto of the model to judge.
-        data: anything that :func:`onnx_lowrank.samples.dataset.load_dataset` reads; of an archive
-            with a held-out part, that part.
-        samples: a random subset of so many; all by default.
-        images: how pictures become inputs.
-        seed: of the subset.
-        threads: of ONNX Runtime; 0 leaves the choice to it.
+        data: anything that :func:`onnx_lowrank.samples.dataset.load_dataset` reads; the held-out
+            part of an archive that has one.
+        samples: number of samples to draw at random; all by default.
+        images: how to prepare images as inputs.
+        seed: random seed of that draw.
+        threads: number of threads of ONNX Runtime; 0 leaves the choice to it.
         provider: ONNX Runtime execution provider.
-        progress: told of every sample.
+        progress: receives one step for each sample.
 
     Raises:
-        ModelError, DataError, OptionError: as the inputs deserve.
-        ValidationError: outputs missing, of other shapes, or not finite.
+        ModelError: a model cannot be read or run.
+        DataError: the data cannot be read, or does not fit the model.
+        OptionError: an option is out of range.
+        ValidationError: outputs are missing, have other shapes, or are not finite.
     """
     models = load(reference), load(new)
     part = HELD_OUT if has_part(data) else None

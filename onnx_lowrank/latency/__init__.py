@@ -1,1 +1,1 @@
-"""Chains and models timed in ONNX Runtime, in place and in alternation."""
+"""Times of chains in their places, and of whole models, measured in ONNX Runtime."""

@@ -1,7 +1,7 @@
 """Measured times on disk, one file for each machine, ONNX Runtime, provider and number of threads.
 
-A cache is never a reason to fail: what cannot be read, or was written by others or for others,
-counts as absent, and what cannot be written is measured again the next time.
+A cache is never a reason to fail: a file that cannot be read, or that was written by another
+version or for another machine, counts as absent; times that cannot be written are measured again.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from onnx_lowrank.modelfile.atomic_files import atomic_write
 
 __all__ = ["LatencyCache"]
 
-#: how times are taken; another number makes all older files foreign
+#: version of how times are measured; files of another version are ignored
 _SCHEMA = 1
 
 
 class LatencyCache:
-    """Seconds by key.
+    """Measured times in seconds, by key.
 
     Args:
-        folder: where the files are; made when something is saved.
-        about: what the times depend on (:func:`onnx_lowrank.runtime.machine.machine`).
+        folder: folder of the files; made when something is saved.
+        about: properties that the times depend on, from
+            :func:`onnx_lowrank.runtime.machine.machine`.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, str]) -> None:
@@ -39,7 +40,7 @@ class LatencyCache:
         self._new: dict[str, float] = {}
 
     def get(self, key: str) -> float | None:
-        """The seconds of ``key``, if they are known."""
+        """Look up the seconds of ``key``; None if they are not known."""
         return self._seconds.get(key)
 
     def put(self, key: str, seconds: float) -> None:
@@ -47,7 +48,7 @@ class LatencyCache:
         self._seconds[key] = self._new[key] = seconds
 
     def save(self) -> None:
-        """Write what is new, beside what others have written in the meantime."""
+        """Write the new times, and keep those that other processes have written meanwhile."""
         if not self._new:
             return
         seconds = {**self._read(), **self._new}

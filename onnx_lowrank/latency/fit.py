@@ -1,12 +1,11 @@
-"""Times of chains that were not measured, from those that were.
+"""Prediction of the times of chains that were not measured, from those that were.
 
-    t(chain) = (a effort + b moved + c strayed + d nodes) * exp(r(effort)),      a, b, c, d >= 0
+    t(chain) = (a effort + b moved + c relayout + d nodes) * exp(r(effort)),      a, b, c, d >= 0
 
-of the features in :mod:`onnx_lowrank.analysis.time_model`. a to d are fitted to the measured
-chains of one place,
-in relative error; r is what the fit leaves of the measured chains of the same form, interpolated
-between their efforts. So measured chains are met exactly, and the others lie between their
-neighbours, bent as the model bends.
+with the features of :mod:`onnx_lowrank.analysis.time_model`. The rates a to d are fitted to the
+measured chains of one place, in relative error; r is the residual (a logarithm) of the measured
+chains of the same form, interpolated between their efforts. So measured chains are met exactly,
+and the others lie between their neighbours as the model does.
 
 Reference:
     Lawson & Hanson 1974, Solving least squares problems (non-negative least squares).
@@ -29,13 +28,13 @@ __all__ = ["Fit", "Sample"]
 
 Array = npt.NDArray[np.floating[Any]]
 
-#: measured chains from which the rates of a place are fitted to it alone
+#: number of measured chains from which on the rates are fitted to one place alone
 _ENOUGH = 6
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A measured chain: its form, what it does, and its time in seconds."""
+    """A measured chain: its form, its features, and its time in seconds."""
 
     form: str
     features: Features
@@ -43,11 +42,11 @@ class Sample:
 
 
 class Fit:
-    """Times of the chains of one place.
+    """Predicted times of the chains of one place.
 
     Args:
-        samples: measured ones of the place.
-        elsewhere: measured ones of other places, for a place that has few of its own.
+        samples: measured chains of the place.
+        elsewhere: measured chains of other places, used where the place has few of its own.
     """
 
     def __init__(self, samples: Sequence[Sample], elsewhere: Sequence[Sample] = ()) -> None:
@@ -62,7 +61,12 @@ class Fit:
         self._usual = float(np.median(left)) if left else 0.0
 
     def seconds(self, form: str, about: Features) -> float:
-        """The time of a chain of ``form`` with :func:`features` ``about``."""
+        """Predict the time in seconds of a chain.
+
+        Args:
+            form: form of the chain, from :func:`onnx_lowrank.analysis.time_model.form_of`.
+            about: features of the chain.
+        """
         points = sorted(self._forms.get(form, {}).items())
         if not points:
             return self._model(about) * math.exp(self._usual)
@@ -74,7 +78,7 @@ class Fit:
 
 
 def _rates(samples: Sequence[Sample]) -> Array:
-    """Seconds for a unit of each feature, by relative least squares."""
+    """Seconds for a unit of each feature, ``(4,)``, by least squares of the relative error."""
     seconds = np.array([s.seconds for s in samples])
     rows = np.array([s.features for s in samples]) / seconds[:, None]
     scale = np.maximum(rows.max(axis=0), 1e-300)

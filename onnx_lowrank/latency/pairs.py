@@ -41,7 +41,7 @@ def interleaved_latency(
         sessions: one for each model.
         feed: the inputs, the same for all of them.
         seconds: time to spend on all of them together.
-        least: turns that each takes at the least.
+        least: smallest number of turns that each takes.
     """
     times: list[list[float]] = [[] for _ in sessions]
     end = time.perf_counter() + seconds
@@ -63,7 +63,7 @@ class LatencyPair:
     """Times of one inference of two models that ran in alternation.
 
     Attributes:
-        batch: samples of an inference.
+        batch: number of samples in an inference.
         reference_ms: best time of the original, in milliseconds.
         new_ms: best time of the new model.
         reference_median_ms: median time of the original.

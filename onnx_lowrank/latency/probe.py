@@ -1,4 +1,4 @@
-"""Small models in which one layer, or a chain in its place, stands as it does in its network.
+"""Probes: small models in which one layer, or a chain in its place, runs as in its network.
 
 A layer is cut out of its graph with what the runtime fuses into it: a residual Add, an activation.
 Several copies with weights of their own stand side by side in a *probe*, so that the call of the
@@ -7,8 +7,8 @@ session weighs little and the weights are as cold in the caches as in a network:
     x -> [depthwise 1x1 -> layer or chain -> (+ skip) -> (activation) -> mean over positions] * k
 
 The convolutions in front leave their output in the runtime's own layout (NCHWc), and the means read
-it, so that a change of layout is paid for by the chain that needs one, and not by every one. What
-they cost themselves is the same for all chains of a place: it drops out of all differences.
+it, so only a chain that needs another layout pays for the change. The cost of the convolutions and
+means is the same for all chains of a place, and drops out of all differences.
 """
 
 from __future__ import annotations
@@ -39,29 +39,32 @@ __all__ = ["Place", "chain_key", "place_of", "probe"]
 
 Array = npt.NDArray[np.floating[Any]]
 
-#: what runtimes compute together with the layer in front of it
+#: activations that runtimes compute together with the layer in front of them
 _ACTIVATIONS = frozenset(
     {"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Elu", "PRelu",
      "Gelu", "Softplus", "ThresholdedRelu"}
 )  # fmt: skip
 
-#: copies in a probe, at the least and the most; their effort in all, and bytes of their weights
+#: smallest and largest number of copies in a probe
 _COPIES = (1, 8)
+#: effort of all copies together, in MACs
 _EFFORT = 40_000_000
+#: largest size of the weights of all copies, in bytes
 _BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Place:
-    """A layer cut out of its network, with what is computed together with it.
+    """A layer cut out of its network, with the nodes that are computed together with it.
 
     Attributes:
-        key: equal for places that take equal times, whatever their names and numbers.
-        stage: of the layer; its numbers do not matter.
-        shape: of its input, over the whole batch.
+        key: digest that is equal for places that take equal times, whatever their names and
+            weights.
+        stage: the layer as a stage; its weights do not count.
+        shape: shape of its input, over the whole batch.
         model: the layer, its residual Add and its activation, as a model.
-        inputs: of the model, with their shapes; the layer's own input first.
-        output: of the layer itself.
+        inputs: inputs of the model with their shapes, the layer's own input first.
+        output: name of the output of the layer itself.
     """
 
     key: str
@@ -73,18 +76,18 @@ class Place:
 
     @property
     def chain(self) -> Chain:
-        """The layer as it is."""
+        """The layer as it is, as a chain."""
         return Chain((self.stage,))
 
     @property
     def itemsize(self) -> int:
-        """Bytes of one number."""
+        """Size of one number, in bytes."""
         element = self.model.proto.graph.input[0].type.tensor_type.elem_type
         return int(helper.tensor_dtype_to_np_dtype(element).itemsize)
 
     @property
     def copies(self) -> int:
-        """How many of it stand in a probe."""
+        """Number of copies in a probe."""
         wanted = _EFFORT // max(effort(self.chain, self.shape), 1)
         room = _BYTES // max(self.stage.parameters * 4, 1)
         return max(min(wanted, room, _COPIES[1]), _COPIES[0])
@@ -95,9 +98,9 @@ def place_of(graph: Graph, layer: PlacedLayer, shapes: Mapping[str, tuple[int, .
 
     Args:
         graph: the canonical network.
-        layer: one of its layers.
-        shapes: of its tensors at the batch that is asked about; that of the layer's input must be
-            among them, others are put together where they are not.
+        layer: a layer of it.
+        shapes: shapes of its tensors at the batch size to measure. The shape of the layer's input
+            must be among them; others are derived where they are missing.
     """
     nodes, end = list(layer.nodes), layer.output
     if not layer.value.recurrent:
@@ -127,12 +130,12 @@ def place_of(graph: Graph, layer: PlacedLayer, shapes: Mapping[str, tuple[int, .
 
 
 def chain_key(chain: Chain) -> str:
-    """Equal for chains that are written as nodes of the same shapes."""
+    """Text that is equal for chains that are written as nodes of the same shapes."""
     return ">".join(_step_key(s) for s in chain.stages)
 
 
 def probe(place: Place, chain: Chain, seed: int) -> tuple[Model, Feed]:
-    """Copies of ``chain`` in ``place``, with numbers drawn from ``seed``, and an input for them."""
+    """Make a probe: copies of ``chain`` in ``place`` with random weights, and inputs for them."""
     random = np.random.default_rng(seed)
     whole = onnx.ModelProto(ir_version=place.model.proto.ir_version)
     whole.opset_import.extend(place.model.proto.opset_import)
@@ -154,7 +157,7 @@ def probe(place: Place, chain: Chain, seed: int) -> tuple[Model, Feed]:
 
 
 def _extended(graph: Graph, layer: PlacedLayer, nodes: list[Node]) -> str:
-    """Add to ``nodes`` what follows the layer and belongs to it; the tensor at the end."""
+    """Add to ``nodes`` the nodes that are computed together with the layer; return their output."""
     end = destination(graph, layer).total
     if end != layer.output:
         nodes.append(graph.producer(end))
@@ -170,10 +173,10 @@ def _extended(graph: Graph, layer: PlacedLayer, nodes: list[Node]) -> str:
 
 
 def _state_shape(layer: PlacedLayer, shape: Sequence[int], position: int) -> tuple[int, ...]:
-    """Shape of an operand of a recurrent node: lengths, an initial state, weights of peepholes."""
+    """Shape of an input of a recurrent node: lengths, an initial state, or peephole weights."""
     node = layer.nodes[0]
     hidden = int(node.attrs["hidden_size"])
-    first = bool(node.attrs.get("layout", 0))  # the batch
+    first = bool(node.attrs.get("layout", 0))  # whether the batch is the first axis
     batch = shape[0] if first else shape[1]
     if position == 4:
         return (batch,)
@@ -187,7 +190,7 @@ def _state_shape(layer: PlacedLayer, shape: Sequence[int], position: int) -> tup
 
 
 def _place_key(model: Model, inputs: Sequence[tuple[str, tuple[int, ...]]]) -> str:
-    """A digest of operators, attributes and shapes, without the names and the large constants."""
+    """Digest of operators, attributes and shapes, without names and large constants."""
     graph = model.proto.graph
     numbers = {name: f"input{i}{shape}" for i, (name, shape) in enumerate(inputs)}
     for tensor in graph.initializer:
@@ -235,7 +238,7 @@ def _filled(chain: Chain, random: np.random.Generator) -> Chain:
 
 
 def _filled_step(step: Step, random: np.random.Generator) -> Step:
-    """The step with small random numbers: zeros, and what decays to denormals, run otherwise."""
+    """The step with random weights; zeros and denormal numbers would take other times."""
     bias = getattr(step, "bias", None)
     if bias is not None:
         bias = random.normal(size=bias.shape)
@@ -261,7 +264,7 @@ def _join(
     prefix: str,
     random: np.random.Generator,
 ) -> str:
-    """Put one copy into the probe, between its neighbours; the tensor at its end."""
+    """Put one copy into the probe, between its neighbours; return the tensor at its end."""
     convolution = isinstance(place.stage.geometry, ConvGeometry)
     element = part.input[0].type.tensor_type.elem_type
     names: dict[str, str] = {"": ""}
@@ -269,7 +272,7 @@ def _join(
     for name, shape in place.inputs:
         names[name] = name
         if convolution and shape[1] % BLOCK == 0:
-            if shape not in made:  # a skip branch of the same shape is the layer's own input
+            if shape not in made:  # a skip branch of the same shape reads the layer's input
                 made[shape] = f"{prefix}front{len(made)}"
                 weight = random.uniform(0.5, 1.5, (shape[1], 1, *(1,) * (len(shape) - 2)))
                 values = weight.astype(helper.tensor_dtype_to_np_dtype(element))
@@ -289,7 +292,7 @@ def _join(
     for node in part.node:
         copied = NodeProto()
         copied.CopyFrom(node)
-        copied.name = node.name and prefix + node.name  # two without a name are no clash
+        copied.name = node.name and prefix + node.name  # nodes without a name stay so
         for output in node.output:
             names.setdefault(output, prefix + output)
         del copied.input[:], copied.output[:]

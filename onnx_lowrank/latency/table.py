@@ -1,12 +1,13 @@
-"""Measured latency as a cost: what every layer, and every chain in its place, takes in seconds.
+"""Measured latency as a cost: the time of every layer, and of every chain in its place.
 
     latency(plan) = latency(original) - sum_l [t_l(layer) - t_l(chosen)]
 
-Only differences count, so what a probe (:mod:`onnx_lowrank.latency.probe`) takes beside its chain
-drops out, and what stands in no layer need not be measured. Each distinct chain of each distinct
-place is timed once, in alternation with the layer itself (:mod:`onnx_lowrank.latency.timer`). All
-work is known before it begins; ranks are visited from coarse to fine, so that wherever a time limit
-strikes, the rest lies between measured neighbours (:mod:`onnx_lowrank.latency.fit`).
+Only differences count, so the time that a probe (:mod:`onnx_lowrank.latency.probe`) takes besides
+its chain drops out, and nodes outside layers need not be measured. Each distinct chain of each
+distinct place is timed once, in alternation with the layer itself
+(:mod:`onnx_lowrank.latency.timer`). Ranks are visited from coarse to fine: whenever the time limit
+ends the measuring, the other ranks lie between measured neighbours
+(:mod:`onnx_lowrank.latency.fit`).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ __all__ = [
 Clock = Callable[[], float]
 Wanted = Sequence[tuple[Place, Sequence[Chain]]]
 
-#: chains that take turns with their layer
+#: number of chains that take turns with their layer
 _GROUP = 6
 
 
@@ -51,13 +52,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How the times of a table came about.
+    """Numbers of chains that were measured, known and predicted.
 
     Attributes:
-        measured: distinct chains timed now.
-        cached: those that were known from earlier.
-        predicted: those that time did not allow, or that do not run alone.
-        seconds: that the measuring took.
+        measured: number of distinct chains timed now.
+        cached: number of distinct chains whose times were known.
+        predicted: number of distinct chains that the time limit excluded, or that do not run by
+            themselves.
+        seconds: time spent on measuring, in seconds.
     """
 
     measured: int
@@ -74,12 +76,12 @@ class LatencyTable:
     """Times of chains in their places.
 
     Args:
-        timer: takes the times.
-        limit: seconds that :meth:`measure` may take, about; the network and its layers are timed
-            in any case.
-        cache: of earlier times; None neither reads nor writes any.
-        progress: is told of every chain.
-        clock: of the limit.
+        timer: measures the times.
+        limit: seconds that :meth:`measure` may take, approximately; the network and its layers are
+            timed in any case.
+        cache: earlier times on disk; None to neither read nor write any.
+        progress: receives one step for each chain.
+        clock: clock that the limit is measured by, in seconds.
     """
 
     def __init__(
@@ -101,27 +103,27 @@ class LatencyTable:
 
     @property
     def network(self) -> float:
-        """Seconds of one inference of the whole network; :meth:`measure` comes first."""
+        """Time of one inference of the whole network in seconds, known after :meth:`measure`."""
         return self._network
 
     @property
     def empty(self) -> bool:
-        """Whether no time of a layer or chain is known, so that none can be predicted either."""
+        """Whether no time of a layer or chain is known, so none can be predicted."""
         return not self._samples
 
     @property
     def samples(self) -> list[Sample]:
-        """All that was measured."""
+        """All measured chains."""
         return [sample for found in self._samples.values() for sample in found]
 
     def measure(self, model: Model, feed: Feed, wanted: Wanted) -> Coverage:
-        """Time a network, its layers, and of the chains among ``wanted`` what the limit allows.
+        """Time a network and its layers, and as many of the chains wanted as the limit allows.
 
         Args:
             model: the network.
-            feed: an input of the batch that is asked about.
-            wanted: places of its layers, each with the chains that may stand there; layers of
-                equal shape have equal places.
+            feed: inputs of one inference at the batch size to measure.
+            wanted: places of its layers, each with the chains that may take it; layers of equal
+                shapes have equal places.
 
         Raises:
             ModelError: the network does not run.
@@ -149,9 +151,7 @@ class LatencyTable:
         return Coverage(measured, cached, total - cached - measured, spent)
 
     def estimate(self, place: Place, chain: Chain) -> Estimate:
-        """The time of ``chain`` in ``place``; what was not measured is predicted.
-
-        :meth:`measure` comes first.
+        """The time of ``chain`` in ``place``, measured or predicted; call :meth:`measure` first.
 
         Raises:
             ModelError: the table is :attr:`empty`.
@@ -160,7 +160,10 @@ class LatencyTable:
         if seconds is not None:
             return Estimate(seconds, True)
         if self.empty:
-            raise ModelError("no layer runs by itself in ONNX Runtime, so no time is known")
+            raise ModelError(
+                "no layer can be run by itself in ONNX Runtime, so no time is known; give another "
+                "target than latency"
+            )
         if place.key not in self._fits:
             own = self._samples.get(place.key, [])
             others = [s for key, found in self._samples.items() if key != place.key for s in found]
@@ -169,7 +172,7 @@ class LatencyTable:
         return Estimate(fit.seconds(form_of(chain), _features(place, chain)), False)
 
     def seconds(self, place: Place, chain: Chain) -> float:
-        """The time of ``chain`` in ``place``, measured or predicted."""
+        """Seconds of ``chain`` in ``place``, measured or predicted."""
         return self.estimate(place, chain).seconds
 
     def _time_layers(self, model: Model, feed: Feed, places: Sequence[Place]) -> int:
@@ -225,16 +228,19 @@ class LatencyTable:
 
 
 def corrected_budget(whole: float, predicted: float, measured: float, wanted: float) -> float:
-    """The budget to plan under so that a plan's measured time comes out as ``wanted``.
+    """Correct a budget on time so that the next plan takes the time wanted.
 
-    One step of a secant: the time that a plan saved, measured, over what it was predicted to save
-    is what a saving is worth; the next plan is asked for so much more, or less.
+    It is one step of the secant method: if a plan saved only a part of the time that was predicted,
+    the next one is asked to save more by that factor, and the other way round.
 
     Args:
-        whole: seconds of the original.
-        predicted: seconds that a plan should have taken.
-        measured: seconds that it took.
-        wanted: seconds that were asked for.
+        whole: time of the original, in seconds.
+        predicted: time predicted for the last plan, in seconds.
+        measured: time measured for the last plan, in seconds.
+        wanted: time that the target asks for, in seconds.
+
+    Returns:
+        The budget to plan under, in seconds.
     """
     if predicted >= whole or measured >= whole:
         return wanted
@@ -242,7 +248,7 @@ def corrected_budget(whole: float, predicted: float, measured: float, wanted: fl
 
 
 def levels(count: int) -> list[int]:
-    """How soon each of ``count`` ordered things is visited: the ends, the middle, the quarters."""
+    """Levels of ``count`` ordered items: 0 for the ends, 1 for the middle, 2 for the quarters."""
     result = [0] * count
     spans, level = [(0, count - 1)], 1
     while spans:
@@ -259,7 +265,7 @@ def levels(count: int) -> list[int]:
 def _distinct(
     wanted: Wanted,
 ) -> tuple[dict[str, Place], dict[str, dict[str, Chain]], dict[str, int]]:
-    """Places, their chains with the layer itself in front, and layers of each place, by key."""
+    """Collect places, their chains (the layer itself first) and their numbers of layers, by key."""
     places: dict[str, Place] = {}
     chains: dict[str, dict[str, Chain]] = {}
     uses: dict[str, int] = {}
@@ -278,10 +284,11 @@ def _groups(
     uses: Mapping[str, int],
     known: Mapping[str, Mapping[str, float]],
 ) -> list[tuple[Place, list[Chain]]]:
-    """What to time together, in the order of what helps most.
+    """Groups of chains to time together, the most useful first.
 
-    Of every place first a few chains, then the ends and middles of the ranks of all forms, then
-    finer. Within a level the places where most of the effort is come first.
+    The ends of the ranks of every form come first, then the middles, then finer levels. Within a
+    level the first groups of all places come before the others, and places with more effort before
+    those with less.
     """
     ordered: list[tuple[tuple[int, bool, float], Place, list[Chain]]] = []
     for key, place in places.items():

@@ -1,11 +1,11 @@
-"""Take times: of layers in alternation with their network, of chains with their layer.
+"""Timing: layers in alternation with their network, chains in alternation with their layer.
 
     t(layer) = best of the network * best of the layer / best of the network beside it
     t(chain) = t(layer) * best of the chain / best of the layer beside it
 
-Times are the best of many turns, for what disturbs a run only ever makes it longer; a clock that
-slows down meets all that take turns alike, and leaves their ratio. One thread is timed by its own
-processor time, where that clock is fine enough: no waiting for a busy processor is in it.
+Times are the best of many turns, as disturbances only ever make a run longer; a processor that
+slows down slows all that take turns alike, and leaves their ratio. One thread is timed by its own
+processor time where that clock is fine enough: it does not count waiting for a busy processor.
 """
 
 from __future__ import annotations
@@ -27,51 +27,58 @@ from onnx_lowrank.runtime.runtime import Feed, Runtime, Session
 
 __all__ = ["RuntimeTimer", "Timer"]
 
-#: seconds of turns for each session
+#: seconds to spend on each session
 _SECONDS = 0.04
 
-#: seconds of one turn; turns at the least, and where a network takes part
-_TURN, _TURNS, _NETWORK_TURNS = 0.005, 3, 15
+#: seconds of one turn
+_TURN = 0.005
 
-#: seconds for two whole models on one feed
+#: smallest number of turns of chains, and where a whole network takes part
+_TURNS, _NETWORK_TURNS = 3, 15
+
+#: seconds to spend on two whole models on one feed
 _PAIR = 1.0
 
-#: seconds that a clock of processor time must tell apart
+#: coarsest resolution of a clock of processor time that is used, in seconds
 _FINE = 1e-6
 
 Clock = Callable[[], float]
 
 
 class Timer(Protocol):
-    """Takes all times that a run decides by; tests pass one whose times are written down."""
+    """Measures all times that decisions depend on; tests pass one with times of a script."""
 
     def layers(
         self, model: Model, feed: Feed, places: Sequence[Place]
     ) -> tuple[float, Sequence[float | None]]:
-        """Seconds of one inference of ``model``, and of one layer in each place, as parts of it.
+        """Time a network and its layers.
 
-        None stands for what does not run by itself.
+        Returns:
+            Seconds of one inference of ``model``, and the time of a layer in each place as a part
+            of that; None for a layer that does not run by itself.
         """
 
     def chains(self, place: Place, chains: Sequence[Chain]) -> Sequence[float | None]:
-        """Times of chains in ``place``, as parts of that of the layer there.
+        """Time chains in ``place``.
 
-        None stands for what does not run by itself.
+        Returns:
+            Times as multiples of the layer's time there; None for a chain that does not run by
+            itself.
         """
 
     def models(
         self, reference: Model, new: Model, feeds: Sequence[tuple[int, Feed]]
     ) -> tuple[LatencyPair, ...]:
-        """Times of two whole models on each ``(batch, feed)``."""
+        """Time two whole models in alternation on each ``(batch, feed)``."""
 
 
 @dataclass(frozen=True)
 class RuntimeTimer:
-    """Times in ONNX Runtime.
+    """Measures times in ONNX Runtime; see :class:`Timer`.
 
     Attributes:
-        runtime: how models are run.
-        seed: of the numbers in them.
+        runtime: runs the models.
+        seed: random seed of the weights in probes.
     """
 
     runtime: Runtime
@@ -126,7 +133,7 @@ class RuntimeTimer:
 def _alternate(
     running: Sequence[tuple[Session, Feed]], seconds: float, least: int, clock: Clock
 ) -> npt.NDArray[np.float64]:
-    """Best time of each session; a turn is some runs, the first half of which warm up."""
+    """Best time of each session in seconds; the first half of the runs in a turn warms up."""
     turns: list[list[float]] = []
     end = time.perf_counter() + seconds
     while len(turns) < least or time.perf_counter() < end:

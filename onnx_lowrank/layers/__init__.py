@@ -1,4 +1,4 @@
-"""Nodes seen as linear maps: what a layer is, and where a graph has some."""
+"""Layers: nodes seen as linear maps, and the writer that puts chains in their place."""
 
 from __future__ import annotations
 

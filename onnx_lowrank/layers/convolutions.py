@@ -23,7 +23,7 @@ def convolution(graph: Graph, node: Node, name: str) -> PlacedLayer:
     """A convolution; a transposed one is turned into the plain one of its geometry.
 
     Raises:
-        NotLinear: its weight cannot be had, or its attributes do not fit together.
+        NotLinear: its weight cannot be read, or its attributes do not fit together.
     """
     transposed = node.op == "ConvTranspose"
     weight = weight_of(graph, node, 1)
@@ -33,12 +33,12 @@ def convolution(graph: Graph, node: Node, name: str) -> PlacedLayer:
     groups = int(graph.attribute(node, "group", 1))
     if groups < 1 or weight.shape[0] % groups:
         side = "inputs" if transposed else "outputs"
-        raise NotLinear(f"{weight.shape[0]} {side} do not divide into {groups} groups")
+        raise NotLinear(f"{weight.shape[0]} {side} cannot be divided into {groups} groups")
 
     def ints(key: str, default: int, count: int = axes) -> tuple[int, ...]:
         values = tuple(map(int, graph.attribute(node, key) or [default] * count))
         if len(values) != count:
-            raise NotLinear(f"{key} has {len(values)} numbers, the weight {axes} axes")
+            raise NotLinear(f"{key} has {len(values)} numbers, but should have {count}")
         return values
 
     auto_pad = str(graph.attribute(node, "auto_pad", "NOTSET") or "NOTSET")
@@ -52,7 +52,7 @@ def convolution(graph: Graph, node: Node, name: str) -> PlacedLayer:
     )
     if transposed:
         if any(geometry.kernel[a] == 1 and geometry.strides[a] > 1 for a in range(axes)):
-            raise NotLinear("its stride leaves gaps that no tap fills")
+            raise NotLinear("its stride is larger than 1 along an axis where its kernel is 1 wide")
         geometry = _transposed(geometry, ints("output_padding", 0))
         if graph.attribute(node, "output_shape"):
             extents = graph.extents(node.inputs[0].name)
@@ -85,9 +85,14 @@ def convolution(graph: Graph, node: Node, name: str) -> PlacedLayer:
 
 
 def turned(weight: Array, groups: int) -> Array:
-    """Weight of a transposed convolution ``(C, N / groups, *kernel)`` as that of the plain one.
+    """Turn the weight of a transposed convolution into that of the plain one, or back.
 
-    That is ``(N, C / groups, *kernel)``, the kernel turned around; and the same way back.
+    Args:
+        weight: ``(C, N / groups, *kernel)``.
+        groups: number of groups.
+
+    Returns:
+        The weight ``(N, C / groups, *kernel)`` with the kernel reversed along each spatial axis.
     """
     grouped = weight.reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)
     plain: Array = np.flip(grouped, tuple(range(3, grouped.ndim)))
@@ -100,21 +105,21 @@ def _reaching(
     extents: tuple[int | None, ...] | None,
     auto_pad: str,
 ) -> ConvGeometry:
-    """The geometry of a transposed convolution whose ``output_shape`` decides on its pads.
+    """The geometry of a transposed convolution whose pads follow from ``output_shape``.
 
     Args:
-        geometry: without these pads.
-        wanted: extents of the output.
-        extents: of the input, batch and channels included.
-        auto_pad: on which side the smaller part of an odd pad goes.
+        geometry: the geometry without these pads.
+        wanted: extents of the spatial axes of the output.
+        extents: extents of all axes of the input, batch and channels included.
+        auto_pad: decides on which side the smaller part of an odd pad goes.
 
     Raises:
-        NotLinear: the input has no fixed size, or the output cannot have this one.
+        NotLinear: the input has no fixed size, or the output cannot have this size.
     """
     sizes = [n for n in (extents or ())[2:] if n is not None]
     if len(sizes) != geometry.axes:
         raise NotLinear(
-            "its output_shape fixes the pads by the size of its input, which is dynamic; "
+            "its pads follow from output_shape and the size of its input, which is dynamic; "
             "give the input a fixed size"
         )
     plain = replace(geometry, pads=(0,) * len(geometry.pads))
@@ -130,7 +135,7 @@ def _reaching(
 
 
 def _transposed(geometry: ConvGeometry, output_padding: tuple[int, ...]) -> ConvGeometry:
-    """The geometry of a transposed convolution; ``SAME`` pads do not depend on the input there."""
+    """The geometry of a transposed convolution, whose ``SAME`` pads do not depend on the input."""
     pads = geometry.pads
     if geometry.auto_pad.startswith("SAME"):
         extra = [

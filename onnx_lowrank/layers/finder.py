@@ -1,4 +1,4 @@
-"""The layers of a graph, and the nodes with weights that are none."""
+"""Search for the layers of a graph, and for the nodes with weights that are not layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnx_lowrank.layers.products import gemm, matmul, recurrent
 
 __all__ = ["find_layers", "refuse_optimised"]
 
-#: what reads a node of each operator
+#: functions that read a node of each operator as a layer
 _READERS: dict[str, Callable[[Graph, Node, str], PlacedLayer]] = {
     "Conv": convolution,
     "ConvTranspose": convolution,
@@ -22,7 +22,7 @@ _READERS: dict[str, Callable[[Graph, Node, str], PlacedLayer]] = {
     "MatMul": matmul,
     **dict.fromkeys(RECURRENT, recurrent),
 }
-#: Operators that hold weights, but that no pass takes apart.
+#: Operators that have weights, but that no pass can replace.
 _OTHER_OPS = {
     op: f"{op} is not factorized"
     for op in ("ConvInteger", "QLinearConv", "MatMulInteger", "QLinearMatMul", "QGemm",
@@ -30,17 +30,17 @@ _OTHER_OPS = {
                "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM",
                "MultiHeadAttention", "GroupQueryAttention")
 }  # fmt: skip
-#: What ONNX Runtime's graph optimisations leave of layers, in its own domains.
+#: Operators that ONNX Runtime's graph optimisations make of layers, in its own domains.
 _OTHER_OPS |= dict.fromkeys(
     ("FusedConv", "FusedGemm", "FusedMatMul", "NhwcConv", "NhwcFusedConv"),
-    "it was fused by ONNX Runtime; give the model from before that to have it compressed",
+    "it was fused by ONNX Runtime; give the model as it was before, to have it compressed",
 )
-_OPTIMISED = "it has the blocked layout that ONNX Runtime gives layers for one kind of machine"
+_OPTIMISED = "it has the blocked layout that ONNX Runtime makes for one kind of processor"
 _LAYOUT_DOMAIN = "com.microsoft.nchwc"
 
 
 def find_layers(graph: Graph) -> tuple[list[PlacedLayer], list[Ineligible]]:
-    """All linear layers of the main graph in topological order, and the nodes that are none."""
+    """List the layers of the main graph in topological order, and the ineligible nodes."""
     layers: list[PlacedLayer] = []
     others: list[Ineligible] = []
     taken: set[str] = set()
@@ -72,16 +72,16 @@ def find_layers(graph: Graph) -> tuple[list[PlacedLayer], list[Ineligible]]:
 
 
 def refuse_optimised(others: Iterable[Ineligible]) -> None:
-    """Refuse a model that ONNX Runtime has laid out for its own kernels.
+    """Refuse a model that ONNX Runtime has optimised for its own kernels.
 
-    Layers in its blocked layouts have no MACs that could be counted, so no budget would be right.
+    The MACs of layers in its blocked layouts cannot be counted, so no budget would be right.
 
     Raises:
-        ModelError: there is a layer of that kind.
+        ModelError: there is such a layer.
     """
     found = [o for o in others if o.reason == _OPTIMISED]
     if found:
         raise ModelError(
             f"{found[0].op} {found[0].name!r}: {_OPTIMISED}; "
-            "give the model from before ONNX Runtime's layout optimisation"
+            "give the model as it was before ONNX Runtime's layout optimisation"
         )

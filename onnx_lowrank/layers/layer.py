@@ -23,18 +23,19 @@ RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 class Layer:
     """A linear map ``y = W x + b`` with its geometry: all that a pass sees of a model.
 
-    Where it stands in a graph, and how the file writes it, is known to
-    :class:`~onnx_lowrank.layers.placed.PlacedLayer` alone.
+    Only :class:`~onnx_lowrank.layers.placed.PlacedLayer` knows its place in a graph, and how it is
+    stored in the file.
 
     Attributes:
-        name: unique in the model: the node's name, else that of its output.
+        name: name that is unique in the model: the node's, or that of its output.
         op: ``Conv | ConvTranspose | Gemm | MatMul | LSTM | GRU | RNN``. Of a recurrent node the
             layer is the product with the input weights alone, ``y (directions * gates * hidden)``.
-        dtype: type of the weight in the file.
-        shape: of the weight as a stage has it, ``(N, C / groups, *kernel)``.
-        geometry: how it reads its input.
+        dtype: element type of the weight in the file.
+        shape: shape of the weight as a stage has it, ``(N, C / groups, *kernel)``.
+        geometry: geometry of its patches.
         biased: whether it adds a bias ``(N,)``.
-        directions: of a recurrent node, whose rows are (direction, gate, hidden); else 1.
+        directions: number of directions of a recurrent node, whose rows are (direction, gate,
+            hidden); else 1.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Layer:
 
     @property
     def stage(self) -> Stage:
-        """Weight and bias in float64, read from the model at each call: large ones stay there."""
+        """Weight and bias in float64, read from the model at each call."""
         weight, bias = self._load()
         return Stage(
             weight.astype(np.float64),
@@ -58,13 +59,13 @@ class Layer:
 
     @property
     def outline(self) -> Stage:
-        """A stage of the same shapes that holds no numbers, for counting; nothing is read."""
+        """A stage of the same shapes with zeros, for counting; no weight is read."""
         zero = np.zeros(())
         bias = np.broadcast_to(zero, self.shape[:1]) if self.biased else None
         return Stage(np.broadcast_to(zero, self.shape), bias, self.geometry)
 
     def with_stage(self, stage: Stage) -> Layer:
-        """The same layer with other numbers."""
+        """The same layer with the weight and bias of ``stage``."""
         biased = stage.bias is not None
         return replace(self, biased=biased, _load=lambda: (stage.weight, stage.bias))
 

@@ -1,4 +1,4 @@
-"""Weights and biases of nodes, or why they cannot be had."""
+"""Weights and biases of nodes, or the reasons why they cannot be read."""
 
 from __future__ import annotations
 
@@ -25,37 +25,44 @@ Array = npt.NDArray[np.floating[Any]]
 _FLOATS = frozenset({"float16", "float32", "float64", "bfloat16"})
 
 
-class NotLinear(Exception):  # noqa: N818 - a verdict on its way out, no error
-    """A node is no layer; the message says why."""
+class NotLinear(Exception):  # noqa: N818 - a verdict, not an error
+    """A node cannot be seen as a layer; the message says why."""
 
 
 def operand_name(node: Node, position: int) -> str | None:
-    """The name of an input; None where it is left out."""
+    """The name of the input at ``position``; None where it is left out."""
     if len(node.inputs) <= position or node.inputs[position].is_empty():
         return None
     return str(node.inputs[position].name)
 
 
 def constant_of(graph: Graph, tensor: str, what: str) -> Array:
-    """The value of ``tensor``.
+    """Read the value of a constant.
+
+    Args:
+        graph: the graph.
+        tensor: name of the constant.
+        what: use of the constant for messages: ``weight`` or ``bias``.
 
     Raises:
-        NotLinear: it has none, or none that can be read; ``what`` says what it is for.
+        NotLinear: the tensor is not constant, or its value cannot be read.
     """
     refuse_overridable(graph, tensor, what)
     value = graph.constant(tensor)
     if value is None and graph.is_constant(tensor):
-        raise NotLinear(f"its {what} cannot be read: it is sparse, or behind views that do not fit")
+        raise NotLinear(
+            f"its {what} cannot be read: it is sparse, or computed by nodes that do not fit it"
+        )
     if value is None:
         raise NotLinear(f"its {what} is not constant")
     return value
 
 
 def weight_of(graph: Graph, node: Node, position: int) -> Array:
-    """The input at ``position`` as a weight.
+    """Read the input at ``position`` as a weight.
 
     Raises:
-        NotLinear: it is none that could be taken apart.
+        NotLinear: it is not a weight that could be factorized.
     """
     name = operand_name(node, position)
     if name is None:
@@ -63,7 +70,7 @@ def weight_of(graph: Graph, node: Node, position: int) -> Array:
     refuse_quantized(graph, name)
     value = constant_of(graph, name, "weight")
     if value.dtype.name not in _FLOATS:
-        raise NotLinear(f"its weight is {value.dtype.name}")
+        raise NotLinear(f"its weight has the type {value.dtype.name}")
     if value.size == 0:
         raise NotLinear("its weight is empty")
     if not np.isfinite(value).all():
@@ -72,10 +79,10 @@ def weight_of(graph: Graph, node: Node, position: int) -> Array:
 
 
 def refuse_quantized(graph: Graph, tensor: str) -> None:
-    """Refuse a weight that is stored in fewer bits.
+    """Refuse a quantized weight.
 
     Raises:
-        NotLinear: it is.
+        NotLinear: the weight is quantized.
     """
     if graph.is_quantized(tensor):
         raise NotLinear("its weight is quantized (DequantizeLinear)")
@@ -84,19 +91,24 @@ def refuse_quantized(graph: Graph, tensor: str) -> None:
 def refuse_overridable(graph: Graph, tensor: str, what: str) -> None:
     """Refuse a constant for which a caller may feed another value.
 
+    Args:
+        graph: the graph.
+        tensor: name of the constant.
+        what: use of the constant, for messages.
+
     Raises:
-        NotLinear: it is one; ``what`` says what it is for.
+        NotLinear: a caller may feed another value.
     """
     name = graph.overridable(tensor)
     if name is not None:
         raise NotLinear(
-            f"its {what} {name} can be overridden by the caller; "
-            f"take {name} off the graph's inputs to have it compressed"
+            f"its {what} {name} is also an input of the graph, so callers may feed another value; "
+            f"remove {name} from the inputs to have it compressed"
         )
 
 
 def bias_add(graph: Graph, tensor: str) -> tuple[Node, str] | None:
-    """The Add of a constant that alone reads ``tensor``, and the name of the constant."""
+    """The Add of a constant that alone reads ``tensor``, with the name of the constant."""
     consumers = graph.consumers(tensor)
     if len(consumers) != 1 or graph.is_output(tensor) or consumers[0].op != "Add":
         return None
@@ -110,7 +122,7 @@ def bias_add(graph: Graph, tensor: str) -> tuple[Node, str] | None:
 
 
 def bias_shape_for(shape: tuple[int, ...], outputs: int, axis: int) -> tuple[int, ...] | None:
-    """The shape that a bias of ``outputs`` elements takes in the place of ``shape``, if one."""
+    """Shape of a bias of ``outputs`` elements in place of one of ``shape``; None if none fits."""
     full = [1] * max(len(shape), -axis)
     full[len(full) - len(shape) :] = shape
     along = full[axis]

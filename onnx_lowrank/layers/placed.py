@@ -1,4 +1,4 @@
-"""Where a layer stands in a graph, and nodes with weights that are no layers."""
+"""Places of layers in a graph, and nodes with weights that are not layers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class PlacedLayer:
     Attributes:
         value: the layer itself, which is what passes see.
         input: name of the tensor that it reads.
-        output: name of the tensor that it makes, bias included; of a recurrent node its first
-            output.
-        nodes: the nodes that a replacement takes out.
+        output: name of the tensor that it makes, bias included; the first output of a recurrent
+            node.
+        nodes: nodes that a replacement removes.
         sharers: number of nodes that use this weight, this one included.
         bias_shape: shape of the bias in the file, where it is an operand of an Add.
-        bias_size: number of elements of the bias in the file, where one may stand for all outputs.
-        unit_axes: axes of extent 1 that the weight of a MatMul has in front of its matrix.
+        bias_size: number of elements of the bias in the file, where there is one.
+        unit_axes: number of axes of extent 1 in front of the matrix of a MatMul's weight.
     """
 
     value: Layer
@@ -54,7 +54,7 @@ class PlacedLayer:
 
     @property
     def geometry(self) -> ConvGeometry | LinearGeometry:
-        """How it reads its input."""
+        """Geometry of its patches."""
         return self.value.geometry
 
     @property
@@ -74,20 +74,20 @@ class PlacedLayer:
 
     @property
     def broadcast(self) -> int:
-        """Elements by which the bias of the stage is longer than that in the file."""
+        """Number of elements by which the stage's bias is longer than the bias in the file."""
         return 0 if self.bias_size is None else self.shape[0] - self.bias_size
 
 
 @dataclass(frozen=True)
 class Ineligible:
-    """A node with weights that no pass can take apart, and why.
+    """A node with weights that no pass can replace, with the reason.
 
     Attributes:
-        name: of the node, or of its output.
-        op: its operator.
-        reason: why.
-        output: its first output, as it stands in the file.
-        main: whether it stands in the main graph.
+        name: name of the node, or of its output.
+        op: operator of the node.
+        reason: clause that says why.
+        output: name of its first output in the file.
+        main: whether it is in the main graph.
     """
 
     name: str
@@ -99,11 +99,11 @@ class Ineligible:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a layer's response ends up: in a residual sum, or in its own output.
+    """Tensor that a layer's response enters: a residual sum, or its own output.
 
     Attributes:
-        total: the sum, else the output itself; empty where the response is no tensor.
-        skip: the other branch of the sum; empty without one.
+        total: name of the sum, or of the output itself; empty where the response is not a tensor.
+        skip: name of the other branch of the sum; empty where there is no sum.
     """
 
     total: str
@@ -111,7 +111,7 @@ class Destination:
 
 
 def destination(graph: Graph, layer: PlacedLayer) -> Destination:
-    """The residual sum that a layer's output goes into and nowhere else, if there is one."""
+    """The residual sum that alone reads a layer's output, or else the output itself."""
     output = layer.output
     if layer.value.recurrent:
         return Destination("", ())

@@ -31,7 +31,7 @@ def gemm(graph: Graph, node: Node, name: str) -> PlacedLayer:
     """``alpha x W + beta b``, both factors taken into the numbers.
 
     Raises:
-        NotLinear: an operand is not what it must be.
+        NotLinear: the first operand is constant, or the weight or bias cannot be read.
     """
     if graph.is_constant(node.inputs[0].name):
         raise NotLinear("its first operand is constant")
@@ -46,7 +46,7 @@ def gemm(graph: Graph, node: Node, name: str) -> PlacedLayer:
         bias = constant_of(graph, bias_name, "bias")
         bias_size = bias.size
         if bias.size not in (1, shape[0]) or (bias.ndim == 2 and bias.shape[0] != 1):
-            raise NotLinear(f"bias of shape {bias.shape} varies over the rows")
+            raise NotLinear(f"its bias of shape {bias.shape} differs from row to row")
 
     def read() -> tuple[Array, Array | None]:
         values = constant_of(graph, weight_name, "weight").astype(np.float64)
@@ -78,10 +78,10 @@ def gemm(graph: Graph, node: Node, name: str) -> PlacedLayer:
 def matmul(graph: Graph, node: Node, name: str) -> PlacedLayer:
     """``x W`` or ``W x``, with the Add of a bias that follows it and nothing else.
 
-    A weight ``(1, ..., K, N)`` is a matrix where the input has as many axes.
+    A weight ``(1, ..., K, N)`` counts as a matrix where the input has as many axes.
 
     Raises:
-        NotLinear: no operand, or each, is a constant; or the weight is no matrix.
+        NotLinear: not exactly one operand is constant, or the weight is not a matrix.
     """
     constant = [graph.is_constant(t.name) for t in node.inputs]
     if all(constant):
@@ -100,7 +100,7 @@ def matmul(graph: Graph, node: Node, name: str) -> PlacedLayer:
         raise NotLinear(f"weight has {weight.ndim} axes; a matrix has 2")
     ahead = graph.extents(node.inputs[1 if left else 0].name) if weight.ndim > 2 else None
     if weight.ndim > 2 and len(ahead or ()) < weight.ndim:
-        raise NotLinear("its weight has more axes than its input, as far as the model says")
+        raise NotLinear("its weight may have more axes than its input, by what the model declares")
     rows, columns = weight.shape[-2:]
     shape = (rows, columns) if left else (columns, rows)
     axis = -2 if left else -1
@@ -151,11 +151,11 @@ def recurrent(graph: Graph, node: Node, name: str) -> PlacedLayer:
     """The product with the input weights; what stays inside the node is none of it.
 
     Raises:
-        NotLinear: its weight cannot be had.
+        NotLinear: its weight cannot be read.
     """
     weight = weight_of(graph, node, 1)
     if weight.ndim != 3:
-        raise NotLinear(f"weight has {weight.ndim} axes; that of a {node.op} has 3")
+        raise NotLinear(f"weight has {weight.ndim} axes; the weight of a {node.op} has 3")
     weight_name, bias_name = node.inputs[1].name, operand_name(node, 3)
     if bias_name:
         constant_of(graph, bias_name, "bias")

@@ -1,4 +1,4 @@
-"""The numbers of a chain as the file has them: which constants, in which order and orientation."""
+"""Constants of a chain as they are stored in the file: their order, orientation and names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 
 def flat(chain: Chain) -> Iterator[Step]:
-    """The steps of a chain, those of its branches in their places."""
+    """Yield the steps of a chain, with the steps of branches in their places."""
     for step in chain.stages:
         if isinstance(step, Branches):
             for branch in step.chains:
@@ -32,14 +32,16 @@ def flat(chain: Chain) -> Iterator[Step]:
 def stored(
     layer: PlacedLayer, step: Step, last: bool, kept_bias: Array | None, renewed: bool = False
 ) -> Iterator[tuple[str, Array]]:
-    """What a step has in the file: a word for the name, and the values.
+    """Yield the constants of a step: a word for the name, and the values.
 
     Args:
-        layer: whose place the chain takes.
-        step: no branches.
-        last: whether the chain ends with it.
-        kept_bias: of a recurrent product, see :class:`~onnx_lowrank.layers.writer.Written`.
-        renewed: whether the layer's own nodes read the numbers; new nodes of a Gemm have transB.
+        layer: layer whose place the chain takes.
+        step: a step of the chain other than branches.
+        last: whether the chain ends with the step.
+        kept_bias: bias of the recurrent product; see
+            :class:`~onnx_lowrank.layers.writer.Written`.
+        renewed: whether the layer's own nodes read the constants; new nodes of a Gemm have
+            ``transB``.
     """
     if isinstance(step, Select):
         yield "index", np.array(step.index, np.int64)
@@ -76,7 +78,7 @@ def multiplies_left(layer: PlacedLayer) -> bool:
 
 
 def _stored_weight(layer: PlacedLayer, stage: Stage, renewed: bool) -> Array:
-    """The weight in the orientation that the node wants."""
+    """The weight in the orientation that the node reads."""
     if isinstance(stage.geometry, ConvGeometry):
         return turned(stage.weight, stage.groups) if stage.geometry.transposed else stage.weight
     if layer.op == "Gemm" and (not renewed or layer.nodes[0].attrs.get("transB", 0)):

@@ -1,4 +1,4 @@
-"""Turn a Chain into nodes: one writer for all passes."""
+"""Writer of chains: nodes and constants in the place of a layer, for all passes."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Array = npt.NDArray[Any]
 
 @dataclass
 class Written:
-    """A chain in the graph, and the names under which its numbers can be changed.
+    """A chain in the graph, with the names of its constants, whose values can be changed.
 
     Attributes:
-        layer: what it replaced.
-        chain: as written.
-        constants: initializers, in the order of the steps.
-        kept_bias: of the recurrent product ``(directions, gates * hidden)``, which shares an
-            initializer with that of the input; None for other layers.
-        renewed: whether the layer's own nodes stand there still, with other numbers.
+        layer: layer that it replaced.
+        chain: the chain as written.
+        constants: names of the initializers, in the order of the steps.
+        kept_bias: bias of the recurrent product ``(directions, gates * hidden)``, which is in one
+            initializer with the bias of the input product; None for other layers.
+        renewed: whether the layer's own nodes stay and read other constants.
     """
 
     layer: PlacedLayer
@@ -44,7 +44,7 @@ class Written:
 
     @property
     def biased(self) -> bool:
-        """Whether some stage adds a bias."""
+        """Whether a stage adds a bias."""
         return any(s.bias is not None for s in flat(self.chain))
 
 
@@ -53,14 +53,15 @@ def apply_chain(
 ) -> Written:
     """Replace ``layer`` by ``chain``; the output tensor keeps its name.
 
-    Where the chain is the layer itself with other numbers, its nodes stay as they are, and read
+    Where the chain is the layer itself with another weight, its nodes stay as they are, and read
     other constants.
 
     Args:
-        graph: changed.
-        layer: of it.
-        chain: to write.
-        constants: of the same chain, written in another place: the new nodes read these too.
+        graph: graph to change.
+        layer: layer of the graph.
+        chain: chain to write.
+        constants: names of the constants of the same chain in the place of another layer, which
+            the new nodes are to share; empty to write new ones.
     """
     chain = chain.astype(layer.value.dtype)
     renewed = None if constants else _renewed(graph, layer, chain)
@@ -74,7 +75,7 @@ def apply_chain(
 
 
 def update_chain(graph: Graph, written: Written, chain: Chain) -> None:
-    """Give the steps of a written chain other numbers of the same shapes."""
+    """Give the steps of a written chain other values of the same shapes."""
     chain = (chain if written.biased else chain.unbiased()).astype(written.layer.value.dtype)
     layer, kept_bias = written.layer, written.kept_bias
     numbers = [
@@ -88,7 +89,7 @@ def update_chain(graph: Graph, written: Written, chain: Chain) -> None:
 
 
 def _renewed(graph: Graph, layer: PlacedLayer, chain: Chain) -> Written | None:
-    """The layer with the numbers of ``chain``; None where that takes other nodes."""
+    """Write ``chain`` into the layer's own nodes; return None where it needs other nodes."""
     stage, node = chain.last, layer.nodes[0]
     if len(chain.stages) > 1 or not isinstance(stage, Stage):
         return None
@@ -127,7 +128,7 @@ def _renewed(graph: Graph, layer: PlacedLayer, chain: Chain) -> Written | None:
 
 
 def _kept_bias(graph: Graph, layer: PlacedLayer) -> Array | None:
-    """The bias of the recurrent product, ``(directions, gates * hidden)``, if there is one."""
+    """The bias of the recurrent product ``(directions, gates * hidden)``; None without one."""
     operands = layer.nodes[0].inputs
     if not layer.value.recurrent or len(operands) < 4:
         return None
@@ -136,7 +137,7 @@ def _kept_bias(graph: Graph, layer: PlacedLayer) -> Array | None:
 
 
 class _Writer:
-    """The nodes of a chain, and the initializers that they read, in one order."""
+    """Makes the nodes of a chain and the initializers that they read, in one order."""
 
     def __init__(
         self, graph: Graph, layer: PlacedLayer, chain: Chain, constants: Sequence[str]
@@ -144,10 +145,10 @@ class _Writer:
         self._graph, self._layer, self._given = graph, layer, constants
         self.constants: list[str] = []
         self._rank = graph.rank(layer.input)
-        #: whether it writes the whole layer with other numbers, as where it gains a bias
+        #: whether the chain is the whole layer with another weight, as where it gains a bias
         only = chain.stages[0] if len(chain.stages) == 1 else None
         self._whole = isinstance(only, Stage) and only.weight.shape == layer.shape
-        # read now: the nodes are taken apart before the new ones are made
+        # read now: the old nodes are cleared before the new ones are made
         self.kept_bias = _kept_bias(graph, layer)
         node = layer.nodes[0]
         self._attributes = dict(node.attrs)
@@ -218,7 +219,7 @@ class _Writer:
             op = "ConvTranspose" if geometry.transposed else "Conv"
             yield graph.make_node(op, name, operands, target, _conv_attributes(geometry))
         elif self._layer.op == "Gemm":
-            if stage.bias is None and graph.opset < 11:  # the third operand was not optional yet
+            if stage.bias is None and graph.opset < 11:  # the bias became optional in opset 11
                 operands.append(
                     graph.add_constant(f"{name}_zero", np.zeros(1, self._layer.value.dtype))
                 )
@@ -237,7 +238,7 @@ class _Writer:
     def _train(
         self, step: TensorTrainStep, name: str, source: str, target: str, numbers: Sequence[str]
     ) -> Iterator[Node]:
-        """Rows of the input, folded; core after core; unfolded again. See the step."""
+        """Fold the rows of the input, multiply by core after core, and unfold them."""
         graph, rows, columns = self._graph, step.row_modes, step.column_modes
 
         def integers(*values: int) -> str:

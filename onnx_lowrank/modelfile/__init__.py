@@ -1,1 +1,1 @@
-"""ONNX files: reading, writing whole or not at all, external data, and checks of what is sound."""
+"""ONNX files: reading, atomic writing, external data, and checks that a model is valid."""

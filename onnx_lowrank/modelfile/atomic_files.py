@@ -1,8 +1,8 @@
-"""Files that appear whole or not at all, whatever ends the process.
+"""Atomic writing: a file is whole or absent, however the process ends.
 
-A file is written under another name, which tells what it is to become, and takes its own name once
-it is on disk. Whoever writes holds a lock on the unfinished file: one without a lock was left by
-a process that was killed, and the next that writes there removes it.
+A file is written under a temporary name and renamed once it is on disk. The writer holds a lock on
+the unfinished file: a file without a lock was left by a process that was killed, and the next
+process that writes there removes it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import IO
 
 from onnx_lowrank.errors import ModelError
 
-if sys.platform != "win32":  # there, an open file cannot be removed anyway
+if sys.platform != "win32":  # Windows does not let open files be removed
     import fcntl
 
 __all__ = ["atomic_write", "atomic_writes"]
@@ -26,10 +26,10 @@ __all__ = ["atomic_write", "atomic_writes"]
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the name ``path`` only once it is whole and on disk.
+    """Open a file that takes the name ``path`` once it is whole and on disk.
 
     Raises:
-        ModelError: it cannot be written.
+        ModelError: the file cannot be written.
     """
     with atomic_writes(path) as (file,):
         yield file
@@ -37,9 +37,10 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def atomic_writes(*paths: Path) -> Iterator[tuple[IO[bytes], ...]]:
-    """Files of one folder that belong together; the last is the one that names the others.
+    """Open files of one folder that are exchanged together; the last refers to the others.
 
-    It is away while they are exchanged: no reader finds it beside files of another run.
+    The last file is absent while they are exchanged: no reader finds it beside files of another
+    run.
 
     Raises:
         ModelError: one of them cannot be written.
@@ -75,7 +76,7 @@ def _unfinished(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
         file = temporary.open("xb")
         if _lock(file) and temporary.exists():
             break
-        file.close()  # taken for a left-over before it was locked
+        file.close()  # another process removed it before it was locked
     try:
         with file:
             yield temporary, file
@@ -84,7 +85,7 @@ def _unfinished(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what runs that were killed left of ``path``."""
+    """Remove unfinished files of ``path`` that killed processes left."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}\.tmp")
     with suppress(OSError):
         for name in filter(pattern.fullmatch, os.listdir(path.parent)):
@@ -102,7 +103,7 @@ def _remove_unlocked(path: Path) -> None:
 
 
 def _lock(file: IO[bytes]) -> bool:
-    """Lock ``file`` where that can be done; False if somebody else did."""
+    """Lock ``file`` where the system can; return False if another process holds the lock."""
     if sys.platform == "win32":
         return True
     try:
@@ -116,10 +117,10 @@ def _lock(file: IO[bytes]) -> bool:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time exchange files in ``folder``, and make the exchange durable."""
+    """Let one process at a time exchange files in ``folder``, and sync the folder to disk."""
     handle = None
     if sys.platform != "win32":
-        with suppress(OSError):  # a folder that may be written to, but not read
+        with suppress(OSError):  # a folder may be writable but not readable
             handle = os.open(folder, os.O_RDONLY)
             fcntl.flock(handle, fcntl.LOCK_EX)
     try:

@@ -1,9 +1,9 @@
-"""What must hold of a model before anything else reads it.
+"""Checks of a model before anything else reads it.
 
 Files come from anywhere. Here they are checked once, so that no other module need ask whether a
-name is text, a tensor has as many values as it declares, or an operator has its operands. What
-ONNX Runtime runs passes, also where ``onnx.checker`` is stricter (unknown operators, newer opsets,
-nodes out of order).
+name is text, a tensor has as many values as it declares, or an operator has its operands. A model
+that ONNX Runtime runs passes, also where ``onnx.checker`` is stricter (unknown operators, newer
+opsets, nodes out of order).
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from onnx_lowrank.modelfile.protobuf import all_tensors, reads
 __all__ = ["sound", "tensor_bytes"]
 
 _ELEMENTS = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
-#: fields of values, and element types whose values take two of them
+#: fields of a tensor that hold values
 _TYPED = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
-#: operators whose window may not reach outside of itself
+#: operators with a sliding window
 _WINDOWS = frozenset({"AveragePool", "Conv", "ConvTranspose", "LpPool", "MaxPool"})
+#: element types whose values take two numbers
 _COMPLEX = (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
 
-#: bits of the elements that are no whole bytes
+#: bits of an element, for types that are smaller than a byte
 _BITS = {
     element: bits
     for name, element in TensorProto.DataType.items()
@@ -47,23 +48,27 @@ _BITS = {
 
 
 def sound(proto: ModelProto, name: str) -> ModelProto:
-    """``proto`` in topological order, unless it is broken.
+    """Check a model and put its nodes in topological order.
+
+    Args:
+        proto: the model.
+        name: name of the model, for messages.
 
     Returns:
         ``proto`` itself where its nodes are in order, else a copy.
 
     Raises:
-        ModelError: ``name`` is no model that could be run; the message says where it is broken.
+        ModelError: the model cannot be run; the message says where it is broken.
     """
     if proto.ir_version < 1 or not proto.graph.node:
-        raise ModelError(f"{name}: not an ONNX model, or a model without nodes")
+        raise ModelError(f"{name}: not an ONNX model, or a model without nodes; export it again")
     if not proto.opset_import:
         raise ModelError(f"{name}: declares no opset; export it again")
     try:
         _check_text(proto)
         opsets = _opsets(proto.opset_import)
         if any(not 0 < version < 2**31 for version in opsets.values()):
-            raise _Broken(f"it declares opset {min(opsets.values())}")
+            raise _Broken(f"it declares the opset {min(opsets.values())}, which does not exist")
         _check_graph(proto.graph, opsets, within=False)
         for function in proto.functions:
             _check_nodes(function.node, opsets | _opsets(function.opset_import), within=True)
@@ -71,22 +76,24 @@ def sound(proto: ModelProto, name: str) -> ModelProto:
             _check_tensor(tensor)
         for sparse in proto.graph.sparse_initializer:
             if any(d < 0 for d in sparse.dims):
-                raise _Broken(f"tensor {sparse.values.name!r} has the shape {list(sparse.dims)}")
+                raise _Broken(
+                    f"tensor {sparse.values.name!r} has the negative shape {list(sparse.dims)}"
+                )
         return _in_order(proto)
     except _Broken as broken:
         raise ModelError(f"{name}: broken model, {broken}; export it again") from None
 
 
 def tensor_bytes(tensor: TensorProto) -> int:
-    """Bytes of the values of ``tensor`` as its shape and type declare them."""
+    """Size in bytes of the values of ``tensor``, by its shape and type."""
     count = math.prod(tensor.dims)
     if bits := _BITS.get(tensor.data_type):
         return (count * bits + 7) // 8
     return count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
-class _Broken(ModelError):  # noqa: N818 - a verdict on its way out, no error of its own
-    """What is broken, on its way to the name of the file."""
+class _Broken(ModelError):  # noqa: N818 - internal; replaced by an error that names the file
+    """The place where a model is broken, without the name of the model."""
 
 
 def _check_text(message: Message) -> None:
@@ -99,7 +106,7 @@ def _check_text(message: Message) -> None:
             elif field.type == field.TYPE_STRING and not all(
                 isinstance(v, str) and "\0" not in v for v in (value if many else [value])
             ):
-                raise _Broken(f"a {field.name} in it is no text")
+                raise _Broken(f"a field {field.name} in it is not valid text")
 
 
 def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
@@ -118,7 +125,7 @@ def _check_nodes(nodes: Iterable[NodeProto], opsets: Mapping[str, int], *, withi
     for node in nodes:
         domain = "" if node.domain == "ai.onnx" else node.domain
         if domain == "" and domain not in opsets:
-            raise _Broken(f"{_title(node)} is of the default opset, which is not declared")
+            raise _Broken(f"{_title(node)} needs the default opset, which is not declared")
         schema = _schema(node.op_type, opsets.get(domain, 1), domain)
         if schema is not None:
             _check_operands(node, schema)
@@ -128,7 +135,9 @@ def _check_nodes(nodes: Iterable[NodeProto], opsets: Mapping[str, int], *, withi
             for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
                 _check_graph(graph, opsets, within=within)
             if attribute.ref_attr_name and not within:
-                raise _Broken(f"{_title(node)} refers to an attribute of no function")
+                raise _Broken(
+                    f"{_title(node)} refers to an attribute of a function, but is in none"
+                )
 
 
 @lru_cache(maxsize=4096)
@@ -164,7 +173,7 @@ def _check_attribute(
 
 
 def _check_window(node: NodeProto) -> None:
-    """Sizes of a sliding window; ONNX Runtime itself crashes on some that make no sense."""
+    """Refuse invalid sizes of a sliding window; ONNX Runtime crashes on some of them."""
     if node.op_type not in _WINDOWS:
         return
     given = {a.name: list(a.ints) for a in node.attribute if a.type == AttributeProto.INTS}
@@ -176,7 +185,7 @@ def _check_window(node: NodeProto) -> None:
     lowest = {"kernel_shape": 1, "strides": 1, "dilations": 1, "pads": 0}
     if len(axes) > 1 or any(min(given.get(k) or [v]) < v for k, v in lowest.items()):
         sizes = ", ".join(f"{k} {given[k]}" for k in lowest if k in given)
-        raise _Broken(f"{_title(node)} has a window that makes no sense: {sizes}")
+        raise _Broken(f"{_title(node)} has an invalid window: {sizes}")
 
 
 def _check_tensor(tensor: TensorProto) -> None:
@@ -184,13 +193,13 @@ def _check_tensor(tensor: TensorProto) -> None:
     if tensor.data_type not in _ELEMENTS:
         raise _Broken(f"{where} has the unknown element type {tensor.data_type}")
     if any(d < 0 for d in tensor.dims):
-        raise _Broken(f"{where} has the shape {list(tensor.dims)}")
+        raise _Broken(f"{where} has the negative shape {list(tensor.dims)}")
     if tensor.data_location == TensorProto.EXTERNAL:
         return
     if tensor.HasField("raw_data") and tensor.data_type != TensorProto.STRING:
         wanted, found, unit = tensor_bytes(tensor), len(tensor.raw_data), "bytes"
     elif tensor.data_type in _BITS:
-        return  # several values share a field, in ways that changed over time
+        return  # several values share a field, and how has changed over time
     else:
         found, unit = sum(len(getattr(tensor, field)) for field in _TYPED), "values"
         wanted = math.prod(tensor.dims) * (2 if tensor.data_type in _COMPLEX else 1)
@@ -200,7 +209,7 @@ def _check_tensor(tensor: TensorProto) -> None:
 
 
 def _in_order(proto: ModelProto) -> ModelProto:
-    """``proto``, or a copy with each node of the main graph behind those it reads."""
+    """``proto``, or a copy with the nodes of the main graph in topological order."""
     graph, nodes = proto.graph, list(proto.graph.node)
     given = {v.name for v in graph.input} | {t.name for t in graph.initializer}
     given |= {t.values.name for t in graph.sparse_initializer}
@@ -208,17 +217,17 @@ def _in_order(proto: ModelProto) -> ModelProto:
     for i, node in enumerate(nodes):
         for output in filter(None, node.output):
             if output in makers or output in given:
-                raise _Broken(f"the tensor {output!r} is made twice")
+                raise _Broken(f"the tensor {output!r} has two producers")
             makers[output] = i
     waits = []
     for node in nodes:
         names = set(reads(node))
         if unknown := names - given - makers.keys():
-            raise _Broken(f"{_title(node)} reads {min(unknown)!r}, which nothing makes")
+            raise _Broken(f"{_title(node)} reads {min(unknown)!r}, which no node produces")
         waits.append({makers[name] for name in names if name in makers})
     for value in graph.output:
         if value.name not in makers and value.name not in given:
-            raise _Broken(f"nothing makes its output {value.name!r}")
+            raise _Broken(f"no node produces its output {value.name!r}")
     if all(max(w, default=-1) < i for i, w in enumerate(waits)):
         return proto
     readers: list[list[int]] = [[] for _ in nodes]
@@ -236,7 +245,7 @@ def _in_order(proto: ModelProto) -> ModelProto:
                 heappush(ready, reader)
     if len(order) < len(nodes):
         stuck = next(i for i, count in enumerate(left) if count)
-        raise _Broken(f"its nodes read each other in a circle (at {_title(nodes[stuck])})")
+        raise _Broken(f"its nodes form a cycle (at {_title(nodes[stuck])})")
     copy = ModelProto()
     copy.CopyFrom(proto)
     del copy.graph.node[:]

@@ -1,4 +1,4 @@
-"""Tensors whose values lie in files: where, how they are read, and what these files are called."""
+"""External data: tensors whose values are in files beside the model, and the names of the files."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from onnx_lowrank.modelfile.file_kinds import other_kind
 
 __all__ = ["Place", "check", "chunks", "layout", "mapped", "place", "refer"]
 
-#: bytes that are copied at a time
+#: number of bytes that are copied at a time
 _CHUNK = 1 << 20
-#: files of weights that a model is written with; with more of them (they are open at the same
-#: time) all weights go to one
+#: largest number of files of weights that a model is written with, as they are open at the same
+#: time; where there would be more, all weights go to one
 _MOST_FILES = 200
 
 
 class Place(NamedTuple):
-    """A range of bytes in a file of weights; tensors that are tied have the same."""
+    """A range of bytes in a file of weights; tensors with shared values have the same range."""
 
     location: str
     offset: int
@@ -33,14 +33,14 @@ class Place(NamedTuple):
 
 
 def place(tensor: TensorProto) -> Place:
-    """Where the values of an external tensor lie."""
+    """The range of bytes that holds the values of an external tensor."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     length = tensor_bytes(tensor)
     return Place(entries.get("location", ""), int(entries.get("offset", 0)), length)
 
 
 def refer(tensor: TensorProto, where: Place) -> None:
-    """Let ``tensor`` have its values at another place."""
+    """Make ``tensor`` refer to its values at ``where``."""
     for name in ("raw_data", "external_data"):
         tensor.ClearField(name)
     for key, value in zip(Place._fields, where, strict=True):
@@ -51,27 +51,34 @@ def refer(tensor: TensorProto, where: Place) -> None:
 def mapped(
     file: Path | IO[bytes], offset: int, element: int, dims: Iterable[int]
 ) -> npt.NDArray[Any]:
-    """Values in a file as an array that takes no memory until it is read, read-only."""
+    """Map values in a file as a read-only array, which takes no memory until it is read.
+
+    Args:
+        file: path, or open file.
+        offset: position of the first value, in bytes.
+        element: ONNX element type.
+        dims: shape.
+    """
     dtype, shape = helper.tensor_dtype_to_np_dtype(element), tuple(dims)
     if 0 in shape:
         return np.zeros(shape, dtype)
-    # of one element: a scalar has no shape that could be mapped
+    # map one axis: NumPy cannot map an array without axes
     flat = np.memmap(file, dtype, "r", offset, (int(np.prod(shape, dtype=np.int64)),))
     return flat.view(np.ndarray).reshape(shape)
 
 
 def mappable(tensor: TensorProto) -> bool:
-    """Whether the bytes of a tensor are those of an array."""
+    """Whether the bytes of a tensor are also the bytes of a NumPy array."""
     size = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     whole = tensor_bytes(tensor) == size * int(np.prod(tensor.dims, dtype=np.int64))
     return whole and sys.byteorder == "little"
 
 
 def chunks(file: IO[bytes], where: Place) -> Iterator[bytes]:
-    """The bytes at a place, a few at a time.
+    """Yield the bytes at a place, some at a time.
 
     Raises:
-        ModelError: there are too few.
+        ModelError: the file is too short.
     """
     file.seek(where.offset)
     left = where.length
@@ -84,15 +91,15 @@ def chunks(file: IO[bytes], where: Place) -> Iterator[bytes]:
 
 
 def layout(locations: Iterable[str], source: str, target: str) -> dict[str, str]:
-    """Names of the files of weights of a model that is written, by those of the one it was.
+    """Map the names of the files of weights of a model that was read to those to write.
 
-    One file stays one, many stay many. All are called after the model, so that two models in one
-    folder never have a file in common: ``m.onnx_data`` of ``m.onnx`` becomes ``n.onnx_data`` of
+    One file stays one, many stay many. All are named after the model, so that two models in one
+    folder never share a file: ``m.onnx_data`` of ``m.onnx`` becomes ``n.onnx_data`` of
     ``n.onnx``, and any ``part.bin`` becomes ``n.onnx.part.bin``.
 
     Args:
-        locations: as the tensors of the source refer to them.
-        source: name of its file; empty where it has none.
+        locations: names of the files of weights that the tensors of the source refer to.
+        source: name of the source's file; empty where it has none.
         target: name of the file to write.
     """
     unique = list(dict.fromkeys(locations))
@@ -113,10 +120,10 @@ def layout(locations: Iterable[str], source: str, target: str) -> dict[str, str]
 
 
 def check(folder: Path, tensor: TensorProto) -> None:
-    """Refuse external data that is absent, elsewhere, or too short.
+    """Refuse external data that is absent, outside the folder of the model, or too short.
 
     Raises:
-        ModelError: it is.
+        ModelError: the data cannot be read.
     """
     where = f"tensor {tensor.name!r}"
     entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -126,7 +133,8 @@ def check(folder: Path, tensor: TensorProto) -> None:
         file = (folder / location).resolve()
         if Path(location).is_absolute() or not file.is_relative_to(folder):
             raise ModelError(
-                f"{where}: external data {location!r} leaves the folder; put it beside the model"
+                f"{where}: external data {location!r} is outside the model's folder; put it beside "
+                "the model"
             )
         if not file.is_file():
             raise ModelError(
@@ -135,15 +143,15 @@ def check(folder: Path, tensor: TensorProto) -> None:
         size = file.stat().st_size
         offset, wanted = int(entries.get("offset", 0)), tensor_bytes(tensor)
         length = int(entries.get("length", wanted))
-    # RuntimeError: links in a circle
+    # RuntimeError: symbolic links in a cycle
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(
             f"{where}: external data {location!r} cannot be read ({error}); export the model again"
         ) from error
     if offset < 0 or length != wanted:
         raise ModelError(
-            f"{where}: declares {wanted} bytes of external data, refers to {length} at {offset}; "
-            "export the model again"
+            f"{where}: its shape needs {wanted} bytes of external data, but it refers to {length} "
+            f"at {offset}; export the model again"
         )
     if size < offset + length and (kind := other_kind(file)) is not None and kind.remedy:
         raise ModelError(f"{where}: external data file {location!r} is {kind.name}; {kind.remedy}")

@@ -1,7 +1,7 @@
-"""What a file is that is not what it was given for, told by its first bytes.
+"""Kinds of files that are given by mistake, recognised by their first bytes.
 
-No ONNX model begins as any of these do, so a message can name the kind and the remedy instead of
-what a parser stumbled over.
+No ONNX model begins like any of these, so a message can name the kind and the remedy instead of
+the error of a parser.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import NamedTuple
 
 __all__ = ["OtherKind", "other_kind"]
 
-#: bytes of a file that are looked at
-_LOOKED_AT = 512
+#: number of bytes that are read from a file
+_HEAD = 512
 _POINTER = rb"version https://git-lfs"
 
 
 class OtherKind(NamedTuple):
-    """What a file is.
+    """Kind of a file, with the remedy.
 
     Attributes:
-        name: a phrase with its article.
-        remedy: what to do, whatever the file was given for; empty where it must be converted.
-        exporter: what makes an ONNX model of such a file.
+        name: name of the kind, with its article.
+        remedy: advice, whatever the file was given for; empty where it must be converted.
+        exporter: tool that makes an ONNX model of such a file.
     """
 
     name: str
@@ -44,7 +44,7 @@ _TORCH = "torch.onnx.export"
 
 _KINDS: tuple[tuple[bytes, OtherKind], ...] = (
     (_POINTER,
-     OtherKind("a git-lfs pointer", "fetch the file that it stands for, with: git lfs pull")),
+     OtherKind("a git-lfs pointer", "fetch the file itself with: git lfs pull")),
     (rb"PK\x03\x04.*(data\.pkl|/version|/byteorder|/\.data|\.format_version)",
      OtherKind("a PyTorch file", "", _TORCH)),
     (rb"PK\x03\x04.*(metadata|config)\.json", OtherKind("a Keras file", "", "tf2onnx")),
@@ -59,19 +59,19 @@ _KINDS: tuple[tuple[bytes, OtherKind], ...] = (
     (rb".{257}ustar", OtherKind("a tar archive", _UNPACK)),
     (rb"(\xef\xbb\xbf)?\s*<[!?a-zA-Z]",
      OtherKind("a web page or XML", "download the file itself, not the page that links to it")),
-    # flatbuffers begin with an offset that fits into two bytes; then comes their name
+    # flatbuffers begin with an offset that fits into two bytes, then have a name
     (rb"..\x00\x00ORTM",
      OtherKind("a model in ONNX Runtime's own format (.ort)",
-               "give the ONNX model that it was made of")),
+               "give the ONNX model that it was made from")),
     (rb"..\x00\x00TFL3", OtherKind("a TensorFlow Lite model", "", "tf2onnx --tflite")),
     (rb"\x80[\x02-\x05]", OtherKind("a pickle, as PyTorch and others write", "", _TORCH)),
     (rb"\x89HDF\r\n", OtherKind("an HDF5 file, as Keras writes", "", "tf2onnx")),
     (rb".{4}\x00{4}\{",
      OtherKind("a safetensors file: weights without a graph", "",
-               "the framework that they are of")),
+               "the framework of the weights")),
     (rb"GGUF",
      OtherKind("a GGUF file: weights without an ONNX graph", "",
-               "the framework that they are of")),
+               "the framework of the weights")),
     (rb"\x08\x01\x12[\x80-\xff]*[\x00-\x7f]\n",
      OtherKind("a TensorFlow SavedModel", "", "tf2onnx")),
     (rb"\n[\x80-\xff]*[\x00-\x7f]\n",
@@ -83,18 +83,18 @@ _KINDS: tuple[tuple[bytes, OtherKind], ...] = (
 
 
 def other_kind(path: Path, wanted: bytes | None = None) -> OtherKind | None:
-    """What the file at ``path`` is, where its first bytes tell that.
+    """Recognise the kind of the file at ``path`` by its first bytes.
 
     Args:
-        path: of the file.
-        wanted: how a file of the wanted kind begins; one that does is of no other kind.
+        path: path of the file.
+        wanted: first bytes of the wanted kind; a file that begins so has no other kind.
 
     Returns:
-        The kind; None where the bytes tell nothing, or cannot be read.
+        The kind; None where it is not recognised, or the file cannot be read.
     """
     try:
         with path.open("rb") as file:
-            head = file.read(_LOOKED_AT)
+            head = file.read(_HEAD)
     except (OSError, ValueError):
         return None
     if not head:

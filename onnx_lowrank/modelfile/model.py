@@ -1,7 +1,8 @@
-"""Load and save: external data, opset, IR version and metadata kept, written atomically.
+"""Loading and saving of models: external data, opset, IR version and metadata are kept.
 
-External data is looked for in the folder of the model and nowhere else, in plain files. It is
-mapped into memory tensor by tensor, and copied in small parts: a model may be larger than memory.
+Files are written atomically. External data must be in regular files in the folder of the model. It
+is mapped into memory tensor by tensor, and copied in small parts: a model may be larger than
+memory.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ from onnx_lowrank.modelfile.scratch import Scratch
 
 __all__ = ["Model", "atomic_write", "check_output", "load", "save"]
 
-#: Protobuf refuses to serialise 2 GiB; stay clear of it.
+#: Largest protobuf that is written, in bytes; protobuf refuses to serialise 2 GiB.
 LARGEST_PROTO = 1_900_000_000
-#: no protobuf is longer, bytes
+#: Largest possible size of a protobuf, in bytes.
 LARGEST_FILE = 1 << 31
-#: Tensors smaller than this stay in the model file (as ``onnx.save`` does).
+#: Tensors smaller than this many bytes stay in the model file, as with ``onnx.save``.
 SMALLEST_EXTERNAL = 1024
 
 
@@ -51,11 +52,11 @@ class Model:
 
     Attributes:
         proto: the model.
-        folder: where its external data lies.
-        path: of the file that it was read from.
-        scratch: what of its external data is in no folder yet.
-        homes: names of files of the original's external data, by initializers that belong in them
-            and are not there yet.
+        folder: folder of its external data.
+        path: path of the file that it was read from.
+        scratch: temporary file with the values of new external tensors.
+        homes: names of the original's files of weights that new initializers are to be saved in,
+            by initializer.
     """
 
     proto: onnx.ModelProto
@@ -80,7 +81,7 @@ class Model:
             raise ModelError(f"tensor {tensor.name!r} cannot be read: {error}") from error
 
     def chunks(self, tensor: TensorProto) -> Iterator[bytes]:
-        """The values of an external ``tensor`` as they lie on disk, in small parts."""
+        """Yield the bytes of an external ``tensor`` in small parts."""
         if self.scratch is not None and self.scratch.holds(tensor):
             yield from self.scratch.chunks(tensor)
             return
@@ -94,12 +95,12 @@ class Model:
 
     @property
     def external(self) -> bool:
-        """Whether any tensor lives outside the model file."""
+        """Whether the values of any tensor are outside the model file."""
         return next(self.outside, None) is not None
 
     @property
     def outside(self) -> Iterator[TensorProto]:
-        """Tensors whose values live outside the model file."""
+        """Tensors whose values are outside the model file."""
         return filter(external_data_helper.uses_external_data, all_tensors(self.proto))
 
     @property
@@ -109,12 +110,12 @@ class Model:
 
     @property
     def large(self) -> bool:
-        """Whether it passes what one protobuf can hold; it is then kept and run in pieces."""
+        """Whether the model is too large for one protobuf; it is then kept and run in pieces."""
         return self.bytes > LARGEST_PROTO
 
     @property
     def skeleton(self) -> onnx.ModelProto:
-        """The model with nothing in the place of values in files: what ``onnx.checker`` judges."""
+        """The model with empty external tensors, for ``onnx.checker``."""
         if not self.external:
             return self.proto
         proto = onnx.ModelProto()
@@ -137,7 +138,7 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
         source: a path, or a ModelProto with its data inside.
 
     Raises:
-        ModelError: the file is absent, no ONNX model, or its external data is missing.
+        ModelError: the file is absent or not an ONNX model, or its external data is missing.
     """
     if isinstance(source, Model):
         return source
@@ -156,17 +157,19 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
     proto = onnx.ModelProto()
     try:
         if path.stat().st_size > LARGEST_FILE:
-            raise ModelError(f"{path}: larger than 2 GiB, which no ONNX file is; give the model")
-        if not path.is_file():  # a pipe would block, a device never end
-            raise ModelError(f"{path}: cannot be read (no plain file); give the model itself")
+            raise ModelError(
+                f"{path}: larger than 2 GiB, which an ONNX file cannot be; give the model file"
+            )
+        if not path.is_file():  # reading a pipe would block, reading a device never end
+            raise ModelError(f"{path}: not a regular file; give the model file")
         if (kind := other_kind(path)) is not None:
-            raise ModelError(f"{path}: no ONNX model, but {kind.as_model()}")
+            raise ModelError(f"{path}: not an ONNX model, but {kind.as_model()}")
         proto.ParseFromString(path.read_bytes())
     except FileNotFoundError:
-        raise ModelError(f"{path}: no such file") from None
+        raise ModelError(f"{path}: no such file; check the path") from None
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); check the file"
         ) from error
     except DecodeError as error:
         raise ModelError(
@@ -179,17 +182,22 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
 
 
 def save(model: Model, path: str | os.PathLike[str], *, source: Model | None = None) -> int:
-    """Write ``model`` to ``path`` in one step: the file is absent, or whole.
+    """Write ``model`` to ``path`` atomically: the file is whole or absent.
 
-    Weights go to files beside it, one or many, where those of ``source`` do, or where the model
-    would pass protobuf's 2 GB. Tensors that share their values go on to do so.
+    Weights go to files beside it, one or many, if the weights of ``source`` are in such files, or
+    if the model would be too large for one protobuf. Tensors that share their values still do so.
+
+    Args:
+        model: the model to write.
+        path: path of the file to write.
+        source: the model that was read, whose files are named after.
 
     Returns:
-        Bytes written, external data included.
+        Number of bytes written, external data included.
 
     Raises:
-        OptionError: ``path`` is the source itself, or a folder, or lies in none.
-        ModelError: it cannot be written.
+        OptionError: ``path`` is the source itself or a folder, or its folder does not exist.
+        ModelError: the file cannot be written.
     """
     target = check_output(path, source)
     if model.large or any(_locations(m) for m in (model, source) if m is not None):
@@ -208,13 +216,13 @@ def check_output(
     """Refuse a path that cannot be written to, before any work is done for it.
 
     Args:
-        path: of the output.
+        path: path of the output.
         source: the model that is read.
-        keep: other files of the run: its data, its other outputs. Those that are None are none.
+        keep: paths of other files of the run, its data and its other outputs; None is ignored.
 
     Raises:
-        OptionError: it is the input itself, the file of its weights, one to keep, a folder or a
-            device, or its folder is absent or read-only.
+        OptionError: the path is the input, a file of its weights, another file of the run, a
+            folder or a device, or its folder is absent or read-only.
     """
     target = Path(path)
     try:
@@ -226,11 +234,13 @@ def check_output(
                     raise OptionError(f"{ours} holds the input's weights; name another output")
         for other in (Path(name) for name in keep if name is not None):
             if _same_file(other, target) or other.absolute() == target.absolute():
-                raise OptionError(f"{target} has another part in this run; name another output")
+                raise OptionError(
+                    f"{target} is also given as another file of this command; name another output"
+                )
         if target.is_dir():
             raise OptionError(f"{target} is a folder; name a file in it")
         if target.exists() and not target.is_file():
-            raise OptionError(f"{target} is no plain file; name another output")
+            raise OptionError(f"{target} is not a regular file; name another output")
         if not target.parent.is_dir():
             raise OptionError(f"{target.parent} does not exist; create it first")
     except OptionError:
@@ -289,7 +299,7 @@ def _save_external(model: Model, target: Path, source: Model | None) -> int:
 def _move_outside(
     model: Model, tensor: TensorProto, name: str, file: IO[bytes], moved: dict[Place, Place]
 ) -> None:
-    """Write the values of ``tensor`` to ``file``, unless they are there already."""
+    """Write the values of ``tensor`` to ``file``, unless they have been written already."""
     if not external_data_helper.uses_external_data(tensor):
         where = Place(name, file.tell(), len(tensor.raw_data))
         file.write(tensor.raw_data)
@@ -304,19 +314,19 @@ def _move_outside(
 
 
 def _layout(target: Path, source: Model) -> dict[str, str]:
-    """Names of files of weights beside ``target``, by those of the source."""
+    """Names of the files of weights beside ``target``, by the names of the source's files."""
     return layout(_locations(source), source.path.name if source.path else "", target.name)
 
 
 def _locations(model: Model) -> list[str]:
-    """The files that its tensors refer to, in the order in which they do."""
+    """Names of the files that the model's tensors refer to, in the order of the tensors."""
     ours = "" if model.scratch is None else model.scratch.location
     found = dict.fromkeys(place(t).location for t in model.outside)
     return [location for location in found if location != ours]
 
 
 def _data_paths(target: Path, source: Model | None) -> set[Path]:
-    """Files of weights that may be written beside ``target``."""
+    """Paths of the files of weights that may be written beside ``target``."""
     names = {} if source is None else _layout(target, source)
     return {target.with_name(name) for name in (f"{target.name}.data", *names.values())}
 
@@ -329,5 +339,5 @@ def _data_files(model: Model) -> set[Path]:
 def _same_file(first: Path, second: Path) -> bool:
     try:
         return first.samefile(second)
-    except (OSError, ValueError):  # one of them is not there
+    except (OSError, ValueError):  # one of them does not exist
         return False

@@ -1,4 +1,4 @@
-"""Helpers on ONNX protobufs alone, without a linked graph."""
+"""Functions on ONNX protobufs, without a linked graph."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 
 
 def all_names(proto: ModelProto) -> set[str]:
-    """Every name of a node or tensor, those in subgraphs included."""
+    """Collect the names of all nodes and tensors, including those in subgraphs."""
     names: set[str] = set()
 
     def visit(graph: GraphProto) -> None:
@@ -39,7 +39,7 @@ def all_names(proto: ModelProto) -> set[str]:
 
 
 def all_tensors(proto: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor with values: initializers and constants, those of subgraphs and functions too.
+    """Yield every tensor with values: initializers and constants, in subgraphs and functions too.
 
     Sparse tensors are left out.
     """
@@ -61,9 +61,9 @@ def all_tensors(proto: ModelProto) -> Iterator[TensorProto]:
 
 
 def readable(proto: ModelProto) -> ModelProto:
-    """``proto``, or a copy without the byte strings that onnx-graphsurgeon would decode.
+    """``proto``, or a copy without the byte strings that onnx-graphsurgeon cannot decode.
 
-    Nodes are written back from the original.
+    Unchanged nodes are written back from the original, so nothing is lost.
     """
 
     def binary(attribute: AttributeProto) -> bool:
@@ -91,7 +91,7 @@ def readable(proto: ModelProto) -> ModelProto:
 
 
 def copy_field(target: Any, name: str, value: Any) -> None:
-    """Set a field of a message, whatever its kind."""
+    """Set a field of a message: a scalar, a message or a repeated field."""
     if isinstance(value, (str, bytes, int, float)):
         setattr(target, name, value)
     elif hasattr(value, "CopyFrom"):
@@ -101,7 +101,7 @@ def copy_field(target: Any, name: str, value: Any) -> None:
 
 
 def inner_nodes(node: NodeProto, place: str) -> Iterator[tuple[NodeProto, str]]:
-    """Nodes in the subgraphs of a node, at any depth, with the name of the place."""
+    """Yield the nodes in the subgraphs of a node, at any depth, each with ``place``."""
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
             for inner in graph.node:
@@ -110,7 +110,7 @@ def inner_nodes(node: NodeProto, place: str) -> Iterator[tuple[NodeProto, str]]:
 
 
 def reads(node: NodeProto) -> Iterator[str]:
-    """Inputs of a node and what its subgraphs capture from outside."""
+    """Yield the inputs of a node, and the tensors that its subgraphs read from outside."""
     yield from (name for name in node.input if name)
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
@@ -125,5 +125,5 @@ def reads(node: NodeProto) -> Iterator[str]:
 
 
 def value_info(name: str, element: int, dims: Sequence[int] | None = None) -> ValueInfoProto:
-    """A tensor's name, element type and shape."""
+    """Make the description of a tensor: name, element type and shape."""
     return onnx.helper.make_tensor_value_info(name, element, dims)

@@ -1,1 +1,1 @@
-"""Run models in ONNX Runtime: sessions, segments, the cache folder, and this machine's identity."""
+"""Running models in ONNX Runtime: sessions, pieces, the cache folder, the machine's identity."""

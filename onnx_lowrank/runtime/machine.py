@@ -1,4 +1,4 @@
-"""The machine that a run is on, and the folder where it keeps what other runs may use."""
+"""The machine's identity, and the folder of caches that later runs may use."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def cache_folder(named: Path | str | None, kind: str) -> Path | None:
 
 
 def machine(runtime: Runtime) -> dict[str, str]:
-    """Return what measured times and the last bits of results depend on beside the model."""
+    """Return what times and the last bits of results depend on, apart from the model."""
     return {
         "processor": _processor(),
         "cores": str(_cores()),

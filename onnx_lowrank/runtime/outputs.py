@@ -1,11 +1,11 @@
-"""Turn what a session returns into arrays that can be compared, and compare them.
+"""Outputs of a session as arrays, and their comparison.
 
 ONNX has tensors of numbers and of strings, sequences, maps and optionals. All become lists of
 arrays here:
 
     tensor              itself
     sequence            the arrays of its elements, in order
-    sequence of maps    one array (elements, keys), as of ZipMap, then the keys
+    sequence of maps    one array (elements, keys), then the keys; ZipMap makes these
     map                 its values by ascending key, then the keys
     empty optional      nothing
 
@@ -36,12 +36,12 @@ __all__ = [
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
-#: arrays of each output, by its name
+#: arrays of each output, by name
 Values: TypeAlias = Mapping[str, Sequence[Array]]
 
 
 def arrays_of(value: Any) -> list[Array]:
-    """All arrays in a value of any ONNX type; see the module. Other objects hold none."""
+    """List the arrays in a value of any ONNX type, as in the module's table."""
     if value is None:
         return []
     if isinstance(value, Mapping):
@@ -57,12 +57,12 @@ def arrays_of(value: Any) -> list[Array]:
 
 
 def is_float(array: Array) -> bool:
-    """Whether the array holds floating-point or complex numbers, bfloat16 and float8 included."""
+    """Whether the array has floating-point (bfloat16 and float8 too) or complex numbers."""
     return array.dtype.kind in "fc" or "float" in array.dtype.name
 
 
 def scores_in(arrays: Sequence[Array]) -> Array | None:
-    """The array of class scores among those of one output; None where there is none, or several."""
+    """The array of class scores among the arrays of an output; None unless there is exactly one."""
     floats = [a for a in arrays if is_float(a)]
     return floats[0] if len(floats) == 1 and looks_like_scores(floats[0]) else None
 
@@ -70,7 +70,7 @@ def scores_in(arrays: Sequence[Array]) -> Array | None:
 def looks_like_scores(array: Array) -> bool:
     """Whether an array could be one vector of class scores for each sample.
 
-    Such have the shape ``(samples, classes, 1, ...)``, with at least two classes.
+    Its shape is then ``(samples, classes, 1, ...)`` with two classes or more.
     """
     return (
         is_float(array)
@@ -82,7 +82,7 @@ def looks_like_scores(array: Array) -> bool:
 
 
 def finite_classes(scores: Array) -> npt.NDArray[np.intp]:
-    """The class of the largest score of each sample, NaN counting as the least.
+    """Return the class of the largest score of each sample; NaN counts as the smallest.
 
     Args:
         scores: ``(samples, classes, 1, ...)``.
@@ -103,19 +103,20 @@ def finite_classes(scores: Array) -> npt.NDArray[np.intp]:
 
 @dataclass(frozen=True)
 class Difference:
-    """How two arrays of one shape differ, row by row; each array is ``(rows,)``.
+    """Difference of two arrays of one shape, row by row; each field is ``(rows,)``.
 
     Attributes:
         signal: sum of squares of the reference where both are finite.
-        noise: sum of squared differences there.
-        lost: sum of squares of the reference where it alone is finite.
+        noise: sum of squared differences where both are finite.
+        lost: sum of squares of the reference where only the reference is finite.
         product: sum of the products of both where both are finite.
-        power: sum of squares of the new values there.
-        largest: largest absolute difference there.
-        places: values compared: finite in both, or strings.
-        finite: finite values, or strings, of the reference.
-        mismatches: places where NaN or Inf stands in one and not, with this sign, in the other.
-        equal: whether all values of the row are equal, NaN being equal to itself.
+        power: sum of squares of the new values where both are finite.
+        largest: largest absolute difference where both are finite.
+        places: number of values compared: finite in both, or strings.
+        finite: number of finite values, or strings, of the reference.
+        mismatches: number of places where one has NaN or Inf and the other has not, or has Inf of
+            the other sign.
+        equal: whether all values of the row are equal; NaN is equal to itself.
     """
 
     signal: npt.NDArray[np.float64]
@@ -134,9 +135,9 @@ def difference(reference: Array, new: Array, rows: int) -> Difference:
     """Compare two arrays of one shape.
 
     Args:
-        reference: of the original.
-        new: of the other model.
-        rows: samples along axis 0, or 1 to compare the arrays as a whole.
+        reference: output of the original.
+        new: output of the other model, of the same shape.
+        rows: number of samples along axis 0, or 1 to compare the arrays as a whole.
     """
     shape = (rows, reference.size // rows if rows else 0)
     old, now = reference.reshape(shape), new.reshape(shape)
@@ -149,14 +150,14 @@ def difference(reference: Array, new: Array, rows: int) -> Difference:
     a, b = _real(old), _real(now)
     known, new_known = np.isfinite(a), np.isfinite(b)
     if known.all() and new_known.all():
-        both, odd = known, np.zeros(rows, np.int64)
+        both, mismatches = known, np.zeros(rows, np.int64)
         lost = np.zeros(rows)
     else:
         both = known & new_known
-        odd = np.sum(~both & ~((a == b) | (np.isnan(a) & np.isnan(b))), axis=1)
+        mismatches = np.sum(~both & ~((a == b) | (np.isnan(a) & np.isnan(b))), axis=1)
         lost = np.sum(np.where(known & ~new_known, a, 0.0) ** 2, axis=1)
         a, b = np.where(both, a, 0.0), np.where(both, b, 0.0)
-    with np.errstate(over="ignore"):  # what is too large to be squared is infinitely wrong
+    with np.errstate(over="ignore"):  # a square that overflows counts as infinite
         apart = b - a
         return Difference(
             np.sum(a * a, axis=1),
@@ -167,8 +168,8 @@ def difference(reference: Array, new: Array, rows: int) -> Difference:
             np.max(np.abs(apart), axis=1, initial=0.0),
             both.sum(axis=1),
             known.sum(axis=1),
-            odd,
-            (odd == 0) & np.all(a == b, axis=1),
+            mismatches,
+            (mismatches == 0) & np.all(a == b, axis=1),
         )
 
 
@@ -177,14 +178,14 @@ def _is_numeric(array: Array) -> bool:
 
 
 def _real(values: Array) -> npt.NDArray[np.float64]:
-    """Numbers as float64, complex ones as pairs."""
+    """Numbers as float64; complex ones become pairs."""
     if values.dtype.kind == "c":
         return np.concatenate([values.real, values.imag], axis=1).astype(np.float64)
     return values.astype(np.float64)
 
 
 def _table(maps: Sequence[Mapping[Any, Any]]) -> list[Array]:
-    """Maps as one array ``(maps, keys)`` and their keys, where they have the same keys."""
+    """Maps with the same keys as one array ``(maps, keys)`` and the keys; others one by one."""
     keys = sorted(maps[0])
     if any(sorted(m) != keys for m in maps[1:]):
         return [array for m in maps for array in arrays_of(m)]

@@ -1,4 +1,4 @@
-"""Run models: the only module that imports ONNX Runtime."""
+"""Sessions of ONNX Runtime; no other module imports it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Feed", "Runtime", "Session"]
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
-#: bytes of weights in a piece of a model that is larger than memory
+#: largest weights of one piece of a model that is run in pieces, in bytes
 PIECE = 256 << 20
 
 _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
@@ -35,8 +35,8 @@ _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     for error in vars(_state).values()
     if isinstance(error, type) and issubclass(error, Exception)
 )
-#: the Python part of ONNX Runtime checks feeds before the rest of it does; what the rest throws
-#: beside its own errors arrives as RuntimeError, MemoryError, or ValueError (messages of no text)
+#: errors of a run: ValueError and TypeError come from checks of the feeds in Python; exceptions of
+#: C++ arrive as RuntimeError, MemoryError, or ValueError (if the message is not valid text)
 _RUN_ERRORS: tuple[type[Exception], ...] = (
     *_ORT_ERRORS,
     ValueError,
@@ -48,11 +48,14 @@ _RUN_ERRORS: tuple[type[Exception], ...] = (
 
 @dataclass(frozen=True)
 class Runtime:
-    """How models are run.
+    """Options of running models.
 
     Attributes:
         provider: ONNX Runtime execution provider.
-        threads: intra-op threads; 0 leaves the choice to ONNX Runtime.
+        threads: number of intra-op threads; 0 leaves the choice to ONNX Runtime.
+
+    Raises:
+        OptionError: the provider is not installed, or ``threads`` is negative.
     """
 
     provider: str = "CPUExecutionProvider"
@@ -62,7 +65,7 @@ class Runtime:
         available = ort.get_available_providers()
         if self.provider not in available:
             raise OptionError(
-                f"provider {self.provider!r} is not in this ONNX Runtime; "
+                f"this ONNX Runtime has no provider {self.provider!r}; "
                 f"choose from {', '.join(available)}"
             )
         if self.threads < 0:
@@ -72,9 +75,10 @@ class Runtime:
         """Open ``model``.
 
         Args:
-            model: what to run.
-            optimise: leave ONNX Runtime's graph optimisations on.
-            lean: no memory arena, for runs whose peak memory matters more than their speed.
+            model: the model to run.
+            optimise: whether to leave ONNX Runtime's graph optimisations on.
+            lean: whether to do without a memory arena, for runs whose peak memory matters more
+                than their speed.
 
         Raises:
             ModelError: ONNX Runtime refuses the model.
@@ -94,7 +98,7 @@ class Runtime:
         if lean:
             options.enable_cpu_mem_arena = False
             options.enable_mem_pattern = False
-        if once:  # not worth a copy of the weights in another order
+        if once:  # for one run, reordering the weights does not pay
             options.add_session_config_entry("session.disable_prepacking", "1")
         if model.folder is not None:
             options.add_session_config_entry(
@@ -125,7 +129,7 @@ _UNNAMED: dict[str, np.dtype[Any]] = {
 
 
 def _numpy(value: ort.OrtValue) -> npt.NDArray[Any]:
-    """A copy of a tensor of any element type that takes whole bytes."""
+    """Copy a tensor of any element type that takes whole bytes."""
     dtype = _UNNAMED.get(value.data_type())
     if dtype is None:
         return np.asarray(value.numpy())
@@ -145,10 +149,17 @@ class Session:
         self._unnamed = {o.name for o in inner.get_outputs() if o.type in _UNNAMED}
 
     def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
-        """Outputs by name; entries of ``feed`` that the model does not read are ignored.
+        """Run the model; entries of ``feed`` that it does not read are ignored.
+
+        Args:
+            feed: inputs by name.
+            outputs: names of the outputs to return; None for all.
+
+        Returns:
+            Outputs by name.
 
         Raises:
-            DataError: an input holds an index that is out of the range of what it looks up.
+            DataError: an input holds an index that is out of range.
             ModelError: ONNX Runtime fails on this input.
         """
         names = list(self.outputs if outputs is None else outputs)
@@ -179,7 +190,13 @@ class Session:
         return [_numpy(v) for v in self._inner.run_with_ort_values(names, given)]
 
     def turn(self, feed: Feed, seconds: float = 0.02, least: int = 2) -> list[float]:
-        """Times of runs for a while, without those of its first half."""
+        """Run for a while; return the times of the runs in the second half, in seconds.
+
+        Args:
+            feed: inputs by name.
+            seconds: time to spend.
+            least: smallest number of times to return.
+        """
         record: list[float] = []
         start = time.perf_counter()
         while len(record) < 2 * least or time.perf_counter() - start < seconds:
@@ -190,11 +207,11 @@ class Session:
 
 
 class _Pieces(Session):
-    """A model larger than memory: opened piece by piece in each run.
+    """Session of a model that is larger than memory, opened piece by piece in each run.
 
     Args:
-        model: what to run.
-        start: opens a piece, for one run or for more.
+        model: the model to run.
+        start: opens a piece; the second argument says whether for one run only.
     """
 
     def __init__(self, model: Model, start: Callable[[Model, bool], ort.InferenceSession]) -> None:
@@ -204,11 +221,11 @@ class _Pieces(Session):
         self.outputs = self._graph.outputs
 
     def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
-        """See :meth:`Session.run`."""
+        """Run the model as :meth:`Session.run` does."""
         return self._run(feed, outputs)[0]
 
     def turn(self, feed: Feed, seconds: float = 0.0, least: int = 1) -> list[float]:
-        """Time of one run, without that of opening the pieces."""
+        """Return the time of one run in seconds, without the time of opening the pieces."""
         return [self._run(feed, None, timed=True)[1]]
 
     def _run(
@@ -216,7 +233,9 @@ class _Pieces(Session):
     ) -> tuple[dict[str, npt.NDArray[Any]], float]:
         names = list(self.outputs if outputs is None else outputs)
         if missing := self._given.keys() - feed.keys():
-            raise ModelError(f"ONNX Runtime cannot run the model: no input {min(missing)!r}")
+            raise ModelError(
+                f"ONNX Runtime cannot run the model: the input {min(missing)!r} is not given"
+            )
         values = {k: np.asarray(v) for k, v in feed.items() if k in self._given}
         for name in names:  # an output may be an initializer
             value = self._graph.constant(name) if name not in values else None
@@ -238,12 +257,14 @@ class _Pieces(Session):
 
 def _element(name: str, value: Any) -> int:
     if not isinstance(value, np.ndarray):
-        raise ModelError(f"{name!r} is no tensor; a model above 2 GB cannot be cut there")
+        raise ModelError(
+            f"{name!r} is not a tensor, and a model above 2 GB cannot be cut into pieces there"
+        )
     return int(helper.np_dtype_to_tensor_dtype(value.dtype))
 
 
 def _scratched(model: Model) -> tuple[list[str], list[ort.OrtValue]]:
-    """Constants that are in no file that ONNX Runtime could read."""
+    """Names and values of the constants in the temporary file, which ONNX Runtime cannot read."""
     scratch = model.scratch
     tensors = [t for t in model.outside if scratch is not None and scratch.holds(t)]
     return [t.name for t in tensors], [_mapped_value(model, t) for t in tensors]
@@ -278,22 +299,22 @@ def _takes(opset: int, ir_version: int) -> bool:
     return True
 
 
-#: how Gather and its like tell of an index that is in no place of what they look up
+#: messages of Gather and similar operators about an index out of range
 _BEYOND = re.compile(r"out of data bounds|invalid index|out of range value in index", re.IGNORECASE)
 _INDEX = re.compile(r"\b(?:idx|index)\s*=\s*(-?\d+)")
 _RANGE = re.compile(r"range \[(-?\d+),\s*(-?\d+)\]")
 
 
 def _outside(message: str, feed: Feed) -> str | None:
-    """What to say of a feed in which ONNX Runtime found an index out of range.
+    """Write the message about a feed with an index out of range.
 
     Args:
-        message: what ONNX Runtime said.
-        feed: what it was given.
+        message: message of ONNX Runtime.
+        feed: inputs that were given, by name.
 
     Returns:
-        A message that names the input; None where the failure is another, or the index stands in
-        no input.
+        A message that names the input; None where ONNX Runtime failed for another reason, or the
+        index is in no input.
     """
     if _BEYOND.search(message) is None:
         return None
@@ -307,7 +328,7 @@ def _outside(message: str, feed: Feed) -> str | None:
     allowed = f", which must be from {bounds[1]} to {bounds[2]}" if bounds is not None else ""
     return (
         f"input {' or '.join(map(repr, whole))} holds {found} out of range{allowed}; give data "
-        "that was made for this model, by its own tokenizer or vocabulary for one"
+        "that was made for this model, for instance by its own tokenizer or vocabulary"
     )
 
 

@@ -1,7 +1,7 @@
-"""Where to cut a model that is larger than memory, so that its pieces run one after the other.
+"""Pieces of a model that is larger than memory, which run one after the other.
 
-Nodes keep their order. A piece ends before the node whose weights would make it too heavy, and
-hands on what later pieces read.
+Nodes keep their order. A piece ends before the node whose weights would make it too large, and
+passes on the tensors that later pieces read.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["Piece", "pieces"]
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of nodes.
+    """A sequence of consecutive nodes.
 
     Attributes:
-        outputs: what it makes that others read, or that the model gives.
-        needed: what must be kept when it has run.
+        outputs: names of the tensors that it makes for other pieces, or as outputs of the model.
+        needed: names of the tensors that must be kept after it has run.
     """
 
     outputs: tuple[str, ...]
@@ -30,11 +30,11 @@ class Piece:
 
 
 def pieces(graph: Graph, limit: int) -> list[Piece]:
-    """Pieces in the order in which they run.
+    """Cut a model into pieces, in the order in which they run.
 
     Args:
         graph: the model.
-        limit: bytes of weights in one piece, if more than one node reads them.
+        limit: largest weights of a piece of several nodes, in bytes.
     """
     sizes = _sizes(graph.model)
     runs: list[list[Node]] = [[]]

@@ -1,8 +1,8 @@
-"""Models that are newer than ONNX Runtime, by their stamps alone.
+"""Version stamps of models that are newer than ONNX Runtime.
 
-The onnx package knows operator sets and IR versions before ONNX Runtime does. A model that uses
-nothing which changed since may run under an older stamp, and gives the same results: each of its
-operators has the same definition in both operator sets.
+The onnx package knows operator sets and IR versions before ONNX Runtime does. A model whose
+operators have the same definition in an older operator set may run under its stamp, and gives the
+same results.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ __all__ = ["restamped"]
 
 
 def restamped(proto: ModelProto, opset: int, ir_version: int) -> ModelProto | None:
-    """``proto`` with a default operator set and an IR version no newer than these.
+    """Stamp a model with a default operator set and an IR version no newer than the given ones.
 
     Returns:
-        ``proto`` itself where it is not newer, else a copy; None where one of its operators changed
-        in between, or where the onnx package does not know its stamps either.
+        ``proto`` itself where it is not newer, else a copy; None where one of its operators
+        changed in between, or where the onnx package does not know its stamps either.
     """
     versions = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in proto.opset_import}
     declared = versions.get("", 0)

@@ -1,1 +1,1 @@
-"""Where calibration data comes from, and how it becomes feeds of a model."""
+"""Sources of calibration data, read as feeds of a model."""

@@ -41,11 +41,12 @@ Array = npt.NDArray[Any]
 #: open file, and a folder may have more of them than a process may open.
 MAP_IN_PLACE = 64 << 20  # bytes
 ALIGNMENT = 64  # bytes
-#: of the header of an .npy file: numpy itself reads no longer one, but only after it is in memory
+#: Longest header of an .npy file. NumPy has the same limit, but checks it only after the header
+#: is in memory.
 LARGEST_HEADER = 10_000  # bytes
-#: how array files begin, by suffix
+#: First bytes of array files, by suffix.
 _MAGIC = {".npz": b"PK", ".npy": b"\x93NUMPY"}
-#: no protobuf is longer
+#: Largest size of a protobuf message.
 LARGEST_TENSOR = 1 << 31  # bytes
 
 
@@ -146,7 +147,7 @@ class Scratch:
 
 
 def npz_keys(path: Path) -> tuple[str, ...]:
-    """The names of the arrays of an .npz archive."""
+    """List the names of the arrays in an .npz archive."""
     with _reading(path), zipfile.ZipFile(path) as archive:
         return tuple(name.removesuffix(".npy") for name in archive.namelist())
 
@@ -166,7 +167,7 @@ def read_npz(path: Path, keys: Sequence[str], scratch: Scratch) -> dict[str, Slo
 
 
 def read_npy(path: Path, scratch: Scratch) -> Slot | Array:
-    """The array of an .npy file: mapped where it is large, else copied.
+    """Read the array of an .npy file: a large one is mapped, a small one copied.
 
     Raises:
         DataError: the file is broken, or holds Python objects.
@@ -198,13 +199,17 @@ def tensor_folders(folder: Path) -> list[Path]:
 
 
 def tensor_feeds(folders: Sequence[Path], names: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """One feed of each folder of ``input_*.pb`` files, in the order of ``names``.
+    """Read one feed from each folder of ``input_*.pb`` files.
+
+    Args:
+        folders: the folders.
+        names: names of the inputs, in the order of the files' numbers.
 
     Yields:
         The folder and its arrays by name.
 
     Raises:
-        DataError: a file is broken, or there are not as many as ``names``.
+        DataError: a file is broken, or a folder has more or fewer files than there are names.
     """
     for folder in folders:
         files = sorted(folder.glob("input_*.pb"), key=_number)
@@ -224,16 +229,18 @@ def _tensor(path: Path) -> Array:
             raise ValueError("larger than 2 GiB")
         tensor.ParseFromString(path.read_bytes())
         if tensor.external_data or min(tensor.dims, default=0) < 0:
-            raise ValueError(f"its values are elsewhere, or its shape is {list(tensor.dims)}")
+            raise ValueError(
+                f"its values are in another file, or its shape {list(tensor.dims)} is not valid"
+            )
         values = numpy_helper.to_array(tensor)
         if tensor.data_type == onnx.TensorProto.STRING:
             texts = [v.decode() if isinstance(v, bytes) else str(v) for v in values.reshape(-1)]
             values = np.array(texts, dtype=np.str_).reshape(values.shape)
         return values
-    # decoders of broken files raise what they like
+    # decoders raise errors of many types on broken files
     except Exception as error:
         if (kind := other_kind(path)) is not None:
-            raise DataError(f"{path}: no TensorProto, but {kind.as_data()}") from error
+            raise DataError(f"{path}: not a TensorProto, but {kind.as_data()}") from error
         raise DataError(
             f"{path}: not a TensorProto, or truncated ({error}); write it again"
         ) from error
@@ -254,7 +261,7 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         raise ValueError(f"its header has {length} bytes")
     header = BytesIO(size + stream.read(length))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # headers by Python 2
+        warnings.simplefilter("ignore")  # NumPy warns of headers that Python 2 wrote
         if version == (1, 0):
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
         else:
@@ -262,13 +269,13 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     if dtype.hasobject:
         raise ValueError("it holds pickled Python objects, which are never loaded")
     if min(shape, default=0) < 0 or dtype.itemsize == 0:
-        raise ValueError(f"its shape is {shape}, its type {dtype}")
+        raise ValueError(f"its shape is {shape} and its type {dtype}, which is not valid")
     return tuple(map(int, shape)), fortran, dtype
 
 
 def _check_file(path: Path) -> None:
     if path.exists() and not path.is_file():
-        raise OSError("no plain file")  # a pipe would block
+        raise OSError("not a regular file")  # reading a pipe would block
 
 
 @contextmanager
@@ -280,10 +287,10 @@ def _reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: no such file") from None
     except DataError:
         raise
-    # decoders of broken files raise what they like: zipfile, zlib, numpy's header, its tokenizer
+    # decoders raise errors of many types on broken files: zipfile, zlib, NumPy's header parser
     except Exception as error:
         if (kind := other_kind(path, _MAGIC.get(path.suffix.lower()))) is not None:
-            raise DataError(f"{path}: no array file, but {kind.as_data()}") from error
+            raise DataError(f"{path}: not an array file, but {kind.as_data()}") from error
         raise DataError(
             f"{path}: cannot be read ({error}); write numeric arrays with numpy.savez or numpy.save"
         ) from error

@@ -1,9 +1,9 @@
-"""Where samples come from: whatever the source, a :class:`Dataset` of feeds.
+"""Datasets: the feeds of a model, whatever source they come from.
 
-sources.py    files, folders, arrays, iterables, functions -> arrays, mostly mapped from disk
-readings.py   arrays -> runs of the model, or rows that are samples
-rows.py       which of the two, found out by running the model
-columns.py    arrays -> feeds of the model, behind one set of checks
+sources.py       opens files, folders, arrays, iterables and functions as arrays, mostly mapped
+rows_or_runs.py  reads the arrays as runs of the model, or as rows that are samples
+row_trial.py     runs the model to find out which of the two is right
+feeds.py         makes feeds of the arrays, and checks them
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from onnx_lowrank.runtime.runtime import Feed
 from onnx_lowrank.samples.archives import npz_keys
 from onnx_lowrank.samples.feeds import Column, InputSpec
 from onnx_lowrank.samples.images import ImageOptions, Picture
-from onnx_lowrank.samples.readings import Reading
-from onnx_lowrank.samples.rows import RowTrial
+from onnx_lowrank.samples.row_trial import RowTrial
+from onnx_lowrank.samples.rows_or_runs import Reading
 from onnx_lowrank.samples.sources import HELD_OUT, Loader, check_names, describe, pick
 
 __all__ = [
@@ -44,10 +44,10 @@ Array = npt.NDArray[Any]
 
 
 def input_specs(model: Model) -> tuple[InputSpec, ...]:
-    """The graph inputs that are no initializers, in order.
+    """List the graph inputs that a caller must feed (initializers are left out), in order.
 
     Raises:
-        ModelError: an input is no tensor, or has no element type.
+        ModelError: an input is not a tensor, or has no element type.
     """
     graph = model.proto.graph
     weights = {t.name for t in graph.initializer}
@@ -59,9 +59,9 @@ class Dataset:
     """Random access to the feeds of a model; made by :func:`load_dataset`.
 
     Attributes:
-        labels: one for each feed, of any type, ``(len, ...)``; ``(len, B, ...)`` where the
-            model's batch is fixed at B > 1; None without.
-        notes: how the source was read, and what was left out; one sentence each.
+        labels: a label for each feed, of any type, ``(len, ...)``; ``(len, B, ...)`` where the
+            model's batch is fixed at B > 1; None if there are no labels.
+        notes: sentences that say how the source was read and which samples were left out.
         batchable: whether feeds may be concatenated along axis 0 into one valid feed.
     """
 
@@ -83,25 +83,25 @@ class Dataset:
 
     @property
     def sample_labels(self) -> Array | None:
-        """One label for each sample, whatever the batch of the model."""
+        """Labels, one for each sample, ``(samples, ...)``; None if there are none."""
         if self.labels is None or self._reading.rows == 1:
             return self.labels
         return self.labels.reshape(-1, *self.labels.shape[2:])
 
     def samples_in(self, feed: Feed) -> int:
-        """Number of samples in a feed that :meth:`feed` or :meth:`batches` has given.
+        """Number of samples in a feed from :meth:`feed` or :meth:`batches`.
 
-        A run whose rows are no samples of their own is one, however long it is.
+        A run whose rows are not separate samples counts as one, however long it is.
         """
         return len(feed[self._columns[0].spec.name]) if self.batchable else self._reading.rows
 
     def feed(self, i: int) -> dict[str, Array]:
-        """Feed ``i``: one sample, one run, or the fixed batch of the model; maybe read-only."""
+        """Feed ``i``: one sample, one run, or the model's fixed batch; arrays may be read-only."""
         k = int(self._indices[i])
         return {column.spec.name: column.feed(k) for column in self._columns}
 
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
-        """The feeds in order, up to ``size`` as one where they are batchable.
+        """Yield the feeds in order; batchable ones are merged, up to ``size`` at a time.
 
         Raises:
             OptionError: ``size`` is below 1.
@@ -129,7 +129,7 @@ class Dataset:
         for i in range(len(self)):
             for name, values in self.feed(i).items():
                 digest.update(f"{name} {values.dtype.name} {values.shape}\n".encode())
-                # objects are strings, and their own bytes are addresses
+                # object arrays hold strings, and their bytes are addresses
                 plain = values.astype(np.str_) if values.dtype.kind == "O" else values
                 digest.update(plain.tobytes())
         if self.labels is not None:
@@ -139,7 +139,7 @@ class Dataset:
     def _check_values(self, where: str) -> None:
         for k in self._indices:
             for column in self._columns:
-                # decoded pixels are finite, and decoding all of them takes long
+                # decoded pixels are always finite, and decoding all images takes long
                 if isinstance(column.parts[0], Picture):
                     continue
                 if problem := column.problem(int(k)):
@@ -164,13 +164,14 @@ def load_dataset(
             string ``file.py:function``, an array, a dict of arrays, an iterable of feeds, a
             function without arguments that returns one of these, a calibration data reader of
             ONNX Runtime, or a Dataset.
-        specs: what :func:`input_specs` says.
-        samples: take at most so many feeds, at random and without replacement, in their order.
-        seed: of that choice.
-        images: how to prepare the images of a folder.
-        part: the part of an archive or dict whose keys begin with ``<part>.``.
+        specs: inputs of the model, from :func:`input_specs`.
+        samples: largest number of feeds to take; they are drawn at random without replacement and
+            stay in their order.
+        seed: random seed of that draw.
+        images: how to prepare the images of a folder; needed for inputs of floating point.
+        part: part of an archive or dict to read: the keys that begin with ``<part>.``.
         trial: finds out whether rows along a dynamic axis 0 are samples; without it they are
-            taken to be.
+            taken to be samples.
 
     Raises:
         DataError: the source cannot be read, or does not fit the inputs.
@@ -180,10 +181,10 @@ def load_dataset(
         check_count("samples", samples)
     check_count("seed", seed, least=0)
     if not specs:
-        raise DataError("the model has no inputs to feed; leave calibration data out")
+        raise DataError("the model has no inputs to feed; leave the data out")
     if isinstance(source, Dataset):
         if part is not None:
-            raise DataError(f"a Dataset has no part {part!r}; give the archive itself")
+            raise DataError(f"a Dataset has no part {part!r}; give the archive or dict itself")
         check_names("the Dataset", specs, [column.spec.name for column in source._columns])
         return source.subset(pick(len(source), samples, seed))
     dataset = Dataset(*Loader(tuple(specs), samples, seed, images, part, trial).load(source))
@@ -204,19 +205,19 @@ def has_part(source: Any, part: str = HELD_OUT) -> bool:
 
 
 def split(dataset: Dataset, held_out: float, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Part ``dataset`` at random.
+    """Split ``dataset`` into two at random.
 
     Args:
-        dataset: at least two feeds.
-        held_out: how many feeds to hold out (int), or which fraction of them (float).
-        seed: of the choice.
+        dataset: two feeds or more.
+        held_out: number of feeds to hold out (int), or fraction of them (float).
+        seed: random seed.
 
     Returns:
-        The rest, and the held-out feeds.
+        The other feeds, and the feeds held out.
 
     Raises:
-        OptionError: ``held_out`` is no count and no fraction.
-        DataError: nothing would be left on one side.
+        OptionError: ``held_out`` is neither a count nor a fraction.
+        DataError: nothing would be left to calibrate with.
     """
     total = len(dataset)
     if isinstance(held_out, float) and 0 < held_out < 1:
@@ -236,7 +237,7 @@ def _input_spec(value: onnx.ValueInfoProto) -> InputSpec:
     if kind != "tensor_type":
         what = f"of the type {kind.removesuffix('_type')}" if kind else "untyped"
         raise ModelError(
-            f"input {value.name!r} is {what}; only tensors can be fed: export the model with "
+            f"input {value.name!r} is {what}, and only tensors can be fed; export the model with "
             "tensors as inputs"
         )
     tensor = value.type.tensor_type

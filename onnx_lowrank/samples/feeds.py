@@ -1,15 +1,15 @@
-"""The array rule: how arrays become feeds of a model, one column of samples for each input.
+"""Feeds: arrays as inputs of a model, by one rule for all sources.
 
-    rank of the array
-    rank of the input        axis 0 counts samples: a feed is one of them, or as many as the
-                             model's fixed batch
-    rank of the input + 1    stacked: each a[i] is a complete input
+    array with as many axes as the input   axis 0 counts samples; a feed is one of them, or as
+                                           many as the model's fixed batch
+    array with one axis more               stacked: each a[i] is a complete input
 
-An input whose shape is fixed may be given once, as it is, and then goes with every sample. Whether
-axis 0 of an input with a dynamic axis 0 does count samples is found out in readings.py.
+An input whose shape is fixed may be given once, as it is, and is then fed with every sample.
+Whether axis 0 does count samples, where the input's axis 0 is dynamic, is found out in
+rows_or_runs.py.
 
-Float types are cast to the model's, integers where their values fit; nothing else is. Strings are
-kept as NumPy's own, of fixed length, and become objects as ONNX Runtime takes them.
+Float types are cast to the model's type, integers where their values fit, other types never.
+Strings are kept in NumPy's string type, and become objects when they are fed.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ REMEDY = "axis 0 counts samples; with one axis more, each a[i] is a complete inp
 
 
 class UnequalCountsError(DataError):
-    """Inputs that do not have equally many samples."""
+    """Data that does not have the same number of samples for all inputs."""
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input that a caller must feed.
+    """Description of a graph input that a caller must feed.
 
     Attributes:
         name: name of the graph input.
-        dtype: its element type.
-        shape: None for a dynamic dimension; None altogether where the rank is unknown.
+        dtype: element type.
+        shape: sizes of the axes, None for a dynamic one; None where the rank is unknown.
     """
 
     name: str
@@ -72,52 +72,59 @@ class InputSpec:
 
     @property
     def batch(self) -> int:
-        """Rows of one feed where axis 0 counts samples."""
+        """Number of rows in one feed, where axis 0 counts samples."""
         return (self.shape[0] or 1) if self.shape else 1
 
 
 class Rows(Protocol):
-    """What a column needs of an array; images are decoded behind it."""
+    """The part of an array's interface that a column needs; pictures are decoded behind it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape; axis 0 counts samples."""
+        """Shape of the array; axis 0 counts rows."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Its type."""
+        """Element type."""
 
     def __getitem__(self, rows: slice, /) -> Array:
-        """Rows of axis 0."""
+        """Return some rows of axis 0."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """All samples of one input, in consecutive parts."""
+    """All samples of one input, in consecutive parts.
+
+    Attributes:
+        spec: the input.
+        parts: arrays that follow each other along axis 0.
+        stacked: whether axis 0 of the parts is an axis that the input does not have.
+        shared: whether the input has one value for all samples.
+    """
 
     spec: InputSpec
     parts: Sequence[Rows]
-    stacked: bool  # axis 0 of the parts is no axis of the input
-    shared: bool = False  # one value for all samples
+    stacked: bool
+    shared: bool = False
 
     @cached_property
     def starts(self) -> npt.NDArray[np.int64]:
-        """First row of each part, and the end."""
+        """Number of each part's first row, and the number of all rows."""
         return np.cumsum([0, *(part.shape[0] for part in self.parts)], dtype=np.int64)
 
     @property
     def rows(self) -> int:
-        """Rows in all parts."""
+        """Number of rows in all parts."""
         return int(self.starts[-1])
 
     @property
     def step(self) -> int:
-        """Rows of one feed."""
+        """Number of rows in one feed."""
         return 1 if self.stacked else self.spec.batch
 
     @cached_property
     def uniform(self) -> bool:
-        """Whether all rows have one shape."""
+        """Whether all rows have the same shape."""
         return len({part.shape[1:] for part in self.parts}) == 1
 
     @property
@@ -133,7 +140,7 @@ class Column:
         return _cast(self._raw(i), self.spec.dtype)
 
     def problem(self, i: int) -> str:
-        """What in the values of feed ``i`` the model must not see; empty if nothing."""
+        """The reason why the values of feed ``i`` cannot be used; empty if they can."""
         values, wanted = self._raw(i), self.spec.dtype
         if is_float(wanted):
             if not np.isfinite(_cast(values, wanted)).all():
@@ -142,7 +149,10 @@ class Column:
             limits = np.iinfo(wanted)
             low, high = int(values.min()), int(values.max())
             if low < limits.min or high > limits.max:
-                return f"expected {wanted.name}, found values {low}..{high}; map them into range"
+                return (
+                    f"expected {wanted.name}, found values {low}..{high}; map them into the range "
+                    "of the type"
+                )
         return ""
 
     def _raw(self, i: int) -> Array:
@@ -165,17 +175,18 @@ def assemble(
     stacked: bool | None = None,
     remedy: str = REMEDY,
 ) -> list[Column]:
-    """One column for each input.
+    """Make a column of samples for each input.
 
     Args:
-        where: the source, for messages.
-        specs: the inputs.
-        items: files, feeds or the like in order: a name for messages, and arrays by input.
-        stacked: whether all arrays are; None leaves it to their rank.
-        remedy: what to do about a shape that does not fit.
+        where: name of the source, for messages.
+        specs: the inputs of the model.
+        items: files or feeds in order: a name for messages, and arrays by input name.
+        stacked: whether all arrays have one axis more than the inputs; None decides by their
+            rank.
+        remedy: advice for the message about a shape that does not fit.
 
     Raises:
-        DataError: rank, shape, type or number of samples does not fit; there are no samples.
+        DataError: a rank, shape, type or number of samples does not fit, or there are no samples.
     """
     parts: dict[str, list[Rows]] = {spec.name: [] for spec in specs}
     stacks: dict[str, bool] = {}
@@ -188,12 +199,12 @@ def assemble(
             stack = (once or _is_stacked(spec, part)) if stacked is None else stacked
             if stacks.setdefault(spec.name, stack) != stack:
                 raise DataError(
-                    f"{place}: input {spec.name!r} has the shape {part.shape}, of another rank "
-                    f"than before; {remedy}"
+                    f"{place}: input {spec.name!r} has the shape {part.shape}, and another number "
+                    f"of axes than before; {remedy}"
                 )
             _check_type(place, spec, part)
             if once:
-                continue  # one for all samples: how many, the other inputs say
+                continue  # one value for all samples; the other inputs give their number
             _check_shape(place, spec, part, stack, remedy)
             feeds[spec.name] = part.shape[0] / (1 if stack else spec.batch)
         if len(items) > 1:
@@ -214,7 +225,7 @@ def assemble(
 def _shared(
     specs: Sequence[InputSpec], items: Sequence[tuple[str, Mapping[str, Rows]]]
 ) -> frozenset[str]:
-    """Inputs of a fixed shape that have one value in each item, where others have several."""
+    """Names of the inputs of fixed shape that are given once, where others have several rows."""
     fixed = [s for s in specs if s.shape and None not in s.shape]
     whole = {s.name for s in fixed if all(a[s.name].shape == s.shape for _, a in items)}
     several = any(
@@ -248,7 +259,7 @@ def _shape_of(spec: InputSpec) -> str:
 
 
 def check_complete(where: str, spec: InputSpec, part: Rows) -> None:
-    """Refuse what is no complete input of the model.
+    """Refuse an array that is not a complete input of the model.
 
     Raises:
         DataError: the shape or the type does not fit.
@@ -270,7 +281,7 @@ def _check_type(where: str, spec: InputSpec, part: Rows) -> None:
         or (found.kind in "US" and wanted.kind == "O")
     ):
         return
-    remedy = "convert it with .astype, if that is what it means"
+    remedy = "convert it with .astype, if its values mean the same"
     if found == np.uint8:
         remedy = "scale it as in training, then convert it with .astype"
     name = "strings" if wanted.kind == "O" else wanted.name
@@ -289,7 +300,7 @@ def _check_batches(where: str, column: Column) -> None:
     if step > 1 and not column.uniform:
         raise DataError(
             f"{where}: input {name!r} expects batches of {step}, found samples of different "
-            "shapes, which cannot share one; make them alike"
+            "shapes, which cannot be in one batch; give samples of one shape"
         )
 
 
@@ -298,7 +309,7 @@ def _check_counts(where: str, feeds: Mapping[str, float]) -> None:
         if found != count:
             raise UnequalCountsError(
                 f"{where}: input {first!r} has {count:g} samples, input {other!r} has "
-                f"{found:g}; give equally many ({REMEDY})"
+                f"{found:g}; give the same number ({REMEDY})"
             )
 
 
@@ -310,6 +321,6 @@ def _cast(values: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
-    """Whether ``dtype`` is one of floating point, those of ml_dtypes included."""
-    # bfloat16 and float8 come from ml_dtypes, whose kind says nothing
+    """Whether ``dtype`` is a floating-point type, including the types of ml_dtypes."""
+    # bfloat16 and float8 come from ml_dtypes, whose kind is not "f"
     return "float" in dtype.name

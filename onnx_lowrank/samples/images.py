@@ -3,7 +3,7 @@
     value = (pixel * scale - mean) / std        after resize, then centre crop
 
 Sizes follow torchvision on Pillow images: the same rounding, the same antialiased bilinear
-filter, and no turning by EXIF.
+filter, and EXIF orientation is ignored.
 """
 
 from __future__ import annotations
@@ -28,25 +28,30 @@ if TYPE_CHECKING:
 __all__ = ["ImageOptions", "Picture", "image_files"]
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"))
-#: what may be in them; Pillow goes by the content, and other decoders start other programs
+#: Formats that may be decoded. Pillow goes by the content of a file, and some of its other
+#: decoders start external programs.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")
-#: pixels of an image, as it is and resized; four bytes each while it is decoded
+#: Largest number of pixels of an image, before and after resizing; each takes four bytes.
 LARGEST = 100_000_000
 
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How images become inputs; all sizes are (height, width) in pixels.
+    """Options of preparing images as inputs; all sizes are (height, width) in pixels.
+
+    An integer input takes the pixels as they are, without ``scale``, ``mean`` and ``std``.
 
     Attributes:
-        resize: the size, or the length of the shorter side.
-        crop: the size cut out of the centre, or its side.
-        mean: subtracted, one for all channels or one each, in ``channel_order``.
-        std: divided by, likewise.
-        scale: the pixels 0..255 are multiplied by it first. An integer input takes the pixels
-            as they are.
+        resize: size to resize to, or length of the shorter side; None leaves the size.
+        crop: size of the part cut out of the centre, or its side; None takes the whole image.
+        mean: number to subtract, one for all channels or one each, in ``channel_order``.
+        std: number to divide by, one for all channels or one each, in ``channel_order``.
+        scale: factor on the pixels 0..255, before ``mean`` is subtracted.
         layout: order of the axes.
         channel_order: order of the channels.
+
+    Raises:
+        OptionError: a size, a factor or a name is out of range.
     """
 
     resize: tuple[int, int] | int | None = None
@@ -68,7 +73,9 @@ class ImageOptions:
             raise OptionError(f"channel_order must be RGB, BGR or GRAY, not {self.channel_order!r}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels) or not np.isfinite(values).all():
-                raise OptionError(f"{name} must be 1 or {self.channels} numbers, not {values}")
+                raise OptionError(
+                    f"{name} must be 1 or {self.channels} finite numbers, not {values}"
+                )
         if 0.0 in self.std or not self.scale > 0:
             raise OptionError("std must not be 0 and scale must be positive")
 
@@ -79,12 +86,12 @@ class ImageOptions:
 
 
 class Picture:
-    """One image file as an array (1, channels, height, width), or the layout asked for.
+    """Image file as an array ``(1, channels, height, width)``, or in the layout asked for.
 
     Only its header is read before it is indexed.
 
     Raises:
-        DataError: no image, or one smaller than the crop; Pillow is missing.
+        DataError: the file is not an image, or is smaller than the crop; or Pillow is missing.
     """
 
     def __init__(self, path: Path, options: ImageOptions, *, integer: bool) -> None:
@@ -94,7 +101,8 @@ class Picture:
         with _opened(path) as image:
             if image.mode in ("F", "I") or image.mode.startswith("I;"):
                 raise DataError(
-                    f"{path}: expected 8 bits a channel, found mode {image.mode}; convert it"
+                    f"{path}: expected 8 bits for each channel, found mode {image.mode}; convert "
+                    "the image"
                 )
             width, height = image.size
         self._resized = _resized((height, width), options.resize)
@@ -168,17 +176,17 @@ def _opened(path: Path) -> Iterator[Image]:
     pillow = _pillow()
     try:
         with warnings.catch_warnings():
-            # of large images, which have a limit of their own here, and of odd metadata
+            # Pillow warns of large images, which have a limit here, and of unusual metadata
             warnings.simplefilter("ignore")
             with pillow.open(path, formats=FORMATS) as image:
                 yield image
     except DataError:
         raise
-    # decoders of broken files raise what they like
+    # decoders raise errors of many types on broken files
     except Exception as error:
         kind = other_kind(path)
         if kind is not None and kind.remedy and kind.name != "a picture or document":
-            raise DataError(f"{path}: no image, but {kind.as_data()}") from error
+            raise DataError(f"{path}: not an image, but {kind.as_data()}") from error
         raise DataError(f"{path}: not an image, or truncated ({error}); remove it") from error
 
 

@@ -1,8 +1,8 @@
-"""Every kind of source, opened as columns of samples.
+"""Sources of samples of every kind, opened as columns of samples.
 
-.npz and dicts of arrays; .npy and arrays; folders of array files, of ``input_*.pb`` or of
-images; iterables of feeds and calibration data readers, which are read once, into a temporary file;
-functions, called without arguments, that return one of the above.
+A source is an .npz or a dict of arrays; an .npy or an array; a folder of array files, of
+``input_*.pb`` or of images; an iterable of feeds or a calibration data reader, which is read once,
+into a temporary file; or a function without arguments that returns one of these.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from onnx_lowrank.samples.archives import (
 )
 from onnx_lowrank.samples.feeds import REMEDY, Column, InputSpec
 from onnx_lowrank.samples.images import ImageOptions, Picture, image_files
-from onnx_lowrank.samples.readings import Items, Reading, read
-from onnx_lowrank.samples.rows import RowTrial
+from onnx_lowrank.samples.row_trial import RowTrial
+from onnx_lowrank.samples.rows_or_runs import Items, Reading, read
 from onnx_lowrank.samples.user_code import python_function, read_all, user_code, user_feeds
 
 __all__ = ["HELD_OUT", "Loaded", "Loader", "check_names", "describe", "pick"]
@@ -45,14 +45,14 @@ ACCEPTED = (
 
 
 class Loaded(NamedTuple):
-    """What a source holds."""
+    """Samples of a source, with their labels if it has any."""
 
     reading: Reading
     labels: Array | None
 
 
 def describe(source: Any) -> str:
-    """What to call ``source`` in a message."""
+    """Name of ``source`` for messages."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     name = getattr(source, "__name__", None)
@@ -60,17 +60,17 @@ def describe(source: Any) -> str:
 
 
 def pick(total: int, samples: int | None, seed: int) -> npt.NDArray[np.int64]:
-    """``samples`` of ``range(total)`` at random, sorted; all, where there are no more."""
+    """Draw ``samples`` numbers of ``range(total)`` at random, sorted; all if there are no more."""
     if samples is None or samples >= total:
         return np.arange(total)
     return np.sort(np.random.default_rng(seed).choice(total, samples, replace=False))
 
 
 def check_names(where: str, specs: Sequence[InputSpec], found: Sequence[str]) -> None:
-    """Refuse names that are not those of the inputs.
+    """Refuse arrays whose names are not the names of the inputs.
 
     Raises:
-        DataError: a name is missing, or unknown.
+        DataError: a name is missing or unknown.
     """
     expected = [spec.name for spec in specs]
     if sorted(found) != sorted(expected):
@@ -82,7 +82,7 @@ def check_names(where: str, specs: Sequence[InputSpec], found: Sequence[str]) ->
 
 @dataclass(frozen=True)
 class Loader:
-    """How to open sources for one model; the arguments are those of ``load_dataset``."""
+    """Opens sources for one model; the fields are arguments of ``load_dataset``."""
 
     specs: tuple[InputSpec, ...]
     samples: int | None
@@ -92,7 +92,7 @@ class Loader:
     trial: RowTrial | None = None
 
     def load(self, source: Any) -> Loaded:
-        """Open ``source``; values are not looked at yet.
+        """Open ``source`` without reading its values.
 
         Raises:
             DataError: it cannot be read, or its names, shapes or types do not fit.
@@ -115,7 +115,10 @@ class Loader:
                 result = source()
             return self.load(result)
         if self.part is not None:
-            raise DataError(f"{where}: no part {self.part!r}; only an .npz or a dict has parts")
+            raise DataError(
+                f"{where} has no part {self.part!r}: only an .npz or a dict has parts; give one "
+                "of these"
+            )
         if isinstance(source, str | os.PathLike):
             return self._path(Path(source))
         if hasattr(source, "__array__"):
@@ -124,7 +127,7 @@ class Loader:
             return self._feeds(where, user_feeds(where, read_all(source)))
         if isinstance(source, Iterable):
             return self._feeds(where, user_feeds(where, source))
-        raise DataError(f"{where} is no source of samples; give {ACCEPTED}, arrays or feeds")
+        raise DataError(f"{where} is not a source of samples; give {ACCEPTED}, arrays or feeds")
 
     def _path(self, path: Path) -> Loaded:
         try:
@@ -166,7 +169,9 @@ class Loader:
             return self._feeds(str(folder), tensor_feeds(tensors, [s.name for s in self.specs]))
         files, pictures = array_files(folder), image_files(folder)
         if files and pictures:
-            raise DataError(f"{folder}: holds arrays and images; keep them in separate folders")
+            raise DataError(
+                f"{folder}: holds both arrays and images; keep them in separate folders"
+            )
         if pictures:
             return self._pictures(folder, pictures)
         if not files:
@@ -191,8 +196,8 @@ class Loader:
         integer = spec.dtype.kind in "iu"
         if self.images is None and not integer:
             raise DataError(
-                f"{folder}: expected ImageOptions, found none; say how training scaled and "
-                "normalised its images"
+                f"{folder}: images need ImageOptions, and none were given; say how training "
+                "scaled and normalised its images"
             )
         options = self.images or ImageOptions()
         if integer and (options.mean, options.std) != (ImageOptions.mean, ImageOptions.std):
@@ -201,7 +206,7 @@ class Loader:
                 "and std out"
             )
         if self.samples is not None and len(files) >= spec.batch:
-            # choose before opening: the headers of all of ImageNet take long
+            # choose before opening: reading the headers of very many images takes long
             feeds = pick(len(files) // spec.batch, self.samples, self.seed)
             files = [files[k * spec.batch + j] for k in feeds for j in range(spec.batch)]
         items = [(str(f), {name: Picture(f, options, integer=integer)}) for f in files]
@@ -209,7 +214,7 @@ class Loader:
         return self._loaded(str(folder), items, stacked=False, remedy=remedy)
 
     def _feeds(self, where: str, feeds: Iterable[tuple[str, Any]]) -> Loaded:
-        """Copy feeds to a temporary file; each is one run of the model."""
+        """Copy feeds to a temporary file and read each as one run of the model."""
         names = [spec.name for spec in self.specs]
         with Scratch() as scratch:
             slots = []
@@ -237,15 +242,15 @@ class Loader:
         return Loaded(reading, _labels(where, given, reading.columns))
 
     def _select(self, where: str, keys: Sequence[str]) -> dict[str, str]:
-        """The keys of the part asked for, by input name; with the labels, if there are any."""
+        """Keys of the part asked for, by input name, with the labels if there are any."""
         names = [spec.name for spec in self.specs]
         if self.part is not None:
             prefix = f"{self.part}."
             chosen = {k.removeprefix(prefix): k for k in keys if k.startswith(prefix)}
             if not chosen:
                 raise DataError(
-                    f"{where}: no part {self.part!r}; expected keys {prefix}{names[0]} ..., found "
-                    f"{', '.join(keys)}"
+                    f"{where} has no part {self.part!r}; expected keys {prefix}{names[0]} ..., "
+                    f"found {', '.join(keys)}"
                 )
         else:
             chosen = {k: k for k in keys if k in names or not k.startswith(f"{HELD_OUT}.")}
@@ -257,32 +262,37 @@ class Loader:
             raise DataError(
                 f"{where}: expected an array for each of the inputs "
                 f"{', '.join(spec.name for spec in self.specs)}, found one without a name; "
-                "give an .npz or a dict"
+                "give an .npz or a dict with their names"
             )
         return self.specs[0].name
 
 
 def _given_labels(where: str, specs: Sequence[InputSpec], items: Items) -> list[Array] | None:
-    """The labels of each item; None without."""
+    """Labels of each item; None if there are none."""
     given = [arrays[LABELS] for _, arrays in items if LABELS in arrays]
     if not given or any(spec.name == LABELS for spec in specs):
         return None
     if len(given) < len(items):
         raise DataError(
-            f"{where}: {len(given)} of {len(items)} files have labels; give all or none"
+            f"{where}: only {len(given)} of {len(items)} files have labels; give labels in all "
+            "files or in none"
         )
     if len(given) == 1 and not given[0].shape:
-        raise DataError(f"{where}: the labels are a single value; give one a sample, along axis 0")
+        raise DataError(
+            f"{where}: the labels are a single value; give a label for each sample along axis 0"
+        )
     return [np.atleast_1d(np.asarray(labels)) for labels in given]
 
 
 def _labels(where: str, given: Sequence[Array] | None, columns: Sequence[Column]) -> Array | None:
-    """One label for each feed, or for each row of a fixed batch."""
+    """Join the labels: one for each feed, or for each row of a fixed batch."""
     if given is None:
         return None
     longest = max(columns, key=lambda column: column.step)
     if len({labels.shape[1:] for labels in given}) > 1:
-        raise DataError(f"{where}: labels of different shapes; give the same for all samples")
+        raise DataError(
+            f"{where}: the labels have different shapes; give labels of one shape for all samples"
+        )
     values = np.concatenate(given)
     if values.dtype.kind in "iu":
         values = values.astype(np.int64)
@@ -290,7 +300,8 @@ def _labels(where: str, given: Sequence[Array] | None, columns: Sequence[Column]
         return values
     if len(values) != longest.rows:
         raise DataError(
-            f"{where}: expected {longest.rows} labels, found {len(values)}; give one a sample"
+            f"{where}: expected {longest.rows} labels, found {len(values)}; give one for each "
+            "sample"
         )
     values = values[: len(longest) * longest.step]
     return values.reshape(-1, longest.step, *values.shape[1:])
@@ -300,11 +311,9 @@ def _array(where: str, values: Any) -> Array:
     try:
         array = np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise DataError(f"{where}: no array ({error}); give numeric arrays") from error
+        raise DataError(f"{where}: not an array ({error}); give numeric arrays") from error
     if array.dtype.kind == "O" and all(isinstance(v, str | bytes) for v in array.reshape(-1)):
         return np.array(array.tolist(), ndmin=array.ndim).reshape(array.shape)
     if array.dtype.hasobject:
-        raise DataError(
-            f"{where}: holds Python objects; give arrays of numbers or strings, of one shape"
-        )
+        raise DataError(f"{where}: holds Python objects; give arrays of numbers or strings")
     return array

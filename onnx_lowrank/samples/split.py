@@ -24,7 +24,7 @@ from onnx_lowrank.samples.dataset import (
     load_dataset,
     split,
 )
-from onnx_lowrank.samples.rows import RowTrial
+from onnx_lowrank.samples.row_trial import RowTrial
 
 __all__ = ["RunData", "check_shapes", "concrete_shape", "gather", "made_up"]
 

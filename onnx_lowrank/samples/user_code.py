@@ -1,4 +1,4 @@
-"""The user's own code: functions named by file, feeds, and errors told with their place."""
+"""The user's own code: functions named by file, feeds, and errors with their file and line."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["python_function", "read_all", "takes", "user_code", "user_feeds"]
 
 
 def python_function(text: str) -> Callable[..., Any] | None:
-    """The function that ``file.py:function`` names; None where ``text`` is not of that form.
+    """Load the function that ``file.py:function`` names; None if ``text`` has another form.
 
     Raises:
-        DataError: there is no such file or function, or the file fails.
+        DataError: the file or the function does not exist, or the file fails.
     """
     found = re.fullmatch(r"(.+\.py):([^\W\d]\w*)", text)
     if found is None:
@@ -31,20 +31,20 @@ def python_function(text: str) -> Callable[..., Any] | None:
     with user_code(file, file):
         function: Callable[..., Any] | None = runpy.run_path(file).get(name)
     if not callable(function):
-        raise DataError(f"{file}: defines no function {name!r}")
+        raise DataError(f"{file}: defines no function {name!r}; name one that it defines")
     return function
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:
-    """Whether a function has a parameter of that name."""
+    """Whether a function has a parameter of the given name."""
     try:
         return name in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some that are written in C do not tell
+    except (TypeError, ValueError):  # some functions written in C have no signature
         return False
 
 
 def user_feeds(where: str, source: Iterable[Any]) -> Iterator[tuple[str, Any]]:
-    """The feeds of ``source``, each with what to call it.
+    """Yield the feeds of ``source``, each with a name for messages.
 
     Raises:
         DataError: the source fails.
@@ -63,7 +63,7 @@ def user_feeds(where: str, source: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def read_all(reader: Any) -> Iterator[Any]:
-    """The feeds of a calibration data reader, from its beginning where it can go back."""
+    """Yield the feeds of a calibration data reader, rewound first where it can be."""
     if callable(getattr(reader, "rewind", None)):
         reader.rewind()
     while (feed := reader.get_next()) is not None:
@@ -72,18 +72,18 @@ def read_all(reader: Any) -> Iterator[Any]:
 
 @contextmanager
 def user_code(where: str, file: str | None = None) -> Iterator[None]:
-    """Call what is the user's.
+    """Run the user's code and turn any error of it into one that names its place.
 
     Args:
-        where: what to call it.
-        file: the file whose line to tell; None for the innermost.
+        where: name of the code, for messages.
+        file: file whose line the message names; None for the innermost.
 
     Raises:
-        DataError: it fails, in whatever way.
+        DataError: the code fails, or ends the process.
     """
     try:
         yield
-    # whatever it is, it is the user's, who is told its place; SystemExit: a script that ends itself
+    # SystemExit: a script that ends itself
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         places = [frame for frame in frames if file in (None, frame.filename)]

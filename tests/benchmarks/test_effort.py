@@ -7,7 +7,7 @@ import pytest
 from benchmarks.__main__ import parser
 from benchmarks.command import measured
 from benchmarks.commands.effort import COMMAND, fitted
-from onnx_lowrank.analysis.time_model import CALLED, STRAYED, TOUCHED
+from onnx_lowrank.analysis.time_model import CALL, READ, RELAYOUT
 from onnx_lowrank.latency.fit import Sample
 from tests.support import rng
 
@@ -17,13 +17,13 @@ def test_planted_rates_come_out() -> None:
     samples = []
     for _ in range(60):
         effort, numbers, nodes = random.uniform(1e5, 1e7), random.uniform(1e4, 1e6), 2.0
-        strayed = random.uniform(1e3, 1e5)
-        macs = effort + TOUCHED * numbers + STRAYED * strayed + CALLED * nodes
-        samples.append(Sample("f", (effort, 4 * numbers, 4 * strayed, nodes), 1e-11 * macs))
+        relayout = random.uniform(1e3, 1e5)
+        macs = effort + READ * numbers + RELAYOUT * relayout + CALL * nodes
+        samples.append(Sample("f", (effort, 4 * numbers, 4 * relayout, nodes), 1e-11 * macs))
     found = fitted(samples)
     assert found.mac == pytest.approx(0.01, rel=1e-6)
-    rates = (found.moved, found.strayed, found.called)
-    assert rates == pytest.approx((TOUCHED, STRAYED, CALLED), rel=1e-4)
+    rates = (found.moved, found.relayout, found.called)
+    assert rates == pytest.approx((READ, RELAYOUT, CALL), rel=1e-4)
     assert found.scatter == pytest.approx(0, abs=1e-6)
     assert found.scatter_of_plans == pytest.approx(0, abs=1e-6)
 

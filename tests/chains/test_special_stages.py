@@ -215,13 +215,13 @@ def test_groups_pick_from_themselves() -> None:
     x = rng(2).normal(size=(2, 6, 5, 5)).astype(np.float32)
     again = replaced(proto, "conv", chain)
     assert relative(run(proto, {"x": x})["y"], run(again, {"x": x})["y"]) < 1e-5
-    with pytest.raises(ValueError, match="leaves its group"):
+    with pytest.raises(ValueError, match="is outside its group"):
         Select((1, 1, 5), 6, POINT, groups=3)
 
 
 def test_what_does_not_fit_together() -> None:
     one, two = stage(5, 4, SQUARE, 1), stage(6, 4, SQUARE, 1)
-    with pytest.raises(ValueError, match="between different channels"):
+    with pytest.raises(ValueError, match="branches have different inputs and outputs"):
         Branches((Chain((one,)), Chain((two,))))
     biased = Chain((stage(5, 4, SQUARE, 2, bias=True),))
     with pytest.raises(ValueError, match="only the last branch"):

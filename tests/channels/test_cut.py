@@ -239,7 +239,7 @@ def test_misuse_is_named() -> None:
         cut_channels(graph, first, [0], {"conv3": (np.zeros(1), None)})
     with pytest.raises(ValueError, match="different searches"):
         cut_groups(graph, [(first, [0]), (groups_of(proto)[1][1], [0])])
-    with pytest.raises(ValueError, match="'nowhere' is no layer"):
+    with pytest.raises(ValueError, match="'nowhere' is not a layer"):
         gather_input(graph, "nowhere", [0])
     with pytest.raises(ValueError, match="'conv2' has 4 groups"):
         gather_input(graph, "conv2", [0])

@@ -224,13 +224,13 @@ def test_a_weight_that_callers_may_override_is_left_alone(kind: str) -> None:
     array = next(t for t in proto.graph.initializer if t.name == "w1")
     proto.graph.input.append(helper.make_tensor_value_info("w1", TensorProto.FLOAT, array.dims))
     (layer,) = (x for x in inspect(proto).layers if x.name == "one")
-    assert "its weight w1 can be overridden by the caller" in (layer.reason or "")
+    assert "its weight w1 is also an input of the graph" in (layer.reason or "")
     result = compressed(proto, include=["*"], ranks="fixed=8")
     assert list(result.model.graph.input) == list(proto.graph.input)
     assert array in result.model.graph.initializer
     (decision,) = (d for d in result.plan.decisions if d.layer == "one")
     assert decision.decision == "skip"
-    assert "its weight w1 can be overridden by the caller" in decision.reason
+    assert "its weight w1 is also an input of the graph" in decision.reason
     other = {"x": X, "w1": np.zeros(tuple(array.dims), np.float32)}
     assert relative(run(proto, other)["y"], run(result.model, other)["y"]) < 0.2
 
@@ -239,7 +239,7 @@ def test_an_overridable_bias_is_not_built_in() -> None:
     proto = net("gemm")
     proto.graph.input.append(helper.make_tensor_value_info("b1", TensorProto.FLOAT, [32]))
     (layer,) = (x for x in inspect(proto).layers if x.name == "one")
-    assert "its bias b1 can be overridden by the caller" in (layer.reason or "")
+    assert "its bias b1 is also an input of the graph" in (layer.reason or "")
     product = net("matmul")
     product.graph.input.append(helper.make_tensor_value_info("b1", TensorProto.FLOAT, [32]))
     result = compressed(product)

@@ -148,7 +148,7 @@ def test_reports_say_it(
     data, model, report = with_labels(folder, labels), str(folder / "in.onnx"), folder / "r.json"
     argv = ["compress", model, str(folder / "out.onnx"), "--calib", data, "--target", "macs=0.9"]
     assert cli.main([*argv, "--cache", "", "--threads", "1", "--report", str(report)]) == 0
-    note = "the accuracy says nothing of the models: "
+    note = "the accuracy says nothing about the models: "
     assert f"note: {note}" in capsys.readouterr().out
     notes = json.loads(report.read_text(encoding="utf-8"))["notes"]
     (found,) = [n for n in notes if n.startswith(note)]
@@ -167,7 +167,7 @@ def test_labels_that_nobody_counts_are_no_error(name: str, folder: Path) -> None
     checks = validate(folder / "in.onnx", folder / "in.onnx", with_labels(folder, labels))
     assert checks.accuracy is None
     (note,) = checks.notes
-    with pytest.raises(DataError, match=f"no accuracy was counted: .*{said}"):
+    with pytest.raises(DataError, match=f"accuracy was not counted: .*{said}"):
         raise DataError(note)
 
 

@@ -13,7 +13,7 @@ from onnx import ModelProto, helper
 from scipy.stats import binomtest, multinomial
 
 from onnx_lowrank.errors import DataError, OptionError, ValidationError
-from onnx_lowrank.judge.judge import Judge, _paired
+from onnx_lowrank.judge.judge import Judge, _accuracy_drop
 from onnx_lowrank.judge.requirement import Metric, Requirement, Score
 from onnx_lowrank.modelfile.model import Model, load
 from tests import fixtures_models as fm
@@ -205,7 +205,7 @@ def test_interval_of_a_drop_covers_it(parts: tuple[float, float]) -> None:
     for lost in range(n + 1):
         for won in range(n + 1 - lost):
             kind = np.repeat([0, 1, 2], (lost, won, n - lost - won))
-            score = _paired(kind != 1, kind != 0)
+            score = _accuracy_drop(kind != 1, kind != 0)
             assert score.value == (lost - won) / n
             if score.low <= parts[0] - parts[1] <= score.high:
                 covered += float(spread.pmf((lost, won, n - lost - won)))
@@ -269,7 +269,7 @@ def test_snr_looks_at_every_output_of_floats() -> None:
 
 
 def test_other_shapes_are_no_answers() -> None:
-    with pytest.raises(ValidationError, match=r"'y' has shape \(7, 3\), the original's \(7, 4\)"):
+    with pytest.raises(ValidationError, match=r"'y' has the shape \(7, 3\), and the original's"):
         judge("snr").score(linear(np.eye(4)[:, :3]))
 
 
@@ -317,8 +317,8 @@ def test_own_metric_of_a_fixed_batch() -> None:
     ("metric", "labels", "part"),
     [
         (lambda *_: {}["gone"], LABELS, r"the metric failed with KeyError: 'gone'$"),
-        (top1, None, "the metric failed with AssertionError.*; there are no labels in the data"),
-        (lambda *_: math.nan, LABELS, "the metric of the original is no finite number"),
+        (top1, None, "the metric failed with AssertionError.*; the data has no labels"),
+        (lambda *_: math.nan, LABELS, "the metric gives NaN or infinity for the original"),
     ],
 )
 def test_own_metric_that_fails(metric: Callable[..., float], labels: Any, part: str) -> None:
@@ -345,12 +345,12 @@ def whole_numbers() -> ModelProto:
 
 
 def test_what_is_missing_and_what_helps() -> None:
-    with pytest.raises(DataError, match=r"needs labels .* or a metric; .* ask for an agreement"):
+    with pytest.raises(DataError, match=r"needs labels .* or a metric; .* bound the agreement"):
         judge("drop", labels=None)
     numbers = load(whole_numbers())
-    with pytest.raises(DataError, match="no output is a vector of class scores; ask for an SNR"):
+    with pytest.raises(DataError, match="no output is a vector of class scores; bound the SNR"):
         judge("agreement", model=numbers)
-    with pytest.raises(DataError, match=r"no output is of floating point; .* give a metric"):
+    with pytest.raises(DataError, match=r"no output has floating-point numbers; .* give a metric"):
         judge("snr", model=numbers)
     assert judge("drop", metric=lambda o, t: float((o["y"] == t).mean()),
                  model=numbers).score(numbers).value == 0  # fmt: skip

@@ -42,11 +42,11 @@ def drawn(count: int, seed: int, form: str = "f") -> list[tuple[str, Features]]:
 
 
 def test_features_counted_by_hand() -> None:
-    effort, moved, strayed, nodes = features(two(16), (2, 32, 5, 5), 4)
+    effort, moved, relayout, nodes = features(two(16), (2, 32, 5, 5), 4)
     first, last = 2 * 25 * 16 * 32 * 9, 2 * 25 * 48 * 16
     assert effort == first + last
     assert moved == 4 * (50 * (32 + 16) + 16 * 32 * 9 + 50 * (16 + 48) + 48 * 16)
-    assert (strayed, nodes) == (0, 2)
+    assert (relayout, nodes) == (0, 2)
     assert features(two(12), (2, 32, 5, 5), 4)[2] == 4 * 50 * 12
     assert features(two(24), (2, 32, 5, 5), 4)[2] == 0
     depthwise = stage(24, 24, replace(SQUARE, groups=24))

@@ -130,7 +130,7 @@ def test_output_shape_with_output_padding() -> None:
 
 def test_output_shape_of_a_dynamic_input_is_left_alone() -> None:
     (layer,) = find_layers(graph_of(reaching([11, 19], "NOTSET", [5, None])))[1]
-    assert layer.reason.startswith("its output_shape fixes the pads by the size of its input")
+    assert layer.reason.startswith("its pads follow from output_shape and the size of its input")
 
 
 def test_output_shape_behind_tensors_of_inferred_size() -> None:

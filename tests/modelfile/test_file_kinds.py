@@ -86,7 +86,7 @@ def test_models(name: str, tmp_path: Path) -> None:
     raw, said = KINDS[name]
     path = tmp_path / "in.onnx"
     path.write_bytes(raw)
-    with pytest.raises(ModelError, match=rf"in\.onnx: no ONNX model, but {said}"):
+    with pytest.raises(ModelError, match=rf"in\.onnx: not an ONNX model, but {said}"):
         load(path)
 
 
@@ -102,7 +102,7 @@ def test_data(
     said = capsys.readouterr().err
     kind = other_kind(path)
     assert kind is not None
-    assert f"data{suffix}: no array file, but {kind.as_data()}" in said
+    assert f"data{suffix}: not an array file, but {kind.as_data()}" in said
     assert "export it to ONNX" not in said
 
 

@@ -190,7 +190,7 @@ def _random(payload: bytes) -> bytes:
     [
         (_truncated, "not an ONNX model, or truncated"),
         (_random, "not an ONNX model"),
-        (lambda _: b"", "no ONNX model, but an empty file; copy it again"),
+        (lambda _: b"", "not an ONNX model, but an empty file; copy it again"),
         (lambda _: b"a text file\n", "not an ONNX model"),
     ],
     ids=["truncated", "random", "empty", "text"],
@@ -247,7 +247,7 @@ def test_external_data_outside_of_the_folder(tmp_path: Path, where: str) -> None
     for tensor in proto.graph.initializer:
         tensor.external_data[0].value = str(outside) if where == "absolute" else where
     path.write_bytes(proto.SerializeToString())
-    with pytest.raises(ModelError, match="leaves the folder"):
+    with pytest.raises(ModelError, match="is outside the model's folder"):
         load(path)
 
 

@@ -268,7 +268,7 @@ ROWS: dict[str, Row] = {
     **{
         f"ir {v}, weights listed as inputs": Row(
             lambda v=v: mixed(13, v, listed=True),  # type: ignore[misc]
-            ALL if v < 4 else dict.fromkeys(ALL, "can be overridden by the caller"),
+            ALL if v < 4 else dict.fromkeys(ALL, "is also an input of the graph"),
         )
         for v in (3, 4, 7, 10, int(onnx.IR_VERSION))
     },
@@ -418,7 +418,7 @@ ROWS: dict[str, Row] = {
         lambda: changed(two(), lambda p: p.graph.initializer.append(p.graph.initializer[0])), M12),
     "one weight listed as input": Row(
         lambda: changed(two(), lambda p: p.graph.input.append(value("w", F32, [32, 32]))),
-        M12 | {"m1": "its weight w can be overridden by the caller"}),
+        M12 | {"m1": "its weight w is also an input of the graph"}),
     "annotations": Row(
         lambda: changed(two(), lambda p: p.graph.quantization_annotation.add(tensor_name="w")),
         M12),
@@ -544,7 +544,7 @@ def test_blocked_layouts_are_refused(tmp_path: Path) -> None:
     layers, others = find_layers(Graph(Model(proto)))
     assert layers
     assert ["blocked layout" in o.reason for o in others] == [True]
-    with pytest.raises(ModelError, match="from before ONNX Runtime's layout optimisation"):
+    with pytest.raises(ModelError, match="as it was before ONNX Runtime's layout optimisation"):
         refuse_optimised(others)
     with pytest.raises(LowRankError):
         fm.quick_compress(proto, target="params=0.1", force=True)
@@ -585,7 +585,7 @@ def test_fused_products_are_named(op: str) -> None:
         {"w": low(1)}, domains=["com.microsoft"],
     )  # fmt: skip
     (layer,) = inspect(proto).layers
-    assert "it was fused by ONNX Runtime; give the model from before" in layer.reason
+    assert "it was fused by ONNX Runtime; give the model as it was before" in layer.reason
 
 
 REFUSED: dict[str, tuple[Callable[[], ModelProto], str]] = {

@@ -251,10 +251,10 @@ def test_outputs_that_are_refused_before_the_work(tmp_path: Path, capsys: Captur
     refused(tmp_path, capsys, "folder", "is a folder; name a file in it")
     refused(tmp_path, capsys, "big.onnx", "is the input itself; name another output")
     refused(tmp_path, capsys, "weights.bin", "holds the input's weights; name another output")
-    refused(tmp_path, capsys, "pipe", "is no plain file; name another output")
+    refused(tmp_path, capsys, "pipe", "is not a regular file; name another output")
     refused(tmp_path, capsys, "no/out.onnx", "does not exist; create it first")
     refused(tmp_path, capsys, "a" * 5000, "cannot be written")
-    refused(tmp_path, capsys, "/dev/null", "is no plain file; name another output")
+    refused(tmp_path, capsys, "/dev/null", "is not a regular file; name another output")
     assert Path("/dev/null").is_char_device()
 
 
@@ -263,11 +263,11 @@ def test_outputs_do_not_replace_the_data_or_each_other(tmp_path: Path, capsys: C
     (tmp_path / "data.npz").write_bytes(fm.DIGITS.read_bytes())
     before = digests(tmp_path, "data.npz")
     arguments[4] = str(tmp_path / "data.npz")
-    fm.refused(arguments, capsys, 2, "data.npz has another part in this run; name another")
+    fm.refused(arguments, capsys, 2, "data.npz is also given as another file of this command")
     arguments[2] = str(tmp_path / "out.onnx")
     for report in ("data.npz", "out.onnx"):
         argv = [*arguments, "--report", str(tmp_path / report)]
-        fm.refused(argv, capsys, 2, f"{report} has another part in this run; name another")
+        fm.refused(argv, capsys, 2, f"{report} is also given as another file of this command")
     assert digests(tmp_path, "data.npz") == before
     assert {p.name for p in tmp_path.iterdir()} == {*INPUTS, "data.npz"}
 

@@ -258,7 +258,7 @@ def test_pipes_are_not_waited_for(name: str, tmp_path: Path, capsys: Capture) ->
     (tmp_path / "f").mkdir()
     os.mkfifo(tmp_path / name)
     data = tmp_path / (name if name[0] == "a" else "f")
-    refuse(data, tmp_path, capsys, "no plain file")
+    refuse(data, tmp_path, capsys, "not a regular file")
 
 
 @pytest.mark.parametrize("name", ["a" * 5000, "a" * 5000 + ".npz", "a" * 5000 + ".py:f"])
@@ -268,7 +268,7 @@ def test_long_names(name: str, tmp_path: Path, capsys: Capture) -> None:
 
 def test_folders_named_like_files(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "a.npz").mkdir()
-    refuse(tmp_path / "a.npz", tmp_path, capsys, "no plain file")
+    refuse(tmp_path / "a.npz", tmp_path, capsys, "not a regular file")
 
 
 def test_folders_that_may_not_be_read(

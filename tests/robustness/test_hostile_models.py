@@ -88,16 +88,16 @@ def in_a_branch(proto: ModelProto) -> None:
 
 
 BROKEN: dict[str, tuple[Spoil, str]] = {
-    "circle": (circle, "read each other in a circle"),
-    "circle of views": (identities_in_a_circle, "read each other in a circle"),
-    "made twice": (
-        spoiled(lambda g: g.node.append(g.node[0])), "the tensor 'h' is made twice"),
+    "circle": (circle, "its nodes form a cycle"),
+    "circle of views": (identities_in_a_circle, "its nodes form a cycle"),
+    "has two producers": (
+        spoiled(lambda g: g.node.append(g.node[0])), "the tensor 'h' has two producers"),
     "node makes a weight": (
-        spoiled(lambda g: g.node[1].output.append("w1")), "the tensor 'w1' is made twice"),
+        spoiled(lambda g: g.node[1].output.append("w1")), "the tensor 'w1' has two producers"),
     "never made": (
-        spoiled(lambda g: g.node[1].input.__setitem__(0, "zz")), "reads 'zz', which nothing"),
+        spoiled(lambda g: g.node[1].input.__setitem__(0, "zz")), "reads 'zz', which no node"),
     "output never made": (
-        spoiled(lambda g: setattr(g.output[0], "name", "zz")), "nothing makes its output 'zz'"),
+        spoiled(lambda g: setattr(g.output[0], "name", "zz")), "no node produces its output 'zz'"),
     "no operands": (spoiled(lambda g: g.node[0].ClearField("input")), "needs 2 inputs"),
     "no weight": (spoiled(lambda g: g.node[0].input.__delitem__(slice(1, 3))), "needs 2 inputs"),
     "left out operand": (
@@ -113,7 +113,7 @@ BROKEN: dict[str, tuple[Spoil, str]] = {
     "unknown type": (data_type(77), "has the unknown element type 77"),
     "undefined type": (data_type(0), "has the unknown element type 0"),
     "short tensor in a branch": (in_a_branch, "tensor 'q' declares 1073741824"),
-    "opset 0": (lambda p: setattr(p.opset_import[0], "version", 0), "declares opset 0"),
+    "opset 0": (lambda p: setattr(p.opset_import[0], "version", 0), "declares the opset 0"),
     "opset of nothing": (
         lambda p: setattr(p.opset_import[0], "domain", "z"), "the default opset, which is not"),
     "unknown input type": (
@@ -160,7 +160,7 @@ def test_names_that_are_no_text(tmp_path: Path, capsys: Capture) -> None:
     not_text(proto)
     path = tmp_path / "bad.onnx"
     path.write_bytes(proto.SerializeToString().replace(b"@@@@", b"\xff\xfe\xff\xfe"))
-    refuse_both(path, tmp_path, capsys, "a name in it is no text")
+    refuse_both(path, tmp_path, capsys, "a field name in it is not valid text")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_windows_that_make_no_sense(
     proto = fm.build([node], {"x": None}, {"y": None}, {"w": floats(0, 4, 4, 3, 3)})
     path = tmp_path / "bad.onnx"
     path.write_bytes(proto.SerializeToString())
-    refuse_both(path, tmp_path, capsys, "window that makes no sense", message)
+    refuse_both(path, tmp_path, capsys, "has an invalid window", message)
 
 
 # external data
@@ -205,17 +205,23 @@ EXTERNAL: dict[str, tuple[Spoil, str]] = {
     "negative offset": (entries(offset="-8"), "refers to 16384 at -8; export the model again"),
     "offset of words": (entries(offset="here"), "cannot be read (invalid literal"),
     "offset beyond": (entries(offset=str(2**70)), "is too short; copy it again"),
-    "shorter": (entries(length="8"), "declares 16384 bytes of external data, refers to 8 at 0"),
-    "gigantic": (entries(length=str(2**60)), "declares 16384 bytes of external data, refers to"),
+    "shorter": (entries(length="8"), "needs 16384 bytes of external data, but it refers to 8 at 0"),
+    "gigantic": (
+        entries(length=str(2**60)),
+        "needs 16384 bytes of external data, but it refers to",
+    ),
     "gigantic shape": (dims(2**40, 2**20), "refers to 16384 at 0; export the model again"),
     "nowhere": (entries(location=None), "external data file '' is missing"),
     "folder": (entries(location="."), "external data file '.' is missing"),
-    "link out": (entries(location="out.bin"), "leaves the folder; put it beside the model"),
+    "link out": (
+        entries(location="out.bin"),
+        "is outside the model's folder; put it beside the model",
+    ),
     "link in a circle": (entries(location="loop.bin"), "external data"),
     "pipe": (entries(location="pipe.bin"), "external data file 'pipe.bin' is missing"),
-    "device": (entries(location="/dev/zero"), "leaves the folder"),
+    "device": (entries(location="/dev/zero"), "is outside the model's folder"),
     "long name": (entries(location="a" * 5000), "cannot be read"),
-    "up and back": (entries(location="../sub/../up.bin"), "leaves the folder"),
+    "up and back": (entries(location="../sub/../up.bin"), "is outside the model's folder"),
 }
 
 
@@ -376,7 +382,7 @@ def test_strides_that_do_not_fit_the_weight_are_a_reason() -> None:
     proto = fm.build([node], {"x": None}, {"y": None}, {"w": floats(0, 4, 4, 3, 3)})
     layers, (other,) = find_layers(Graph(load(proto)))
     assert layers == []
-    assert other.reason == "strides has 3 numbers, the weight 2 axes"
+    assert other.reason == "strides has 3 numbers, but should have 2"
 
 
 def test_norms_of_different_lengths_are_left_to_onnx_runtime(

@@ -188,7 +188,7 @@ def test_pieces_hand_on_what_is_read_later(monkeypatch: pytest.MonkeyPatch) -> N
         np.testing.assert_array_equal(found[name], values)
     assert list(session.run({"x": X}, ["a"])) == ["a"]
     assert session.turn({"x": X})[0] > 0
-    with pytest.raises(ModelError, match="no input 'x'"):
+    with pytest.raises(ModelError, match="the input 'x' is not given"):
         session.run({})
 
 
@@ -204,7 +204,7 @@ def test_sequences_between_pieces_are_refused(monkeypatch: pytest.MonkeyPatch) -
     proto = fm.build(nodes, {"x": ["N", 32]}, {"y": None}, weights)
     monkeypatch.setattr(model_module, "LARGEST_PROTO", 100)
     monkeypatch.setattr(runtime_module, "PIECE", 100)
-    with pytest.raises(ModelError, match="'q' is no tensor"):
+    with pytest.raises(ModelError, match="'q' is not a tensor"):
         Runtime(threads=1).session(Model(proto)).run({"x": X})
 
 

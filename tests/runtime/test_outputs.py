@@ -475,7 +475,7 @@ def test_inputs_that_are_no_tensors_are_refused_by_name() -> None:
     model.graph.node.insert(0, node("SequenceAt", ["many", "zero"], "x"))
     model.graph.initializer.append(numpy_helper.from_array(np.int64(0), "zero"))
     model.graph.input[0].CopyFrom(helper.make_tensor_sequence_value_info("many", 1, None))
-    with pytest.raises(ModelError, match="'many' is of the type sequence; only tensors can be fed"):
+    with pytest.raises(ModelError, match="'many' is of the type sequence, and only tensors"):
         compressed(model, calib={"many": X})
     assert [layer.name for layer in inspect(model).layers] == ["fc1", "fc2"]
 

@@ -66,7 +66,7 @@ def test_input_specs():
 
 def test_input_specs_refuse_what_cannot_be_fed():
     sequence = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
-    with pytest.raises(ModelError, match="'s' is of the type sequence; only tensors"):
+    with pytest.raises(ModelError, match="'s' is of the type sequence, and only tensors"):
         specs_of(sequence)
     with pytest.raises(ModelError, match="'x' has no element type"):
         specs_of(helper.make_tensor_value_info("x", TensorProto.UNDEFINED, [1]))
@@ -430,7 +430,7 @@ def test_labels_in_a_folder(tmp_path):
     ("labels", "message"),
     [
         (np.arange(6), "expected 7 labels, found 6"),
-        (np.array(3), "labels are a single value; give one a sample"),
+        (np.array(3), "labels are a single value; give a label for each sample"),
         (np.array(["a"] * 6), "expected 7 labels, found 6"),
     ],
 )
@@ -486,7 +486,7 @@ def test_no_such_part(tmp_path):
     assert not has_part(tmp_path)
     assert not has_part(A)
     for source in (tmp_path, A, [{"x": A}]):
-        with pytest.raises(DataError, match=r"no part 'test'; only an \.npz or a dict"):
+        with pytest.raises(DataError, match=r"no part 'test': only an \.npz or a dict"):
             load_dataset(source, X, part="test")
 
 
@@ -520,10 +520,10 @@ def test_shapes(shape):
 def test_ranks_that_differ_between_files(tmp_path):
     np.save(tmp_path / "a.npy", A)
     np.save(tmp_path / "b.npy", A[None])
-    with pytest.raises(DataError, match=r"b\.npy: input 'x' .*\(1, 7, 3\), of another rank"):
+    with pytest.raises(DataError, match=r"b\.npy: input 'x' .*\(1, 7, 3\), and another number"):
         load_dataset(tmp_path, X)
     np.save(tmp_path / "a.npy", A[0, 0])
-    with pytest.raises(DataError, match=r"b\.npy: input 'x' .*, of another rank"):
+    with pytest.raises(DataError, match=r"b\.npy: input 'x' .*, and another number"):
         load_dataset(tmp_path, (InputSpec("x", FLOAT, None),))
 
 
@@ -643,7 +643,7 @@ def test_broken_files(tmp_path, suffix):
         np.savez(path, x=A)
     whole = path.read_bytes()
     path.write_bytes(b"")
-    with pytest.raises(DataError, match=rf"a\.{suffix}: no array file, but an empty file"):
+    with pytest.raises(DataError, match=rf"a\.{suffix}: not an array file, but an empty file"):
         load_dataset(path, X)
     for content in (b"junk", whole[:-5], whole[:20], whole[:150]):
         path.write_bytes(content)
@@ -692,7 +692,7 @@ def test_pickles_are_never_loaded(tmp_path):
     for source in (objects, {"x": objects}, [{"x": objects}]):
         with pytest.raises(DataError, match="holds Python objects; give arrays of numbers"):
             load_dataset(source, X)
-    with pytest.raises(DataError, match="the dict: no array"):
+    with pytest.raises(DataError, match="the dict: not an array"):
         load_dataset({"x": [[1.0], [1.0, 2.0]]}, X)
 
 
@@ -702,7 +702,7 @@ def test_other_files(tmp_path):
         load_dataset(tmp_path / "a.csv", X)
     np.save(tmp_path / "a.npy", A)
     (tmp_path / "b.png").write_bytes(b"")
-    with pytest.raises(DataError, match="holds arrays and images"):
+    with pytest.raises(DataError, match="holds both arrays and images"):
         load_dataset(tmp_path, X, images=ImageOptions())
 
 
@@ -720,7 +720,7 @@ def test_bad_tensors(tmp_path):
     for content, said in (
         (whole[:-3], "not a TensorProto, or truncated"),
         (b"\xff" * 30, "not a TensorProto, or truncated"),
-        (b"", "no TensorProto, but an empty file; copy it again"),
+        (b"", "not a TensorProto, but an empty file; copy it again"),
     ):
         file.write_bytes(content)
         with pytest.raises(DataError, match=rf"input_1\.pb: {said}"):
@@ -732,7 +732,7 @@ def test_bad_tensors(tmp_path):
 
 @pytest.mark.parametrize("source", [5, None, object()])
 def test_no_source(source):
-    with pytest.raises(DataError, match="is no source of samples"):
+    with pytest.raises(DataError, match="is not a source of samples"):
         load_dataset(source, X)
 
 

@@ -92,7 +92,7 @@ def test_crop_takes_the_centre(tmp_path):
 def test_folder_is_sorted_with_subfolders_and_other_files_are_ignored(tmp_path):
     for k, name in enumerate(["b/1.PNG", "a/2.bmp", "c.Ppm"]):
         write(tmp_path / name, np.full((2, 2, 3), k, np.uint8))
-    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / "._c.png").write_bytes(b"no image either")
     data = load_dataset(tmp_path, ANY, images=ImageOptions(scale=1.0))
     assert [int(data.feed(i)["x"][0, 0, 0, 0]) for i in range(len(data))] == [1, 0, 2]
@@ -152,7 +152,7 @@ def test_integer_input_takes_pixels_as_they_are(tmp_path):
 
 def test_float_input_needs_options(tmp_path):
     write(tmp_path / "a.png", noise(3, 3))
-    with pytest.raises(DataError, match="expected ImageOptions, found none; say how training"):
+    with pytest.raises(DataError, match="images need ImageOptions, and none were given; say how"):
         load_dataset(tmp_path, ANY)
 
 
@@ -199,7 +199,7 @@ def test_broken_files(tmp_path):
 
 def test_sixteen_bits_are_refused(tmp_path):
     Image.fromarray(np.full((2, 2), 3000, np.uint16)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match="expected 8 bits a channel, found mode I;16"):
+    with pytest.raises(DataError, match="expected 8 bits for each channel, found mode I;16"):
         load_dataset(tmp_path, ANY, images=ImageOptions())
 
 
@@ -223,8 +223,8 @@ def test_several_inputs(tmp_path):
         ({"crop": (1, 2, 3)}, "crop must be one or two sizes"),
         ({"layout": "CHWN"}, "layout must be NCHW or NHWC"),
         ({"channel_order": "RGBA"}, "channel_order must be"),
-        ({"mean": (0.0, 1.0)}, "mean must be 1 or 3 numbers"),
-        ({"std": (float("nan"),)}, "std must be 1 or 3 numbers"),
+        ({"mean": (0.0, 1.0)}, "mean must be 1 or 3 finite numbers"),
+        ({"std": (float("nan"),)}, "std must be 1 or 3 finite numbers"),
         ({"std": (0.0,)}, "std must not be 0"),
         ({"scale": 0.0}, "scale must be positive"),
     ],

@@ -1,4 +1,4 @@
-"""Whether the rows of an input are samples of their own: shown by running the model, not guessed.
+"""Trials that show, by running the model, whether the rows of an input are separate samples.
 
 Axis 0 of an input may count samples, or be a part of one sample: time steps, points, nodes. The
 original model is run on a few rows one at a time, and on the same rows together. Where the outputs
@@ -28,28 +28,28 @@ __all__ = ["Finding", "RowTrial"]
 #: Outputs by name; sequences and maps come as they are.
 Outputs = Mapping[str, Any]
 
-#: Rows of one trial, and rows that are looked at to find so many that differ.
+#: Number of rows in one trial, and of rows that are read to find so many that differ.
 ROWS, LOOKED_AT = 3, 8
 #: The largest batch that is tried where a model does not run on single rows.
 LARGEST_BATCH = 64
-#: Part of an output's norm by which a batch may change it and still count as doing the same.
+#: Part of an output's norm by which merging rows may change it and still count as no change.
 #: Rounding is a tenth of it; in half precision it is ten times more.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 1e-2
-#: Part of an output's norm from which on rows plainly change each other's outputs. Less may come
-#: from quantization whose scale is measured over the whole batch.
-PLAIN = 0.1
+#: A change of more than this part of an output's norm shows that rows change each other's results.
+#: A smaller one may come from quantization whose scale is measured over the whole batch.
+MIXED = 0.1
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a trial has shown about the rows along axis 0 of the inputs.
+    """Result of a trial about the rows along axis 0 of the inputs.
 
     Attributes:
-        merge: Whether a run on several rows gives the outputs of the single rows.
-        apart: Whether rows may be taken for samples where the user's arrays have them along axis
+        merge: whether a run on several rows gives the outputs of the single rows.
+        apart: whether rows may be taken for samples where the user's arrays have them along axis
             0: they run, and nothing shows that they change each other's results.
-        reason: Why rows are not merged, as half a sentence after "because"; empty if they are.
-        batch: The least number of rows that the model runs on.
+        reason: clause after "because" that says why rows are not merged; empty if they are.
+        batch: smallest number of rows that the model runs on.
     """
 
     merge: bool
@@ -62,26 +62,27 @@ class RowTrial:
     """Trials of one model.
 
     Args:
-        model: The original.
-        runtime: How to run it.
+        model: the original model.
+        runtime: runs the model.
     """
 
     def __init__(self, model: Model, runtime: Runtime) -> None:
         self._model, self._runtime = model, runtime
 
     def rows(self, feed: Callable[[int], Feed], count: int, free: Sequence[str]) -> Finding:
-        """Find out what the rows of inputs with a dynamic axis 0 are to each other.
+        """Find out whether the rows of inputs with a dynamic axis 0 are separate samples.
 
         Args:
-            feed: Gives the feed of row ``i``, with one row of each free input.
-            count: Number of rows.
-            free: Inputs that have one row a feed; others are the same for all rows of a trial.
+            feed: returns the feed of row ``i``, with one row of each free input.
+            count: number of rows.
+            free: names of the inputs with one row for each feed; the others are the same for all
+                rows of a trial.
         """
-        if self._session is None:  # who needs the model to run will say why it does not
+        if self._session is None:  # a later step needs the session, and reports the error
             return Finding(False, True, "the model does not run")
         rows = _different([feed(i) for i in _spread(count)], free)
         if not self.runs(rows[0]):
-            return self._baked(feed, count, free)
+            return self._least_batch(feed, count, free)
         singles = self._each(rows)
         if singles is None or len(rows) < 2:
             return Finding(False, True, "all samples are alike")
@@ -107,9 +108,9 @@ class RowTrial:
         """Whether the rows of a fixed batch are samples: exchanging some changes only theirs.
 
         Args:
-            one: A feed.
-            other: Another.
-            names: Inputs with the batch on axis 0.
+            one: a feed.
+            other: another feed.
+            names: names of the inputs with the batch on axis 0.
         """
         feeds = _different([one, other], names)
         if len(feeds) < 2:
@@ -128,8 +129,8 @@ class RowTrial:
         ]
         return _compared(parts, together).same
 
-    def _baked(self, feed: Callable[[int], Feed], count: int, free: Sequence[str]) -> Finding:
-        """The finding about a model that does not run on one row."""
+    def _least_batch(self, feed: Callable[[int], Feed], count: int, free: Sequence[str]) -> Finding:
+        """Find the smallest batch of a model that does not run on one row."""
         limit = min(count, LARGEST_BATCH)
         rows = [feed(i) for i in range(limit)]
         if len({_shapes(r) for r in rows}) > 1:
@@ -151,7 +152,7 @@ class RowTrial:
         return Finding(False, False, "the model does not run on one row along axis 0")
 
     def _compared_inside(self, rows: Sequence[Feed], free: Sequence[str]) -> _Compared | None:
-        """What merging does to the inputs of the layers; None where they cannot be had."""
+        """Compare the inputs of the layers of a merged run; None where they cannot be computed."""
         graph = Graph(self._model)
         tensors = list(dict.fromkeys(layer.input for layer in find_layers(graph)[0]))
         part = graph.extract(graph.input_types(), tensors)
@@ -187,14 +188,14 @@ _MIXED = "rows along axis 0 change each other's results"
 
 @dataclass(frozen=True)
 class _Compared:
-    """How outputs of a merged run compare with those of its parts.
+    """Comparison of the outputs of a merged run with those of its parts.
 
     Attributes:
-        rows: Number of outputs that have their rows from the parts, roughly at least.
-        exact: Number of those that have them to the tolerance.
-        mixed: Number of outputs whose rows the others change.
-        reduced: Number of outputs that have one shape however many rows there are.
-        other: Number of outputs that cannot be compared.
+        rows: number of outputs whose rows are those of the parts, at least roughly.
+        exact: number of outputs whose rows are those of the parts within the tolerance.
+        mixed: number of outputs whose rows the other rows change.
+        reduced: number of outputs that have one shape however many rows there are.
+        other: number of outputs that cannot be compared.
     """
 
     rows: int = 0
@@ -210,11 +211,13 @@ class _Compared:
 
     @property
     def why(self) -> str:
-        """Why the parts may not be merged, where nothing is mixed."""
+        """The reason why the parts may not be merged, where nothing is mixed."""
         if self.reduced:
             return "an output has no axis for several rows"
         if self.other:
-            return "the outputs of several rows are not those of each, one below the other"
+            return (
+                "the outputs of several rows are not the outputs of each row, one below the other"
+            )
         if self.rows:
             return "a batch changes the outputs of its rows slightly"
         return "no output depends on the input alone"
@@ -224,10 +227,10 @@ def _compared(parts: Sequence[Outputs], whole: Outputs, again: Outputs | None = 
     """Compare the outputs of parts with those of the whole.
 
     Args:
-        parts: Outputs of the runs on parts.
-        whole: Outputs of the run on all of them.
-        again: Outputs of another run on the first part; what it does not repeat, as random nodes
-            do not, is left out.
+        parts: outputs of the runs on parts.
+        whole: outputs of the run on all parts together.
+        again: outputs of another run on the first part; outputs that differ in it, as those of
+            random nodes do, are left out.
     """
     found = dict.fromkeys(("rows", "exact", "mixed", "reduced", "other"), 0)
     for name, value in whole.items():
@@ -250,7 +253,7 @@ def _repeated(one: Sequence[Array], other: Sequence[Array]) -> bool:
 
 
 def _kinds(parts: Sequence[Array], together: Array) -> Iterator[str]:
-    """What an array counts as; as nothing where it is a constant."""
+    """Yield the attributes of :class:`_Compared` that an array counts for; none if constant."""
     if all(_error(v, together) == 0 for v in parts):
         return
     stacked = None
@@ -264,14 +267,14 @@ def _kinds(parts: Sequence[Array], together: Array) -> Iterator[str]:
         yield from ("rows", "exact")
     elif not is_float(together.dtype) or any(len(v) != len(parts[0]) for v in parts):
         yield "other"
-    elif error <= PLAIN:
+    elif error <= MIXED:
         yield "rows"
     else:
         yield "mixed" if len(parts[0]) == 1 else "other"
 
 
 def _error(wanted: Array, found: Array) -> float:
-    """The relative distance of two arrays; infinite where shapes, or what is no number, differ."""
+    """Relative distance of two arrays; infinite where shapes, NaN or Inf differ."""
     if wanted.shape != found.shape:
         return np.inf
     if not is_float(wanted.dtype):
@@ -288,7 +291,7 @@ def _error(wanted: Array, found: Array) -> float:
 
 
 def _spread(count: int) -> list[int]:
-    """A few of ``range(count)``, from its beginning to its end."""
+    """A few numbers of ``range(count)``, spread from its beginning to its end."""
     return sorted({round(i) for i in np.linspace(0, count - 1, LOOKED_AT)})
 
 
@@ -297,9 +300,9 @@ def _shapes(feed: Feed) -> tuple[tuple[int, ...], ...]:
 
 
 def _different(feeds: Sequence[Feed], names: Sequence[str]) -> list[Feed]:
-    """Up to ``ROWS`` feeds of one shape that differ in ``names``, made from the first if need be.
+    """Choose up to ``ROWS`` feeds of one shape that differ in ``names``.
 
-    Rows that are alike would show nothing: what each adds to the others could not be told apart.
+    Where all are equal, another is made from the first: equal rows would show nothing.
     """
     alike = [f for f in feeds if _shapes(f) == _shapes(feeds[0])]
     chosen: dict[tuple[bytes, ...], Feed] = {}
@@ -315,21 +318,21 @@ def _different(feeds: Sequence[Feed], names: Sequence[str]) -> list[Feed]:
 
 
 def _bytes(values: Array) -> bytes:
-    # objects are strings, and their own bytes are addresses
+    # object arrays hold strings, and their bytes are addresses
     return (values.astype(np.str_) if values.dtype.kind == "O" else values).tobytes()
 
 
 def _disturbed(values: Array, rng: np.random.Generator) -> Array:
-    """Other values of the kind, for inputs of which there is one sample only."""
+    """Other values of the same kind, for an input with one sample only."""
     if values.dtype.kind == "b":
         return ~values
     if values.dtype.kind in "iu":
-        # what is an index must stay one: the same values in another order
+        # an index must stay valid: take the same values in another order
         other = np.roll(values, 1, axis=-1)
         return other if (other != values).any() else values ^ 1
     if not is_float(values.dtype):
         return values
-    finite = values[np.isfinite(values)]  # the others are refused later, by name
+    finite = values[np.isfinite(values)]  # values that are not finite are refused later
     scale = float(np.std(finite.astype(np.float64))) if finite.size else 0.0
     return (values + (scale or 1.0) * rng.standard_normal(values.shape)).astype(values.dtype)
 

@@ -20,7 +20,7 @@ from onnx_lowrank.judge.validation import validate
 from onnx_lowrank.modelfile.model import load
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset, input_specs, load_dataset
-from onnx_lowrank.samples.rows import RowTrial
+from onnx_lowrank.samples.row_trial import RowTrial
 from tests import fixtures_models as fm
 
 WIDTH = 16
@@ -292,7 +292,7 @@ def test_inputs_that_count_other_things(tmp_path: Path) -> None:
     for source in (feeds, tmp_path):
         assert shapes(opened(graph_net(), source)) == [(12, WIDTH), (5, WIDTH), (9, WIDTH)]
     assert shapes(opened(graph_net(), feeds[0])) == [(12, WIDTH)]
-    with pytest.raises(DataError, match="give equally many"):
+    with pytest.raises(DataError, match="give the same number"):
         load_dataset(feeds[0], input_specs(load(graph_net())))
 
 

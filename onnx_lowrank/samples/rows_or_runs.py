@@ -1,9 +1,9 @@
-"""How the arrays of a source are read: as runs of the model, or as rows that are samples.
+"""Reading the arrays of a source, as runs of the model or as rows that are samples.
 
 A feed, and a file of a folder, is one run of the model. An archive has samples along axis 0. Where
-the inputs have a dynamic axis 0, arrays of their rank can be read both ways, and which way is right
-is found out by running the model (rows.py). Only arrays with one axis more, or whose shape is no
-complete input, leave no choice.
+the inputs have a dynamic axis 0, arrays with as many axes can be read both ways, and the model is
+run to find out which way is right (row_trial.py). Arrays with one axis more, or whose shape is not
+a complete input, can be read in one way only.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from onnx_lowrank.samples.feeds import (
     assemble,
     check_complete,
 )
-from onnx_lowrank.samples.rows import Finding, RowTrial
+from onnx_lowrank.samples.row_trial import Finding, RowTrial
 
 __all__ = ["Items", "Reading", "read"]
 
-#: Files, feeds or pictures: a name for messages, and arrays by input.
+#: Files, feeds or pictures: a name for messages, and arrays by input name.
 Items = Sequence[tuple[str, Mapping[str, Rows]]]
 
 
 class Reading(NamedTuple):
-    """Samples, and how the model may be run on them.
+    """Samples, with the way to run the model on them.
 
     Attributes:
-        columns: One for each input.
-        merge: Whether feeds may be merged into batches.
-        rows: Number of samples in one feed that is not merged.
-        notes: What was decided, and why; one sentence each.
+        columns: samples of each input.
+        merge: whether feeds may be merged into batches.
+        rows: number of samples in one feed that is not merged.
+        notes: sentences that say what was decided, and why.
     """
 
     columns: list[Column]
@@ -61,19 +61,19 @@ def read(
     """Read the arrays of a source.
 
     Args:
-        where: The source, for messages.
-        specs: Inputs of the model.
-        items: Its arrays.
-        trial: Finds out what rows are; without it, axis 0 is taken to count samples wherever it is
-            dynamic.
-        feeds: Whether each item is a feed, and so one run.
-        stacked: Whether the arrays have one axis more than the inputs; None leaves it to their
+        where: name of the source, for messages.
+        specs: inputs of the model.
+        items: arrays of the source.
+        trial: finds out whether rows are samples; without it, axis 0 is taken to count samples
+            wherever it is dynamic.
+        feeds: whether each item is a feed, and so one run.
+        stacked: whether the arrays have one axis more than the inputs; None decides by their
             rank.
-        labels: Number of labels that came with the arrays.
-        remedy: What to do about a shape that does not fit.
+        labels: number of labels that came with the arrays.
+        remedy: advice for the message about a shape that does not fit.
 
     Raises:
-        DataError: A rank, shape, type or number of samples does not fit.
+        DataError: a rank, shape, type or number of samples does not fit.
     """
     if feeds:
         for place, arrays in items:
@@ -112,7 +112,7 @@ def read(
 
 
 def _by_row(finding: Finding, runs: Sequence[Column], trial: RowTrial, feeds: bool) -> bool:
-    """Whether items of several rows that cannot be merged are taken apart."""
+    """Whether items of several rows that cannot be merged are cut into rows all the same."""
     if not finding.apart:
         return False
     return not feeds or not trial.runs(_feed(runs, _longest(runs)))
@@ -120,7 +120,7 @@ def _by_row(finding: Finding, runs: Sequence[Column], trial: RowTrial, feeds: bo
 
 @dataclass(frozen=True)
 class _Source:
-    """The arguments of :func:`read` that all readings have in common."""
+    """Arguments of :func:`read` that all ways of reading have in common."""
 
     where: str
     specs: Sequence[InputSpec]
@@ -131,18 +131,18 @@ class _Source:
     labels: int | None
 
     def runs(self) -> list[Column]:
-        """Each item as one complete input."""
+        """Read each item as one complete input."""
         lifted = [(p, {n: _lifted(v) for n, v in a.items()}) for p, a in self.items]
         return assemble(self.where, self.specs, lifted, stacked=True, remedy=self.remedy)
 
     def by_rows(self, specs: Sequence[InputSpec], stacked: bool | None) -> list[Column]:
-        """As many samples as axis 0 has rows."""
+        """Read each row along axis 0 as one sample."""
         return assemble(self.where, specs, self.items, stacked=stacked, remedy=self.remedy)
 
     def reading(
         self, columns: list[Column], reason: str = "", merge: bool | None = None
     ) -> Reading:
-        """The columns, with what is to be said of them."""
+        """Make a reading of columns, with its notes."""
         batchable = all(column.batchable for column in columns)
         merge = batchable and (self.trial is None if merge is None else merge)
         left_out = [
@@ -151,11 +151,11 @@ class _Source:
             for c in columns
             if c.rows % c.step
         ]
-        notes = [] if merge or self.trial is None else self._told(columns, reason)
+        notes = [] if merge or self.trial is None else self._note(columns, reason)
         return Reading(columns, merge, self._rows_of(columns), (*notes, *left_out))
 
-    def _told(self, columns: Sequence[Column], reason: str) -> list[str]:
-        """How many runs there are, and why each is run alone."""
+    def _note(self, columns: Sequence[Column], reason: str) -> list[str]:
+        """Say how many runs there are, and why each is run alone."""
         count, first = len(columns[0]), _feed(columns, 0)
         if count == 1 and all(v.shape[:1] <= (1,) for v in first.values()):
             return []
@@ -202,13 +202,13 @@ def _cuttable(specs: Sequence[InputSpec], items: Items) -> bool:
 
 
 def _longest(columns: Sequence[Column]) -> int:
-    """The run with the most rows."""
+    """Number of the run with the most rows."""
     sizes = [part.shape[1] if len(part.shape) > 1 else 0 for part in columns[0].parts]
     return int(np.argmax(sizes))
 
 
 def _lifted(values: Rows) -> Any:
-    """The array with an axis in front, to stack along."""
+    """The array with an axis of length 1 in front."""
     return np.asarray(values)[None]
 
 
