@@ -226,7 +226,7 @@ def test_what_does_not_fit_together() -> None:
     biased = Chain((stage(5, 4, SQUARE, 2, bias=True),))
     with pytest.raises(ValueError, match="only the last branch"):
         Branches((biased, Chain((one,))))
-    with pytest.raises(ValueError, match="no bias"):
+    with pytest.raises(ValueError, match="cannot have a bias"):
         Select((0,), 2, POINT).with_bias(np.zeros(1))
     with pytest.raises(ValueError, match="only the last stage"):
         Chain(

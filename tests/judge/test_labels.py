@@ -49,9 +49,9 @@ NO_CLASSES: dict[str, tuple[Array, str]] = {
         GIVEN + 1,
         r"has 8 classes, 0 to 7: labels - 1 agree .* 100\.0% .*give labels - 1",
     ),
-    "text": (np.array([f"class {g}" for g in GIVEN]), "the labels are text; .* or give a metric"),
+    "text": (np.array([f"class {g}" for g in GIVEN]), "the labels are text, .* or give a metric"),
     "bytes": (np.array([b"a%d" % g for g in GIVEN]), "the labels are text"),
-    "one-hot": (np.eye(CLASSES)[GIVEN], r"float64 of the shape \(\d+, 8\); .* numpy\.argmax"),
+    "one-hot": (np.eye(CLASSES)[GIVEN], r"float64 of the shape \(\d+, 8\), .*numpy\.argmax"),
     "fractions": (GIVEN / 2, "the labels are float64"),
 }
 ALL = {**EMPTY_LABELS, **NO_CLASSES}

@@ -90,7 +90,7 @@ def some(outputs: Mapping[str, Array], labels: Array | None) -> float:
         ((0.1, 0.9, None), "max_drop and min_agreement at once; give one of them"),
         ((0.1, 0.9, 30.0), "max_drop and min_agreement and min_snr at once"),
         ((None, 99.0, None), "min_agreement=99: give a fraction above 0"),
-        ((None, 0.0, None), "min_agreement=0: give a fraction above 0, which every model reaches"),
+        ((None, 0.0, None), "min_agreement=0: give a fraction above 0"),
         ((-0.01, None, None), "max_drop=-0.01: give a finite number, 0 or more"),
         ((5, None, None), "max_drop=5 would allow a loss of 500 %, .* as 0.01 for 1 %"),
         ((1.0, None, None), "max_drop=1 would allow a loss of 100 %"),

@@ -70,7 +70,7 @@ def test_input_specs_refuse_what_cannot_be_fed():
         specs_of(sequence)
     with pytest.raises(ModelError, match="'x' has no element type"):
         specs_of(helper.make_tensor_value_info("x", TensorProto.UNDEFINED, [1]))
-    with pytest.raises(ModelError, match="'x' is untyped; only tensors"):
+    with pytest.raises(ModelError, match="'x' is untyped, and only tensors"):
         specs_of(helper.make_empty_tensor_value_info("x"))
 
 
