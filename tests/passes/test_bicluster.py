@@ -5,13 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_lowrank.analysis.moments import Moments, relative_error
+from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.passes import BiclusterPass
 from onnx_lowrank.passkit.base import Skip
 from tests.support import (
     Array,
-    assert_true,
     conv_model,
     geometries,
     only_layer,
@@ -74,37 +73,14 @@ def test_planted_blocks(form: str, groups: int, data: bool) -> None:
     assert relative(run(proto, {"x": x})["y"], run(again, {"x": x})["y"]) < 1e-2
 
 
-@quick(4)
-@given(st.booleans(), st.integers(0, 99))
-def test_errors_are_true(data: bool, seed: int) -> None:
-    weight = rng(seed).normal(size=(8, 8, 3, 3)).astype(np.float32)
-    layer = only_layer(conv_model(SQUARE, weight, None))
-    moments = random_moments(layer, seed) if data else Moments()
-    forms = BiclusterPass().propose(layer, moments)
+def test_forms_and_their_ranks() -> None:
+    layer = only_layer(conv_model(SQUARE, rng(0).normal(size=(8, 8, 3, 3)).astype("f4"), None))
+    forms = BiclusterPass().propose(layer, Moments())
     assert [f.variant for f in forms] == ["core 2x2", "core 4x4", "outer 2x2", "outer 4x4"]
     for form in forms:
-        errors = assert_true(form, layer, moments, [(1, 1), (2, 2)])
-        assert errors[1] <= errors[0] + 1e-9
+        assert form.error((2, 2)) <= form.error((1, 1)) + 1e-9
     with pytest.raises(ValueError, match="do not meet"):
         forms[-1].cut((1, 2))
-    with pytest.raises(ValueError, match="two ranks"):
-        forms[0].cut(1)
-
-
-@quick(4)
-@given(st.integers(0, 99))
-def test_the_response_metric_wins_in_its_own_norm(seed: int) -> None:
-    weight = rng(seed).normal(size=(8, 8, 3, 3)).astype(np.float32)
-    layer = only_layer(conv_model(SQUARE, weight, None))
-    moments = random_moments(layer, seed)
-    for form in ("core", "outer"):
-        (ours,), (plain,) = (
-            BiclusterPass(metric, form, 2).propose(layer, moments)
-            for metric in ("covariance", "identity")
-        )
-        for rank in ((1, 1), (2, 2)):
-            theirs = relative_error(layer.stage, plain.cut(rank), moments)
-            assert ours.error(rank) <= theirs + 1e-9
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_lowrank.analysis.moments import Moments, relative_error
+from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.passes import MonochromaticPass
 from onnx_lowrank.passkit.base import Skip
@@ -58,7 +58,7 @@ def test_planted_colours(geometry: ConvGeometry, colours: int, data: bool, seed:
         assert sorted(n.op_type for n in again.graph.node) == ["Conv", "Conv", "Gather"]
 
 
-@quick(15)
+@quick(6)
 @given(geometries(axes=(1, 2), kernels=(2, 3)), st.booleans(), st.integers(0, 99))
 def test_errors_are_true(geometry: ConvGeometry, data: bool, seed: int) -> None:
     weight = rng(seed).normal(size=(6 * geometry.groups, 3, *geometry.kernel)).astype(np.float32)
@@ -70,21 +70,6 @@ def test_errors_are_true(geometry: ConvGeometry, data: bool, seed: int) -> None:
     assert errors[0] == same[0]
     assert errors[-1] <= errors[0] + 1e-9
     assert errors[1] <= same[1] * 1.05 + 1e-9  # one is the other with a bond; both are local
-
-
-@quick(10)
-@given(st.integers(0, 99), st.sampled_from([1, 2]))
-def test_the_response_metric_wins_in_its_own_norm(seed: int, groups: int) -> None:
-    geometry = ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1, 1, 1), groups)
-    weight = rng(seed).normal(size=(6 * groups, 3, 3, 3)).astype(np.float32)
-    layer = only_layer(conv_model(geometry, weight, None))
-    moments = random_moments(layer, seed)
-    ours, plain = (
-        MonochromaticPass(metric, "free").propose(layer, moments)[0]
-        for metric in ("covariance", "identity")
-    )
-    for rank in (1, 2, 4):
-        assert ours.error(rank) <= relative_error(layer.stage, plain.cut(rank), moments) + 1e-9
 
 
 def test_ranks_that_a_grouped_convolution_can_have() -> None:

@@ -2,45 +2,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.passes import SpatialSvd
 from onnx_lowrank.passkit.base import Skip
 from tests.support import (
-    assert_faithful,
-    assert_identity_at_full_rank,
     conv_example,
     conv_model,
-    geometries,
     only_layer,
-    quick,
     random_moments,
     relative,
     rng,
-    wide,
 )
 
 SQUARE = ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
-
-
-@quick(30)
-@given(geometries(axes=(2, 3)), st.sampled_from([9, 11, 13, 17, 21]), st.integers(0, 99))
-def test_full_rank(geometry: ConvGeometry, opset: int, seed: int) -> None:
-    assume(wide(geometry) > 1)
-    proto, feed = conv_example(geometry, seed, opset=opset)
-    assert_identity_at_full_rank(SpatialSvd(), proto, feed, seed)
-
-
-@quick(10)
-@given(geometries(axes=(2,), kernels=(2, 3)), st.booleans(), st.integers(0, 99))
-def test_errors_are_true(geometry: ConvGeometry, data: bool, seed: int) -> None:
-    layer = only_layer(conv_example(geometry, seed)[0])
-    moments = random_moments(layer, seed) if data else Moments()
-    for form in SpatialSvd().propose(layer, moments):
-        assert_faithful(form, layer, moments)
 
 
 @pytest.mark.parametrize("split", ["vh", "hv"])
@@ -55,20 +31,6 @@ def test_weight_space_is_eckart_young(split: str) -> None:
         wanted = float(np.sum(s[rank:] ** 2) / np.sum(s**2))
         assert abs(form.error(rank) - wanted) < 1e-12
         assert abs(relative(weight, form.cut(rank).compose()) ** 2 - wanted) < 1e-12
-
-
-@quick(10)
-@given(st.integers(0, 99))
-def test_the_response_metric_wins_in_its_own_norm(seed: int) -> None:
-    layer = only_layer(conv_example(SQUARE, seed)[0])
-    moments = random_moments(layer, seed)
-    for ours, plain in zip(
-        SpatialSvd().propose(layer, moments),
-        SpatialSvd(metric="identity").propose(layer, moments),
-        strict=True,
-    ):
-        for rank in range(1, ours.max_rank):
-            assert ours.error(rank) < plain.error(rank)
 
 
 @pytest.mark.parametrize("data", [False, True])
@@ -130,7 +92,3 @@ def test_left_alone(geometry: ConvGeometry, shape: tuple[int, ...], reason: str)
     skip = SpatialSvd().refuses(only_layer(conv_model(geometry, np.ones(shape, np.float32), None)))
     assert isinstance(skip, Skip)
     assert skip.reason.startswith(reason)
-
-
-def test_taken() -> None:
-    assert SpatialSvd().refuses(only_layer(conv_example(SQUARE, 0)[0])) is None

@@ -15,11 +15,8 @@ from onnx_lowrank.passkit.base import Skip
 from tests.support import (
     AnyArray,
     Array,
-    assert_faithful,
     assert_identity_at_full_rank,
-    conv_example,
     conv_model,
-    geometries,
     make_model,
     only_layer,
     quick,
@@ -58,13 +55,6 @@ def matmul(
         nodes.append(helper.make_node("Add", ["p", "b"], ["y"]))
     x = random.normal(size=(*batch, 5, 7) if left else (*batch, 7, 5)).astype(np.float32)
     return make_model(nodes, {"x": x.shape}, ["y"], weights, opset=opset), {"x": x}
-
-
-@quick(25)
-@given(geometries(kernels=(1, 1)), OPSETS, st.integers(0, 99))
-def test_full_rank_1x1_convolution(geometry: ConvGeometry, opset: int, seed: int) -> None:
-    proto, feed = conv_example(geometry, seed, opset=opset)
-    assert_identity_at_full_rank(Svd(), proto, feed, seed)
 
 
 @quick(30)
@@ -127,15 +117,6 @@ def test_response_metric_is_reduced_rank_regression() -> None:
         assert relative(best, form.cut(rank).compose()) < 1e-6
 
 
-@quick(12)
-@given(geometries(axes=(1, 2), kernels=(1, 1)), st.booleans(), st.integers(0, 99))
-def test_errors_are_true(geometry: ConvGeometry, data: bool, seed: int) -> None:
-    layer = only_layer(conv_example(geometry, seed)[0])
-    moments = random_moments(layer, seed) if data else Moments()
-    (form,) = Svd().propose(layer, moments)
-    assert_faithful(form, layer, moments)
-
-
 def test_identity_metric_is_judged_by_the_response_and_keeps_the_bias() -> None:
     layer, weight, moments = matrices(3)
     (plain,) = Svd(metric="identity").propose(layer, moments)
@@ -181,17 +162,6 @@ def test_elementwise_judges_by_the_response() -> None:
     assert np.linalg.norm(shrunk.cut(3).compose()) < 0.95 * np.linalg.norm(form.cut(3).compose())
 
 
-def test_the_bias_makes_up_for_the_mean() -> None:
-    layer, weight, moments = matrices(5)
-    assert moments.mean is not None
-    chain = Svd().propose(layer, moments)[0].cut(2)
-    mean = moments.mean[0]
-    stage = layer.stage
-    assert stage.bias is not None
-    assert chain.last.bias is not None
-    assert relative(weight @ mean + stage.bias, chain.compose() @ mean + chain.last.bias) < 1e-12
-
-
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 def test_the_mean_response_of_a_low_rank_product_is_kept(left: bool, biased: bool) -> None:
@@ -230,9 +200,3 @@ def test_planted_rank(whitened: bool) -> None:
 def test_left_alone(geometry: ConvGeometry, shape: tuple[int, ...], reason: str) -> None:
     layer = only_layer(conv_model(geometry, np.ones(shape, np.float32), None))
     assert Svd().refuses(layer) == Skip(reason)
-
-
-def test_taken() -> None:
-    layer = only_layer(conv_model(ConvGeometry.pointwise(2), np.ones((4, 3, 1, 1), "f4"), None))
-    assert Svd().refuses(layer) is None
-    assert Svd().refuses(only_layer(gemm(0)[0])) is None

@@ -31,7 +31,7 @@ from onnx_lowrank.planning.registry import parse_list
 from tests import fixtures_models as fm
 from tests.conftest import Count
 from tests.robustness.random_graphs import OPSETS, Case, random_graph
-from tests.support import Array, random_moments, relative, rng
+from tests.support import Array, bias_of, random_moments, relative, rng
 
 #: last seed of each kind behind the marker slow, and seeds of one test
 MANY, PIECE = int(os.environ.get("ONNX_LOWRANK_GRAPHS", "10000")), 20
@@ -111,16 +111,6 @@ def composed(seed: int, count: Count) -> None:
             apply_chain(graphs[1], other, whole)
     expected = fm.run(graphs[1].to_model().proto, x)
     assert_same(case.proto, graphs[0].to_model().proto, x, expected)
-
-
-def bias_of(chain: Chain) -> Array | None:
-    """At the end of the chain; after the step that has it channels only change places."""
-    bias = None
-    for step in chain.stages:
-        if bias is not None:
-            bias = step.dense(1).reshape(step.outputs, -1) @ bias
-        bias = step.bias if step.bias is not None else bias
-    return bias
 
 
 def assert_same(old: ModelProto, new: ModelProto, x: dict[str, Array], expected: Outputs) -> None:
