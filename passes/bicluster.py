@@ -1,4 +1,4 @@
-"""bicluster: channels in equal clusters, each pair of clusters a small map of its own.
+"""bicluster: channels in equal clusters, with a small map for each pair of clusters.
 
 Before:      Conv                                   W (N, C, *k)
 After:       Gather in clusters; 1x1 of G groups, K1 channels for each of H clusters of outputs;
@@ -41,16 +41,16 @@ __all__ = ["BiclusterPass"]
 Array = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.intp]
 
-#: clusters on either side that are tried by default
+#: numbers of clusters on either side that are tried by default
 _BLOCKS = (2, 4)
 
-#: ranks that a plan is offered for one form, each a solution of its own
+#: largest number of ranks that a plan is offered for one form, as each is solved separately
 _RANKS = 6
 
 
 @dataclass(frozen=True)
 class _Form:
-    """A convolution in so many blocks, at every rank."""
+    """A convolution in ``_blocks`` x ``_blocks`` blocks, at every rank."""
 
     variant: str
     _stage: Stage
@@ -65,7 +65,7 @@ class _Form:
 
     @property
     def max_rank(self) -> tuple[int, int]:
-        """Channels of a cluster: with a core of these ranks nothing is lost."""
+        """Numbers of channels in a cluster; a core of these ranks is exact."""
         groups = self._stage.groups
         outputs, inputs = self._stage.outputs // groups, self._stage.weight.shape[1]
         return inputs // self._blocks, outputs // self._blocks
@@ -102,7 +102,7 @@ class _Form:
         if rank not in self._found:
             pair = two_ranks(rank)
             if self._outer and pair[0] != pair[1]:
-                raise ValueError(f"sums of {pair[0]} and {pair[1]} outer products do not meet")
+                raise ValueError(f"the ranks {pair} of a sum of outer products must be equal")
             self._found[rank] = corrected(self._stage, self._solved(pair), self._metric)
         return self._found[rank]
 
@@ -135,14 +135,14 @@ class _Form:
         )
 
     def _natural(self, kernel: Array) -> Clusters:
-        """Channels as they stand."""
+        """Clusters of channels in their present order."""
         outputs, inputs = (np.arange(n) for n in kernel.shape[:2])
         return Clusters(inputs, outputs, (self._blocks, self._blocks))
 
     def _chain(
         self, orders: tuple[Labels, Labels, Labels], reduce: Array, core: Array, expand: Array
     ) -> Chain:
-        """Orders before, between and behind, and the weights of the three grouped stages."""
+        """Make the chain from the orders of its Gathers and the weights of its three stages."""
         groups, axes, blocks = self._stage.groups, self._geometry.axes, self._blocks
         one = (1,) * axes
 
@@ -166,13 +166,13 @@ class _Form:
 
 
 def _offset(orders: Sequence[Labels]) -> Labels:
-    """Orders of single groups as one of all channels."""
+    """Join the orders of single groups to one order of all channels."""
     return np.concatenate([o + g * len(o) for g, o in enumerate(orders)])
 
 
 @dataclass(frozen=True)
 class BiclusterPass(Factorization):
-    """Channels in equal clusters, each pair of clusters a small map of its own."""
+    """Channels in equal clusters, with a small map for each pair of clusters."""
 
     name: ClassVar[str] = "bicluster"
     slow: ClassVar[bool] = True
@@ -194,7 +194,7 @@ class BiclusterPass(Factorization):
             return refusal
         if not self._counts(layer):
             sides = f"{layer.shape[1]} inputs and {layer.shape[0] // layer.groups} outputs"
-            return Skip(f"{sides} do not fall into equal clusters")
+            return Skip(f"{sides} cannot be divided into equal clusters")
         return None
 
     def propose(

@@ -1,4 +1,4 @@
-"""channel_svd: a convolution with r filters, then 1x1 back to all outputs; or mirrored.
+"""channel_svd: a convolution with r filters, then a 1x1 to all outputs; or the other way round.
 
 Before:      Conv k1 x k2 x ...                 W (N, C, *k)
 After:       Conv k, C -> r; Conv 1x1, r -> N   (order = spatial_first)
@@ -31,7 +31,7 @@ __all__ = ["ChannelSvd"]
 
 @dataclass(frozen=True)
 class ChannelSvd(Factorization):
-    """A convolution with r filters, then 1x1 back to all outputs; or mirrored."""
+    """A convolution with r filters, then a 1x1 to all outputs; or the other way round."""
 
     name: ClassVar[str] = "channel_svd"
 

@@ -1,4 +1,4 @@
-"""circulant: responses, or inputs, on Fourier directions of the channels: compact feature maps.
+"""circulant: responses or inputs projected on Fourier directions of the channels.
 
 Before:      Conv | Gemm | MatMul                W (N, C, *k)
 After:       side=outputs: the kernel with r filters F^T W, then F (N, r) back to all outputs
@@ -10,7 +10,7 @@ Formula:     F: the r strongest Fourier directions over the channel index, their
              circulant one exactly. What = F F^T W, or the regression of W x on F^T x.
              basis=orthogonal: F = principal components, no better basis exists.
 
-ONNX has no operator for a circulant product, so F is stored dense and costs what any basis does:
+ONNX has no operator for a circulant product, so F is stored dense and costs as much as any basis:
 this pass is for comparison, and for runtimes that multiply by F through an FFT.
 
 Reference:   Wang, Xu, Xu, Xu & Tao 2017, Beyond filters: compact feature map for portable deep
@@ -39,7 +39,7 @@ Array = npt.NDArray[np.floating[Any]]
 
 
 class _Fixed:
-    """A projection whose basis is given: there is nothing to refine."""
+    """A projection on a given basis, which refinement does not change."""
 
     def __init__(self, inner: CirculantProjection, max_rank: int | None) -> None:
         self._inner, self.energy = inner, inner.energy
@@ -54,7 +54,7 @@ class _Fixed:
         return self._inner.factors(min(rank, self.max_rank))
 
     def refined(self, rank: int, rounds: int) -> Factors:
-        """The same: the basis is what the method is."""
+        """Factors of ``rank`` without refinement, as the method prescribes the basis."""
         return self.factors(rank)
 
 
@@ -68,7 +68,7 @@ def _inputs(kernel: Array, sigma: Array | None, _: Sequence[int], most: int | No
 
 @dataclass(frozen=True)
 class Circulant(Factorization):
-    """Responses, or inputs, on Fourier directions of the channels."""
+    """Responses or inputs projected on Fourier directions of the channels."""
 
     name: ClassVar[str] = "circulant"
 

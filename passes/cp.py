@@ -15,9 +15,9 @@ Formula:     W[n, c, i, j] ~ sum_r B[n, r] A[c, r] H[i, r] V[j, r]  by alternati
              Response metric: A, H, V once from the kernel as it is and once with its input
              channels under S^(1/2), S = sum_s Sigma[(., s), (., s)], the better of them improved
              under the full Sigma. Ranks are not nested: each is a decomposition of its own.
-             A plan is told estimates: the second start alone, of fewer sweeps; on wide layers of
-             every other rank, log(error) monotone in between. What is written is solved in full,
-             and its own error reported.
+             Plans use estimates: the second start only, with fewer sweeps; on wide layers at some
+             ranks only, with log(error) interpolated monotonically. A chain that is written is
+             solved in full, and its true error is reported.
 
 Reference:   Lebedev, Ganin, Rakhuba, Oseledets & Lempitsky 2015, Speeding-up convolutional neural
              networks using fine-tuned CP-decomposition.
@@ -39,7 +39,7 @@ from onnx_lowrank.chains.chain import Chain, Rank, Stage, one_rank
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.cp_regression import CpRegression, cp_regression, outer_rows
-from onnx_lowrank.linalg.falling import falling
+from onnx_lowrank.linalg.error_interpolation import interpolated_errors
 from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip
 from onnx_lowrank.passkit.rank_grid import aligned_ranks
 from onnx_lowrank.passkit.two_stage import METRICS
@@ -48,24 +48,27 @@ __all__ = ["Cp"]
 
 Array = npt.NDArray[np.floating[Any]]
 
-#: ranks of a layer that are tried, and the least of them as a part of the largest
+#: number of ranks of a layer that are tried, and the smallest as a part of the largest
 _RANKS, _LEAST = 8, 1 / 12
 
-#: multiply-adds that the alternating least squares of one rank may take; sweeps at least, at most,
-#: and at most for an estimate
-_WORK, _SWEEPS, _ESTIMATED = 2e9, (10, 100), 50
+#: multiply-adds that the alternating least squares of one rank may take
+_WORK = 2e9
 
-#: elements of a kernel times its ranks, summed: up to the first every rank is solved in full for a
-#: plan, beyond the second its error is estimated at some ranks only
+#: smallest and largest number of sweeps, and the largest for an estimate
+_SWEEPS, _ESTIMATED = (10, 100), 50
+
+#: elements of a kernel times the sum of its ranks: up to the first number every rank is solved in
+#: full for a plan, beyond the second errors are estimated at some ranks only
 _SMALL, _WIDE = 1e5, 2e7
 
-#: ranks of a wide layer whose error is estimated, the others lying between them
+#: number of ranks of a wide layer at which errors are estimated; the others are interpolated
 _NODES = 4
 
-#: error below which that of a wide layer at more terms, the dearest to know, is only extrapolated
+#: once the error of a wide layer is below this, errors at larger ranks, which are the slowest to
+#: compute, are extrapolated
 _ENOUGH = 3e-3
 
-#: rank times squared patch length up to which the terms are improved under the full Sigma
+#: largest rank times squared patch length at which the terms are improved under the full Sigma
 _REFINABLE = 400_000_000
 
 
@@ -102,7 +105,7 @@ class Cp(Factorization):
         """See the module."""
         wide = _wide(layer)
         narrow = [a for a in range(len(layer.geometry.kernel)) if a not in wide]
-        # an axis of kernel 1 may have a stride or a pad all the same
+        # an axis of kernel 1 may still have a stride or a pad
         forms = {"three": [[*wide, *narrow]]}
         if len(wide) > 1:
             forms["four"] = [[wide[0], *narrow], *([a] for a in wide[1:])]
@@ -117,7 +120,7 @@ class Cp(Factorization):
 class _Terms:
     """A layer as sums of rank-one terms, one sum for each group, at any rank.
 
-    ``_parts`` are the kernel axes of each depthwise stage.
+    ``_parts`` has the kernel axes of each depthwise stage.
     """
 
     variant: str
@@ -143,11 +146,11 @@ class _Terms:
 
     @property
     def max_rank(self) -> int:
-        """Terms that any kernel of this shape can be written with."""
+        """Number of terms with which any kernel of this shape can be written."""
         return math.prod(self._modes) // max(self._modes)
 
     def ranks(self) -> Iterator[int]:
-        """A few aligned ranks, none dearer than the layer or than was asked for."""
+        """A few aligned ranks, within the parameters of the layer and the limit given."""
         groups, whole = self._layer.groups, math.prod(self._layer.shape)
         most = whole if self._max_parameters is None else min(self._max_parameters, whole)
         limit = min(most // (groups * sum(self._modes)), self.max_rank)
@@ -155,9 +158,9 @@ class _Terms:
         yield from sorted({found[i] for i in _spread(len(found), _RANKS)})
 
     def error(self, rank: Rank) -> float:
-        """Relative response error of :meth:`cut`, estimated at the ranks of a larger layer's grid.
+        """Relative response error at ``rank``; estimated for a large layer at the ranks offered.
 
-        The figures of a grid never rise with the rank.
+        Estimates never rise with the rank.
         """
         rank = self._one(rank)
         if rank in self._grid_errors:
@@ -184,11 +187,11 @@ class _Terms:
             errors.append(max(min([found, *errors[-1:]]), np.finfo(np.float64).tiny))
             if len(nodes) < len(ranks) and len(errors) > 1 and errors[-1] < _ENOUGH:
                 break
-        figures = falling(nodes[: len(errors)], errors, ranks)
+        figures = interpolated_errors(nodes[: len(errors)], errors, ranks)
         return dict(zip(ranks, figures.tolist(), strict=True))
 
     def _left(self, groups: Sequence[CpRegression]) -> float:
-        """Response error, not relative, of the terms of all groups."""
+        """Absolute response error of the terms of all groups."""
         if self._options.metric == "covariance":
             return sum(x.error for x in groups)
         composed = np.stack([x.last @ outer_rows(x.rows) for x in groups])
@@ -203,7 +206,7 @@ class _Terms:
         return self._chain(rows, last, np.broadcast_to(zero, (groups * outputs,)))
 
     def cut(self, rank: Rank) -> Chain:
-        """The stages with ``rank`` channels a group between them, all of equal norms."""
+        """The stages with ``rank`` channels of a group between them, and equal norms."""
         rank = self._one(rank)
         rows, last = self._solved(rank)
         design = self._moments if self._options.metric == "covariance" else Moments()
@@ -217,9 +220,9 @@ class _Terms:
         return min(one_rank(rank), self.max_rank)
 
     def _solved(self, rank: int) -> tuple[list[Array], Array]:
-        """Of all groups, unit rows of each input mode ``(g, R, I)`` and the last map ``(g, N, R)``.
+        """Unit rows of each input mode ``(g, R, I)``, and the last map ``(g, N, R)``, solved once.
 
-        Kept, since plans ask for an error and then for its cut.
+        They are stored, since a plan asks for an error and then for the chain.
         """
         if rank not in self._found:
             groups = self._groups(rank, final=True)
@@ -228,7 +231,7 @@ class _Terms:
         return self._found[rank]
 
     def _groups(self, rank: int, final: bool) -> list[CpRegression]:
-        """The terms of every group, those to be written or those of an estimate."""
+        """Solve the terms of every group, for a chain (``final``) or for an estimate."""
         own, (least, most) = self._options.metric == "covariance", _SWEEPS
         kernels = self._stage.weight.reshape(self._layer.groups, *self._modes)
         affordable = rank * self._layer.patch**2 <= _REFINABLE
@@ -248,7 +251,7 @@ class _Terms:
         ]
 
     def _composed(self, rank: int) -> Array:
-        """``(groups, N / groups, d)``."""
+        """The kernel that the terms compose to, ``(groups, N / groups, d)``."""
         rows, last = self._solved(rank)
         return np.stack([b @ outer_rows([r[g] for r in rows]) for g, b in enumerate(last)])
 
@@ -274,10 +277,10 @@ def _wide(layer: Layer) -> list[int]:
 
 
 def _spread(count: int, at_most: int) -> list[int]:
-    """Indices of ``at_most`` of ``count`` places, evenly spread, the ends among them."""
+    """Choose at most ``at_most`` of ``count`` places, evenly spread and with both ends."""
     return [round(x) for x in np.linspace(0, count - 1, min(count, at_most))]
 
 
 def _kernels(values: Array, geometry: ConvGeometry) -> Array:
-    """``(groups, a, b, [kernel])`` to ``(groups * a, b, *kernel)``."""
+    """Reshape ``(groups, a, b, [kernel])`` to ``(groups * a, b, *kernel)``."""
     return values.reshape(values.shape[0] * values.shape[1], -1, *geometry.kernel)

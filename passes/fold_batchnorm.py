@@ -1,9 +1,9 @@
-"""fold_batchnorm: take a BatchNormalization into the linear layer in front of it.
+"""fold_batchnorm: fold a BatchNormalization into the linear layer in front of it.
 
 Before:      Conv | ConvTranspose | Gemm -> BatchNormalization
 After:       the layer alone
-Conditions:  inference mode; all parameters constant; the layer's output read by nothing else and
-             no graph output; its weight not shared with another node
+Conditions:  inference mode; all parameters constant; the layer's output is read by nothing else
+             and is not a graph output; its weight is not shared with another node
 
 Formula:     a = gamma / sqrt(var + eps);   W' = a W,   b' = a (b - mean) + beta
 
@@ -31,7 +31,7 @@ _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 @dataclass(frozen=True)
 class FoldBatchnorm(Rewrite):
-    """Take a BatchNormalization into the linear layer in front of it."""
+    """Fold a BatchNormalization into the linear layer in front of it."""
 
     name: ClassVar[str] = "fold_batchnorm"
 

@@ -1,4 +1,4 @@
-"""lowrank_sparse: few channels read in full, the others through few features.
+"""lowrank_sparse: a few channels are read in full, the others through a few features.
 
 Before:      Conv | Gemm | MatMul                     W (N, C, *k)
 After:       Gather of s channels -> the kernel on them             A
@@ -7,8 +7,8 @@ After:       Gather of s channels -> the kernel on them             A
 Conditions:  not depthwise; saves when N s k + r (C - s) k + r N < N C k
 
 Formula:     min ||W x - (A + B) x||^2 + l1 ||A||_{2,1} + l2 ||B||_*, by ADMM, orders the channels;
-             beside it forward selection does; then A and B of wanted sizes in closed form: what
-             B does with the columns of A, A undoes, so B reads the other channels alone.
+             and so does forward selection; then A and B of wanted sizes in closed form: A can undo
+             what B does with its columns, so B reads only the other channels.
              response=relu: both parts are then fitted to relu(W x + b), on rows drawn from a
              normal distribution with the moments at hand, by the method of auxiliary variables:
              for layers behind which a ReLU stands.
@@ -44,16 +44,16 @@ __all__ = ["LowrankSparse"]
 
 Array = npt.NDArray[np.floating[Any]]
 
-#: rows drawn for a fit behind the ReLU, and their seed
+#: number of rows drawn for a fit behind the ReLU, and their random seed
 _ROWS, _SEED = 4000, 0
 
-#: pairs of sizes that a plan is offered for one layer
+#: largest number of pairs of sizes that a plan is offered for one layer
 _PAIRS = 60
 
 
 @dataclass(frozen=True)
 class _Form:
-    """A layer at every pair ``(s, r)``, each group alone, all at one pair."""
+    """A layer at every pair ``(s, r)``; groups are solved separately, all at the same pair."""
 
     _stage: Stage
     _geometry: Geometry
@@ -66,7 +66,7 @@ class _Form:
 
     @property
     def max_rank(self) -> tuple[int, int]:
-        """All channels but one, as many features as outputs: exact."""
+        """Largest pair: all channels but one, and as many features as outputs; it is exact."""
         return self._groups[0].channels - 1, self._groups[0].outputs
 
     def ranks(self) -> Iterator[Rank]:
@@ -80,7 +80,7 @@ class _Form:
         return iter(pairs)
 
     def error(self, rank: Rank) -> float:
-        """Relative response error of ``s`` channels and ``r`` features a group."""
+        """Relative response error with ``s`` channels and ``r`` features in each group."""
         keep, inner = self._sizes(rank)
         if self._metric is not self._moments:
             return relative_error(self._stage, self.cut(rank), self._moments)
@@ -100,7 +100,7 @@ class _Form:
         return self._chain(supports, columns, basis, last).with_bias(bias)
 
     def cut(self, rank: Rank) -> Chain:
-        """Two branches, of ``s`` channels a group and of ``r`` features."""
+        """Two branches, one of ``s`` channels and one of ``r`` features in each group."""
         keep, inner = self._sizes(rank)
         parts, biases = [], []
         for g, sizes in enumerate(self._groups):
@@ -127,14 +127,14 @@ class _Form:
         return corrected(self._stage, chain, self._metric)
 
     def _sizes(self, rank: Rank) -> tuple[int, int]:
-        """Channels and features of ``rank``, as many as there are."""
+        """Numbers of channels and features of ``rank``, limited to :attr:`max_rank`."""
         keep, inner = two_ranks(rank)
         return min(keep, self.max_rank[0]), min(inner, self.max_rank[1])
 
     def _behind_relu(
         self, group: int, part: LowRankSparseParts, rank: int
     ) -> tuple[LowRankSparseParts, Array]:
-        """The same sizes, fitted behind the ReLU to rows that have the moments of one group."""
+        """Fit parts of the same sizes behind the ReLU, to rows with the moments of one group."""
         sigma, mean = self._metric.sigma(group), self._metric.mean
         assert sigma is not None
         assert mean is not None
@@ -152,7 +152,7 @@ class _Form:
     def _chain(
         self, supports: npt.NDArray[np.intp], columns: Array, basis: Array, last: Array
     ) -> Chain:
-        """Channels ``(g, s)`` of the sparse branch, and the weights of the three stages."""
+        """Make the chain from the sparse branch's channels ``(g, s)`` and the stages' weights."""
         groups, channels = len(supports), self._groups[0].channels
         every = np.arange(channels)
         rest = [np.setdiff1d(every, s) for s in supports]
@@ -176,7 +176,7 @@ class _Form:
 
 @dataclass(frozen=True)
 class LowrankSparse(Factorization):
-    """Few channels read in full, the others through few features."""
+    """A few channels are read in full, the others through a few features."""
 
     name: ClassVar[str] = "lowrank_sparse"
     slow: ClassVar[bool] = True

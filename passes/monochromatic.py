@@ -38,13 +38,13 @@ __all__ = ["MonochromaticPass"]
 
 Array = npt.NDArray[np.floating[Any]]
 
-#: input channels beyond which nobody would speak of colours
+#: largest number of input channels; the method is for images with a few colour channels
 _CHANNELS = 64
 
 
 @dataclass(frozen=True)
 class _Form:
-    """A convolution at every number of colours, each group alone."""
+    """A convolution at every number of colours; groups are solved separately."""
 
     variant: str
     _stage: Stage
@@ -56,21 +56,21 @@ class _Form:
 
     @property
     def max_rank(self) -> int:
-        """One colour for each filter: what is left then is the error of rank one."""
+        """Largest number of colours: one for each filter, whose kernel then has rank one."""
         return self._stage.outputs // self._stage.groups
 
     def ranks(self) -> Iterator[Rank]:
-        """Aligned numbers of colours below that of the filters."""
+        """Aligned numbers of colours below the number of filters."""
         for rank in aligned_ranks(self.max_rank - 1, self._stage.groups):
             if self.variant == "free" or self.max_rank % rank == 0:
                 yield rank
 
     def error(self, rank: Rank) -> float:
-        """Relative response error with so many colours a group."""
+        """Relative response error with ``rank`` colours in each group."""
         return relative_error(self._stage, self.cut(rank), self._moments)
 
     def outline(self, rank: Rank) -> Chain:
-        """The steps of so many colours, all zero."""
+        """The steps of the right shapes for ``rank`` colours, all zero."""
         rank = one_rank(rank)
         outputs, inputs, *kernel = self._stage.weight.shape
         zero = np.zeros(())
@@ -82,7 +82,7 @@ class _Form:
         return self._chain(colours, spatial, order).with_bias(bias)
 
     def cut(self, rank: Rank) -> Chain:
-        """The steps of so many colours a group."""
+        """The steps with ``rank`` colours in each group."""
         rank = one_rank(rank)
         if rank not in self._found:
             groups = [self._solved(g, rank) for g in range(self._stage.groups)]
@@ -107,7 +107,7 @@ class _Form:
         )
 
     def _chain(self, colours: Array, spatial: Array, assignment: npt.NDArray[Any]) -> Chain:
-        """Colours ``(g K, C / g)``, one kernel for each output, and the colour that it reads."""
+        """Make the chain from colours ``(g K, C / g)``, kernels, and the colour of each output."""
         axes, groups = self._geometry.axes, self._stage.groups
         point = ConvGeometry.pointwise(axes, groups)
         first = Stage(colours.reshape(*colours.shape, *(1,) * axes), None, point, "colours")
@@ -148,7 +148,7 @@ class MonochromaticPass(Factorization):
         if refusal is not None:
             return refusal
         if layer.shape[1] > _CHANNELS:
-            return Skip(f"reads {layer.shape[1]} channels, too many to be colours")
+            return Skip(f"reads {layer.shape[1]} channels, and colours are {_CHANNELS} at most")
         return None
 
     def propose(

@@ -1,24 +1,25 @@
-"""prune_channels: fewer channels, chosen by what the layers that read them need.
+"""prune_channels: fewer channels, chosen by how much the layers that read them need each.
 
 Before:      layers -> channels (through activations, pools, sums, concatenations ...) -> layers
 After:       the same nodes, narrower; or a Gather in front of a layer that reads fewer channels
              than there are, where others need them (gather=true)
-Conditions:  the channels are no graph input or output and pass only operators that are understood;
-             a layer of one group may read fewer of any channels through a Gather
+Conditions:  the channels are not those of a graph input or output, and pass only operators with a
+             rule; a layer of one group may read fewer of any channels through a Gather
 Numbers:     under a budget on MACs, convolutions keep whole blocks of channels where these do not
-             lose far more than finer numbers, and a Gather stands only where it saves time;
-             beside factorizations under one budget none go unless the predicted loss is gain
-             times less than without (1; the default passes ask for 2)
+             lose far more than finer numbers, and a Gather is used only where it saves time;
+             together with factorizations under one budget, channels go only if the predicted loss
+             is smaller by the factor gain than without pruning (1; the default passes have 2)
 
 Formula:     min_M  1/2 E||Y - M X||^2 + lambda sum_j ||M_j||     over all readers of a group
-             method=obs:    backward elimination, each time the channel whose loss, all weights
-                            solved again, costs least (default)
+             method=obs:    backward elimination of the channel whose removal, with all weights
+                            solved again, adds least to the loss (default)
              method=lasso:  the order in which channels enter as lambda falls, each channel's norm
                             weighed by 1 / ||W_j||
              method=l1|l2:  norms of the filters that make the channel
              method=energy: mean square of the channel
              method=random: by seed
-             The readers' weights are the least-squares map from what is left (solve=true).
+             The readers' weights are the least-squares map from the channels that stay
+             (solve=true).
 
 Reference:   Hassibi & Stork 1993, Second order derivatives for network pruning; He, Zhang & Sun
              2017, Channel pruning for accelerating very deep neural networks; Li et al. 2017,
@@ -46,20 +47,20 @@ __all__ = ["PruneChannels"]
 
 Labels = npt.NDArray[np.intp]
 
-#: in units of the mean variance of a reader's inputs: as little as the rounding of sums in float32
-#: allows, which for inputs of thousands of columns that barely differ is more
+#: ridges in units of the mean variance of a reader's inputs, from the smallest that the rounding of
+#: float32 sums allows; thousands of nearly equal columns need a larger one
 _RIDGES = (1e-6, 1e-4, 1e-2)
 
-#: columns of all readers up to which a choice is refined
+#: largest number of columns of all readers together with which a choice is refined
 _SWAPPED = 3000
 
-#: sizes at which the lasso's order is read off
+#: number of sizes at which the lasso's order is read
 _POINTS = 24
 
 
 @dataclass(frozen=True)
 class PruneChannels(Pruning):
-    """Fewer channels, chosen by what the layers that read them need."""
+    """Fewer channels, chosen by how much the layers that read them need each."""
 
     name: ClassVar[str] = "prune_channels"
 
@@ -78,23 +79,25 @@ class PruneChannels(Pruning):
 
     @property
     def options(self) -> PruningOptions:
-        """See the base."""
+        """Options that the engine reads."""
         return PruningOptions(self.solve, self.chain, self.gather, self.keep, self.gain)
 
     def refined(self, selection: Selection, kept: Labels) -> Labels:
-        """Swap channels while that lowers the loss, where that does not take long."""
+        """Swap channels while that lowers the loss, if the readers are small enough."""
         consumers = [p.consumer for p in selection.parts]
         if self.method != "obs" or not 0 < sum(len(c.R) for c in consumers) <= _SWAPPED:
             return kept
-        return _firm(lambda ridge: swap_groups(consumers, kept, ridge))
+        return _with_least_ridge(lambda ridge: swap_groups(consumers, kept, ridge))
 
     def order(self, selection: Selection) -> Labels:
         """See the base."""
         if self.method == "obs":
             consumers = [p.consumer for p in selection.parts]
-            if not consumers:  # nobody is the worse for any loss
+            if not consumers:  # no reader loses anything
                 return np.arange(selection.size)
-            return _firm(lambda ridge: np.array(obs_elimination(consumers, ridge).order[::-1]))
+            return _with_least_ridge(
+                lambda ridge: np.array(obs_elimination(consumers, ridge).order[::-1])
+            )
         if self.method == "lasso":
             return _lasso(selection)
         return np.argsort(-self._scores(selection), kind="stable")
@@ -104,14 +107,14 @@ class PruneChannels(Pruning):
             return random_scores([1] * selection.size, self.seed)
         if self.method == "energy":
             parts = [energy_scores(p.sigma, [p.width] * selection.size) for p in selection.parts]
-            # the same channel, seen through the patches of each reader
+            # average the energies that each reader's patches give for the same channel
             return np.asarray(np.mean([p / (p.mean() or 1.0) for p in parts], axis=0))
         l1, l2 = selection.made
         return l1 if self.method == "l1" else l2
 
 
-def _firm(solve: Callable[[float], Labels]) -> Labels:
-    """What ``solve`` makes of the least ridge that leaves it something definite."""
+def _with_least_ridge(solve: Callable[[float], Labels]) -> Labels:
+    """Solve with the smallest ridge with which all matrices are positive definite."""
     for ridge in _RIDGES[:-1]:
         with suppress(np.linalg.LinAlgError):
             return solve(ridge)
@@ -119,7 +122,7 @@ def _firm(solve: Callable[[float], Labels]) -> Labels:
 
 
 def _lasso(selection: Selection) -> Labels:
-    """Channels as the penalty lets them in; those of one step by the loss of going without."""
+    """Order of the channels by when they enter the path, then by the energy of their part."""
     consumers = [p.consumer for p in selection.parts]
     if not consumers:
         return np.arange(selection.size)

@@ -1,16 +1,16 @@
-"""recurrent_svd: the input of an LSTM, GRU or RNN through r features.
+"""recurrent_svd: an LSTM, GRU or RNN reads its input through r features.
 
 Before:      LSTM | GRU | RNN        W (directions, gates * hidden, I)
 After:       MatMul x V^T (I -> r), then the same node with W := U (directions, gates * hidden, r)
 Conditions:  saves when r < directions gates hidden I / (directions gates hidden + I); for all
              directions, layouts, activations, biases, peepholes, initial states, sequence
-             lengths and linear_before_reset: none of them touches the product with the input
+             lengths and linear_before_reset: none of them changes the product with the input
 
 Formula:     all gates of all directions stacked to W (N, I); P = the r leading eigenvectors of
-             W Sigma W^T, U = P, V = P^T W: reduced-rank regression of what the gates get, optimal
-             at each rank. The bias takes up the mean, in the half of B that belongs to W. Keeping
-             other sides of the tensor (directions, gates, hidden, I) whole, Tucker is the same:
-             the node wants its W dense. V is a matrix product that tensor_train may take in turn.
+             W Sigma W^T, U = P, V = P^T W: reduced-rank regression of the gates' inputs, optimal
+             at each rank. The half of B that belongs to W corrects the mean. Tucker of the tensor
+             (directions, gates, hidden, I) on its last side is the same, as the node needs a
+             dense W. V is a matrix product that tensor_train may factorize in turn.
 
 Reference:   Eckart & Young 1936; Izenman 1975; Novikov et al. 2015 for the tensor view; for
              recurrent nets Sak, Senior & Beaufays 2014, Prabhavalkar et al. 2016.
@@ -32,7 +32,7 @@ __all__ = ["RecurrentSvd"]
 
 @dataclass(frozen=True)
 class RecurrentSvd(Factorization):
-    """The input of an LSTM, GRU or RNN through r features."""
+    """An LSTM, GRU or RNN that reads its input through r features."""
 
     name: ClassVar[str] = "recurrent_svd"
     ops: ClassVar[frozenset[str]] = frozenset({"LSTM", "GRU", "RNN"})

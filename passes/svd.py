@@ -41,7 +41,7 @@ Array = npt.NDArray[np.floating[Any]]
 
 @dataclass
 class _Elementwise:
-    """One group under a weight for each element, at every rank; see the module."""
+    """One group at every rank, with a weight for the error of each element."""
 
     weight: Array
     sigma: Array | None
@@ -61,12 +61,12 @@ class _Elementwise:
 
     @property
     def max_rank(self) -> int:
-        """That of the matrix."""
+        """Largest rank of the matrix, within the limit given."""
         limit = min(self.weight.shape)
         return int(limit if self.most is None else min(self.most, limit))
 
     def factors(self, rank: int) -> Factors:
-        """Alternating ridge regressions."""
+        """Factors of ``rank`` by alternating ridge regressions."""
         rank = min(rank, self.max_rank)
         if rank not in self._found:
             unit = float(np.linalg.norm(self._omega * self.weight, 2))
@@ -78,11 +78,11 @@ class _Elementwise:
         return self._found[rank]
 
     def error(self, rank: int) -> float:
-        """Of the response, whatever was fitted."""
+        """Response error at ``rank``, which is not the error that the factors minimise."""
         return self.factors(rank).error
 
     def refined(self, rank: int, rounds: int) -> Factors:
-        """The same: rounds under another metric would undo what was asked for."""
+        """Factors of ``rank`` without refinement, which would minimise another error."""
         return self.factors(rank)
 
 

@@ -2,13 +2,13 @@
 
 Before:      Gemm | MatMul                            W (N, C)
 After:       Reshape to factors of C; MatMul with one core after the other, Reshape between them;
-             Reshape to N. Pad before and Slice behind where N or C is no product of balanced
+             Reshape to N. Pad before and Slice behind where N or C is not a product of balanced
              factors
 Conditions:  contracts the last axis; at least 4 inputs and outputs
 
 Formula:     W[(a1 .. ad), (b1 .. bd)] = G1[a1, b1] .. Gd[ad, bd], all ranks r: the better of the
              TT-SVD of W and of W in coordinates of unit marginal covariance, then alternating
-             least squares under Sigma. Saves parameters first of all; MACs with two cores.
+             least squares under Sigma. It saves parameters above all, and MACs with two cores.
 
 Reference:   Novikov, Podoprikhin, Osokin & Vetrov 2015, Tensorizing neural networks; Oseledets
              2011, Tensor-train decomposition.
@@ -38,16 +38,16 @@ __all__ = ["TensorTrainPass"]
 
 Array = npt.NDArray[np.floating[Any]]
 
-#: rounds of alternation for a train that is written; a plan takes one
+#: rounds of alternation for a train that is written; plans take one
 _ROUNDS = 4
 
-#: ranks that a plan is offered for one form
+#: largest number of ranks that a plan is offered for one form
 _RANKS = 16
 
 
 @dataclass(frozen=True)
 class _Form:
-    """A matrix as a train of so many cores, at every rank."""
+    """A matrix as a train of a fixed number of cores, at every rank."""
 
     variant: str
     _stage: Stage
@@ -61,7 +61,7 @@ class _Form:
 
     @property
     def max_rank(self) -> int:
-        """Rank at which the train is the matrix."""
+        """Rank at which the train equals the matrix."""
         return max(capped_ranks(*self._modes, self._stage.outputs * self._stage.inputs))
 
     def ranks(self) -> Iterator[Rank]:
@@ -73,7 +73,7 @@ class _Form:
         return iter(saving)
 
     def error(self, rank: Rank) -> float:
-        """Relative response error at ``rank``; :meth:`cut` takes it a little lower."""
+        """Relative response error at ``rank``; :meth:`cut` makes it a little smaller."""
         rank = one_rank(rank)
         if rank not in self._errors:
             if self._metric is self._moments:
@@ -92,7 +92,7 @@ class _Form:
         return Chain((self._step(cores).with_bias(bias),))
 
     def cut(self, rank: Rank) -> Chain:
-        """The train of ``rank``."""
+        """The chain of the train of ``rank``."""
         return corrected(self._stage, self._chain(self._cut(one_rank(rank))), self._metric)
 
     def _cut(self, rank: int) -> TensorTrain:
@@ -125,9 +125,9 @@ class TensorTrainPass(Factorization):
         """See the module."""
         geometry = layer.geometry
         if isinstance(geometry, LinearGeometry) and geometry.input_axis != -1:
-            return Skip("contracts the last but one axis")
+            return Skip("contracts the second last axis of its input")
         if min(layer.shape) < 4:
-            return Skip(f"a matrix of {layer.shape} has no factors worth a train")
+            return Skip(f"a matrix of {layer.shape} is too small for a train")
         return None
 
     def propose(

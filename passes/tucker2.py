@@ -1,8 +1,8 @@
-"""tucker2: 1x1 to few channels, a small k x k core, 1x1 back to all outputs.
+"""tucker2: a 1x1 to few channels, a small k x k core, a 1x1 to all outputs.
 
 Before:      Conv k1 x k2 x ...                                   W (N, C, *k)
 After:       Conv 1x1, C -> q; Conv k, q -> p; Conv 1x1, p -> N   core (p, q, *k)
-             strides, pads and dilations are those of the core
+             the core has the strides, pads and dilations
 Conditions:  some kernel axis > 1; not depthwise; q < C and p < N in each group (one side alone,
              Tucker-1, is channel_svd); saves when C q + q p k + p N < N C k
 
@@ -40,19 +40,19 @@ __all__ = ["Tucker2"]
 
 Array = npt.NDArray[np.floating[Any]]
 
-#: pairs of ranks that a plan is offered for one layer
+#: largest number of pairs of ranks that a plan is offered for one layer
 _PAIRS = 60
 
-#: rounds of alternation for a chain that is written; a plan takes one
+#: rounds of alternation for a chain that is written; plans take one
 _ROUNDS = 4
 
-#: squared patch length times q up to which every pair is refined in a plan
+#: largest squared patch length times q at which every pair is refined in a plan
 _AFFORDABLE = 100_000_000
 
 
 @dataclass(frozen=True)
 class _Form:
-    """A layer taken apart at every pair of ranks, each group alone, all at one pair."""
+    """A layer at every pair of ranks; groups are solved separately, all at the same pair."""
 
     _stage: Stage
     _geometry: ConvGeometry
@@ -64,12 +64,12 @@ class _Form:
 
     @property
     def max_rank(self) -> tuple[int, int]:
-        """The largest of the groups' numerical ranks, on either side."""
+        """Largest numerical ranks ``(q, p)`` of the groups' kernels."""
         q, p = zip(*(g.max_ranks for g in self._groups), strict=True)
         return max(q), max(p)
 
     def ranks(self) -> Iterator[Rank]:
-        """Aligned pairs ``(q, p)`` that save parameters; the most balanced, where they are many."""
+        """Aligned pairs ``(q, p)`` that save parameters; the most balanced ones of many."""
         groups, most = len(self._groups), self.max_rank
         full = (self._stage.weight.shape[1], self._stage.outputs // groups)
         axes = [
@@ -78,20 +78,20 @@ class _Form:
         ]
         while len(axes[0]) * len(axes[1]) > 2 * _PAIRS:
             longer = max(axes, key=len)
-            longer[:] = longer[1::2]  # from a grid of 4, 8, 12, 16 ... the better aligned half
-        taps = math.prod(self._geometry.kernel)  # no side holds more than the other's patches
+            longer[:] = longer[1::2]  # of 4, 8, 12, 16 ... keep 8, 16 ...
+        taps = math.prod(self._geometry.kernel)  # bounds the rank of one side by the other's
         pairs = [(q, p) for q, p in product(*axes) if q <= p * taps and p <= q * taps]
         pairs = [r for r in pairs if self.outline(r).parameters < self._limit]
         pairs.sort(key=lambda r: abs(math.log(r[0] * most[1] / (r[1] * most[0]))))
         return iter(sorted(pairs[:_PAIRS]))
 
     def unfoldings(self) -> Sequence[Sequence[Array]]:
-        """Of each group, inputs by all else, and outputs by all else."""
+        """Unfoldings of each group's kernel: along its inputs, then along its outputs."""
         kernels = self._stage.weight.reshape(len(self._groups), -1, *self._stage.weight.shape[1:])
         return [[unfolded(k, [1]), unfolded(k, [0])] for k in kernels]
 
     def error(self, rank: Rank) -> float:
-        """Relative response error at ``rank``; :meth:`cut` takes it a little lower."""
+        """Relative response error at ``rank``; :meth:`cut` makes it a little smaller."""
         q, p = two_ranks(rank)
         if not self._own_metric:
             return relative_error(self._stage, self._chain(q, p), self._moments)
@@ -100,7 +100,7 @@ class _Form:
             return plain
         if q <= self._affordable:
             return self._fitted(q, p, 1)
-        # refining a wide layer at every pair would take minutes: carry the gain over
+        # refining a wide layer at every pair would take minutes: use the gain at one pair
         return plain * self._gain
 
     @property
@@ -110,7 +110,7 @@ class _Form:
 
     @cached_property
     def _gain(self) -> float:
-        """What a round makes of the error, at the widest pair that it is affordable at."""
+        """Factor on the error by one round, at the widest pair where a round is affordable."""
         q, most = self._affordable, self.max_rank
         p = max(q * most[1] // most[0], 1)
         plain = self._fitted(q, p, 0)
@@ -131,14 +131,14 @@ class _Form:
         return self._stages((reduce, core, expand), bias)
 
     def cut(self, rank: Rank) -> Chain:
-        """Three stages with ``q`` and ``p`` channels a group between them."""
+        """Three stages with ``q`` and ``p`` channels of a group between them."""
         q, p = (min(r, most) for r, most in zip(two_ranks(rank), self.max_rank, strict=True))
         chain = self._chain(q, p)
         design = self._moments if self._own_metric else Moments()
         return corrected(self._stage, chain.balanced(), design)
 
     def _chain(self, q: int, p: int) -> Chain:
-        # weight space cuts every pair already to judge it: no rounds for wide layers there
+        # in weight space every pair is cut for its error, so wide layers get no rounds
         rounds = _ROUNDS if self._own_metric or q <= self._affordable else 0
         groups = [g.pair(q, p, rounds) for g in self._groups]
         one = (1,) * self._geometry.axes
@@ -161,7 +161,7 @@ class _Form:
 
 @dataclass(frozen=True)
 class Tucker2(Factorization):
-    """1x1 to few channels, a small k x k core, 1x1 back to all outputs."""
+    """A 1x1 to few channels, a small k x k core, a 1x1 to all outputs."""
 
     name: ClassVar[str] = "tucker2"
     slow: ClassVar[bool] = True

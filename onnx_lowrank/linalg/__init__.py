@@ -1,1 +1,1 @@
-"""Solvers on arrays: numpy and scipy alone, one solver a file."""
+"""Solvers on arrays, which need numpy and scipy only: one solver in each file."""

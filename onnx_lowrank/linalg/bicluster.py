@@ -58,10 +58,10 @@ class Bicluster:
     with H groups; gather by :attr:`inverse`.
 
     Attributes:
-        clusters: which channels stand together.
-        reduce: ``V (G H K1, C / G)``.
-        core: ``A (H G K2, K1, taps)``; ``(H G K, 1, taps)``, depthwise, for outer products.
-        expand: ``E (N, G K2)``, rows cluster by cluster.
+        clusters: clusters of the channels.
+        reduce: factor ``V (G H K1, C / G)``.
+        core: factor ``A (H G K2, K1, taps)``; ``(H G K, 1, taps)``, depthwise, for outer products.
+        expand: factor ``E (N, G K2)``, rows cluster by cluster.
         outer: whether the blocks are sums of outer products.
         error: ``tr(D Sigma D^T)``, of the reconstruction.
     """
@@ -75,24 +75,24 @@ class Bicluster:
 
     @property
     def shuffle(self) -> Labels:
-        """Channel of ``reduce`` that each channel of the core's input is."""
+        """Numbers of the channels of ``reduce`` in the order of the core's input."""
         g, h = self.clusters.groups
         places = np.arange(len(self.reduce)).reshape(g, h, -1)
         return places.swapaxes(0, 1).reshape(-1)
 
     @property
     def core_groups(self) -> int:
-        """Groups of the core's convolution."""
+        """Number of groups of the core's convolution."""
         g, h = self.clusters.groups
         return len(self.core) if self.outer else g * h
 
     @property
     def inverse(self) -> Labels:
-        """Row of ``expand`` that each output is."""
+        """Numbers of the rows of ``expand`` in the order of the outputs."""
         return np.argsort(self.clusters.outputs)
 
     def to_kernel(self) -> Array:
-        """``What (N, C, taps)``, in the original order of channels."""
+        """The kernel ``What (N, C, taps)``, with channels in their original order."""
         g, h = self.clusters.groups
         inputs, (_, width, taps) = self.reduce.shape[1], self.core.shape
         core = (h, g, -1, taps) if self.outer else (h, g, -1, width, taps)
@@ -125,11 +125,11 @@ def bicluster(
             identity.
         groups: ``(G, H)``, divisors of ``C`` and ``N``.
         ranks: ``(K1, K2)`` for blocks with a core, ``K`` for sums of outer products.
-        clusters: taken as they are; found by default.
-        starts: of the search for clusters, and of the outer products.
-        seed: of all random draws.
-        rounds: of the refinement of all blocks together.
-        steps: conjugate-gradient steps for each factor.
+        clusters: clusters to use; found by default.
+        starts: number of starts of the search for clusters, and of the outer products.
+        seed: random seed.
+        rounds: number of rounds of refinement of all blocks together.
+        steps: number of conjugate-gradient steps for each factor.
 
     Raises:
         ValueError: ``groups`` do not divide the channels or are not those of ``clusters``, or
@@ -163,7 +163,7 @@ def bicluster(
 def _alone(
     problem: BlockRegression, ranks: tuple[int, int] | int, measured: bool, starts: int, seed: int
 ) -> Blocks:
-    """Each block's own factors, in weight space or under its own part of ``Sigma``."""
+    """Factorize each block by itself, in weight space or under its own part of ``Sigma``."""
     h, g, outputs, inputs, _ = problem.shape
     reduce, core = [], []
     for i, j in np.ndindex(h, g):
@@ -184,7 +184,7 @@ def _alone(
 
 
 def _written(clusters: Clusters, blocks: Blocks, expand: Array) -> Bicluster:
-    """As weights of grouped convolutions."""
+    """Arrange the factors as weights of grouped convolutions."""
     h, g, q, inputs = blocks.reduce.shape
     outer, taps = blocks.core.ndim == 4, blocks.core.shape[-1]
     return Bicluster(

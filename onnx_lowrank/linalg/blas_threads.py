@@ -1,8 +1,8 @@
-"""How many threads the linear algebra takes.
+"""Number of threads of the linear algebra.
 
-Most layers give small matrices, thousands of them. A BLAS that splits each over all cores spends
-its time waiting, five times the whole on a busy machine, and may add up in another order from run
-to run. So one thread is the rule, and all of them serve wide layers alone.
+Most layers give thousands of small matrices. A BLAS that splits each over all cores spends its time
+waiting (five times as long on a busy machine), and may add up in another order from run to run. So
+one thread is the rule, and only wide layers use all of them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from threadpoolctl import ThreadpoolController
 
 __all__ = ["blas_for"]
 
-#: columns from which a product is worth splitting
+#: smallest number of columns of a product that is worth splitting
 WIDE = 2048
 
 
 @contextmanager
 def blas_for(width: int) -> Iterator[None]:
-    """Linear algebra on matrices of ``width`` columns: one thread, or all where they are wide."""
+    """Limit linear algebra to one thread, unless matrices of ``width`` columns are wide."""
     if width >= WIDE:
         yield
         return

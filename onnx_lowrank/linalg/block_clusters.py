@@ -56,7 +56,7 @@ class Clusters:
 
     @classmethod
     def of(cls, inputs: Labels, outputs: Labels, groups: tuple[int, int]) -> Clusters:
-        """From the cluster of each input ``(C,)`` and of each output ``(N,)``."""
+        """Make clusters from the cluster of each input ``(C,)`` and of each output ``(N,)``."""
         by_input, by_output = (np.argsort(x, kind="stable") for x in (inputs, outputs))
         return cls(by_input, by_output, groups)
 
@@ -69,16 +69,16 @@ def find_clusters(
     starts: int = 2,
     seed: int = 0,
 ) -> Clusters:
-    """Clusters of inputs and outputs whose blocks are near ``ranks``.
+    """Find clusters of inputs and outputs whose blocks are near ``ranks``.
 
     Args:
         kernel: ``(N, C, taps)``.
         sigma: covariance ``(C taps, C taps)`` of the patch; None is the identity.
         groups: ``(G, H)``, divisors of ``C`` and ``N``.
         ranks: ``(K1, K2)`` of a block; ``(K, K)`` for K outer products.
-        starts: how many to try: the order that the channels come in, subspace clustering, then
-            random ones.
-        seed: of all random draws.
+        starts: number of starts to try: the present order of the channels, then subspace
+            clustering, then random ones.
+        seed: random seed.
 
     Raises:
         ValueError: ``groups`` do not divide the channels, or a rank is less than 1.
@@ -108,7 +108,7 @@ def find_clusters(
 
 
 def check_blocks(kernel: Array, groups: tuple[int, int], ranks: tuple[int, int]) -> None:
-    """Refuse clusters of unequal size and blocks of no rank.
+    """Refuse clusters of unequal size and blocks of rank 0.
 
     Raises:
         ValueError: ``groups`` do not divide the channels, or a rank is less than 1.
@@ -118,13 +118,13 @@ def check_blocks(kernel: Array, groups: tuple[int, int], ranks: tuple[int, int])
     if min(g, h) < 1 or inputs % g or outputs % h:
         raise ValueError(f"{g} and {h} do not divide {inputs} inputs and {outputs} outputs")
     if min(ranks) < 1:
-        raise ValueError(f"ranks {ranks} must be 1 at least")
+        raise ValueError(f"ranks {ranks} must be 1 or more")
 
 
 def _refined(
     seen: Array, labels: tuple[Labels, Labels], groups: tuple[int, int], ranks: tuple[int, int]
 ) -> tuple[tuple[Labels, Labels], float]:
-    """The best labels on the way of the alternation, and what they leave."""
+    """The best labels of the alternation, and their squared residual."""
     best, least = labels, np.inf
     inputs, outputs = labels
     for _ in range(_ROUNDS):
@@ -141,7 +141,7 @@ def _refined(
 def _residuals(
     seen: Array, labels: tuple[Labels, Labels], groups: tuple[int, int], ranks: tuple[int, int]
 ) -> tuple[Array, Array, float]:
-    """What each input and output leaves in each cluster, ``(C, G)`` and ``(N, H)``; the whole."""
+    """Squared residuals of inputs ``(C, G)`` and outputs ``(N, H)`` by cluster, and their sum."""
     g, h = groups
     by_input = np.zeros((seen.shape[1], g))
     by_output = np.zeros((seen.shape[0], h))
@@ -189,7 +189,7 @@ def _outside(rows: Array, spanning: Array) -> Array:
 
 
 def _weighted(kernel: Array, sigma: Array | None) -> Array:
-    """The kernel by the deviation of its channels and a root of their taps' mean covariance."""
+    """The kernel times the deviations of its channels and a root of their taps' covariance."""
     if sigma is None:
         return kernel
     _, channels, taps = kernel.shape

@@ -25,20 +25,25 @@ __all__ = ["BlockRegression", "Blocks"]
 
 Array = npt.NDArray[np.floating[Any]]
 
-#: ridges of the regressions on features of unit variance, the least that will do is taken: features
-#: of a block may depend on each other
+#: ridges of the regressions on features of unit variance; the smallest that works is taken, as
+#: features of a block may be linearly dependent
 _RIDGES = (1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8)
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """``reduce (H, G, K1, C / G)``; ``core (H, G, K2, K1, t)``, or ``(H, G, K, t)`` for outer."""
+    """Factors of all blocks.
+
+    Attributes:
+        reduce: factors ``V (H, G, K1, C / G)``.
+        core: factors ``A (H, G, K2, K1, t)``, or ``(H, G, K, t)`` for outer products.
+    """
 
     reduce: Array
     core: Array
 
     def features(self) -> Array:
-        """The features' kernels on the channels of their own cluster, ``(H, G, K2, C t / G)``."""
+        """Kernels of the features on the channels of their own cluster, ``(H, G, K2, C t / G)``."""
         if self.core.ndim == 4:
             features: Array = self.reduce[..., None] * self.core[..., None, :]
         else:
@@ -46,7 +51,7 @@ class Blocks:
         return features.reshape(*features.shape[:3], -1)
 
     def pulled(self, gradient: Array) -> tuple[Array, Array]:
-        """A gradient in the features, of their shape, as one in ``reduce`` and one in ``core``."""
+        """Gradients in ``reduce`` and in ``core`` for a gradient in the features."""
         h, g, q, inputs = self.reduce.shape
         gradient = gradient.reshape(*gradient.shape[:3], inputs, -1)
         if self.core.ndim == 4:
@@ -64,11 +69,11 @@ class BlockRegression:
         kernel: ``(N, C, taps)``.
         sigma: covariance ``(C taps, C taps)`` of the patch, positive definite; None is the
             identity.
-        clusters: of its channels.
+        clusters: clusters of its channels.
 
     Attributes:
-        energy: ``tr(W Sigma W^T)``.
-        shape: ``(H, G, N / H, C / G, taps)``.
+        energy: variance of the response, ``tr(W Sigma W^T)``.
+        shape: sizes ``(H, G, N / H, C / G, taps)``.
     """
 
     def __init__(self, kernel: Array, sigma: Array | None, clusters: Clusters) -> None:
@@ -90,7 +95,7 @@ class BlockRegression:
         self._weighted = weighted.reshape(h, outputs // h, g, self._width)  # W Sigma
 
     def solved(self, blocks: Blocks) -> tuple[Array, float]:
-        """The best last factor ``E (N, G K2)`` for these features, and ``tr(D Sigma D^T)``."""
+        """Solve for the last factor ``E (N, G K2)``; return it, and ``tr(D Sigma D^T)``."""
         features = blocks.features()
         h, g, p, _ = features.shape
         gram, cross = self._normal(self._read(features), features)
@@ -107,7 +112,7 @@ class BlockRegression:
         return expand, max(self.energy + float(fitted), 0.0)
 
     def improved(self, blocks: Blocks, expand: Array, steps: int) -> Blocks:
-        """Conjugate gradients on the error in ``V``, then in ``A``, of all blocks at once."""
+        """Lower the error by conjugate gradients in ``V``, then in ``A``, of all blocks at once."""
         h, g = self._blocks.shape[:2]
         last = expand.reshape(h, expand.shape[0] // h, g, -1)
         count = g * last.shape[3]
@@ -142,7 +147,7 @@ class BlockRegression:
         return Blocks(reduce, core)
 
     def block(self, i: int, j: int, measured: bool) -> tuple[Array, Array | None]:
-        """Output cluster ``i`` on input cluster ``j``; its own part of ``Sigma`` if measured."""
+        """Block of output cluster ``i`` and input cluster ``j``, with its part of ``Sigma``."""
         own = None
         if measured and self._metric is not None:
             own = self._metric[j][:, j * self._width : (j + 1) * self._width]
@@ -150,7 +155,7 @@ class BlockRegression:
         return block, own
 
     def _read(self, features: Array) -> Array:
-        """``Z Sigma``, ``(H, G, K2, G, C t / G)``."""
+        """The product ``Z Sigma``, ``(H, G, K2, G, C t / G)``."""
         h, g, p, width = features.shape
         if self._metric is None:
             read = np.zeros((h, g, p, g, width))
@@ -161,7 +166,7 @@ class BlockRegression:
         return seen.reshape(g, h, p, g, width).swapaxes(0, 1)
 
     def _normal(self, read: Array, features: Array) -> tuple[Array, Array]:
-        """``Z Sigma Z^T (H, G K2, G K2)`` and ``W Sigma Z^T (H, N / H, G K2)``."""
+        """The products ``Z Sigma Z^T (H, G K2, G K2)`` and ``W Sigma Z^T (H, N / H, G K2)``."""
         h, g, p, _ = features.shape
         columns = features.swapaxes(2, 3)
         gram = read.transpose(0, 3, 1, 2, 4).reshape(h, g, g * p, -1) @ columns
@@ -171,7 +176,7 @@ class BlockRegression:
 
 
 def _root(correlations: Array) -> Array:
-    """Lower factor of a correlation matrix; a feature that is zero throughout gets a one."""
+    """Lower Cholesky factor of a correlation matrix; a zero feature gets a one on the diagonal."""
     filled = correlations + np.diag((np.diag(correlations) < 0.5).astype(np.float64))
     for ridge in _RIDGES:
         try:

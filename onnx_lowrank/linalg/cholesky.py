@@ -18,16 +18,16 @@ Array = npt.NDArray[np.floating[Any]]
 
 
 def cholesky(matrix: Array) -> Array:
-    """Lower factor of a positive semi-definite matrix, with the least jitter that it takes.
+    """Lower factor of a positive semi-definite matrix, with as little jitter as needed.
 
-    Covariances are sums of float32 products: of thousands of columns that barely differ, rounding
-    alone is some 1e-6 of the mean variance, and where one direction has nearly all of it, more.
+    Covariances are sums of float32 products: for thousands of columns that barely differ, rounding
+    is some 1e-6 of the mean variance, and more where one direction has nearly all the variance.
 
     Args:
-        matrix: ``(d, d)``, symmetric; it may be empty.
+        matrix: symmetric matrix ``(d, d)``; it may be empty.
 
     Raises:
-        numpy.linalg.LinAlgError: it is far from positive semi-definite.
+        numpy.linalg.LinAlgError: the matrix is far from positive semi-definite.
     """
     scale = max(float(np.trace(matrix)) / max(len(matrix), 1), np.finfo(np.float64).tiny)
     for jitter in (0.0, 1e-12, 1e-8, 1e-6, 1e-4):

@@ -34,20 +34,23 @@ Array = npt.NDArray[np.floating[Any]]
 
 
 class CirculantProjection:
-    """All ranks of one kernel, its outputs or its input channels on Fourier directions.
+    """Projection of one kernel's outputs or input channels on Fourier directions, at all ranks.
 
     The order and signs of the inputs are sought in ``S^(1/2) (sum_t W_t^T W_t) S^(1/2)``, ``S`` the
     covariance of the channels summed over the taps; the regression is under the full ``Sigma``.
 
     Args:
-        kernel: ``(N, C, *kernel)``.
+        kernel: kernel ``(N, C, *kernel)``.
         sigma: covariance ``(d, d)`` of the patch, positive definite; None is the identity.
-        side: ``outputs`` or ``inputs``.
-        seriate: whether to look for an order and signs of the channels.
+        side: side to project: ``outputs`` or ``inputs``.
+        seriate: whether to search for an order and signs of the channels.
 
     Attributes:
-        basis: the directions of that side's channels.
-        energy: ``tr(W Sigma W^T)``.
+        basis: directions of that side's channels.
+        energy: variance of the response, ``tr(W Sigma W^T)``.
+
+    Raises:
+        ValueError: ``side`` has another value.
     """
 
     def __init__(
@@ -74,14 +77,14 @@ class CirculantProjection:
         return len(self.basis.columns)
 
     def error(self, rank: int) -> float:
-        """``tr((W - What) Sigma (W - What)^T)``."""
+        """Error ``tr((W - What) Sigma (W - What)^T)`` at ``rank``."""
         return max(self.energy - float(self._explained[rank]), 0.0)
 
     def factors(self, rank: int) -> Factors:
-        """The two maps of ``rank``.
+        """Both maps of ``rank``.
 
-        outputs: ``basis (r, C, *kernel)``, ``last (N, r)``; inputs: ``basis (r, C)``,
-        ``last (N, r, *kernel)``.
+        For outputs they are ``basis (r, C, *kernel)`` and ``last (N, r)``; for inputs
+        ``basis (r, C)`` and ``last (N, r, *kernel)``.
         """
         kept, patch = self.basis.columns[:, :rank], self._kernel.shape[1:]
         if self._side == "outputs":
@@ -92,7 +95,7 @@ class CirculantProjection:
         return Factors(kept.T, last.reshape(-1, rank, *patch[1:]), self.error(rank))
 
     def _regress(self, sigma: Array | None) -> Array:
-        """Gain of each direction after those before it, ``(C,)``."""
+        """Energy that each direction explains after those before it, ``(C,)``."""
         outputs, channels = self._kernel.shape[:2]
         columns = self.basis.columns
         turned = np.tensordot(self._kernel.reshape(outputs, channels, -1), columns, (1, 0))
@@ -111,7 +114,7 @@ class CirculantProjection:
 
 
 def _input_energies(kernel: Array, sigma: Array | None) -> Array:
-    """``S^(1/2) (sum_t W_t^T W_t) S^(1/2)``, ``(C, C)``."""
+    """The matrix ``S^(1/2) (sum_t W_t^T W_t) S^(1/2)``, ``(C, C)``."""
     channels = kernel.shape[1]
     stacked = np.moveaxis(kernel, 1, 0).reshape(channels, -1)
     energies: Array = stacked @ stacked.T

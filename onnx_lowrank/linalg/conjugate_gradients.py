@@ -20,13 +20,13 @@ Array = npt.NDArray[np.floating[Any]]
 def conjugate_gradients(
     normal: Callable[[Array], Array], target: Array, start: Array, steps: int
 ) -> Array:
-    """``x`` with ``normal(x)`` nearer to ``target``, after at most ``steps`` steps.
+    """Solve ``normal(x) = target`` approximately, by at most ``steps`` steps.
 
     Args:
-        normal: a symmetric positive semi-definite operator on arrays of the shape of ``start``.
+        normal: symmetric positive semi-definite operator on arrays of the shape of ``start``.
         target: right-hand side.
-        start: where to begin.
-        steps: each lowers the quadratic; it ends before where there is nothing left to do.
+        start: first ``x``.
+        steps: largest number of steps; each lowers the quadratic.
     """
     point = start
     residual = target - normal(point)

@@ -15,7 +15,7 @@ starts a little ahead, along the last change; where ``f`` would rise by it, it i
 
 Starts: the first rotates all modes but the two largest onto their singular vectors (HOSVD) and
 takes the R largest singular triples of all slices together: exact where R is large enough for
-all of them. The others, and what the first lacks, are random.
+all of them. The other starts, and terms that the first one lacks, are random.
 
 Reference:
     Carroll & Chang 1970; Harshman 1970; Kolda & Bader 2009, Tensor decompositions and applications;
@@ -45,19 +45,19 @@ _FLOOR = 1e-12
 #: squared relative error below which a fit is exact, up to what float64 can tell
 _EXACT = 1e-15
 
-#: part of the last change that a sweep starts ahead by: at first, its growth, at most
+#: part of the last change by which a sweep starts ahead: its first value, growth and largest value
 _MOMENTUM = (0.5, 1.1, 2.0)
 
 
 @dataclass(frozen=True)
 class CpResult:
-    """A sum of rank-one terms, and how it was found.
+    """A sum of rank-one terms, with the history of the search.
 
     Attributes:
-        factors: of each mode ``(I_n, R)``, columns of unit length (zero for a dead term).
-        weights: ``(R,)``, not negative.
-        error: ``||T - That|| / ||T||``, of the reconstruction.
-        iterations: sweeps over all modes of the start kept.
+        factors: factors ``(I_n, R)`` of each mode, columns of unit length (zero for a dead term).
+        weights: weights ``(R,)`` of the terms, not negative.
+        error: relative error of the reconstruction, ``||T - That|| / ||T||``.
+        iterations: number of sweeps over all modes of the start kept.
         converged: whether ``f`` came to rest before the limit on iterations.
         start: number of the start kept; 0 is the one from singular vectors.
         largest: largest weight over ``||T||``; far above 1 where terms cancel each other.
@@ -90,18 +90,18 @@ def cp_als(
         tensor: ``(I_1, ..., I_d)``, two modes or more.
         rank: number of terms.
         ridge: penalty on squared weights, in units of ``||T|| = 1``.
-        starts: how many to try.
-        seed: of the random ones.
+        starts: number of starts to try.
+        seed: random seed of the starts.
         tolerance: relative change of ``f`` by one sweep at which to stop.
-        max_iterations: sweeps to a start.
+        max_iterations: largest number of sweeps of a start.
 
     Raises:
-        ValueError: fewer than two modes, or no term or start asked for.
+        ValueError: the tensor has fewer than two modes, or ``rank`` or ``starts`` is below 1.
     """
     if tensor.ndim < 2:
-        raise ValueError(f"a tensor of {tensor.ndim} modes has no rank-one terms; it needs 2")
+        raise ValueError(f"the tensor has {tensor.ndim} modes; it needs 2 or more")
     if rank < 1 or starts < 1:
-        raise ValueError(f"rank {rank} and starts {starts} must be 1 at least")
+        raise ValueError(f"rank {rank} and starts {starts} must be 1 or more")
     norm = float(np.linalg.norm(tensor))
     if norm == 0:
         dead = tuple(np.zeros((n, rank)) for n in tensor.shape)
@@ -118,7 +118,7 @@ def cp_als(
         if best is None or run.history[-1] < best[0]:
             best = (run.history[-1], start, run)
         if run.history[-1] <= run.ridge + _EXACT:
-            break  # no start ends lower than an exact fit of so small terms
+            break  # no start can end lower than an exact fit with terms this small
     assert best is not None
     _, start, run = best
     back = np.argsort(order)
@@ -137,7 +137,7 @@ def cp_als(
 
 
 def cp_compose(factors: Sequence[Array], weights: Array) -> Array:
-    """The tensor ``(I_1, ..., I_d)`` that terms add up to."""
+    """Sum of the terms, a tensor ``(I_1, ..., I_d)``."""
     widest = int(np.argmax([len(f) for f in factors]))
     rest = [f for n, f in enumerate(factors) if n != widest]
     product = weights[None]
@@ -150,7 +150,7 @@ def cp_compose(factors: Sequence[Array], weights: Array) -> Array:
 
 
 class _Run:
-    """One start: ``rows`` holds each mode's columns as unit rows ``(R, I_n)``."""
+    """Run from one start; ``rows`` has the columns of each mode as unit rows ``(R, I_n)``."""
 
     def __init__(self, tensor: Array, rows: list[Array], ridge: float) -> None:
         self.tensor, self.rows, self.ridge = tensor, rows, ridge
@@ -172,7 +172,7 @@ class _Run:
                 self.rows = [_unit(r)[0] for r in moved]
                 self._grams = [r @ r.T for r in self.rows]
             f = self._sweep()
-            if ahead and f > self.history[-1]:  # too far: take it back, the next sweep is plain
+            if ahead and f > self.history[-1]:  # too far: take it back, do not start ahead next
                 self.rows, self.weights, self._grams = state
                 self.history.append(self.history[-1])
                 before, momentum = None, momentum / 2
@@ -189,7 +189,7 @@ class _Run:
                 return
 
     def _sweep(self) -> float:
-        """Solve every mode once; ``f``."""
+        """Solve every mode once; return ``f``."""
         self.rows, self._grams = list(self.rows), list(self._grams)
         shared = np.tensordot(self.rows[0], self.tensor, 1)
         for mode in range(1, self.tensor.ndim):
@@ -198,14 +198,14 @@ class _Run:
         return self._objective(cross, self._solve(0, cross))
 
     def _contracted(self, other: int, mode: int) -> Array:
-        """``(R, I_mode)``: the tensor times the terms of all modes but ``mode``."""
+        """The tensor times the terms of all modes but ``mode``, ``(R, I_mode)``."""
         moved = np.moveaxis(self.tensor, other, 0)
         product = (self.rows[other] @ moved.reshape(len(moved), -1)).reshape(-1, *moved.shape[1:])
         rest = [r for n, r in enumerate(self.rows) if n != other]
         return _reduced(product, rest, mode - (other < mode))
 
     def _solve(self, mode: int, cross: Array) -> Array:
-        """Minimise ``f`` over one mode; the Gram matrix of the others."""
+        """Minimise ``f`` over one mode; return the Gram matrix of the others."""
         gram: Array = np.prod([g for n, g in enumerate(self._grams) if n != mode], axis=0)
         factor = linalg.cho_factor(
             gram + self.ridge * np.eye(len(cross)), lower=True, check_finite=False
@@ -216,17 +216,17 @@ class _Run:
         return gram
 
     def _objective(self, cross: Array, gram: Array) -> float:
-        """``f`` right after mode 0 was solved."""
+        """Objective ``f`` right after mode 0 was solved."""
         solution = self.rows[0] * self.weights[:, None]
         inner, square = np.sum(cross * solution), np.sum(gram * (solution @ solution.T))
         return max(float(1 - 2 * inner + square + self.ridge * np.sum(self.weights**2)), 0.0)
 
 
 def _reduced(product: Array, rows: Sequence[Array], keep: int) -> Array:
-    """``(R, I_0, I_1, ...)`` to ``(R, I_keep)``, every other mode times its rows."""
+    """Contract ``(R, I_0, I_1, ...)`` to ``(R, I_keep)``, every other mode with its rows."""
     for axis in reversed(range(len(rows))):
         if axis != keep:
-            # the axes behind are gone already, but for the one to keep
+            # axes behind this one have been contracted, except the one to keep
             at = axis + 1
             product = np.einsum("rakb,rk->rab", _split(product, at), rows[axis]).reshape(
                 *product.shape[:at], *product.shape[at + 1 :]

@@ -37,9 +37,9 @@ class CpRegression:
     """Terms of one group's kernel.
 
     Attributes:
-        rows: unit rows of each input mode, channels first, ``(R, I)``.
-        last: the map from features to outputs ``(N, R)``.
-        error: ``tr(D Sigma D^T)``, of the reconstruction.
+        rows: unit rows ``(R, I)`` of each input mode, channels first.
+        last: map ``(N, R)`` from features to outputs.
+        error: error of the reconstruction, ``tr(D Sigma D^T)``.
     """
 
     rows: tuple[Array, ...]
@@ -66,12 +66,13 @@ def cp_regression(
         sigma: covariance ``(d, d)`` of the flattened patch, positive definite; None is the
             identity.
         rank: number of terms.
-        starts: of the alternating least squares.
-        seed: of the random ones.
-        sweeps: limit of the alternating least squares.
-        powers: of the channels' covariance, each a start of its own; without ``sigma`` all are one.
-        rounds: of the refinement under ``sigma``.
-        steps: conjugate-gradient steps for each input factor.
+        starts: number of starts of the alternating least squares.
+        seed: random seed of the starts.
+        sweeps: largest number of sweeps of the alternating least squares.
+        powers: powers of the channels' covariance, each giving another start; ignored without
+            ``sigma``.
+        rounds: number of rounds of refinement under ``sigma``.
+        steps: number of conjugate-gradient steps for each input factor.
     """
     best: CpRegression | None = None
     for power in (0.0,) if sigma is None else powers:
@@ -101,7 +102,7 @@ def cp_regression(
 
 
 def outer_rows(rows: Sequence[Array]) -> Array:
-    """The terms' input kernels ``(R, d)``: the outer product of each term's factors."""
+    """Input kernels ``(R, d)`` of the terms: the outer product of each term's factors."""
     product = rows[0]
     for other in rows[1:]:
         product = (product[:, :, None] * other[:, None]).reshape(len(product), -1)
@@ -126,7 +127,7 @@ def _regressed(kernel: Array, rows: Sequence[Array], sigma: Array | None) -> CpR
 def _improved(
     kernel: Array, rows: Sequence[Array], last: Array, sigma: Array, mode: int, steps: int
 ) -> Array:
-    """Conjugate gradients on the error in the rows of one input mode, the rest at rest."""
+    """Lower the error by conjugate gradients in the rows of one input mode."""
     gram, weight = last.T @ last, kernel.reshape(len(kernel), -1)
     letters = "abcdefgh"[: len(rows)]
     others = [m for m in range(len(rows)) if m != mode]
@@ -139,7 +140,7 @@ def _improved(
         return outer_rows([v if m == mode else r for m, r in enumerate(rows)])
 
     def contracted(gradient: Array) -> Array:
-        # one operand at a time is what einsum does quickest
+        # einsum is fastest with one operand at a time
         result: Array = np.einsum(
             equation, gradient.reshape(-1, *shape), *operands, optimize=len(operands) > 1
         )
@@ -153,7 +154,7 @@ def _improved(
 
 
 def _roots(sigma: Array, channels: int, power: float) -> tuple[Array, Array]:
-    """``L`` and ``L^-T (C, C)`` with ``L L^T = S^power``, ``S`` summed over kernel positions."""
+    """Roots ``L``, ``L^-T (C, C)`` with ``L L^T = S^power``; ``S`` sums over kernel positions."""
     taps = len(sigma) // channels
     marginal = np.einsum("asbs->ab", sigma.reshape(channels, taps, channels, taps))
     values, vectors = np.linalg.eigh(marginal)

@@ -1,6 +1,6 @@
 """Clusters of equal size: the assignment step, and k subspaces for a start.
 
-A grouped convolution wants groups of equal size. Given the error of each of ``n`` items in each of
+A grouped convolution needs groups of equal size. Given the error of each of ``n`` items in each of
 ``k`` clusters, the best assignment with ``n / k`` items a cluster is a linear assignment problem:
 each cluster offers ``n / k`` places of the same price.
 
@@ -30,15 +30,18 @@ __all__ = ["assign_equally", "cluster_subspaces"]
 Array = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.intp]
 
-#: most rounds of assignment and fit
+#: largest number of rounds of assignment and fit
 _ROUNDS = 50
 
 
 def assign_equally(errors: Array) -> Labels:
-    """The cluster of each item, all clusters of equal size, of the least sum of errors.
+    """Assign items to clusters of equal size, at the smallest sum of errors.
 
     Args:
-        errors: of each item in each cluster, ``(n, k)``.
+        errors: error of each item in each cluster, ``(n, k)``.
+
+    Returns:
+        Cluster of each item, ``(n,)``.
 
     Raises:
         ValueError: ``k`` does not divide ``n``.
@@ -53,14 +56,14 @@ def assign_equally(errors: Array) -> Labels:
 
 
 def cluster_subspaces(rows: Array, clusters: int, dimension: int, seed: int) -> Labels:
-    """Clusters of equal size, rows of each near a subspace of ``dimension``.
+    """Find clusters of equal size whose rows are near subspaces of ``dimension``.
 
     Args:
         rows: ``(n, m)``.
         clusters: ``k``, a divisor of ``n``.
-        dimension: ``q``; taken as less than ``n / k``, for any ``n / k`` rows lie in a subspace of
-            that dimension.
-        seed: of the k-means centres.
+        dimension: ``q``; reduced below ``n / k``, as any ``n / k`` rows lie in a subspace of that
+            dimension.
+        seed: random seed of the k-means centres.
 
     Raises:
         ValueError: ``k`` does not divide ``n``.

@@ -1,4 +1,4 @@
-"""Empirical variational Bayesian matrix factorization: how many components rise above the noise.
+"""Empirical variational Bayesian matrix factorization: the number of components above the noise.
 
 Model: ``V = B A^T + E`` of shape ``(L, M)``, ``L <= M``, ``E`` of variance ``s2``, Gaussian priors
 on the columns of ``A`` and ``B`` whose variances are estimated too. With ``alpha = L / M`` and the
@@ -14,8 +14,8 @@ A component is kept where the second line is negative, that is beyond the root `
     (1 - (L + M) s2 / g^2 + sqrt((1 - (L + M) s2 / g^2)^2 - 4 L M s2^2 / g^4)) g / 2
         = g tau / x
 
-The free energy is ``sum_h psi(x_h)`` but for constants, a function of ``s2`` alone, minimised on an
-interval that holds its minimum.
+The free energy is ``sum_h psi(x_h)`` up to constants, a function of ``s2`` alone, minimised on an
+interval that contains its minimum.
 
 Reference:
     Nakajima, Sugiyama, Babacan & Tomioka 2013, Global analytic solution of fully-observed
@@ -38,7 +38,7 @@ __all__ = ["EVBMF", "evbmf"]
 
 Array = npt.NDArray[np.floating[Any]]
 
-#: noise variances tried before the minimisation: the free energy may have several dips
+#: number of noise variances tried before the minimisation, as there may be several local minima
 _TRIALS = 200
 
 
@@ -47,7 +47,7 @@ class EVBMF:
     """The solution.
 
     Attributes:
-        rank: components that are kept.
+        rank: number of components that are kept.
         singular_values: ``(rank,)``, of the posterior mean: shrunk, falling.
         noise: variance ``s2`` of an element of the noise.
     """
@@ -61,16 +61,16 @@ def evbmf(values: Array, shape: tuple[int, int] | None = None) -> EVBMF:
     """Global solution of empirical variational Bayesian matrix factorization.
 
     Args:
-        values: a matrix; or, with ``shape``, its singular values, in any order. Fewer than
-            ``min(shape)`` are taken as if the others were zero.
-        shape: of the matrix.
+        values: a matrix; or, with ``shape``, its singular values in any order. If they are fewer
+            than ``min(shape)``, the others are taken as zero.
+        shape: shape of the matrix.
 
     Raises:
-        ValueError: neither a matrix nor the singular values of one.
+        ValueError: ``values`` is neither a matrix nor the singular values of one.
     """
     if shape is None:
         if values.ndim != 2:
-            raise ValueError(f"a matrix is wanted, not {values.ndim} axes; or give its shape")
+            raise ValueError(f"the array has {values.ndim} axes; give a matrix, or its shape too")
         shape = (values.shape[0], values.shape[1])
         values = np.linalg.svd(values.astype(np.float64), compute_uv=False)
     rows, columns = min(shape), max(shape)
@@ -95,7 +95,7 @@ def _noise(squares: Array, alpha: float, limit: float) -> float:
     most = min(math.ceil(rows / (1 + alpha)), rows) - 1  # components, at the minimum
     upper = float(squares.mean())
     lower = max(float(squares[most]) / limit, float(squares[most:].mean()))
-    # without any noise the free energy falls for ever: stop where float64 does
+    # without noise the free energy has no minimum: stop at the precision of float64
     lower = min(max(lower, upper * np.finfo(np.float64).eps), upper)
 
     def energy(log_noise: float) -> float:
@@ -107,14 +107,14 @@ def _noise(squares: Array, alpha: float, limit: float) -> float:
 
     low, high = math.log(lower), math.log(upper)
     grid = np.linspace(low, high, _TRIALS)
-    # kinks, where a component appears: a grid point on each side of every dip that they bound
+    # kinks, where a component appears, bound the local minima: put grid points there
     kinks = np.log(squares[squares > 0] / limit)
     grid = np.unique(np.concatenate([grid, kinks[(kinks > low) & (kinks < high)]]))
     return math.exp(_minimum(energy, grid))
 
 
 def _minimum(function: Callable[[float], float], grid: Array) -> float:
-    """Where ``function`` is least, near the best point of a rising ``grid``."""
+    """Minimise ``function`` near the best point of a rising ``grid``."""
     tried = [function(float(t)) for t in grid]
     best = int(np.argmin(tried))
     low, high = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, len(grid) - 1)])
@@ -127,20 +127,20 @@ def _minimum(function: Callable[[float], float], grid: Array) -> float:
 
 
 def _tau(x: Array, alpha: float) -> Array:
-    """``tau(x)`` for ``x`` beyond ``(1 + sqrt(alpha))^2``."""
+    """The function ``tau(x)``, for ``x`` beyond ``(1 + sqrt(alpha))^2``."""
     centred = x - (1 + alpha)
     root: Array = (centred + np.sqrt(np.maximum(centred**2 - 4 * alpha, 0.0))) / 2
     return root
 
 
 def _gain(tau: Array, alpha: float) -> Array:
-    """What keeping a component adds to the free energy."""
+    """Change of the free energy by keeping a component."""
     gain: Array = np.log1p(tau) + alpha * np.log1p(tau / alpha) - tau
     return gain
 
 
 def _threshold(alpha: float) -> float:
-    """``x*``: components of smaller ``x`` are dropped."""
+    """Threshold ``x*``, below which components are dropped."""
     high = 4 * math.sqrt(alpha)
     while _gain(np.array(high), alpha) > 0:
         high *= 2

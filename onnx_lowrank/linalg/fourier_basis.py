@@ -36,10 +36,10 @@ __all__ = ["FourierBasis", "fourier_basis"]
 Array = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.intp]
 
-#: most changes of target in the search for an order
+#: largest number of changes of target in the search for an order
 _TARGETS = 6
 
-#: channels up to which pairs of them are swapped: it takes a second at twice as many
+#: largest number of channels with which pairs are swapped; twice as many take a second
 _SWAPPED = 128
 
 
@@ -57,7 +57,7 @@ class FourierBasis:
         energies: ``diag(F^T R F)``, falling, ``(n,)``.
         frequencies: ``f_j``, ``(n,)``.
         order: the channel at each place, ``(n,)``.
-        signs: of each channel, 1 or -1, ``(n,)``.
+        signs: sign of each channel, 1 or -1, ``(n,)``.
     """
 
     columns: Array
@@ -67,7 +67,7 @@ class FourierBasis:
     signs: Array
 
     def is_circulant(self, rank: int) -> bool:
-        """Whether the first ``rank`` directions leave no pair in half."""
+        """Whether the first ``rank`` directions contain both or none of each frequency's pair."""
         kept = set(self.frequencies[:rank].tolist())
         return kept.isdisjoint(self.frequencies[rank:].tolist())
 
@@ -78,7 +78,7 @@ class FourierBasis:
             ValueError: the projection is not circulant at this rank.
         """
         if not self.is_circulant(rank):
-            raise ValueError(f"rank {rank} parts a pair of directions of one frequency")
+            raise ValueError(f"rank {rank} separates the two directions of one frequency")
         placed = (self.signs[:, None] * self.columns[:, :rank])[self.order]
         column: Array = placed @ placed[0]
         return column
@@ -89,8 +89,8 @@ def fourier_basis(covariance: Array, seriate: bool = True) -> FourierBasis:
 
     Args:
         covariance: symmetric positive semi-definite.
-        seriate: whether to look for an order and signs of the channels; the one that leaves less
-            on the mean over ranks is kept, so that it never harms that mean.
+        seriate: whether to search for an order and signs of the channels; they are used only if
+            that lowers the mean error over all ranks.
     """
     count = len(covariance)
     arrangements: list[tuple[Labels, Array]] = [(np.arange(count), np.ones(count))]
@@ -100,13 +100,13 @@ def fourier_basis(covariance: Array, seriate: bool = True) -> FourierBasis:
         if count <= _SWAPPED:
             arrangements.append(_rearranged(covariance, *first))
     found = [_directions(covariance, order, signs) for order, signs in arrangements]
-    # the mean over ranks of what is explained
+    # mean over ranks of the energy explained
     scores = [float(np.sum(np.cumsum(f.energies))) for f in found]
     return found[int(np.argmax(scores))]
 
 
 def _directions(covariance: Array, order: Labels, signs: Array) -> FourierBasis:
-    """Each frequency's own principal components of the arranged covariance."""
+    """Principal components of the arranged covariance within each frequency."""
     count = len(covariance)
     placed, frequencies = _fourier(count)
     arranged = _arranged(covariance, order, signs)
@@ -126,7 +126,7 @@ def _fourier(count: int) -> tuple[Array, Labels]:
     """The real orthonormal Fourier basis ``(n, n)``, and the frequency of each column."""
     frequencies = (np.arange(count) + 1) // 2
     angles = 2 * np.pi * np.outer(np.arange(count), frequencies) / count
-    sines = np.arange(count) % 2 == 0  # column 0 is the constant, all the same
+    sines = np.arange(count) % 2 == 0  # except column 0, the constant
     sines[0] = False
     columns = np.where(sines, np.sin(angles), np.cos(angles))
     return columns / np.linalg.norm(columns, axis=0), frequencies
@@ -149,7 +149,7 @@ def _seriated(covariance: Array) -> tuple[Labels, Array]:
 def _rearranged(covariance: Array, order: Labels, signs: Array) -> tuple[Labels, Array]:
     """Change signs and places while that brings the covariance nearer to its own target.
 
-    Neither lowers ``<R, T>`` for the target ``T`` of the arrangement before, hence nor ``||T||``.
+    No change lowers ``<R, T>`` for the target ``T`` of the arrangement before, nor ``||T||``.
     """
     columns, frequencies = _fourier(len(order))
     within = frequencies[:, None] == frequencies
@@ -167,7 +167,7 @@ def _rearranged(covariance: Array, order: Labels, signs: Array) -> tuple[Labels,
 
 
 def _swaps(arranged: Array, target: Array) -> Labels:
-    """Places that raise ``sum_ij arranged[p_i, p_j] target[i, j]``, the best swap at a time."""
+    """Places that raise ``sum_ij arranged[p_i, p_j] target[i, j]``, by the best swap each time."""
     count = len(target)
     places = np.arange(count)
     own = np.diag(target)
@@ -188,7 +188,7 @@ def _swaps(arranged: Array, target: Array) -> Labels:
 
 
 def _target(arranged: Array, columns: Array, within: npt.NDArray[np.bool_]) -> Array:
-    """The part of a covariance that couples no two frequencies."""
+    """The part of a covariance within frequencies."""
     target: Array = columns @ (within * (columns.T @ arranged @ columns)) @ columns.T
     return target
 

@@ -15,8 +15,8 @@ Each downdate subtracts, so errors of rounding grow; the inverse is computed afr
 the columns are gone, at an eighth of the cost of the time before, and where a block has lost its
 positive definiteness.
 
-Of groups that repeat one another all but one go for next to nothing: the map solved again reads
-the one left with the weight of all.
+Of groups that repeat one another all but one go at almost no loss: the map that is solved again
+reads the one that stays with the weight of all.
 
 Reference:
     Hassibi & Stork 1993, Second order derivatives for network pruning: optimal brain surgeon;
@@ -54,35 +54,35 @@ class Elimination:
     """Groups in the order of their removal.
 
     Attributes:
-        order: ``(G,)``, the first is the one most easily missed.
-        increases: ``(G,)``, rise of the error (with its ridge term) by each removal, in the
-            units of ``sum_c weight_c E||Y_c||^2``.
+        order: numbers of the groups ``(G,)``, in the order in which they are removed.
+        increases: rise ``(G,)`` of the error (with its ridge term) by each removal, in the units
+            of ``sum_c weight_c E||Y_c||^2``.
     """
 
     order: Indices
     increases: Array
 
     def support(self, keep: int) -> Indices:
-        """The last ``keep`` groups to go, rising."""
+        """Numbers of the ``keep`` groups that are removed last, rising."""
         return np.sort(self.order[len(self.order) - keep :])
 
 
 def obs_elimination(consumers: Sequence[Consumer], ridge: float, keep: int = 1) -> Elimination:
-    """Remove one group after the other, each time the one whose loss costs least.
+    """Remove one group after the other, each time the one that raises the error least.
 
     Args:
         consumers: the maps that read the groups; one or more.
-        ridge: in units of the mean diagonal of each ``R``.
-        keep: the removal of the last so many is not computed: they end the order, by their scores
-            at that point, which then stand in for ``increases``.
+        ridge: ridge in units of the mean diagonal of each ``R``.
+        keep: number of groups whose removal is not computed: they are last in the order, by their
+            scores at that point, which take the place of ``increases``.
 
     Raises:
-        ValueError: no consumer, shapes that do not belong together, a weight not positive, a ridge
-            below 0, ``keep`` below 1.
+        ValueError: there is no consumer, shapes do not fit together, a weight is not positive, the
+            ridge is below 0, or ``keep`` below 1.
         numpy.linalg.LinAlgError: an ``R`` is singular; a ridge above 0 helps.
     """
     if keep < 1:
-        raise ValueError(f"keep {keep} must be 1 at least")
+        raise ValueError(f"keep {keep} must be 1 or more")
     problem = Problem.of(consumers)
     states = [
         _State(regularised(R, ridge), problem.cross[rows, :k], Groups.of(widths))
@@ -107,12 +107,12 @@ def obs_elimination(consumers: Sequence[Consumer], ridge: float, keep: int = 1) 
 
 
 class _State:
-    """One consumer: inverse and map as of the last application, updates since, current blocks.
+    """State of one consumer: inverse and map, updates not yet applied, and current blocks.
 
     Args:
         regular: ``R + rho I (d, d)``, positive definite.
         cross: ``B^T (d, k)``.
-        groups: of the d columns.
+        groups: groups of the d columns.
     """
 
     _fresh: int  # columns when the inverse was computed
@@ -129,7 +129,7 @@ class _State:
         self._compute()
 
     def scores(self) -> Array:
-        """``tr(P_jj^-1 M_j^T M_j) (G,)``; infinite for what is gone."""
+        """Scores ``tr(P_jj^-1 M_j^T M_j) (G,)``; infinite for groups already removed."""
         if self._own.shape[1] == 1:
             traces: Array = (self._grams / self._own)[:, 0, 0]
         else:
@@ -139,7 +139,7 @@ class _State:
         return found
 
     def remove(self, j: int) -> None:
-        """Downdate by one group; by an inverse computed afresh if the old one is worn out."""
+        """Downdate by one group; compute the inverse again if rounding has spoilt it."""
         try:
             self._downdate(j)
         except linalg.LinAlgError:
@@ -171,7 +171,7 @@ class _State:
         self._right = np.concatenate([self._right, right], axis=1)
 
     def _apply(self) -> None:
-        """Carry out what was gathered and forget what is gone."""
+        """Apply the gathered updates and drop the groups already removed."""
         kept = np.flatnonzero(~self._gone)
         self._names = self._names[kept]
         columns = self._groups.columns(kept)
@@ -184,7 +184,7 @@ class _State:
         self._settle()
 
     def _compute(self) -> None:
-        """Inverse and map of the groups left, from the moments."""
+        """Compute inverse and map of the groups that stay from the moments."""
         columns = self._all.columns(self._names)
         self._fresh = len(columns)
         regular, cross = self._regular[np.ix_(columns, columns)], self._cross[columns]
@@ -197,7 +197,7 @@ class _State:
         self._settle()
 
     def _settle(self) -> None:
-        """No updates are pending: read the blocks."""
+        """Read the blocks, when no updates are pending."""
         self._groups = groups = self._all.restricted(self._names)
         self._gone = np.zeros(groups.count, dtype=bool)
         d, k = self._map.shape
@@ -215,6 +215,6 @@ class _State:
 
 
 def _joint(states: Sequence[_State]) -> Array:
-    """Scores of all consumers together; the roots of their weights are in their cross moments."""
+    """Sum of the scores of all consumers, whose cross moments contain the roots of the weights."""
     total: Array = np.sum([state.scores() for state in states], axis=0)
     return total

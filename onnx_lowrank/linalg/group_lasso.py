@@ -29,7 +29,7 @@ __all__ = ["Fista", "fista"]
 
 Array = npt.NDArray[np.floating[Any]]
 
-#: steps between two looks at the certificate
+#: number of steps between two computations of the certificate
 _EVERY = 10
 
 #: largest matrix whose eigenvalues are computed directly
@@ -40,9 +40,9 @@ class Fista:
     """Accelerated proximal gradient steps, with restarts where momentum points uphill.
 
     Args:
-        problem: what to minimise.
+        problem: problem to minimise.
         lam: weight of the penalty.
-        X: where to begin ``(d, k)``.
+        X: first solution ``(d, k)``.
     """
 
     def __init__(self, problem: Problem, lam: float, X: Array) -> None:
@@ -51,7 +51,7 @@ class Fista:
         self._lipschitz = max(_largest_eigenvalue(R) for R in problem.R)
 
     def run(self, steps: int) -> Array:
-        """``X`` after some steps more."""
+        """Take some more steps; return ``X``."""
         problem, lipschitz = self._problem, self._lipschitz
         for _ in range(steps):
             moved = self._ahead + (problem.cross - problem.product(self._ahead)) / lipschitz
@@ -83,13 +83,13 @@ def fista(
     Args:
         consumers: the maps that read the groups.
         lam: weight of the penalty, positive.
-        penalties: ``p (G,)``, positive; equal by default.
-        start: each consumer's ``M (N, d)`` to begin at; zero by default.
+        penalties: factors ``p (G,)`` of the groups' penalties, positive; equal by default.
+        start: first ``M (N, d)`` of each consumer; zero by default.
         tolerance: certificate at which to stop.
-        max_iterations: most steps.
+        max_iterations: largest number of steps.
 
     Raises:
-        ValueError: shapes that do not belong together, ``lam``, a weight or a penalty not positive.
+        ValueError: shapes do not fit together, or ``lam``, a weight or a penalty is not positive.
     """
     problem = Problem.of(consumers, penalties)
     require_positive(lam)
@@ -104,7 +104,7 @@ def fista(
 
 
 def _largest_eigenvalue(R: Array) -> float:
-    """An upper bound, a percent above at most for large matrices."""
+    """Upper bound of the largest eigenvalue; for large matrices at most a percent above it."""
     if len(R) <= _DENSE:
         largest = float(np.linalg.eigvalsh(R)[-1])
     else:

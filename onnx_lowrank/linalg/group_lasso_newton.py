@@ -1,7 +1,7 @@
 """Group lasso, fast: an active set, FISTA for the support and Newton steps for the values.
 
 Only groups that are not zero, or whose residual correlation exceeds ``lam``, enter the problem
-that is solved; the others are looked at again afterwards, until none of them objects.
+that is solved; the others are checked afterwards, until none of them exceeds it.
 
 Inside, short runs of FISTA find the support, and Newton steps the values on it. With X = M^T,
 ``U_j = X_j / ||X_j||`` and the gradient ``F = R X - B^T + lam U``, the Hessian is
@@ -41,10 +41,10 @@ __all__ = ["Solution", "group_lasso"]
 Array = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.intp]
 
-#: steps of the first run of FISTA, their growth, and most steps
+#: number of steps of the first run of FISTA, its growth, and its largest value
 _BURST, _GROWTH, _LONGEST = 10, 1.5, 200
 
-#: Newton steps after each run, and on the support as it was before the first
+#: number of Newton steps after each run, and before the first run
 _NEWTON, _AHEAD = 3, 2
 
 #: the shortest step of a line search
@@ -65,13 +65,13 @@ def group_lasso(
     Args:
         consumers: the maps that read the groups.
         lam: weight of the penalty, positive.
-        penalties: ``p (G,)``, positive; equal by default.
-        start: each consumer's ``M (N, d)`` to begin at; zero by default.
+        penalties: factors ``p (G,)`` of the groups' penalties, positive; equal by default.
+        start: first ``M (N, d)`` of each consumer; zero by default.
         tolerance: certificate at which to stop.
-        max_rounds: most runs of FISTA, a few Newton steps after each.
+        max_rounds: largest number of runs of FISTA, with a few Newton steps after each.
 
     Raises:
-        ValueError: shapes that do not belong together, ``lam``, a weight or a penalty not positive.
+        ValueError: shapes do not fit together, or ``lam``, a weight or a penalty is not positive.
     """
     problem = Problem.of(consumers, penalties)
     require_positive(lam)
@@ -85,9 +85,9 @@ class Solution:
     Args:
         problem: all groups.
         lam: weight of the penalty.
-        X: where to begin ``(d, k)``.
+        X: first solution ``(d, k)``.
         tolerance: certificate at which to stop.
-        max_rounds: most runs of FISTA; none takes ``X`` as it is.
+        max_rounds: largest number of runs of FISTA; 0 takes ``X`` as it is.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Solution:
             self._look()
 
     def _look(self) -> None:
-        """Norms, residual correlations and certificate, over all groups."""
+        """Compute norms, residual correlations and the certificate over all groups."""
         problem = self.problem
         self.norms = problem.groups.norms(self.X)
         columns = problem.groups.columns(np.flatnonzero(self.norms))
@@ -115,12 +115,12 @@ class Solution:
 
     @property
     def count(self) -> int:
-        """Groups left."""
+        """Number of groups that are not zero."""
         return int(np.count_nonzero(self.norms))
 
     @property
     def top(self) -> float:
-        """The least penalty that leaves nothing, or a trifle."""
+        """The smallest penalty at which all groups are zero; at least a tiny number."""
         return max(float(self.problem.groups.norms(self.problem.cross).max()), TINY)
 
     def leading(self, keep: int) -> Indices:
@@ -129,7 +129,7 @@ class Solution:
         return np.sort(order[:keep])
 
     def result(self, tolerance: float) -> GroupLasso:
-        """As weights."""
+        """The solution as weights of the consumers."""
         return self.problem.result(self.X, self.lam, self.certificate, self.rounds, tolerance)
 
 
@@ -137,16 +137,16 @@ class _Inner:
     """The problem of the working set.
 
     Args:
-        problem: of these groups alone.
+        problem: problem of the groups in the working set.
         lam: weight of the penalty.
-        X: where to begin ``(d, k)``.
+        X: first solution ``(d, k)``.
     """
 
     def __init__(self, problem: Problem, lam: float, X: Array) -> None:
         self.problem, self.lam, self.X = problem, lam, X
 
     def solve(self, tolerance: float, max_rounds: int) -> int:
-        """Bring the certificate within the tolerance; rounds taken."""
+        """Bring the certificate within the tolerance; return the number of rounds."""
         problem, lam, burst = self.problem, self.lam, float(_BURST)
         self._residual = problem.cross - problem.product(self.X)
         for _ in range(_AHEAD):
@@ -163,7 +163,7 @@ class _Inner:
         return max_rounds
 
     def _newton(self) -> bool:
-        """One step on the support; whether there was one that lowers the objective."""
+        """Take a Newton step on the support; return whether one lowered the objective."""
         problem, lam = self.problem, self.lam
         support = np.flatnonzero(problem.groups.norms(self.X) > 0)
         if support.size == 0:
@@ -203,7 +203,7 @@ class _Inner:
 
 
 def _direction(problem: Problem, lam: float, X: Array, residual: Array) -> Array | None:
-    """Newton's step ``P (d, k)`` where no group is zero; None where the Hessian is singular."""
+    """Newton step ``P (d, k)`` on groups that are not zero; None if the Hessian is singular."""
     groups = problem.groups
     norms = groups.norms(X)
     unit = X / groups.spread(norms)

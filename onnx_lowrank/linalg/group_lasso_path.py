@@ -1,8 +1,9 @@
 """Group lasso for a given number of groups: a search for the penalty, or a walk down them.
 
-The number of groups left rises as ``lam`` falls (not strictly always). Every solve starts at the
-nearest solution known. Below 1e-4 of the penalty that leaves nothing there is next to no error
-left, and solves get slow; what has not entered by then is ranked by its residual correlation.
+The number of groups that are not zero rises as ``lam`` falls (with rare exceptions). Every solve
+starts at the nearest known solution. Below 1e-4 of the penalty at which all groups are zero there
+is almost no error left, and solves get slow; groups that have not entered by then are ranked by
+their residual correlation.
 
 After least squares on the support, backward elimination
 (:mod:`onnx_lowrank.linalg.group_elimination`) nearly always left less error at the same count, and
@@ -34,22 +35,22 @@ __all__ = ["path", "select_groups", "weight_penalties"]
 Array = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.intp]
 
-#: least norm of a group's weights that counts, relative to the largest
+#: smallest norm of a group's weights that counts, relative to the largest
 _WEAKEST = 1e-6
 
-#: least penalty tried, relative to the one that leaves nothing
+#: smallest penalty tried, relative to the one at which all groups are zero
 _LEAST = 1e-4
 
-#: fall of the penalty while it is too high; narrowest interval of its logarithm
+#: factor on the penalty while it is too high, and narrowest interval of its logarithm
 _FALL, _NARROW = 0.7, 1e-4
 
 
 def weight_penalties(consumers: Sequence[Consumer], weights: Sequence[Array]) -> Array:
-    """``p_j = 1 / sqrt(sum_c weight_c ||W_c,j||^2) (G,)``; finite where the weights are zero.
+    """Penalties ``p_j = 1 / sqrt(sum_c weight_c ||W_c,j||^2) (G,)``; finite for zero weights.
 
     Args:
         consumers: the maps that read the groups.
-        weights: ``W (N, d)`` of each, the map to imitate.
+        weights: map ``W (N, d)`` of each consumer that is to be reproduced.
     """
     squares = [
         consumer.weight * Groups.of(consumer.widths).norms(np.asarray(W, dtype=np.float64).T) ** 2
@@ -68,22 +69,22 @@ def select_groups(
     tolerance: float = 1e-3,
     max_searches: int = 12,
 ) -> GroupLasso:
-    """The groups that the penalty leaves when it leaves ``keep``.
+    """Search for the penalty at which ``keep`` groups are not zero.
 
-    Where no ``lam`` leaves just so many (ties, or inputs that tell nothing), the support holds the
-    largest of the solution that leaves the fewest more, by norm and then by residual
+    Where there is none (ties, or inputs without information), the support has the largest groups
+    of the solution with the fewest groups above ``keep``, by norm and then by residual
     correlation; weights and certificate are that solution's.
 
     Args:
         consumers: the maps that read the groups.
-        keep: how many groups.
-        penalties: ``p (G,)``, positive; equal by default.
+        keep: number of groups.
+        penalties: factors ``p (G,)`` of the groups' penalties, positive; equal by default.
         tolerance: certificate of each solve.
-        max_searches: most penalties tried once there is one that leaves ``keep`` or more.
+        max_searches: largest number of penalties tried after one with ``keep`` groups or more.
 
     Raises:
-        ValueError: shapes that do not belong together, a weight or penalty not positive, or
-            ``keep`` not between 1 and G.
+        ValueError: shapes do not fit together, a weight or penalty is not positive, or ``keep`` is
+            not between 1 and G.
     """
     problem = Problem.of(consumers, penalties)
     _require_counts([keep], problem.groups)
@@ -111,22 +112,22 @@ def path(
     ratio: float = 0.85,
     tolerance: float = 1e-2,
 ) -> list[Indices]:
-    """Supports of several sizes from one walk down the penalties.
+    """Find supports of several sizes in one walk down the penalties.
 
-    Each is the largest groups, by norm, of the first solution that leaves as many; a search for
-    the penalty that leaves just so many would cost several solves each. They need not be
-    nested.
+    Each support has the largest groups, by norm, of the first solution with enough groups; a
+    search for the penalty with exactly as many would cost several solves each. The supports need
+    not be nested.
 
     Args:
         consumers: the maps that read the groups.
-        keeps: how many groups, in any order; all of them costs nothing.
-        penalties: ``p (G,)``, positive; equal by default.
-        ratio: of a penalty to the one before.
+        keeps: numbers of groups, in any order; the number of all groups needs no solve.
+        penalties: factors ``p (G,)`` of the groups' penalties, positive; equal by default.
+        ratio: ratio of each penalty to the one before.
         tolerance: certificate of each solve.
 
     Raises:
-        ValueError: shapes that do not belong together, a weight or penalty not positive, or
-            a count not between 1 and G.
+        ValueError: shapes do not fit together, a weight or penalty is not positive, or a count is
+            not between 1 and G.
     """
     problem = Problem.of(consumers, penalties)
     _require_counts(keeps, problem.groups)
@@ -141,7 +142,7 @@ def path(
 
 
 def _nothing(problem: Problem) -> Solution:
-    """The solution without groups, at the least penalty that leaves none."""
+    """The zero solution, at the smallest penalty where it is optimal."""
     lam = max(float(problem.groups.norms(problem.cross).max()), TINY)
     return Solution(problem, lam, np.zeros_like(problem.cross), np.inf, 0)
 
@@ -150,4 +151,4 @@ def _require_counts(keeps: Sequence[int], groups: Groups) -> None:
     count = groups.count
     for keep in keeps:
         if not 1 <= keep <= count:
-            raise ValueError(f"{keep} groups asked for; there are {count}, keep 1 at least")
+            raise ValueError(f"keep is {keep}; it must be from 1 to the {count} groups there are")

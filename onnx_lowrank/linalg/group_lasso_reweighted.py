@@ -30,7 +30,7 @@ __all__ = ["reweighted"]
 Array = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.intp]
 
-#: the fall of eps by one iteration, and the least one relative to the first
+#: factor on eps in each iteration, and its smallest value relative to the first
 _EPS_FALL, _EPS_FLOOR = 0.7, 1e-24
 
 
@@ -47,17 +47,17 @@ def reweighted(
     Args:
         consumers: the maps that read the groups.
         lam: weight of the penalty, positive.
-        penalties: ``p (G,)``, positive; equal by default.
+        penalties: factors ``p (G,)`` of the groups' penalties, positive; equal by default.
         tolerance: certificate at which to stop.
-        max_iterations: most regressions.
+        max_iterations: largest number of regressions.
 
     Raises:
-        ValueError: shapes that do not belong together, ``lam``, a weight or a penalty not positive.
+        ValueError: shapes do not fit together, or ``lam``, a weight or a penalty is not positive.
     """
     problem = Problem.of(consumers, penalties)
     require_positive(lam)
     groups, cross = problem.groups, problem.cross
-    # norms of this order, were the inputs white: gives eps its scale
+    # order of the norms if the inputs were white; gives eps its scale
     size = sum(float(np.trace(R)) for R in problem.R) / len(cross)
     typical = float(np.max(groups.norms(cross))) / max(size, TINY)
     eta = np.full(groups.count, max(typical, TINY))
@@ -80,7 +80,7 @@ def reweighted(
 
 
 def _ridge(R: Array, penalties: Array, cross: Array) -> Array:
-    """``(R + diag(penalties))^-1 cross``."""
+    """Solve the ridge regression ``(R + diag(penalties))^-1 cross``."""
     factor = linalg.cho_factor(
         R + np.diag(penalties), lower=True, overwrite_a=True, check_finite=False
     )
@@ -89,7 +89,7 @@ def _ridge(R: Array, penalties: Array, cross: Array) -> Array:
 
 
 def _without_zeros(problem: Problem, lam: float, X: Array) -> Array:
-    """``X``, groups set to zero where that is their best value, given the rest."""
+    """``X`` with groups set to zero where that is their best value, given the others."""
     kept, residual = X.copy(), problem.cross - problem.product(X)
     for j in range(problem.groups.count):
         if problem.zero_is_best(j, residual, X, lam):

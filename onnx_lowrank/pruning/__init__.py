@@ -1,1 +1,1 @@
-"""Choosing which channels go, and how many."""
+"""Pruning: the choice of channels that go, and of how many."""

@@ -1,12 +1,12 @@
-"""What the channels of a model cost, and how many of them a group may be left with.
+"""Costs of the channels of a model, and the numbers of channels that a group may be left with.
 
-MACs are not time. A runtime with channel blocks computes each block whole, so under a budget on
-MACs what convolutions make or read comes in blocks: 24 of 32 channels take the time of 32. Below
-one block only half of it saves, and only where the next kernel is wider than 1 x 1. Finer numbers
-come in where these do not reach the budget. A Gather takes time and no MACs; under such a budget it
-counts as the MACs that could be done meanwhile.
+MACs are not time. A runtime with channel blocks computes each block whole: 24 of 32 channels take
+the time of 32. So under a budget on MACs convolutions make or read channels in whole blocks. Below
+one block only half a block saves time, and only where the next kernel is wider than 1 x 1. Finer
+numbers are used where these do not reach the budget. A Gather takes time and no MACs; under such a
+budget it counts as the MACs that could be done meanwhile.
 
-Parameters and bytes know no blocks.
+For parameters and bytes blocks do not matter.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ __all__ = ["Costs"]
 Array = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.intp]
 
-#: numbers below a size, and whether a kernel wider than 1 x 1 reads the channels
+#: returns numbers of channels below a size; the flag says whether a kernel wider than 1 x 1 reads
+#: the channels
 Grid = Callable[[int, bool], Iterable[int]]
 
-#: most numbers of channels that a plan looks at in a group, where any number will do
+#: largest number of counts that are tried in a group, where any number of channels is allowed
 _COUNTS = 128
 
-#: a Gather of single numbers, in front of a dense layer, in those of whole planes
+#: time of gathering a number in front of a dense layer, as a multiple of that in a whole plane
 _SINGLE = 3
 
 
 class Costs:
-    """One model by one metric.
+    """Costs of the channels of one model, in one unit.
 
     Args:
         prepared: the model.
-        found: what may go of it.
-        metric: ``macs | params | size``.
+        found: channels of it that may go.
+        metric: unit of costs: ``macs | params | size``.
         solve: whether the readers are solved again, and so given a bias.
     """
 
@@ -58,49 +59,52 @@ class Costs:
         ]
 
     def ledger(self) -> Ledger:
-        """Of all layers, nothing removed."""
+        """Ledger of all layers with all their channels."""
         layers = self._prepared.layers
         costs, biases, made = zip(*map(self._costs, layers), strict=True) if layers else ((),) * 3
         outputs, inputs = ([layer.shape[axis] for layer in layers] for axis in (0, 1))
         return Ledger(costs, outputs, inputs, biases, made)
 
     def grids(self, losses: Mapping[str, Array]) -> Iterator[list[Removable]]:
-        """What may go, in numbers of channels that grow finer; one list where there are no blocks.
+        """Yield the groups with the numbers of channels they may be left with, ever finer.
+
+        There is one list only where there are no blocks.
 
         Args:
-            losses: of everything that may go, ``(size + 1,)`` by number of channels left.
+            losses: losses ``(size + 1,)`` by number of channels left, for each prunable.
         """
-        for grid in (_in_blocks, _aligned, _any) if any(self._blocked) else (_any,):
+        grids = (_in_blocks, _aligned, _all_counts) if any(self._blocked) else (_all_counts,)
+        for grid in grids:
             yield [
                 Removable(
                     name, losses[name], self._counts(p, grid), p.sides,
-                    self._found.excludes(p), self._toll(p),
+                    self._found.excludes(p), self._uncounted_cost(p),
                 )
                 for name, p in self._found.prunables.items()
             ]  # fmt: skip
 
     def _counts(self, prunable: Prunable, grid: Grid) -> Labels:
-        """Numbers of channels that may be left, falling from all."""
+        """Numbers of channels that may be left, falling from all of them."""
         layers = self._prepared.layers
         blocked = [side for side in prunable.sides if self._blocked[side.layer]]
         if not blocked:
-            return _falling(prunable.size, _any(prunable.size, False))
+            return _falling(prunable.size, _all_counts(prunable.size, False))
         wide = any(not s.outputs and max(layers[s.layer].shape[2:]) > 1 for s in blocked)
         return _falling(prunable.size, grid(prunable.size, wide))
 
-    def _toll(self, prunable: Prunable) -> Array | None:
-        """MACs in the time of a Gather, ``(size + 1,)`` by number of channels left."""
+    def _uncounted_cost(self, prunable: Prunable) -> Array | None:
+        """MACs in the time of a Gather, ``(size + 1,)`` by number of channels left; else None."""
         if prunable.group is not None or self._metric != "macs":
             return None
         layer = prunable.readers[0][0]
         single = _SINGLE if layer.op in ("Gemm", "MatMul") else 1
         moved = single * MOVED * math.prod(self._prepared.shapes[layer.input])
-        toll = moved * np.arange(prunable.size + 1) / prunable.size
-        toll[-1] = 0.0
-        return toll
+        cost = moved * np.arange(prunable.size + 1) / prunable.size
+        cost[-1] = 0.0
+        return cost
 
     def _costs(self, layer: PlacedLayer) -> tuple[float, float, float]:
-        """Of the weights, of the bias, and of the bias that solving gives a layer without."""
+        """Costs of a layer's weights, its bias, and the bias that solving gives it otherwise."""
         cost = layer_cost(layer, self._prepared.shapes)
         if self._metric == "macs":
             return float(cost.macs), 0.0, 0.0
@@ -129,5 +133,5 @@ def _aligned(size: int, wide: bool) -> Iterable[int]:
     return aligned_ranks(size - 1)
 
 
-def _any(size: int, wide: bool) -> Iterable[int]:
+def _all_counts(size: int, wide: bool) -> Iterable[int]:
     return range(1, size, max(size // _COUNTS, 1))

@@ -1,11 +1,11 @@
-"""How many channels each group keeps under a budget: greedy, by loss over what is saved.
+"""Numbers of channels that groups keep under a budget: a greedy choice by loss over saving.
 
-Channels of one group save in the layers that make them and in those that read them, and there the
-more, the more of the other side is left; so what a step saves depends on all other steps. From
-nothing removed, the step of least loss for its saving is taken, of any length (a loss curve is not
-convex), until the budget is met; what the last step saved too much is given back where it lowers
-the loss most. What a step takes in time without being counted (a Gather) is its *toll*: it makes
-the saving worth less, and nothing where it is all of it.
+Removing channels saves cost in the layers that make them and in those that read them, and the
+saving grows with the number of channels on the other side of a layer; so the saving of a step
+depends on all other steps. From nothing removed, the step of least loss for its saving is taken, of
+any length (a loss curve is not convex), until the budget is met; what the last step saved too much
+is given back where it lowers the loss most. Time that a step adds without being counted in the
+budget (a Gather) is its *uncounted cost*, and is subtracted from its saving.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Counts = npt.NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Side:
-    """What one channel of a group is to one layer.
+    """A layer that makes or reads the channels of a group.
 
     Attributes:
         layer: number of the layer.
-        outputs: whether it is made there; else it is read there.
-        units: rows, or positions on the axis of inputs, of one channel.
+        outputs: whether it makes the channels; else it reads them.
+        units: number of rows, or of positions on the axis of inputs, for each channel.
     """
 
     layer: int
@@ -43,16 +43,16 @@ class Side:
 
 @dataclass(frozen=True)
 class Removable:
-    """A group of channels, or what one layer reads of one.
+    """Channels that may be removed: a group, or the inputs of one layer behind a Gather.
 
     Attributes:
-        name: unique.
-        losses: loss ``(G + 1,)`` with k channels left.
+        name: unique name.
+        losses: loss with k channels left, ``(G + 1,)``.
         counts: numbers of channels that may be left, falling from G.
-        sides: the layers that it touches.
-        excludes: names that cannot be cut together with it.
-        toll: what having k channels left, ``(G + 1,)``, takes of the saving without being counted
-            in the budget; None for nothing.
+        sides: layers that make or read the channels.
+        excludes: names of others that cannot be cut together with it.
+        uncounted_cost: cost with k channels left, ``(G + 1,)``, that the budget does not count;
+            None for none.
     """
 
     name: str
@@ -60,18 +60,19 @@ class Removable:
     counts: Counts
     sides: tuple[Side, ...]
     excludes: frozenset[str] = frozenset()
-    toll: Array | None = None
+    uncounted_cost: Array | None = None
 
-    def tolls(self, now: int, counts: Counts) -> Any:
-        """What is to be paid besides for going from ``now`` to each number."""
-        return 0.0 if self.toll is None else self.toll[counts] - self.toll[now]
+    def uncounted(self, now: int, counts: Counts) -> Any:
+        """Uncounted cost that going from ``now`` channels to each of ``counts`` adds."""
+        cost = self.uncounted_cost
+        return 0.0 if cost is None else cost[counts] - cost[now]
 
 
 class OutOfReachError(BudgetError):
-    """A budget that is not met.
+    """A budget that cannot be met.
 
     Attributes:
-        least: cost that is.
+        least: smallest cost of the layers that can be reached.
     """
 
     def __init__(self, message: str, least: float) -> None:
@@ -81,14 +82,14 @@ class OutOfReachError(BudgetError):
 
 @dataclass(frozen=True)
 class Budget:
-    """On the layers, as a part of what was asked of the model.
+    """Budget on the cost of the layers of a model.
 
     Attributes:
-        limit: on :attr:`Ledger.total`.
-        what: as the user has it, ``macs=0.5``.
-        whole: cost of the original model; 0 where the layers are all of it.
-        fixed: cost of all that no channel changes.
-        named: which nodes make up most of :attr:`fixed`, for a message; may be empty.
+        limit: largest :attr:`Ledger.total` allowed.
+        what: the target as the user gave it, such as ``macs=0.5``.
+        whole: cost of the original model; 0 if it is the cost of the layers.
+        fixed: cost of all nodes that pruning does not change.
+        named: clause for a message that names the nodes with most of :attr:`fixed`; may be empty.
     """
 
     limit: float
@@ -98,10 +99,10 @@ class Budget:
     named: str = ""
 
     def unmet(self, least: float) -> OutOfReachError:
-        """The error that names what can be reached, ``least`` being of the layers."""
+        """Make the error that says what can be reached; ``least`` is the layers' smallest cost."""
         reached = f"{least:.4g}"
         if self.whole:
-            # rounded up, so that what it says can be asked for
+            # rounded up, so that the number in the message can be asked for
             reached = f"{math.ceil(1000 * (least + self.fixed) / self.whole) / 1000:.3f}"
             reached += " of the original"
         return OutOfReachError(
@@ -112,14 +113,14 @@ class Budget:
 
 
 class Ledger:
-    """What the layers cost with some of their channels gone.
+    """Costs of the layers with some of their channels removed.
 
     Args:
-        costs: of the weights of each layer, whole.
-        outputs: rows of each layer.
-        inputs: positions on its axis of inputs.
+        costs: cost of the weights of each layer with all channels.
+        outputs: number of rows of each layer.
+        inputs: number of positions on the axis of inputs of each layer.
         biases: cost of the bias that each layer has.
-        made: cost of the bias that it is given when it loses inputs.
+        made: cost of the bias that each layer is given when it loses inputs.
     """
 
     def __init__(
@@ -141,12 +142,12 @@ class Ledger:
         return float(np.sum(self._cost(slice(None), self._left)))
 
     def change(self, sides: Sequence[Side], removed: int) -> None:
-        """Take ``removed`` channels out; a negative number brings them back."""
+        """Record that ``removed`` channels go; a negative number brings them back."""
         for side in sides:
             self._left[int(side.outputs), side.layer] -= side.units * removed
 
     def saved(self, sides: Sequence[Side], removed: Counts) -> Array:
-        """What taking out each number of channels would save, ``(len(removed),)``."""
+        """Cost that removing each number of channels would save, ``(len(removed),)``."""
         gone: dict[int, list[Side]] = {}
         for side in sides:
             gone.setdefault(side.layer, []).append(side)
@@ -160,7 +161,7 @@ class Ledger:
         return total
 
     def _cost(self, layers: Any, left: Array) -> Array:
-        """Of layers with ``left (2, n)`` inputs and outputs, ``(n,)``."""
+        """Costs ``(n,)`` of layers with ``left (2, n)`` inputs and outputs."""
         weights, biases, made = self._costs[:, layers]
         inputs, outputs = left / self._sizes[:, layers]
         given: Array = outputs * (weights * inputs + biases + made * (inputs < 1))
@@ -168,19 +169,22 @@ class Ledger:
 
 
 def plan_counts(removables: Sequence[Removable], ledger: Ledger, budget: Budget) -> dict[str, int]:
-    """Channels left of each group.
+    """Choose how many channels each group keeps.
 
     Args:
-        removables: the groups; their first count is the whole.
+        removables: the groups; the first count of each is all its channels.
         ledger: costs; it is changed.
-        budget: on :attr:`Ledger.total`.
+        budget: budget on :attr:`Ledger.total`.
+
+    Returns:
+        Numbers of channels left, by name.
 
     Raises:
-        OutOfReachError: with the fewest channels everywhere it is not met.
+        OutOfReachError: the budget is not met with the fewest channels in every group.
     """
     limit = budget.limit
     kept = _greedy(removables, ledger, limit)
-    # what excludes others may have shut the way
+    # groups that exclude others may have kept the rest from being cut
     if ledger.total > limit and any(r.excludes for r in removables):
         least = ledger.total
         for r in removables:
@@ -209,34 +213,34 @@ def _greedy(removables: Sequence[Removable], ledger: Ledger, budget: float) -> d
         (_, count), best = min(found, key=lambda f: f[0][0])
         ledger.change(best.sides, kept[best.name] - count)
         kept[best.name] = count
-        touched = {s.layer for s in best.sides}
+        changed = {s.layer for s in best.sides}
         for r in removables:
             if r.name in best.excludes or best.name in r.excludes:
-                steps[r.name] = None  # for good
-            elif steps[r.name] is not None and touched & {s.layer for s in r.sides}:
+                steps[r.name] = None  # can never be cut any more
+            elif steps[r.name] is not None and changed & {s.layer for s in r.sides}:
                 del steps[r.name]
     return kept
 
 
 def _down(removable: Removable, now: int, ledger: Ledger) -> tuple[float, int] | None:
-    """Least loss for a unit saved, and the count that it leaves."""
+    """Smallest loss for a unit saved, and the count that the step leaves; None without a step."""
     counts = removable.counts[removable.counts < now]
     if not len(counts):
         return None
-    saved = ledger.saved(removable.sides, now - counts) - removable.tolls(now, counts)
+    saved = ledger.saved(removable.sides, now - counts) - removable.uncounted(now, counts)
     loss = np.maximum(removable.losses[counts] - removable.losses[now], 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         rates = np.where(saved > 0, loss / saved, np.inf)
     if not np.isfinite(rates).any():
         return None
-    best = int(np.flatnonzero(rates == rates.min())[-1])  # of equal ones the longest
+    best = int(np.flatnonzero(rates == rates.min())[-1])  # the longest of equal steps
     return float(rates[best]), int(counts[best])
 
 
 def _fill(
     removables: Sequence[Removable], kept: dict[str, int], ledger: Ledger, budget: float
 ) -> None:
-    """Give channels back where they lower the loss most; each step gives some back to a group."""
+    """Give channels back within the budget, step by step where they lower the loss most."""
     for _ in range(sum(len(r.counts) for r in removables)):
         left, best = budget - ledger.total, None
         for r in removables:
@@ -249,7 +253,7 @@ def _fill(
             allowed = (paid <= left) & (gain > 0)
             if not allowed.any():
                 continue
-            price = np.maximum(paid + r.tolls(now, counts), 1e-12)
+            price = np.maximum(paid + r.uncounted(now, counts), 1e-12)
             rates = np.where(allowed, gain / price, -np.inf)
             place = int(np.argmax(rates))
             if best is None or rates[place] > best[0]:

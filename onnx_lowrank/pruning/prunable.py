@@ -1,4 +1,4 @@
-"""What may go of a model: the channels of a group, or what one layer reads, through a Gather."""
+"""Prunables: channels of a model that may go, in a group or in front of one layer."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ Labels = npt.NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Prunable:
-    """Channels that may go: those of a group, or what one layer reads, through a Gather.
+    """Channels that may go: those of a group, or those that one layer reads, through a Gather.
 
     Attributes:
-        name: of the group; of the layer, and ``(input)``.
+        name: name of the group; the layer's name and ``(input)`` for a Gather.
         size: number of channels.
-        group: to cut; None for a Gather in front of the only reader.
-        readers: layers, and the positions ``(size, w)`` of each channel on their axis of inputs.
-        sides: the layers that it touches, by their numbers.
+        group: group to cut; None for a Gather in front of the only reader.
+        readers: layers that read the channels, each with the positions ``(size, w)`` of each
+            channel on its axis of inputs.
+        sides: layers that make, carry or read the channels.
     """
 
     name: str
@@ -41,12 +42,12 @@ class Prunable:
 
 @dataclass(frozen=True)
 class Found:
-    """What there is.
+    """The channel groups and prunables of a model.
 
     Attributes:
-        groups: all of the model.
-        refused: why some of them must stay, by name.
-        prunables: what may go, by name.
+        groups: all channel groups.
+        refused: reasons why groups must stay, by name of the group.
+        prunables: channels that may go, by name.
     """
 
     groups: Sequence[ChannelGroup]
@@ -54,7 +55,7 @@ class Found:
     prunables: Mapping[str, Prunable]
 
     def excludes(self, prunable: Prunable) -> frozenset[str]:
-        """Names of what cannot be cut together with a Gather: groups that its layer reads."""
+        """Names of the groups that a Gather excludes, because its layer reads them."""
         if prunable.group is not None:
             return frozenset()
         reader = prunable.readers[0][0]
@@ -65,7 +66,7 @@ class Found:
 
 
 def find_prunables(prepared: Prepared, gather: bool) -> Found:
-    """All groups, and what may go of them; with ``gather`` what a layer may read less of, too."""
+    """Find all groups and prunables; with ``gather`` also inputs of single layers."""
     layers = {layer.name: layer for layer in prepared.layers}
     groups = find_channel_groups(prepared.graph, prepared.shapes)
     refused = {g.name: r for g in groups if (r := _refusal(g, layers))}
@@ -76,7 +77,7 @@ def find_prunables(prepared: Prepared, gather: bool) -> Found:
 
 
 def norms(prunable: Prunable, layers: Mapping[str, PlacedLayer]) -> tuple[Array, Array]:
-    """L1 and L2 norms ``(size,)`` of what makes each channel, else of what reads it."""
+    """L1 and L2 norms ``(size,)`` of the rows that make each channel, else of its columns."""
     if prunable.group is not None and prunable.group.producers:
         blocks = [
             layers[p.name].stage.weight[np.array(p.rows)].reshape(prunable.size, -1)
@@ -99,8 +100,8 @@ def _refusal(group: ChannelGroup, layers: Mapping[str, PlacedLayer]) -> str | No
             return f"{name} is left alone"
     ends = [*(p.rows for p in group.producers), *(c.columns for c in group.consumers)]
     if any(len({len(units) for units in end}) > 1 for end in ends):
-        return "its channels are not alike"
-    return "it is a single channel" if group.size < 2 else None
+        return "its channels have different numbers of rows or columns"
+    return "it has a single channel" if group.size < 2 else None
 
 
 def _cuts(
@@ -120,7 +121,7 @@ def _cuts(
         for layer in layers.values():
             entries = carried.get(layer.nodes[0].outputs[0].name)
             if layer.value.depthwise and entries:
-                # an entry of Conv's weight is an output, of ConvTranspose's an input
+                # entries are outputs in the weight of a Conv, inputs in that of a ConvTranspose
                 made = layer.shape[0] // layer.groups if layer.op == "ConvTranspose" else 1
                 sides.append(Side(numbers[layer.name], True, entries * made))
         yield Prunable(group.name, group.size, group, readers, tuple(sides))
@@ -129,7 +130,7 @@ def _cuts(
 def _gathers(
     groups: Sequence[ChannelGroup], refused: Mapping[str, str], layers: Mapping[str, PlacedLayer]
 ) -> Iterator[Prunable]:
-    """Layers that may read less than the cuts of groups would give them."""
+    """Yield the layers whose inputs may be cut independently of the groups, by a Gather."""
     served = {
         g.consumers[0].name for g in groups
         if g.name not in refused and len(g.consumers) == 1 and len(g.consumers[0].columns[0]) == 1

@@ -1,4 +1,4 @@
-"""Prune a model: which channels may go, how many under a budget, and the cut."""
+"""Pruner: chooses the channels of a model that go under a budget, and cuts them out."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ from onnx_lowrank.pruning.costs import Costs
 from onnx_lowrank.pruning.greedy import Budget, OutOfReachError, plan_counts
 from onnx_lowrank.pruning.prunable import Prunable, find_prunables, norms
 
-__all__ = ["Judged", "Kept", "Pruner", "Seen"]
+__all__ = ["ChannelOrder", "Kept", "Pruner", "ReaderTarget"]
 
 Array = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
 
-#: channels that stay, by name of what they are taken from
+#: numbers of the channels that stay, rising, by name of the prunable
 Kept = Mapping[str, Labels]
 
-#: of the weights that are solved again, in units of the mean variance of the inputs
+#: ridge of the weights that are solved again, in units of the mean variance of the inputs
 _RIDGE = 1e-6
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A reader as it should be solved: its map, and the moments of what it reads."""
+class ReaderTarget:
+    """Problem of solving a reader: the map to reproduce, and the moments of its inputs."""
 
     layer: Layer
     moments: Moments
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What it would cost to do with fewer.
+class ChannelOrder:
+    """Order in which the channels of a prunable go, with the losses.
 
     Attributes:
-        order: the channels to keep longest first.
-        losses: ``(size + 1,)`` by number of channels left.
+        order: numbers of the channels, those to keep longest first.
+        losses: loss ``(size + 1,)`` by number of channels left.
     """
 
     order: Labels
@@ -61,13 +61,13 @@ class Judged:
 
 
 class Pruner:
-    """One model and what may go of it; to be cut at any budget.
+    """Prunes one model at any budget.
 
     Args:
-        prepared: the model; never changed.
-        method: how channels are chosen.
-        metric: ``macs | params | size``.
-        progress: is told of every group.
+        prepared: the model; it is not changed.
+        method: pass that chooses channels.
+        metric: unit of costs: ``macs | params | size``.
+        progress: receives one step for each group.
     """
 
     def __init__(
@@ -84,41 +84,41 @@ class Pruner:
     # -- planning --------------------------------------------------------------------------------
 
     @cached_property
-    def judged(self) -> dict[str, Judged]:
-        """Orders and losses of everything that may go."""
+    def orders(self) -> dict[str, ChannelOrder]:
+        """Orders and losses of all prunables, by name."""
         found = {}
         with self._progress.task("prune", len(self.prunables)) as advance:
             for name, prunable in self.prunables.items():
-                found[name] = self.judge(prunable, {})
+                found[name] = self.order_of(prunable, {})
                 advance(1)
         return found
 
-    def judge(
+    def order_of(
         self,
         prunable: Prunable,
         rows: Mapping[str, Mask],
-        seen: Mapping[str, Seen] | None = None,
-    ) -> Judged:
-        """Order and losses.
+        targets: Mapping[str, ReaderTarget] | None = None,
+    ) -> ChannelOrder:
+        """Order the channels of a prunable, with the losses.
 
         Args:
-            prunable: what may go.
-            rows: outputs ``(N,)`` that count, of readers where it is not all of them.
-            seen: readers as they should be solved, where not by the original's data.
+            prunable: the prunable.
+            rows: masks ``(N,)`` of the outputs that count, by reader; all count by default.
+            targets: problems of readers by name, where they differ from those of the original.
         """
-        selection = self._selection(prunable, rows, seen or {})
+        selection = self._selection(prunable, rows, targets or {})
         with blas_for(max((len(p.sigma) for p in selection.parts), default=0)):
             ranked = order(self._method, selection, f"channels {prunable.name!r}")
             losses = selection.losses(ranked, self._method.options.solve)
-        return Judged(ranked, np.maximum(losses, 0.0))
+        return ChannelOrder(ranked, np.maximum(losses, 0.0))
 
     def _selection(
-        self, prunable: Prunable, rows: Mapping[str, Mask], seen: Mapping[str, Seen]
+        self, prunable: Prunable, rows: Mapping[str, Mask], targets: Mapping[str, ReaderTarget]
     ) -> Selection:
         parts = []
         for layer, positions in prunable.readers:
             total = self._prepared.moments.totals.get(layer.name, 0.0)
-            reader = self._seen(layer.name, seen)
+            reader = self._target(layer.name, targets)
             with blas_for(layer.patch):
                 parts += parts_of(
                     reader.layer, positions, reader.moments, total, rows.get(layer.name)
@@ -127,29 +127,32 @@ class Pruner:
 
     @property
     def cost(self) -> float:
-        """Of all layers, as they are."""
+        """Cost of all layers with all their channels."""
         return self._costs.ledger().total
 
     def plan(self, budget: Budget) -> tuple[Kept, float]:
-        """Channels to keep under a budget on the cost of the layers, and the loss of that.
+        """Choose the channels to keep under a budget on the cost of the layers.
+
+        Returns:
+            The channels that stay, and the predicted loss.
 
         Raises:
-            OutOfReachError: it cannot be met.
+            OutOfReachError: the budget cannot be met.
         """
         keep = self._method.options.keep
         if keep:
             counts = {n: max(round(keep * p.size), 1) for n, p in self.prunables.items()}
         else:
             counts = self._counts(budget)
-        kept = {n: np.sort(self.judged[n].order[:c]) for n, c in counts.items()
+        kept = {n: np.sort(self.orders[n].order[:c]) for n, c in counts.items()
                 if c < self.prunables[n].size}  # fmt: skip
         if self._method.options.chain == "bottom_up":
             kept = self._bottom_up(kept)
-        return kept, sum(float(self.judged[n].losses[len(k)]) for n, k in kept.items())
+        return kept, sum(float(self.orders[n].losses[len(k)]) for n, k in kept.items())
 
     def _counts(self, budget: Budget) -> dict[str, int]:
-        """Numbers of channels: in blocks, unless these lose far more than the next finer grid."""
-        losses = {name: judged.losses for name, judged in self.judged.items()}
+        """Numbers of channels, in blocks unless blocks lose far more than the next finer grid."""
+        losses = {name: order.losses for name, order in self.orders.items()}
         plans: list[dict[str, int]] = []
         unmet = budget.unmet(self.cost)
         for grid, removables in enumerate(self._costs.grids(losses)):
@@ -165,7 +168,7 @@ class Pruner:
         return plans[0] if found[0] <= bearable(found[-1], len(self._layers)) else plans[-1]
 
     def refined(self, kept: Kept) -> Kept:
-        """As many channels, and no greater loss: see :meth:`Pruning.refined`."""
+        """Improve a choice by :meth:`Pruning.refined`; the numbers of channels stay the same."""
         found = {}
         with self._progress.task("swap channels", len(kept)) as advance:
             for name, left in kept.items():
@@ -175,13 +178,13 @@ class Pruner:
         return found
 
     def _bottom_up(self, kept: Kept) -> dict[str, Labels]:
-        """As many channels, chosen from the output on, for those outputs alone that stay."""
+        """Choose as many channels again from the output on, by the outputs that stay only."""
         chosen: dict[str, Labels] = {}
         rows: dict[str, Mask] = {}
         for name, prunable in reversed(list(self.prunables.items())):
             if name not in kept:
                 continue
-            again = self.judge(prunable, rows)
+            again = self.order_of(prunable, rows)
             chosen[name] = np.sort(again.order[: len(kept[name])])
             gone = np.setdiff1d(np.arange(prunable.size), chosen[name])
             for producer in prunable.group.producers if prunable.group else ():
@@ -190,13 +193,13 @@ class Pruner:
                 mask[[row for j in gone for row in producer.rows[j]]] = False
         return chosen
 
-    def touched(self, name: str) -> frozenset[str]:
-        """Layers that make, carry or read the channels of a prunable."""
+    def layers_of(self, name: str) -> frozenset[str]:
+        """Names of the layers that make, carry or read the channels of a prunable."""
         layers = self._prepared.layers
         return frozenset(layers[side.layer].name for side in self.prunables[name].sides)
 
     def decisions(self, kept: Kept) -> list[GroupDecision]:
-        """A decision and a reason for everything that may go, and for every group that may not."""
+        """List a decision with its reason for each cut and Gather, then for the other groups."""
         made = []
         for name, prunable in self.prunables.items():
             if name in kept:
@@ -204,7 +207,7 @@ class Pruner:
                 made.append(
                     GroupDecision(
                         name, "cut" if prunable.group else "gather", prunable.size,
-                        tuple(int(k) for k in left), float(self.judged[name].losses[len(left)]),
+                        tuple(int(k) for k in left), float(self.orders[name].losses[len(left)]),
                         f"{len(left)} of {prunable.size} channels are left",
                     )
                 )  # fmt: skip
@@ -218,19 +221,23 @@ class Pruner:
 
     # -- cutting ---------------------------------------------------------------------------------
 
-    def _seen(self, name: str, seen: Mapping[str, Seen]) -> Seen:
-        return seen.get(name) or Seen(self._layers[name].value, self._prepared.moments[name])
+    def _target(self, name: str, targets: Mapping[str, ReaderTarget]) -> ReaderTarget:
+        return targets.get(name) or ReaderTarget(
+            self._layers[name].value, self._prepared.moments[name]
+        )
 
-    def apply(self, graph: Graph, kept: Kept, seen: Mapping[str, Seen] | None = None) -> Remains:
+    def apply(
+        self, graph: Graph, kept: Kept, targets: Mapping[str, ReaderTarget] | None = None
+    ) -> Remains:
         """Cut ``graph``, a copy of the one that was planned on, and solve the readers again.
 
         Args:
-            graph: changed.
+            graph: graph to change.
             kept: channels that stay.
-            seen: readers as they should be solved, where not by the original's data.
+            targets: problems of readers by name, where they differ from those of the original.
 
         Raises:
-            ValueError: ``kept`` names something that may not go, or channels that are not there.
+            ValueError: ``kept`` names a group that must stay, or channels that do not exist.
         """
         cuts, gathers = [], []
         for name, left in kept.items():
@@ -243,7 +250,7 @@ class Pruner:
         weights = {}
         for name, left in positions.items():
             if self._method.options.solve and self._layers[name].sharers == 1:
-                reader = self._seen(name, seen or {})
+                reader = self._target(name, targets or {})
                 weights[name] = solved_weights(reader.layer, left, reader.moments, _RIDGE)
         through = {layer.name for layer in gathers}
         own = {name: w for name, w in weights.items() if name not in through}
@@ -257,7 +264,7 @@ class Pruner:
         return remains
 
     def positions(self, kept: Kept) -> dict[str, Labels]:
-        """What the readers are left with, on their axes of inputs."""
+        """Positions that stay on the axes of inputs of the readers, by layer name."""
         gone: dict[str, list[Labels]] = {}
         for name, left in kept.items():
             prunable = self.prunables[name]
@@ -270,7 +277,7 @@ class Pruner:
         }
 
     def moments(self, kept: Kept) -> dict[str, Moments]:
-        """Those of the layers as the cut would leave them, were their inputs not to change."""
+        """Moments of the layers after the cut, if the channels that stay did not change."""
         positions = self.positions(kept)
         return {
             name: _restricted(self._prepared.moments[name], layer.value, positions.get(name))

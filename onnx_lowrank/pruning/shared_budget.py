@@ -1,12 +1,12 @@
-"""One budget for pruning and factorization: how much of the saving is left to pruning.
+"""One budget for pruning and factorization: the share of the saving that pruning makes.
 
-Both lose response, in the same unit: the error of what a layer makes relative to what it ends up
-in. So growing shares are planned to the end until the predicted loss of both rises, and the one of
-least loss is taken, if that is less than what all factorizations lose without pruning. The moments
-of the narrower layers are those of the original without the channels that go. Slow methods (whose
-every rank is a solution of its own) are left out of these shares, not of the plan; errors of wide
-layers are computed at every third rank and read off between them; and a layer that keeps the same
-channels at two shares is taken apart once.
+Both lose response in the same unit: the error of a layer relative to the sum that its response
+enters. So growing shares are planned until the predicted loss of both rises, and the share of least
+loss is taken, if that is less than the loss of factorization without pruning. The moments of the
+narrower layers are those of the original without the channels that go. To save time, slow methods
+(which solve every rank anew) are left out of these shares, but not of the plan; errors of wide
+layers are computed at every third rank and interpolated; and a layer that keeps the same channels
+at two shares is factorized once.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from onnx_lowrank.pruning.pruner import Kept, Pruner
 
 __all__ = ["share_budget"]
 
-#: parts of the saving that pruning makes
+#: parts of the saving by pruning that are tried
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
-#: where none of them meets the budget: parts of the cost that pruning leaves
+#: parts of the cost that pruning leaves, tried where no share meets the budget
 LEVELS = tuple(k / 20 for k in range(19, 0, -1))
 
-#: of the ranks of a factorization the error is computed at one in so many, where patches are wide
+#: errors are computed at one of this many ranks, where a patch has more than this many elements
 _STRIDE, _WIDE = 3, 600
 
-#: an error that counts as none
+#: smallest error, so that logarithms are finite
 _EXACT = 1e-12
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -62,23 +62,23 @@ def share_budget(
     unpruned: float,
     gain: float,
 ) -> Kept:
-    """Channels to keep, so that factorization makes up the rest with the least loss of both.
+    """Choose the channels to keep, so that pruning and factorization lose least together.
 
     Args:
-        pruner: of the model.
+        pruner: prunes the model.
         prepared: the model.
-        factorizations: that follow.
-        budget: on the cost of all layers.
-        measure: shapes of the tensors of a model.
-        metric: of the budget.
-        unpruned: predicted loss of all factorizations without pruning; infinite where they do not
+        factorizations: passes that factorize the pruned model.
+        budget: budget on the cost of all layers.
+        measure: returns the shapes of the tensors of a model.
+        metric: unit of the budget: ``macs | params | size``.
+        unpruned: predicted loss of factorization without pruning; infinite where that does not
             meet the budget.
-        gain: how many times less the loss of both must be.
+        gain: factor by which the loss with pruning must be smaller than ``unpruned``.
 
     Raises:
-        OutOfReachError: no share meets it.
+        OutOfReachError: no share meets the budget.
     """
-    rest = Rest(pruner, prepared, factorizations, measure, metric)
+    rest = Factorizing(pruner, prepared, factorizations, measure, metric)
     best: tuple[float, Kept] | None = (unpruned / gain, {}) if isfinite(unpruned) else None
     before = unpruned
     for share in SHARES:
@@ -96,17 +96,17 @@ def share_budget(
         before = loss
         if best is None or loss < best[0]:
             best = loss, kept
-    return best[1] if best is not None else _any(pruner, rest, budget)
+    return best[1] if best is not None else _first_within_budget(pruner, rest, budget)
 
 
-def _any(pruner: Pruner, rest: Rest, budget: Budget) -> Kept:
-    """The first channels to keep that leave factorization enough to do.
+def _first_within_budget(pruner: Pruner, rest: Factorizing, budget: Budget) -> Kept:
+    """Find the least pruning with which factorization meets the budget.
 
-    What is left by pruning does not depend on the budget here, so that what is said to be in reach
-    is, when it is asked for.
+    The levels of pruning do not depend on the budget, so a ratio that an error says can be reached
+    is reached when it is asked for.
 
     Raises:
-        OutOfReachError: nothing meets the budget.
+        OutOfReachError: no level meets the budget.
     """
     least = pruner.cost
     for level in (part * pruner.cost for part in LEVELS):
@@ -123,15 +123,15 @@ def _any(pruner: Pruner, rest: Rest, budget: Budget) -> Kept:
     raise budget.unmet(least)
 
 
-class Rest:
-    """What factorization would lose on what pruning leaves.
+class Factorizing:
+    """Predicts the loss of factorizing a pruned model.
 
     Args:
-        pruner: of the model.
-        prepared: the model.
-        factorizations: that follow.
-        measure: shapes of the tensors of a model.
-        metric: of costs.
+        pruner: prunes the model.
+        prepared: the model before pruning.
+        factorizations: passes that factorize the pruned model.
+        measure: returns the shapes of the tensors of a model.
+        metric: unit of costs: ``macs | params | size``.
     """
 
     def __init__(
@@ -149,10 +149,10 @@ class Rest:
         self._choices: dict[tuple[str, bytes], Choice] = {}
 
     def loss(self, kept: Kept, budget: Budget) -> float:
-        """Predicted, of factorizing what is left within the whole budget.
+        """Predict the loss of factorizing the pruned model within the whole budget.
 
         Raises:
-            OutOfReachError: it cannot be met.
+            OutOfReachError: the budget cannot be met.
         """
         choices, others = self._proposed(kept)
         limit = int(budget.limit + budget.fixed - others)
@@ -163,9 +163,9 @@ class Rest:
         return sum(c.weight * p.error for c, p in zip(choices, chosen, strict=True))
 
     def _proposed(self, kept: Kept) -> tuple[list[Choice], float]:
-        """All layers, taken apart where they have not been with these channels.
+        """Choices of all layers of the pruned model, and the cost of its other nodes.
 
-        And the cost of all else: vectors along the channels are shorter, biases have been added.
+        The latter changes with pruning: vectors along the channels get shorter, biases are added.
         """
         graph = Graph(self._prepared.model)
         self._pruner.apply(graph, kept)
@@ -178,7 +178,7 @@ class Rest:
         for layer in new:
             covariance = moments[layer.name].covariance
             if covariance is not None and len(covariance) != layer.groups:
-                moments[layer.name] = Moments()  # depthwise: nobody takes it apart
+                moments[layer.name] = Moments()  # depthwise: no pass factorizes it
         shapes = self._measure(model, graph, layers)
         found = make_choices(
             new, self._passes, moments, shapes, self._metric,
@@ -189,17 +189,17 @@ class Rest:
         return choices, other_cost(model_cost(model, shapes), shapes, layers, self._metric)
 
     def _channels(self, layer: PlacedLayer, kept: Kept) -> bytes:
-        """What is left of the groups that a layer makes or reads."""
+        """Key of the channels that stay in the groups that a layer makes or reads."""
         return b"".join(
             name.encode() + b"\0" + left.tobytes()
             for name, left in kept.items()
-            if layer.name in self._pruner.touched(name)
+            if layer.name in self._pruner.layers_of(name)
         )
 
 
 @dataclass(frozen=True)
 class _Quicker(Factorization):
-    """Another one, its errors read off between ranks in wide layers."""
+    """Another factorization, whose errors are interpolated between ranks in wide layers."""
 
     name: ClassVar[str] = "quicker"
     ops: ClassVar[frozenset[str]] = Factorization.ops | {"LSTM", "GRU", "RNN"}
@@ -222,7 +222,7 @@ class _Quicker(Factorization):
 
 @dataclass(frozen=True)
 class _Interpolated:
-    """A decomposition whose errors are computed at one in :data:`_STRIDE` of its ranks."""
+    """A decomposition whose errors are computed at every :data:`_STRIDE`-th of its ranks."""
 
     whole: Decomposition
     known: dict[int, float] = field(default_factory=dict)
@@ -254,7 +254,7 @@ class _Interpolated:
 
     @cached_property
     def _grid(self) -> list[int]:
-        """The ranks that are computed."""
+        """The ranks at which errors are computed."""
         grid = [rank for rank in self.whole.ranks() if isinstance(rank, int)]
         return sorted({*grid[::_STRIDE], *grid[-1:]})
 

@@ -1,12 +1,13 @@
-"""Choose channels from the input on, by what the readers get once the layers before are pruned.
+"""Choice of channels from the input on, by the readers' inputs in the pruned model.
 
-The numbers of channels are those of the plan. Group by group, the readers' actual inputs ``x`` (the
-groups before being cut) are set against what the original makes of its own, ``y = W x0 + b``:
+The numbers of channels are those of the plan. Group by group, the readers' inputs ``x`` in the
+model with the groups before already cut are set against the original's responses
+``y = W x0 + b``:
 
     W* = W + (E[y x^T] - W E[x x^T]) (E[x x^T] + lambda I)^-1,     b* = E[y] - W* E[x]
 
-and the group is judged, cut, and its readers solved as if ``W*`` were their weights and the moments
-of ``x`` those of their inputs.
+and the group is ordered, cut, and its readers solved as if ``W*`` were their weights and the
+moments of ``x`` those of their inputs.
 
 Reference:
     He, Zhang & Sun 2017, section 3.2 (whole model: from the input on, against the original's
@@ -27,7 +28,7 @@ from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Layer, PlacedLayer
 from onnx_lowrank.linalg.blas_threads import blas_for
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.pruning.pruner import Kept, Pruner, Seen
+from onnx_lowrank.pruning.pruner import Kept, Pruner, ReaderTarget
 from onnx_lowrank.refit.refit import responses_of, solution
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset
@@ -36,7 +37,7 @@ __all__ = ["top_down"]
 
 Labels = npt.NDArray[np.intp]
 
-#: lambda, in units of the mean variance of the inputs
+#: ridge lambda, in units of the mean variance of the inputs
 _RIDGE = 1e-3
 
 
@@ -49,31 +50,31 @@ def top_down(
     seed: int,
     progress: Progress,
 ) -> dict[str, Labels]:
-    """As many channels as ``kept``, others perhaps.
+    """Choose channels again from the input on, as many in each group as ``kept`` has.
 
     Args:
-        pruner: of the model.
+        pruner: prunes the model.
         prepared: the model.
-        kept: numbers of channels are taken from it.
-        calibration: samples; they are read once for every group.
-        runtime: how to run.
-        seed: of the drawn positions.
-        progress: is told of every group.
+        kept: channels that stay by the plan; only their numbers count.
+        calibration: calibration samples; they are read once for every group.
+        runtime: runs the models.
+        seed: random seed of the drawn positions.
+        progress: receives one step for each group.
     """
     numbers = {layer.name: i for i, layer in enumerate(prepared.layers)}
     names = sorted(
         kept, key=lambda n: min((numbers[la.name] for la, _ in _readers(pruner, n)), default=0)
     )
     chosen: dict[str, Labels] = {}
-    seen: dict[str, Seen] = {}
+    targets: dict[str, ReaderTarget] = {}
     with progress.task("prune from the input on", len(names)) as advance:
         for number, name in enumerate(names):
-            whole = [la for la, _ in _readers(pruner, name) if la.name not in seen]
+            whole = [la for la, _ in _readers(pruner, name) if la.name not in targets]
             current = Graph(prepared.model)
-            pruner.apply(current, chosen, seen)
+            pruner.apply(current, chosen, targets)
             rng = np.random.default_rng([seed, number])
-            seen |= _measured(prepared, current, whole, calibration, runtime, rng)
-            order = pruner.judge(pruner.prunables[name], {}, seen).order
+            targets |= _measured(prepared, current, whole, calibration, runtime, rng)
+            order = pruner.order_of(pruner.prunables[name], {}, targets).order
             chosen[name] = np.sort(order[: len(kept[name])])
             advance(1)
     return chosen
@@ -90,8 +91,8 @@ def _measured(
     calibration: Dataset,
     runtime: Runtime,
     rng: np.random.Generator,
-) -> dict[str, Seen]:
-    """``W*``, ``b*`` and the moments of the actual inputs."""
+) -> dict[str, ReaderTarget]:
+    """Measure ``W*``, ``b*`` and the moments of the readers' inputs in the pruned model."""
     inputs = list(dict.fromkeys(layer.input for layer in readers))
     parts = [g.extract(g.input_types(), inputs) for g in (prepared.graph, current)]
     sessions = [runtime.session(p, lean=True) if p.proto.graph.node else None for p in parts]
@@ -108,7 +109,7 @@ def _measured(
             index = drawn_positions(positions, layer.patch, len(calibration), rng)
             before = first[layer.input].shape
             if before[:1] != x.shape[:1] or layer.geometry.positions(before) != positions:
-                continue  # the data decide how many rows there are: they are of other things
+                continue  # the number of rows depends on data: rows of both models do not match
             y = responses_of(stages[layer.name], first[layer.input], index)
             with blas_for(layer.patch):
                 rows = layer.geometry.patches(x, index)
@@ -116,10 +117,10 @@ def _measured(
     return {la.name: _solved(la.value, sums[la.name]) for la in readers}
 
 
-def _solved(layer: Layer, both: Accumulator) -> Seen:
+def _solved(layer: Layer, both: Accumulator) -> ReaderTarget:
     stage, width = layer.stage, layer.patch
     if both.says_nothing(width) or not np.isfinite(both.covariance).all():
-        return Seen(layer, both.leading(width).moments())
+        return ReaderTarget(layer, both.leading(width).moments())
     with blas_for(width):
         weights = np.stack(
             [
@@ -130,4 +131,4 @@ def _solved(layer: Layer, both: Accumulator) -> Seen:
     inputs, outputs = both.mean[:, :width], both.mean[:, width:]
     bias = (outputs - np.einsum("gnd,gd->gn", weights, inputs)).reshape(-1)
     moments: Moments = both.leading(width).moments()
-    return Seen(layer.with_stage(stage.with_matrices(weights, bias)), moments)
+    return ReaderTarget(layer.with_stage(stage.with_matrices(weights, bias)), moments)

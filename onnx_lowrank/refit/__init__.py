@@ -1,1 +1,1 @@
-"""Solving layers again against the original's responses."""
+"""Refit: solving layers again against the original's responses."""

@@ -1,11 +1,12 @@
-"""A chain fitted to what the ReLU behind it lets through.
+"""Fit of a chain to the responses behind the ReLU that follows it.
 
-From the linear solution on, in turn: the last stage is solved behind the ReLU, on the features
-``A x`` that the stages before it make of a patch ``x``; then the layer is solved towards what the
-chain's errors allow before the ReLU, and factorized anew. Rows of patches, a few drawn from every
-batch, are all that :mod:`onnx_lowrank.linalg.relu_regression` asks for. In front of a residual Add
-the ReLU is the one behind the sum, and the skip branch is given. Whatever has no less error behind
-the ReLU on held-out batches is dropped; where all is, the linear solution stays.
+It starts from the linear solution, and alternates two steps: the last stage is solved behind the
+ReLU, on the features ``A x`` that the stages before it make of a patch ``x``; then the layer is
+solved for responses that are equivalent behind the ReLU and nearest to the chain's, and factorized
+again. :mod:`onnx_lowrank.linalg.relu_regression` needs rows of patches, and a few are drawn from
+every batch. In front of a residual Add the ReLU is the one behind the sum, and the skip branch is
+given. A step that does not lower the error behind the ReLU on held-out batches is dropped; if none
+does, the linear solution stays.
 
 Reference:
     Zhang, Zou, He & Sun 2015, section 3.2.
@@ -31,24 +32,26 @@ __all__ = ["Behind", "DrawnRows", "ceiling_behind", "fitted_behind_relu"]
 
 Array = npt.NDArray[np.floating[Any]]
 
-#: rows to draw of a layer, and bytes that they may take
+#: number of rows to draw of a layer, and the largest size of them in bytes
 ROWS, BYTES = 16_384, 96 << 20
 
-#: weight of the moments of all rows beside those drawn
+#: weight of the moments of all rows against the rows drawn
 RIDGE = 0.3
 
-#: times that a chain is made anew, while that helps, and rows drawn for each column of its layer
-#: below which that is hardly ever
-ROUNDS, ROWS_EACH = 2, 8
+#: largest number of times that a chain is factorized again
+ROUNDS = 2
+
+#: smallest number of rows for each column with which a chain is factorized again
+ROWS_EACH = 8
 
 
 @dataclass(frozen=True)
 class Behind:
-    """Errors behind the ReLU on held-out rows, relative.
+    """Relative errors behind the ReLU on held-out rows.
 
     Attributes:
-        linear: of the linear solution.
-        error: of the one that is taken.
+        linear: error of the linear solution.
+        error: error of the chain that is taken.
     """
 
     linear: float
@@ -56,18 +59,18 @@ class Behind:
 
     @property
     def gain(self) -> float:
-        """Part of the error that is gone."""
+        """Part of the error that the fit removes."""
         return 1 - self.error / self.linear if self.linear > 0 else 0.0
 
 
 class DrawnRows:
-    """Rows of patches, and of what stands before the ReLU, a few of every batch.
+    """Rows of patches and of the tensor before the ReLU, a few drawn from every batch.
 
     Args:
-        width: columns of all groups together, outputs and skips included.
-        batches: that are to come.
-        ceiling: of the ReLU.
-        rng: draws.
+        width: number of columns of all groups together, outputs and skips included.
+        batches: number of batches to come.
+        ceiling: upper bound of the ReLU; infinite for none.
+        rng: random generator of the draws.
     """
 
     def __init__(self, width: int, batches: int, ceiling: float, rng: np.random.Generator) -> None:
@@ -77,7 +80,14 @@ class DrawnRows:
         self._parts: dict[bool, list[tuple[Array, Array, Array]]] = {False: [], True: []}
 
     def add(self, patches: Array, total: Array, skip: Array, held: bool) -> None:
-        """Draw from a batch: ``(groups, rows, .)`` of inputs, sums wanted and their given part."""
+        """Draw rows from a batch.
+
+        Args:
+            patches: inputs ``(groups, rows, d)``.
+            total: sums that the original has before the ReLU, ``(groups, rows, n)``.
+            skip: given part of these sums, ``(groups, rows, n)``.
+            held: whether the batch is held out.
+        """
         count = patches.shape[1]
         at = np.sort(self._rng.choice(count, min(self._each, count), replace=False))
         drawn = patches[:, at], total[:, at], skip[:, at]
@@ -92,14 +102,14 @@ class DrawnRows:
         return any(self._parts.values())
 
     def rows(self, held: bool) -> tuple[Array, Array, Array]:
-        """Patches, wanted and given rows of the batches to fit on, or of those held out."""
+        """Rows of patches, wanted outputs and skips, of the batches to fit on or held out."""
         parts = self._parts[held] or self._parts[not held]
         x, y, s = (np.concatenate(p, axis=1) for p in zip(*parts, strict=True))
         return x, y, s
 
 
 def ceiling_behind(graph: Graph, tensor: str) -> float | None:
-    """Where the ReLU that alone reads ``tensor`` ends; None where there is no such ReLU."""
+    """Upper bound of the ReLU that alone reads ``tensor``; None where there is no such ReLU."""
     readers = graph.consumers(tensor)
     if (
         len(readers) != 1
@@ -128,14 +138,17 @@ def fitted_behind_relu(
     moments: Moments,
     drawn: DrawnRows,
 ) -> tuple[Chain, Behind] | None:
-    """The best chain found; None where steps are no plain stages.
+    """Fit a chain behind the ReLU that follows it.
 
     Args:
         chain: the linear solution, with a bias.
-        stage: the layer that it was cut from.
-        cut: makes a chain of a layer and the moments of its input.
-        moments: of its input, of all rows.
-        drawn: rows.
+        stage: the layer that it was factorized from.
+        cut: factorizes a layer under the moments of its input.
+        moments: moments of its input over all rows.
+        drawn: rows to fit on and to judge by.
+
+    Returns:
+        The best chain found and its errors; None where a step is not a plain stage.
     """
     if moments.covariance is None or chain.last.bias is None:
         return None
@@ -153,7 +166,7 @@ def fitted_behind_relu(
 
 
 class _Fit:
-    """What is known of one layer and its rows."""
+    """The problem of one layer with its rows."""
 
     def __init__(self, stage: Stage, moments: Moments, drawn: DrawnRows) -> None:
         assert moments.covariance is not None
@@ -166,12 +179,12 @@ class _Fit:
 
     @property
     def tells_of_layer(self) -> bool:
-        """Whether the rows are enough to solve the layer itself, not a last stage alone."""
+        """Whether the rows are enough to solve the whole layer, not only a last stage."""
         _, rows, columns = self._fit[0].shape
         return bool(rows >= ROWS_EACH * columns)
 
     def error(self, chain: Chain) -> float:
-        """Behind the ReLU, on held-out rows, relative."""
+        """Relative error of a chain behind the ReLU on held-out rows."""
         x, y, s = self._held
         total = 0.0
         for g, (weight, bias) in enumerate(zip(*self._whole(chain), strict=True)):
@@ -181,7 +194,7 @@ class _Fit:
         return total / self._energy
 
     def with_last_solved(self, chain: Chain) -> tuple[Chain, float]:
-        """``chain``, or what is better of it with another last stage, and the error."""
+        """Solve the last stage again; return the better one of both chains, and its error."""
         last, maps = chain.last, _features(chain, self._stage.groups)
         assert isinstance(last, Stage)
         assert maps is not None
@@ -203,7 +216,7 @@ class _Fit:
         return (tried, error) if error < least else (chain, least)
 
     def step(self, chain: Chain) -> Stage:
-        """The layer that one round leads to from the responses of ``chain``."""
+        """Solve the layer once, from the responses of ``chain``."""
         found = [
             problem.step(problem.response(weight, bias), SCHEDULE[0])
             for problem, weight, bias in zip(self._problems, *self._whole(chain), strict=True)
@@ -224,7 +237,7 @@ class _Fit:
         ]  # fmt: skip
 
     def _whole(self, chain: Chain) -> tuple[Array, Array]:
-        """The map of a chain ``(groups, N / groups, d)`` and its bias ``(groups, N / groups)``."""
+        """Map of a chain ``(groups, N / groups, d)``, and its bias ``(groups, N / groups)``."""
         last = chain.last
         assert isinstance(last, Stage)
         return chain.dense(self._stage.groups).reshape(self._stage.matrices.shape), _biases(last)
@@ -236,7 +249,7 @@ def _biases(stage: Stage) -> Array:
 
 
 def _features(chain: Chain, groups: int) -> Array | None:
-    """The map ``A (groups, p, d)`` of all stages but the last, to the patch of the last."""
+    """Map ``A (groups, p, d)`` of all stages but the last; None if one is not a plain stage."""
     last = chain.last
     if not isinstance(last, Stage) or last.groups != groups:
         return None

@@ -1,19 +1,20 @@
-"""Solve each chain again, from input to output, with the layers before it already compressed.
+"""Refit of each chain, from input to output, with the layers before it already compressed.
 
-Every layer is fitted to the responses ``y`` of the original model on its actual input ``x``:
+Every layer is fitted to the responses ``y`` of the original model on its input ``x`` in the
+compressed model:
 
     W* = W + (E[y x^T] - W E[x x^T]) (E[x x^T] + lambda I)^-1,     b* = E[y] - W* E[x]
 
-(moments centred) and ``W*`` is factorized anew, in the metric of the actual input, by the method
-and rank of the plan; so errors of earlier layers are repaired rather than handed on. Solving the
-whole chain instead of its last stage costs the larger moments and gives back more: on CIFAR-10
-ResNet-56 at half its MACs one point of accuracy. Layers that the plan keeps are solved alike where
-something before them changed. In front of a residual Add the target is the original sum minus the
-current skip branch. ``lambda`` shrinks towards the weights at hand and is chosen on calibration
-samples that the fit did not see; leaving the weights as they are is among the choices.
+(moments centred) and ``W*`` is factorized again, in the metric of that input, by the method and
+rank of the plan; so errors of earlier layers are repaired rather than passed on. Solving the whole
+chain instead of its last stage needs larger moments and gains more: on CIFAR-10 ResNet-56 at half
+its MACs one point of accuracy. Layers that the plan keeps are solved in the same way where a layer
+before them changed. In front of a residual Add the target is the original sum minus the current
+skip branch. ``lambda`` shrinks towards the present weights and is chosen on calibration samples
+that the fit did not see; keeping the weights is among the choices.
 
 Both models advance layer by layer from stored tensors of the last step, so the whole costs about
-one run of each, and only the tensors alive at one point are kept.
+one run of each, and only the tensors that are still needed are stored.
 
 Reference:
     Zhang et al. 2015, section 3.2 (asymmetric reconstruction); He et al. 2017.
@@ -49,7 +50,7 @@ __all__ = ["Refit", "Task", "refit", "responses_of", "solution"]
 Array = npt.NDArray[np.floating[Any]]
 Rows = dict[str, npt.NDArray[Any]]
 
-#: every so many batches one is held out to choose the ridge
+#: one of this many batches is held out to choose the ridge
 HELD_OUT = 5
 #: ridges tried, in units of the mean variance of the inputs
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, np.inf)
@@ -57,16 +58,16 @@ RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, np.inf)
 
 @dataclass(frozen=True)
 class Task:
-    """One chain to solve.
+    """A chain to solve again.
 
     Attributes:
         written: the chain in the compressed graph.
-        stage: what is solved: the layer as it was before the chain, or the chain's last stage.
-        cut: makes the chain of what was solved and of the moments of its input.
-        reads: the tensor that ``stage`` reads in the compressed graph.
-        original: the layer as the original has it, all its channels there.
-        source: tensor that it reads there.
-        rows: which of its outputs are left, as a mask; None for all.
+        stage: the stage to solve: the layer before it was replaced, or the chain's last stage.
+        cut: makes the chain from the solved stage and the moments of its input.
+        reads: name of the tensor that ``stage`` reads in the compressed graph.
+        original: the layer of the original model, with all its channels.
+        source: name of the tensor that the layer reads in the original model.
+        rows: mask of the outputs that stay; None for all.
     """
 
     written: Written
@@ -80,14 +81,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Refit:
-    """What one refit did.
+    """Result of refitting one layer.
 
     Attributes:
-        layer: name.
-        ridge: chosen; infinite where the weights stayed.
-        error_before: of the full layer on its actual input, relative, on held-out samples.
-        error_after: the same with the weights ``W*``.
-        behind_relu: errors of the chain, where it was fitted behind a ReLU.
+        layer: name of the layer.
+        ridge: ridge that was chosen; infinite where the weights stayed.
+        error_before: relative error of the unfactorized layer with its present weights, on its
+            input in the compressed model, on held-out samples.
+        error_after: the same error with the weights ``W*``.
+        behind_relu: errors of the chain behind the ReLU, where it was fitted there.
     """
 
     layer: str
@@ -114,20 +116,23 @@ def refit(
 
     Args:
         original: the canonical model that was compressed.
-        compressed: the same with chains in it.
-        tasks: in topological order.
+        compressed: the model with chains in the place of layers; it is changed.
+        tasks: chains to solve, in topological order.
         dataset: calibration samples.
-        runtime: how to run.
-        size: samples at a time.
-        seed: of the drawn positions.
-        memory: bytes of stored tensors; beyond it they wait on disk.
-        progress: is told of every chain.
-        behind_relu: fit last stages to what a ReLU lets through, where one follows.
+        runtime: runs the models.
+        size: number of samples in a batch.
+        seed: random seed of the drawn positions.
+        memory: largest size of tensors stored in memory, in bytes; the rest is stored on disk.
+        progress: receives one step for each chain.
+        behind_relu: whether to fit chains behind the ReLU that follows, where one does.
+
+    Returns:
+        A result for each chain that could be solved.
     """
     size = min(size, max(1, len(dataset) // (2 * HELD_OUT)))
     targets = [destination(compressed, t.written.layer) for t in tasks]
     reference = Walker(original, dataset, size, runtime, memory)
-    # a response that is no tensor is made anew from what the original layer reads
+    # a response that is not a tensor is computed from the input of the original layer
     seen = [g.total or t.source for t, g in zip(tasks, targets, strict=True)]
     reference.plan([(tensor,) for tensor in seen])
     current = Walker(compressed, dataset, size, runtime, memory)
@@ -156,7 +161,7 @@ def _accumulate(
     rng: np.random.Generator,
     drawn: DrawnRows | None,
 ) -> tuple[Accumulator, Accumulator]:
-    """Moments of ``[x, y]`` over the batches to fit on, and over those held out."""
+    """Accumulate the moments of ``[x, y]`` over the batches to fit on, and over those held out."""
     geometry = task.stage.geometry
     groups, outputs, width = task.stage.matrices.shape
     fit, held = (Accumulator(groups, width + outputs) for _ in range(2))
@@ -189,7 +194,7 @@ def _accumulate(
 def responses_of(
     stage: Stage, values: npt.NDArray[Any], index: npt.NDArray[np.intp] | None
 ) -> Array:
-    """Rows ``(groups, rows, N / groups)`` that ``stage`` makes of its input."""
+    """Responses ``(groups, rows, N / groups)`` of ``stage`` to its input ``values``."""
     patches = stage.geometry.patches(values.astype(np.float32, copy=False), index)
     weights = stage.matrices.astype(np.float32)
     made: Array = patches @ weights.swapaxes(1, 2)
@@ -201,7 +206,7 @@ def responses_of(
 def _drawn(
     graph: Graph, task: Task, target: Destination, batches: float, seed: list[int]
 ) -> DrawnRows | None:
-    """Room for rows, where a ReLU follows."""
+    """Make an empty collection of rows where a ReLU follows; None where none does."""
     ceiling = ceiling_behind(graph, target.total) if target.total else None
     if ceiling is None:
         return None
@@ -248,7 +253,7 @@ def _solve(
 
 
 def _least(error: Callable[[float], float]) -> float:
-    """The ridge of least error: downhill from the middle of those tried, for each is a solve."""
+    """Find the ridge of least error, downhill from the middle, as each one costs a solve."""
     best = len(RIDGES) // 2
     for step in (-1, 1):
         while 0 <= best + step < len(RIDGES) and error(RIDGES[best + step]) < error(RIDGES[best]):
@@ -257,12 +262,12 @@ def _least(error: Callable[[float], float]) -> float:
 
 
 def solution(start: Array, covariance: Array, ridge: float) -> Array:
-    """Weights ``W*`` of one group under a ridge; see the module.
+    """Weights ``W*`` of one group under a ridge, by the module's formula.
 
     Args:
-        start: weights at hand, ``(n, d)``.
-        covariance: of ``[x, y]``, ``(d + n, d + n)``.
-        ridge: in units of the mean variance of ``x``; infinite for the weights at hand.
+        start: present weights, ``(n, d)``.
+        covariance: covariance of ``[x, y]``, ``(d + n, d + n)``.
+        ridge: ridge in units of the mean variance of ``x``; infinite keeps the present weights.
     """
     width = start.shape[1]
     inputs = covariance[:width, :width]
@@ -274,18 +279,18 @@ def solution(start: Array, covariance: Array, ridge: float) -> Array:
     residual = (covariance[width:, :width] - start @ inputs).T
     try:
         step: Array = linalg.solve(shifted, residual, assume_a="pos", check_finite=False)
-    except linalg.LinAlgError:  # less than the rounding of the sums: no ridge at all
+    except linalg.LinAlgError:  # the ridge is smaller than the rounding of the sums
         return start
     return start + step.T
 
 
 def _held_error(weight: Array, covariance: Array, shift: Array) -> float:
-    """``E ||y - W x - b||^2`` on the held-out part, ``b`` from the fitted part.
+    """Error ``E ||y - W x - b||^2`` on the held-out part, with ``b`` from the fitted part.
 
     Args:
-        weight: ``(n, d)``.
-        covariance: of the held-out ``[x, y]``.
-        shift: of their means against those of the fitted part.
+        weight: weights ``W (n, d)``.
+        covariance: covariance of the held-out ``[x, y]``, ``(d + n, d + n)``.
+        shift: mean of the held-out ``[x, y]`` minus that of the fitted part, ``(d + n,)``.
     """
     width = weight.shape[1]
     inputs, cross = covariance[:width, :width], covariance[width:, :width]

@@ -1,12 +1,12 @@
-"""How much of each layer's error reaches the outputs, measured around a plan.
+"""Sensitivities: how much of each layer's error reaches the outputs, measured around a plan.
 
     s_l = (E - E_l) / eps_l
 
-``E`` is the relative error of the outputs of the model as planned and repaired, ``E_l`` the same
-with layer ``l`` solved again but not taken apart, ``eps_l`` its planned error. Weights measured
-around the original, one layer compressed at a time, or around a plan that is not repaired, made
-worse plans than equal ones: they know nothing of what later layers repair. Those measured here are
-damped, for they hold near the plan alone:
+``E`` is the relative error of the outputs of the model as planned and refitted, ``E_l`` the same
+with layer ``l`` refitted but not factorized, ``eps_l`` its planned error. Sensitivities measured
+around the original, one layer compressed at a time, or around a plan that is not refitted, made
+worse plans than equal ones, as they ignore what later layers repair. The sensitivities measured
+here hold only near the plan, so they are damped:
 
     factor_l = clip(s_l / median(s), 1/4, 4)^(1/2)
 """
@@ -34,23 +34,25 @@ from onnx_lowrank.samples.dataset import Dataset
 
 __all__ = ["Repaired", "measured_factors", "recorded"]
 
-#: samples to measure on, at the most and at the least, and bytes of outputs of the original held
-SAMPLES, FEWEST, LARGEST = 100, 10, 64 << 20
-#: runs through all samples, about, that it may take
+#: largest and smallest number of samples to measure on
+SAMPLES, FEWEST = 100, 10
+#: largest size of the stored outputs of the original, in bytes
+LARGEST = 64 << 20
+#: number of runs through all samples that the measuring may cost, approximately
 PASSES = 4
-#: power and bounds of a weight
+#: power and bound of a factor
 DAMPING, BOUND = 0.5, 4.0
-#: an improvement that is less than this part of the whole error counts as that
+#: smallest improvement that counts, as a part of the whole error
 _LEAST = 1e-4
 
 
 @dataclass(frozen=True)
 class Repaired:
-    """What the repair made of one layer.
+    """Result of the refit of one layer.
 
     Attributes:
-        solved: the layer, fitted to what it reads now.
-        chain: that was cut from it.
+        solved: the layer, fitted to its input in the compressed model.
+        chain: the chain that was factorized from it.
     """
 
     solved: Stage
@@ -67,17 +69,17 @@ def measured_factors(
     size: int,
     progress: Progress,
 ) -> dict[str, float]:
-    """Factors on the weights of the layers that a plan takes apart, by name.
+    """Measure factors on the weights of the layers that a plan replaces, by name.
 
     Args:
-        source: the original.
-        work: the model that the plan is of, before its chains.
-        repaired: all layers that the repair solved, those that are kept as well.
-        errors: weighted errors of the plan, of the layers that it takes apart.
+        source: the original model.
+        work: the model that the plan is applied to, before its chains.
+        repaired: results of the refit of all layers that it solved, also of those that are kept.
+        errors: weighted errors of the layers that the plan replaces, by name.
         data: calibration samples.
-        runtime: how to run.
-        size: samples at a time.
-        progress: is told of every layer.
+        runtime: runs the models.
+        size: number of samples in a batch.
+        progress: receives one step for each layer.
     """
     count = PASSES * len(data) // max(len(errors), 1)
     count = min(max(count, FEWEST), SAMPLES, len(data))
@@ -88,7 +90,7 @@ def measured_factors(
         for name, error in errors.items():
             if name in repaired and error > 0 and 0 < whole < math.inf:
                 without = reference.error(_built(work, repaired, name))
-                if without < math.inf:  # else it cannot be measured, and the weight stays 1
+                if without < math.inf:  # a layer that cannot be measured keeps the factor 1
                     shares[name] = max(whole - without, _LEAST * whole) / error
             advance(1)
     middle = float(np.median(list(shares.values()))) if shares else 1.0
@@ -99,7 +101,7 @@ def measured_factors(
 
 
 def recorded(task: Task, into: dict[str, Repaired]) -> Task:
-    """``task``, which puts what it makes into ``into`` as well, by name of the layer."""
+    """A copy of ``task`` that also stores its result in ``into``, by name of the layer."""
 
     def cut(stage: Stage, moments: Moments) -> Chain:
         chain = task.cut(stage, moments)
@@ -110,7 +112,7 @@ def recorded(task: Task, into: dict[str, Repaired]) -> Task:
 
 
 class _Reference:
-    """Outputs of the original on as many samples as may be held."""
+    """Outputs of the original, on as many samples as may be stored."""
 
     def __init__(self, source: Model, data: Dataset, runtime: Runtime, size: int) -> None:
         self._observer = Observer(source, data, runtime, size)
@@ -124,7 +126,7 @@ class _Reference:
             self._held.append((feed, outputs))
 
     def error(self, model: Model) -> float:
-        """Relative error of all floating-point outputs together; infinite where it is no number."""
+        """Relative error of all floating-point outputs together; infinite where it is NaN."""
         session = self._observer.session(model)
         signal = noise = 0.0
         for feed, reference in self._held:
@@ -139,7 +141,7 @@ class _Reference:
 
 
 def _built(work: Model, repaired: Mapping[str, Repaired], whole: str | None) -> Model:
-    """``work`` with what the repair made of its layers, one of them not taken apart."""
+    """Write the refitted layers into ``work``; the layer ``whole`` without factorizing it."""
     graph = Graph(work)
     layers = {layer.name: layer for layer in find_layers(graph)[0]}
     for name, made in repaired.items():

@@ -1,4 +1,4 @@
-"""Run a model piece by piece over the same batches, keeping only the tensors still needed."""
+"""Running a model step by step over the same batches, storing only the tensors still needed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["Walker"]
 
 
 class Walker:
-    """Advances over a model; weights that it has not come to may change in between.
+    """Runs a model step by step; weights of later steps may change in between.
 
     Args:
         graph: the model.
         dataset: samples.
-        size: of a batch.
-        runtime: how to run.
-        memory: bytes of stored tensors; beyond it they wait on disk.
+        size: number of samples in a batch.
+        runtime: runs the model.
+        memory: largest size of tensors stored in memory, in bytes; the rest is stored on disk.
     """
 
     def __init__(
@@ -34,18 +34,18 @@ class Walker:
         self._graph, self._dataset, self._size = graph, dataset, size
         self._runtime, self._memory = runtime, memory
         self._steps: list[tuple[str, ...]] = []
-        #: sequences, strings and the like, which are made anew in each step instead of being kept
+        #: sequences, strings and other values that are computed again in each step, not stored
         self._unkept = no_tensors(graph)
         self._done = set(graph.inputs)
         self._types = graph.input_types()
         self._stored: Spool | None = None
 
     def plan(self, steps: Sequence[tuple[str, ...]]) -> None:
-        """The tensors to come: for each step the one to stop at, then others to look at."""
+        """Set the tensors of each step: the one to stop at, then others to return."""
         self._steps = list(steps)
 
     def advance(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        """Batches of the tensors of the next step."""
+        """Run the next step; yield its tensors batch by batch."""
         graph, step = self._graph, self._steps.pop(0)
         self._done |= graph.ancestors(step[:1], self._done) - self._unkept
         ahead = {t for s in self._steps for t in s}

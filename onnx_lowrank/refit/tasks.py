@@ -1,4 +1,4 @@
-"""What a refit solves again: every chain, and kept layers behind the first change."""
+"""Tasks of a refit: every chain, and every kept layer behind the first change."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def refit_tasks(
     passes: Sequence[Factorization],
     repair: str = DEFAULT_REPAIR,
 ) -> list[Task]:
-    """The tasks, in topological order; kept layers are written anew so that they can be changed.
+    """List the tasks in topological order; kept layers are rewritten so that they can be changed.
 
-    Layers that read as many rows as the data decide, as behind NonMaxSuppression, are left out.
+    Layers whose number of rows depends on data, as behind NonMaxSuppression, are left out.
 
     Args:
         original: the canonical model.
-        work: the same without the channels that go; itself where none do.
-        remains: what that cut left of the tensors.
-        compressed: ``work`` with chains in it; changed.
-        written: the chains.
-        decisions: by layer name.
-        passes: that made the chains.
-        repair: ``last`` has their last stages solved, all else the layers.
+        work: the model without its pruned channels; ``original`` itself where none are pruned.
+        remains: tensors of the model after that cut.
+        compressed: ``work`` with chains in the place of layers; it is changed.
+        written: the chains, by layer name.
+        decisions: decisions of the plan, by layer name.
+        passes: passes that made the chains.
+        repair: refit mode; ``last`` solves the last stages of chains, other modes the layers.
     """
     targets = {layer.name: layer for layer in find_layers(compressed)[0]}
     before = {layer.name: layer for layer in original.layers}
@@ -55,13 +55,13 @@ def refit_tasks(
     tasks = []
     loose = data_shapes(compressed).surely
     for layer in work.layers:
-        if layer.input in loose:  # rows of both models are not of the same things
+        if layer.input in loose:  # rows of both models do not match
             changed.add(layer.output)
             continue
         stage, first = layer.stage, before[layer.name]
         rows = _rows(original.graph, first, remains)
         if layer.name in written and decisions[layer.name].decision == SHARE:
-            changed.add(layer.output)  # fitted to all its readers; no one's own response is it
+            changed.add(layer.output)  # a shared chain is fitted to several layers at once
             continue
         if layer.name in written:
             chain = written[layer.name]
@@ -87,7 +87,7 @@ def refit_tasks(
 
 
 def _rows(graph: Graph, layer: PlacedLayer, remains: Remains) -> npt.NDArray[np.bool_] | None:
-    """Which outputs of a layer are left, as a mask; None for all."""
+    """Mask of the outputs of a layer that stay; None for all."""
     total = destination(graph, layer).total or layer.output
     masks = remains.kept.get(total) or remains.kept.get(layer.output, {})
     return next(iter(masks.values()), None)
@@ -105,7 +105,7 @@ def _last_of(chain: Chain) -> Callable[[Stage, Moments], Chain]:
 
 
 def _input_of_last(graph: Graph, written: Written) -> str:
-    """What the last stage of a chain reads: all else that its node has is constant."""
+    """Name of the tensor that a chain's last stage reads, its node's only varying input."""
     weight = written.constants[-1 if written.chain.last.bias is None else -2]
     (node,) = graph.consumers(weight)
     names = (str(t.name) for t in node.inputs)

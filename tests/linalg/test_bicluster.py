@@ -268,8 +268,8 @@ def test_dead_channels_and_kernels_of_zeros_are_no_trouble(
         ((4, 2), (1, 1), "do not divide 6 inputs"),
         ((2, 3), (1, 1), "do not divide 6 inputs and 8 outputs"),
         ((0, 2), (1, 1), "do not divide"),
-        ((2, 2), (0, 1), "1 at least"),
-        ((2, 2), 0, "1 at least"),
+        ((2, 2), (0, 1), "1 or more"),
+        ((2, 2), 0, "1 or more"),
     ],
 )
 def test_misuse(groups: tuple[int, int], ranks: tuple[int, int] | int, message: str) -> None:

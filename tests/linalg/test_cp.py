@@ -172,7 +172,7 @@ def test_the_tensor_is_left_alone() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "rank", "starts", "message"),
-    [((4,), 1, 1, "needs 2"), ((4, 4), 0, 1, "1 at least"), ((4, 4), 1, 0, "1 at least")],
+    [((4,), 1, 1, "needs 2"), ((4, 4), 0, 1, "1 or more"), ((4, 4), 1, 0, "1 or more")],
 )
 def test_misuse(shape: tuple[int, ...], rank: int, starts: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -99,7 +99,7 @@ def test_whole_pairs_are_a_circulant_projection_of_n_numbers(n: int, seed: int) 
             again = linalg.circulant(basis.generator(rank))
             assert relative(placed, again) < 1e-12
         else:
-            with pytest.raises(ValueError, match="parts a pair"):
+            with pytest.raises(ValueError, match="separates the two"):
                 basis.generator(rank)
 
 

@@ -79,7 +79,7 @@ def test_forms_and_their_ranks() -> None:
     assert [f.variant for f in forms] == ["core 2x2", "core 4x4", "outer 2x2", "outer 4x4"]
     for form in forms:
         assert form.error((2, 2)) <= form.error((1, 1)) + 1e-9
-    with pytest.raises(ValueError, match="do not meet"):
+    with pytest.raises(ValueError, match="must be equal"):
         forms[-1].cut((1, 2))
 
 
@@ -88,7 +88,7 @@ def test_forms_and_their_ranks() -> None:
     [
         ((4, 4, 1, 1), 1, "has no spatial kernel"),
         ((4, 1, 3, 3), 4, "is depthwise: each group reads one channel"),
-        ((8, 3, 3, 3), 1, "3 inputs and 8 outputs do not fall into equal clusters"),
+        ((8, 3, 3, 3), 1, "3 inputs and 8 outputs cannot be divided into equal clusters"),
     ],
 )
 def test_left_alone(shape: tuple[int, ...], groups: int, reason: str) -> None:

@@ -121,8 +121,8 @@ def test_left_alone(kind: str) -> None:
             "Gemm", ["x", "w"], ["y"], name="layer", transA=int(kind == "transA")
         )
     layer = only_layer(make_model([node], {"x": [None, None]}, ["y"], {"w": weight}))
-    reason = {"narrow": "a matrix of (8, 3) has no factors worth a train"}
-    wanted = reason.get(kind, "contracts the last but one axis")
+    reason = {"narrow": "a matrix of (8, 3) is too small for a train"}
+    wanted = reason.get(kind, "contracts the second last axis of its input")
     assert TensorTrainPass().refuses(layer) == Skip(wanted)
 
 

@@ -73,7 +73,7 @@ def test_convolutions_are_cut_in_blocks() -> None:
 def test_parameters_know_no_blocks(metric: str) -> None:
     (only,) = grids(stack(40, 16), metric)
     assert fewer(only["conv1"]) == list(range(39, 0, -1))
-    assert all(r.toll is None for r in only.values())
+    assert all(r.uncounted_cost is None for r in only.values())
 
 
 def dense() -> ModelProto:
@@ -90,14 +90,14 @@ def test_dense_layers_are_cut_anywhere() -> None:
 def test_a_gather_takes_the_time_of_its_numbers() -> None:
     """Of single numbers three times that of whole planes; nothing where all are read."""
     (mlp,) = grids(dense(), "macs")
-    toll = mlp["gemm1 (input)"].toll
-    assert toll is not None
-    np.testing.assert_allclose(toll[[0, 32, 63]], 3 * MOVED * np.array([0, 32, 63]))
-    assert toll[64] == 0
-    assert mlp["gemm1"].toll is None
+    cost = mlp["gemm1 (input)"].uncounted_cost
+    assert cost is not None
+    np.testing.assert_allclose(cost[[0, 32, 63]], 3 * MOVED * np.array([0, 32, 63]))
+    assert cost[64] == 0
+    assert mlp["gemm1"].uncounted_cost is None
     blocks, *_ = grids(fc.build("residual")[0], "macs")
-    tolls = [r.toll for r in blocks.values() if r.toll is not None]
-    assert len(tolls) == sum(name.endswith("(input)") for name in blocks) > 0
+    costs = [r.uncounted_cost for r in blocks.values() if r.uncounted_cost is not None]
+    assert len(costs) == sum(name.endswith("(input)") for name in blocks) > 0
 
 
 @pytest.mark.parametrize("metric", ["macs", "params"])

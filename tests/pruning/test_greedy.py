@@ -185,18 +185,18 @@ def test_a_budget_out_of_reach_names_what_is_reached() -> None:
         plan_counts([], stack.ledger(), Budget(1.0))
 
 
-def test_a_toll_is_weighed_but_not_counted() -> None:
-    """What is no saving after its toll is left alone; the budget counts the saving alone."""
+def test_an_uncounted_cost_is_weighed_but_not_counted() -> None:
+    """What is no saving after its cost is left alone; the budget counts the saving alone."""
     losses = np.linspace(0.1, 0, 5)
     counts = np.arange(4, 0, -1)
     free = Removable("free", 2 * losses, counts, (Side(0, True, 1),))
-    for toll, wanted in ((0.0, {"free": 4, "dear": 2}), (3.9, {"free": 2, "dear": 4})):
-        charge = np.array([toll / 2, toll / 2, toll, toll, 0.0])
-        dear = Removable("dear", losses, counts, (Side(1, True, 1),), toll=charge)
+    for cost, wanted in ((0.0, {"free": 4, "dear": 2}), (3.9, {"free": 2, "dear": 4})):
+        charge = np.array([cost / 2, cost / 2, cost, cost, 0.0])
+        dear = Removable("dear", losses, counts, (Side(1, True, 1),), uncounted_cost=charge)
         ledger = Ledger([4.0, 4.0], [4, 4], [1, 1])
         assert plan_counts([free, dear], ledger, Budget(6.0)) == wanted
         assert ledger.total == pytest.approx(6.0)
-    dear = replace(dear, toll=np.array([9.0, 9.0, 9.0, 9.0, 0.0]))
+    dear = replace(dear, uncounted_cost=np.array([9.0, 9.0, 9.0, 9.0, 0.0]))
     with pytest.raises(OutOfReachError):
         plan_counts([dear], Ledger([4.0, 4.0], [4, 4], [1, 1]), Budget(7.0))
 

@@ -20,7 +20,7 @@ from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning import shared_budget as prune_split
 from onnx_lowrank.pruning.greedy import Budget
 from onnx_lowrank.pruning.pruner import Kept, Pruner
-from onnx_lowrank.pruning.shared_budget import SHARES, Rest, share_budget
+from onnx_lowrank.pruning.shared_budget import SHARES, Factorizing, share_budget
 from onnx_lowrank.samples.split import gather
 from tests import fixtures_models as fm
 
@@ -61,8 +61,8 @@ class Split:
     def budget(self, ratio: float) -> Budget:
         return Budget(ratio * self.pruner.cost, f"macs={ratio:g}", self.pruner.cost)
 
-    def rest(self) -> Rest:
-        return Rest(self.pruner, self.prepared, self.factorizations, self.measure, "macs")
+    def rest(self) -> Factorizing:
+        return Factorizing(self.pruner, self.prepared, self.factorizations, self.measure, "macs")
 
     def totals(self, ratio: float) -> list[tuple[float, dict[str, int]]]:
         """Loss and numbers of channels at each share that can be, nothing kept between them."""
@@ -145,7 +145,7 @@ def test_a_budget_that_no_share_meets() -> None:
         BudgetError, match=r"macs=0\.001: these passes cannot go below 0\.\d+ of the"
     ) as caught:
         case.share(0.001)
-    reached = float(str(caught.value).split("reach ")[1].split()[0])
+    reached = float(str(caught.value).split("below ")[1].split()[0])
     assert case.share(reached)
 
 

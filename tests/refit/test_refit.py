@@ -92,7 +92,7 @@ def compressed(rank: int = 4, **options: Any) -> Case:
 # what it is for
 
 
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "cannot have a bias"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_full_rank_stays_what_it_was(bias: bool) -> None:
     case = Case(fm.residual_net(bias=bias), dict.fromkeys(CONVS))
     assert case.error() < 1e-5

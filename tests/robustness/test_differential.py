@@ -150,7 +150,7 @@ def budgeted(seed: int, count: Count) -> None:
         result = fm.quick_compress(case.proto, target=f"{metric}={ratio}", **options)
         verdict = "kept"
     except BudgetError as error:
-        reach = re.search(r"reach (0\.\d+) of the original", str(error))
+        reach = re.search(r"below (0\.\d+) of the original", str(error))
         if reach is None or (least := float(reach[1]) + 0.001) >= 1:
             count("differential, budgets", "out of reach")
             return

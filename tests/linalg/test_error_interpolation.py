@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_lowrank.linalg.falling import falling
+from onnx_lowrank.linalg.error_interpolation import interpolated_errors
 from tests.support import quick, rng
 
 
@@ -16,9 +16,9 @@ def test_it_meets_its_points_and_never_rises(count: int, seed: int) -> None:
     at = np.cumsum(random.uniform(0.5, 20, size=count))
     errors = np.cumprod(random.uniform(0.01, 1, size=count))
     wanted = np.linspace(at[0], 2 * at[-1], 200)
-    curve = falling(at.tolist(), errors.tolist(), wanted.tolist())
+    curve = interpolated_errors(at.tolist(), errors.tolist(), wanted.tolist())
     np.testing.assert_allclose(
-        falling(at.tolist(), errors.tolist(), at.tolist()), errors, rtol=1e-12
+        interpolated_errors(at.tolist(), errors.tolist(), at.tolist()), errors, rtol=1e-12
     )
     assert np.all(np.diff(curve) <= 1e-12 * curve[:-1])
     for x, e in zip(wanted, curve, strict=True):
@@ -28,22 +28,24 @@ def test_it_meets_its_points_and_never_rises(count: int, seed: int) -> None:
 
 
 def test_an_exponential_decay_is_exact_inside_and_half_as_steep_beyond() -> None:
-    curve = falling([3, 5, 12], list(np.exp([-0.3, -0.5, -1.2])), [3.0, 7.5, 12.0, 40.0])
+    curve = interpolated_errors(
+        [3, 5, 12], list(np.exp([-0.3, -0.5, -1.2])), [3.0, 7.5, 12.0, 40.0]
+    )
     np.testing.assert_allclose(np.log(curve), [-0.3, -0.75, -1.2, -1.2 - 0.05 * 28], rtol=1e-12)
 
 
 def test_one_point_is_a_bound() -> None:
-    assert falling([4], [0.25], [4, 8, 100]).tolist() == [0.25, 0.25, 0.25]
+    assert interpolated_errors([4], [0.25], [4, 8, 100]).tolist() == [0.25, 0.25, 0.25]
 
 
 @pytest.mark.parametrize(
     ("at", "errors", "wanted", "message"),
     [
-        ([1, 2], [0.1, 0.2], [1], "errors that fall"),
-        ([1, 2], [0.1, 0.0], [1], "above zero"),
-        ([2, 3], [0.2, 0.1], [1], "before 2"),
+        ([1, 2], [0.1, 0.2], [1], "must not rise"),
+        ([1, 2], [0.1, 0.0], [1], "must be positive"),
+        ([2, 3], [0.2, 0.1], [1], "below 2"),
     ],
 )
 def test_misuse(at: list[float], errors: list[float], wanted: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        falling(at, errors, wanted)
+        interpolated_errors(at, errors, wanted)
