@@ -111,6 +111,9 @@ CASES: dict[str, tuple[Callable[[], tuple[Any, dict[str, Any]]], dict[str, Any]]
     "lstm": (recurrent, {"target": "macs=0.6", "passes": "recurrent_svd,svd"}),
 }
 
+#: cases of every run, which take a few seconds
+QUICK = ("mlp-rule-error", "residual-pruned-alone", "residual-joint-last", "lstm")
+
 
 def kernels() -> str:
     """What the bits of the linear algebra and of the runtime depend on."""
@@ -154,7 +157,9 @@ def recorded() -> dict[str, Any]:
     return told
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.full) for n in CASES]
+)
 def test_plan_and_model_are_the_recorded_ones(name: str, recorded: dict[str, Any]) -> None:
     now, then = made(name), recorded["cases"][name]
     if recorded["kernels"] == kernels():

@@ -20,7 +20,7 @@ from onnx_lowrank.planning.targets import parse_target
 from tests import fixtures_models as fm
 
 Compressed = Callable[..., Result]
-NETS = ("mlp", "vgg", "resnet")
+NETS = ("mlp", *(pytest.param(n, marks=pytest.mark.full) for n in ("vgg", "resnet")))
 X, _ = fm.classified(300)
 
 
@@ -78,6 +78,7 @@ def test_the_interface_is_kept(net: str, compressed: Compressed) -> None:
         assert fm.run(new, {"image": x})["logits"].shape == (batch, 10)
 
 
+@pytest.mark.full
 def test_planned_responses_beat_uniform_weights(compressed: Compressed) -> None:
     weights = "fold_batchnorm,svd{metric=identity},spatial_svd{metric=identity}"
     uniform = compressed("resnet", passes=weights, ranks="ratio=0.4", repair="none", target=None)
@@ -86,6 +87,7 @@ def test_planned_responses_beat_uniform_weights(compressed: Compressed) -> None:
     assert error(planned) < 0.7 * error(uniform)
 
 
+@pytest.mark.full
 def test_the_plan_names_every_layer_and_says_why(compressed: Compressed) -> None:
     plan = compressed("resnet").plan
     assert len(plan.decisions) == 22

@@ -136,7 +136,7 @@ def smooth(outputs: int, inputs: int, seed: int) -> tuple[Layer, Moments]:
 
 
 # small: solved in full at each rank; then estimated at each rank; wide: only at every other rank
-@pytest.mark.parametrize("size", [6, 24, 56])
+@pytest.mark.parametrize("size", [6, 24, pytest.param(56, marks=pytest.mark.full)])
 @pytest.mark.parametrize("metric", ["covariance", "identity"])
 def test_a_plan_is_told_nearly_what_a_cut_loses(size: int, metric: str) -> None:
     layer, moments = smooth(size, size, size)

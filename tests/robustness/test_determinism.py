@@ -45,8 +45,15 @@ def compress(folder: Path, model: Path, i: int, threads: str, *more: str) -> lis
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("threads", ["1", "2"])
-@pytest.mark.parametrize("net", ["mlp", "tiny", pytest.param("resnet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("net", "threads"),
+    [
+        ("tiny", "2"),
+        *(pytest.param(*case, marks=pytest.mark.full)
+          for case in (("tiny", "1"), ("mlp", "1"), ("mlp", "2"))),
+        *(pytest.param("resnet", threads, marks=pytest.mark.slow) for threads in "12"),
+    ],
+)  # fmt: skip
 def test_bytes_are_the_same_in_other_processes(net: str, threads: str, tmp_path: Path) -> None:
     processes = PROCESSES[:3] if threads == "1" else PROCESSES[2:]
     model = fm.digits(net)
@@ -64,6 +71,7 @@ def test_bytes_are_the_same_in_other_processes(net: str, threads: str, tmp_path:
     assert len(written[0]) < model.stat().st_size
 
 
+@pytest.mark.full
 def test_external_data_is_the_same_too(tmp_path: Path) -> None:
     model = fm.external(tmp_path, onnx.load(fm.digits("mlp")))
     commands = [compress(tmp_path, model, i, "1") for i in range(2)]
@@ -74,6 +82,7 @@ def test_external_data_is_the_same_too(tmp_path: Path) -> None:
     assert files[0] == files[1]  # but for the name of the data
 
 
+@pytest.mark.full
 def test_without_data_and_with_uniform_ranks(tmp_path: Path) -> None:
     options = ("--target", "params=0.6")
     commands = [
@@ -86,6 +95,7 @@ def test_without_data_and_with_uniform_ranks(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
+@pytest.mark.full
 def test_another_seed_draws_other_samples(tmp_path: Path) -> None:
     """The tests above could not fail if nothing were drawn at all."""
     commands = [compress(tmp_path, fm.digits("mlp"), i, "1") for i in range(2)]

@@ -7,7 +7,6 @@ there is a layer to take apart.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,11 +159,13 @@ def reason(error: Exception) -> str:
     raise AssertionError(text)
 
 
+@pytest.mark.full
 def test_the_corpus_is_there() -> None:
     assert len(FILES) >= 140
     assert len(node_cases()) >= 1500
 
 
+@pytest.mark.full
 def test_inspect_files(count: Count) -> None:
     for path in FILES:
         found = inspect(path)
@@ -173,13 +174,8 @@ def test_inspect_files(count: Count) -> None:
         count("onnx corpus, inspect", "passed")
 
 
+@pytest.mark.full
 def test_inspect_node_cases(count: Count) -> None:
-    for case in sampled(node_cases()):
-        inspect_case(case, count)
-
-
-@pytest.mark.slow
-def test_inspect_all_node_cases(count: Count) -> None:
     for case in node_cases():
         inspect_case(case, count)
 
@@ -192,11 +188,6 @@ def inspect_case(case: Case, count: Count) -> None:
         return
     assert all(layer.reason for layer in found.layers), case.name
     count("onnx node cases, inspect", "passed")
-
-
-def sampled(cases: list[Case]) -> Iterator[Case]:
-    """Every tenth case: all of them take a quarter of a minute."""
-    yield from cases[::10]
 
 
 @pytest.mark.parametrize("part", PARTS[1:])
@@ -224,6 +215,7 @@ def test_full_rank_of_light_models(path: Path, count: Count) -> None:
     count("onnx light, full rank", verdict(Case(path.stem, filled(onnx.load(path)), None)))
 
 
+@pytest.mark.full
 def test_full_rank_of_node_cases(count: Count) -> None:
     """With the weights as inputs nothing can be taken apart; as constants nearly all can."""
     passed = 0
