@@ -11,6 +11,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.passes import RecurrentSvd
+from tests.fixtures_layers import GATES
 from tests.fixtures_models import quick_compress
 from tests.support import (
     AnyArray,
@@ -25,7 +26,6 @@ from tests.support import (
     run,
 )
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 HIDDEN, INPUTS, STEPS, BATCH = 5, 7, 4, 3
 
 
