@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +16,7 @@ from onnx_lowrank.analysis.moments import Accumulator, Moments, Spread
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer, destination
 from onnx_lowrank.linalg.blas_threads import blas_for
+from onnx_lowrank.modelfile.array_store import ArrayStore, Slot
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset
@@ -30,6 +27,9 @@ __all__ = ["MomentStore", "batch_size", "collect_moments", "drawn_positions"]
 LEAST_ROWS, ROWS_PER_COLUMN = 100_000, 16
 LARGEST_BATCH = 32
 
+#: an array of moments, as its store gave it out
+_Stored: TypeAlias = npt.NDArray[Any] | Slot | None
+
 
 class MomentStore(Mapping[str, Moments]):
     """Moments by layer name; beyond ``memory`` bytes they wait on disk.
@@ -39,40 +39,34 @@ class MomentStore(Mapping[str, Moments]):
     """
 
     def __init__(self, memory: int = 0) -> None:
-        self._memory = memory
         #: variance, summed over channels, of the tensor that each layer's response ends up in
         self.totals: dict[str, float] = {}
         #: layers that the data says nothing of
         self.silent: set[str] = set()
-        self._held: dict[str, Moments] = {}
-        self._spilled: dict[str, Path] = {}
-        self._folder: Path | None = None
+        self._arrays = ArrayStore("the moments of the layers", memory)
+        self._found: dict[str, tuple[int, _Stored, _Stored]] = {}
 
     def add(self, name: str, moments: Moments) -> None:
-        """Take the moments of one layer."""
-        if moments.covariance is None or moments.mean is None or moments.bytes <= self._memory:
-            self._memory -= moments.bytes
-            self._held[name] = moments
-            return
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="onnx-lowrank-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        path = self._folder / f"{len(self._spilled)}.npz"
-        np.savez(path, count=moments.count, mean=moments.mean, covariance=moments.covariance)
-        self._spilled[name] = path
+        """Take the moments of one layer.
+
+        Raises:
+            DataError: they have to wait on disk, and it is full.
+        """
+        mean, covariance = (
+            None if a is None else self._arrays.add(a) for a in (moments.mean, moments.covariance)
+        )
+        self._found[name] = moments.count, mean, covariance
 
     def __getitem__(self, name: str) -> Moments:
-        if name in self._held:
-            return self._held[name]
-        with np.load(self._spilled[name], allow_pickle=False) as archive:
-            return Moments(int(archive["count"]), archive["mean"], archive["covariance"])
+        count, *stored = self._found[name]
+        mean, covariance = (None if s is None else self._arrays.read(s) for s in stored)
+        return Moments(count, mean, covariance)
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._held
-        yield from self._spilled
+        return iter(self._found)
 
     def __len__(self) -> int:
-        return len(self._held) + len(self._spilled)
+        return len(self._found)
 
 
 def collect_moments(

@@ -10,7 +10,7 @@ from onnx import helper
 
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.graph.values import no_tensors
-from onnx_lowrank.modelfile.spool import Spool
+from onnx_lowrank.modelfile.array_store import ArrayStore, Slot
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset
 
@@ -38,7 +38,9 @@ class Walker:
         self._unkept = no_tensors(graph)
         self._done = set(graph.inputs)
         self._types = graph.input_types()
-        self._stored: Spool | None = None
+        #: the tensors that are kept of each batch, as their store gave them out
+        self._store = ArrayStore("the tensors between layers")
+        self._kept: list[dict[str, npt.NDArray[Any] | Slot]] = []
 
     def plan(self, steps: Sequence[tuple[str, ...]]) -> None:
         """Set the tensors of each step: the one to stop at, then others to return."""
@@ -52,14 +54,16 @@ class Walker:
         keep = self._done & (graph.reads_between(self._done, ahead) | ahead)
         part = graph.extract(self._types, sorted(keep | set(step)))
         session = self._runtime.session(part, lean=True) if part.proto.graph.node else None
-        stored, types = Spool(self._memory), graph.input_types()
+        store, types = ArrayStore("the tensors between layers", self._memory), graph.input_types()
+        stored: list[dict[str, npt.NDArray[Any] | Slot]] = []
         for number, feed in enumerate(self._dataset.batches(self._size)):
-            values = dict(feed) | (self._stored[number] if self._stored is not None else {})
+            before = self._kept[number] if self._kept else {}
+            values = dict(feed) | {t: self._store.read(v) for t, v in before.items()}
             if session is not None:
                 values |= session.run(values)
             kept = {t: values[t] for t in keep if t not in feed}
-            stored.append(kept)
+            stored.append({t: store.add(v) for t, v in kept.items()})
             for name, value in kept.items():
                 types[name] = helper.np_dtype_to_tensor_dtype(value.dtype)
             yield {t: values[t] for t in step}
-        self._stored, self._types = stored, types
+        self._store, self._kept, self._types = store, stored, types

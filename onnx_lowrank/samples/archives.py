@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import os
 import re
-import shutil
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +18,10 @@ import onnx
 from onnx import numpy_helper
 
 from onnx_lowrank.errors import DataError
+from onnx_lowrank.modelfile.array_store import ArrayStore, Slot
 from onnx_lowrank.modelfile.file_kinds import other_kind
 
 __all__ = [
-    "Scratch",
-    "Slot",
     "array_files",
     "npz_keys",
     "read_npy",
@@ -40,7 +35,6 @@ Array = npt.NDArray[Any]
 #: A .npy file from this size on is mapped in place. Smaller ones are copied: a map holds an
 #: open file, and a folder may have more of them than a process may open.
 MAP_IN_PLACE = 64 << 20  # bytes
-ALIGNMENT = 64  # bytes
 #: Longest header of an .npy file. NumPy has the same limit, but checks it only after the header
 #: is in memory.
 LARGEST_HEADER = 10_000  # bytes
@@ -50,109 +44,13 @@ _MAGIC = {".npz": b"PK", ".npy": b"\x93NUMPY"}
 LARGEST_TENSOR = 1 << 31  # bytes
 
 
-class Slot(NamedTuple):
-    """Where in a :class:`Scratch` an array lies."""
-
-    offset: int
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    fortran: bool
-
-    @property
-    def bytes(self) -> int:
-        """Size of the array, in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-class Scratch:
-    """One unnamed temporary file full of arrays: first written, then viewed.
-
-    The views map the file; it is gone with the last of them.
-    """
-
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
-        self._mapped: npt.NDArray[np.uint8] | None = None
-
-    def __enter__(self) -> Scratch:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-    def add(self, array: Array) -> Slot:
-        """Append an array."""
-        with self._writing():
-            self._make_room(array.nbytes)
-            slot = Slot(self._start(), array.dtype, array.shape, False)
-            self._file.write(array.tobytes())
-        return slot
-
-    def add_npy(self, stream: IO[bytes]) -> Slot:
-        """Append the array of an open .npy file, in small pieces.
-
-        Raises:
-            ValueError: no .npy file, or one that is longer or shorter than it declares.
-        """
-        shape, fortran, dtype = _header(stream)
-        with self._writing():
-            slot = Slot(self._start(), dtype, shape, fortran)
-            self._make_room(slot.bytes)
-        left = slot.bytes
-        while piece := stream.read(min(left + 1, 1 << 20)):
-            left -= len(piece)
-            if left < 0:
-                break
-            with self._writing():
-                self._file.write(piece)
-        if left:
-            raise ValueError(f"{'truncated' if left > 0 else 'longer than its header declares'}")
-        return slot
-
-    def view(self, slot: Slot | Array) -> Array:
-        """An array as it was added, read-only; none may be added after the first view.
-
-        What :func:`read_npy` mapped in place is returned as it is.
-        """
-        if not isinstance(slot, Slot):
-            return slot
-        if self._mapped is None:
-            with self._writing():
-                self._file.flush()
-            empty = self._file.seek(0, os.SEEK_END) == 0
-            raw = np.zeros(0, np.uint8) if empty else np.memmap(self._file, np.uint8, "r")
-            self._mapped = np.asarray(raw)
-        values = self._mapped[slot.offset : slot.offset + slot.bytes].view(slot.dtype)
-        return values.reshape(slot.shape, order="F" if slot.fortran else "C")
-
-    def _make_room(self, size: int) -> None:
-        """Refuse what the disk cannot take, before it is full: an archive unpacks to 1000 times."""
-        free = shutil.disk_usage(tempfile.gettempdir()).free
-        if size > free:
-            raise OSError(errno.ENOSPC, f"{size:,} bytes are needed, {free:,} are free")
-
-    def _start(self) -> int:
-        self._file.write(bytes(-self._file.tell() % ALIGNMENT))
-        return self._file.tell()
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise DataError(
-                f"the samples do not fit into {tempfile.gettempdir()} ({error.strerror}); "
-                "name a larger folder in the environment variable TMPDIR"
-            ) from error
-
-
 def npz_keys(path: Path) -> tuple[str, ...]:
     """List the names of the arrays in an .npz archive."""
     with _reading(path), zipfile.ZipFile(path) as archive:
         return tuple(name.removesuffix(".npy") for name in archive.namelist())
 
 
-def read_npz(path: Path, keys: Sequence[str], scratch: Scratch) -> dict[str, Slot]:
+def read_npz(path: Path, keys: Sequence[str], store: ArrayStore) -> dict[str, Slot]:
     """Unpack some arrays of an .npz archive.
 
     Raises:
@@ -162,11 +60,11 @@ def read_npz(path: Path, keys: Sequence[str], scratch: Scratch) -> dict[str, Slo
     with _reading(path), zipfile.ZipFile(path) as archive:
         for key in keys:
             with archive.open(f"{key}.npy") as stream:
-                slots[key] = scratch.add_npy(stream)
+                slots[key] = _copied(stream, store)
     return slots
 
 
-def read_npy(path: Path, scratch: Scratch) -> Slot | Array:
+def read_npy(path: Path, store: ArrayStore) -> Slot | Array:
     """Read the array of an .npy file: a large one is mapped, a small one copied.
 
     Raises:
@@ -174,7 +72,7 @@ def read_npy(path: Path, scratch: Scratch) -> Slot | Array:
     """
     with _reading(path), path.open("rb") as file:
         if path.stat().st_size < MAP_IN_PLACE:
-            return scratch.add_npy(file)
+            return _copied(file, store)
         shape, fortran, dtype = _header(file)
         if path.stat().st_size - file.tell() != math.prod(shape) * dtype.itemsize:
             raise ValueError("truncated, or longer than its header declares")
@@ -271,6 +169,16 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     if min(shape, default=0) < 0 or dtype.itemsize == 0:
         raise ValueError(f"its shape is {shape} and its type {dtype}, which is not valid")
     return tuple(map(int, shape)), fortran, dtype
+
+
+def _copied(stream: IO[bytes], store: ArrayStore) -> Slot:
+    """Copy the array of an open .npy file into a store, without ever holding it.
+
+    Raises:
+        ValueError: it is not a .npy file, or one that is longer or shorter than it declares.
+    """
+    shape, fortran, dtype = _header(stream)
+    return store.copy(stream, dtype, shape, fortran)
 
 
 def _check_file(path: Path) -> None:

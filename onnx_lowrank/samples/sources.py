@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.errors import DataError
+from onnx_lowrank.modelfile.array_store import ArrayStore
 from onnx_lowrank.modelfile.file_kinds import other_kind
 from onnx_lowrank.samples.archives import (
-    Scratch,
     array_files,
     npz_keys,
     read_npy,
@@ -141,11 +141,9 @@ class Loader:
         if path.is_dir():
             return self._folder(path)
         if path.suffix.lower() == ".npy":
-            with Scratch() as scratch:
-                slot = read_npy(path, scratch)
-                return self._loaded(
-                    str(path), [(str(path), {self._only(str(path)): scratch.view(slot)})]
-                )
+            store = ArrayStore("the samples")
+            slot = read_npy(path, store)
+            return self._loaded(str(path), [(str(path), {self._only(str(path)): store.view(slot)})])
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
         kind = other_kind(path)
@@ -153,15 +151,13 @@ class Loader:
         raise DataError(f"{path}: not a source of samples{known}; give {ACCEPTED}")
 
     def _archive(self, path: Path) -> Loaded:
-        with Scratch() as scratch:
-            item = self._read_archive(path, scratch)
-            return self._loaded(
-                str(path), [(str(path), {n: scratch.view(s) for n, s in item.items()})]
-            )
+        store = ArrayStore("the samples")
+        item = self._read_archive(path, store)
+        return self._loaded(str(path), [(str(path), {n: store.view(s) for n, s in item.items()})])
 
-    def _read_archive(self, path: Path, scratch: Scratch) -> dict[str, Any]:
+    def _read_archive(self, path: Path, store: ArrayStore) -> dict[str, Any]:
         keys = self._select(str(path), npz_keys(path))
-        slots = read_npz(path, list(keys.values()), scratch)
+        slots = read_npz(path, list(keys.values()), store)
         return {name: slots[key] for name, key in keys.items()}
 
     def _folder(self, folder: Path) -> Loaded:
@@ -176,20 +172,20 @@ class Loader:
             return self._pictures(folder, pictures)
         if not files:
             raise DataError(f"{folder}: holds no samples; expected {ACCEPTED}")
-        with Scratch() as scratch:
-            slots = [
-                self._read_archive(file, scratch)
-                if file.suffix.lower() == ".npz"
-                else {self._only(str(file)): read_npy(file, scratch)}
-                for file in files
-            ]
-            return self._loaded(
-                str(folder),
-                [
-                    (str(file), {name: scratch.view(slot) for name, slot in item.items()})
-                    for file, item in zip(files, slots, strict=True)
-                ],
-            )
+        store = ArrayStore("the samples")
+        slots = [
+            self._read_archive(file, store)
+            if file.suffix.lower() == ".npz"
+            else {self._only(str(file)): read_npy(file, store)}
+            for file in files
+        ]
+        return self._loaded(
+            str(folder),
+            [
+                (str(file), {name: store.view(slot) for name, slot in item.items()})
+                for file, item in zip(files, slots, strict=True)
+            ],
+        )
 
     def _pictures(self, folder: Path, files: Sequence[Path]) -> Loaded:
         name, spec = self._only(str(folder)), self.specs[0]
@@ -216,19 +212,19 @@ class Loader:
     def _feeds(self, where: str, feeds: Iterable[tuple[str, Any]]) -> Loaded:
         """Copy feeds to a temporary file and read each as one run of the model."""
         names = [spec.name for spec in self.specs]
-        with Scratch() as scratch:
-            slots = []
-            for place, feed in feeds:
-                if not isinstance(feed, Mapping):
-                    raise DataError(
-                        f"{place}: expected a dict of arrays by input name ({', '.join(names)}), "
-                        f"found {type(feed).__name__}"
-                    )
-                check_names(place, self.specs, list(feed))
-                slots.append((place, {n: scratch.add(_array(place, feed[n])) for n in names}))
-            if not slots:
-                raise DataError(f"{where}: has no samples; give at least one")
-            items = [(p, {n: scratch.view(s) for n, s in item.items()}) for p, item in slots]
+        store = ArrayStore("the samples")
+        slots = []
+        for place, feed in feeds:
+            if not isinstance(feed, Mapping):
+                raise DataError(
+                    f"{place}: expected a dict of arrays by input name ({', '.join(names)}), "
+                    f"found {type(feed).__name__}"
+                )
+            check_names(place, self.specs, list(feed))
+            slots.append((place, {n: store.add(_array(place, feed[n])) for n in names}))
+        if not slots:
+            raise DataError(f"{where}: has no samples; give at least one")
+        items = [(p, {n: store.view(s) for n, s in item.items()}) for p, item in slots]
         return Loaded(read(where, self.specs, items, self.trial, feeds=True), None)
 
     def _loaded(

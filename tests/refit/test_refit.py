@@ -14,14 +14,12 @@ from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Destination, Layer, find_layers
 from onnx_lowrank.layers.writer import apply_chain
-from onnx_lowrank.modelfile import spool
 from onnx_lowrank.modelfile.model import Model, load
 from onnx_lowrank.planning.candidates import Candidate
 from onnx_lowrank.planning.proposals import cut_candidate
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.refit import refit as module
-from onnx_lowrank.refit import stepwise as walker_module
 from onnx_lowrank.refit.refit import RIDGES, Refit, Task, _least, refit, solution
 from onnx_lowrank.refit.stepwise import Walker
 from onnx_lowrank.runtime.runtime import Runtime
@@ -208,19 +206,8 @@ def test_the_seed_and_the_memory_change_nothing_else() -> None:
 # the walk
 
 
-class _Counted(spool.Spool):
-    """Knows how many arrays the fullest of its kind holds for one batch."""
-
-    names: list[set[str]] = []  # noqa: RUF012 - reset by the test
-
-    def append(self, arrays: Any) -> None:
-        _Counted.names.append(set(arrays))
-        super().append(arrays)
-
-
-def test_the_walker_keeps_only_what_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walker_module, "Spool", _Counted)
-    _Counted.names = []
+def test_the_walker_keeps_only_what_is_alive() -> None:
+    kept: list[set[str]] = []
     graph = Graph(load(fm.residual_net()))
     walker = Walker(graph, fm.dataset(fm.residual_net(), SEEN[:16]), 8, fm.ONE_THREAD, 0)
     steps: list[tuple[str, ...]] = [("a0",), ("b1", "a"), ("c1",), ("y",)]
@@ -235,12 +222,13 @@ def test_the_walker_keeps_only_what_is_alive(monkeypatch: pytest.MonkeyPatch) ->
     for step in steps:
         batches = list(walker.advance())
         assert len(batches) == 2
+        kept += [set(batch) for batch in walker._kept]
         for name in step:
             together = np.concatenate([b[name] for b in batches])
             np.testing.assert_allclose(together, expected[name], rtol=1e-4, atol=1e-4)
     # a tensor and, in a block, its skip branch; nothing at the end
-    assert max(map(len, _Counted.names)) <= 2
-    assert _Counted.names[-1] == set()
+    assert max(map(len, kept)) <= 2
+    assert kept[-1] == set()
 
 
 def test_each_model_runs_about_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from onnx import TensorProto
 from PIL import Image
 
 from onnx_lowrank.errors import DataError
+from onnx_lowrank.modelfile import array_store
+from onnx_lowrank.modelfile.array_store import ArrayStore
 from onnx_lowrank.samples import archives
 from onnx_lowrank.samples.dataset import ImageOptions, InputSpec, load_dataset
 from tests import fixtures_models as fm
@@ -110,7 +112,7 @@ def test_zip_bombs_do_not_fill_the_disk(
     assert len(content) < 50_000
     (tmp_path / "a.npz").write_bytes(content)
     usage = type("Usage", (), {"free": 10 << 20})
-    monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(array_store.shutil, "disk_usage", lambda _: usage)
     refuse(tmp_path / "a.npz", tmp_path, capsys, "20,480,000 bytes are needed", "TMPDIR")
 
 
@@ -119,16 +121,16 @@ def test_bombs_behind_a_small_header_are_not_unpacked(
 ) -> None:
     (tmp_path / "a.npz").write_bytes(npz(x=npy(described("(2, 64)")) + bytes(50 << 20)))
     written = 0
-    add = archives.Scratch.add_npy
+    copy = ArrayStore.copy
 
-    def watched(self: archives.Scratch, stream: Any) -> Any:
+    def watched(self: ArrayStore, *arguments: Any) -> Any:
         nonlocal written
         try:
-            return add(self, stream)
+            return copy(self, *arguments)
         finally:
-            written = self._file.tell()
+            written = self._end
 
-    monkeypatch.setattr(archives.Scratch, "add_npy", watched)
+    monkeypatch.setattr(ArrayStore, "copy", watched)
     refuse(tmp_path / "a.npz", tmp_path, capsys, "longer than its header declares")
     assert written < 4096
 

@@ -239,7 +239,7 @@ def test_scratch_keeps_types_and_shapes(dtype: str, shape: tuple[int, ...]) -> N
     values = np.asarray(floats(1, *shape) if shape else np.float32(2.5)).astype(kind)
     scratch = Scratch()
     tensors = [scratch.add(str(i), values) for i in range(2)]
-    assert place(tensors[1]).offset == values.nbytes
+    assert place(tensors[1]).offset >= place(tensors[0]).offset + values.nbytes
     for tensor in tensors:
         assert scratch.holds(tensor)
         found = scratch.read(tensor)
