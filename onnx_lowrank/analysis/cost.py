@@ -36,7 +36,6 @@ from onnx_lowrank.runtime.runtime import Feed, Runtime
 
 __all__ = [
     "Cost",
-    "cost_of",
     "layer_cost",
     "model_cost",
     "other_cost",
@@ -70,6 +69,10 @@ class Cost:
     parameters: int
     bytes: int
     counts: Counts = _NOTHING
+
+    def of(self, metric: str) -> int:
+        """Return what is counted under the name of a target: ``macs``, ``params`` or ``size``."""
+        return {"macs": self.macs, "params": self.parameters, "size": self.bytes}[metric]
 
     @property
     def uncounted(self) -> tuple[Uncounted, ...]:
@@ -119,20 +122,15 @@ def model_cost(model: Model, shapes: Shapes) -> Cost:
     return Cost(counts.macs, parameters_of(model.proto), model.bytes, counts)
 
 
-def cost_of(cost: Cost, metric: str) -> int:
-    """What a cost is in ``macs``, ``params`` or ``size``."""
-    return {"macs": cost.macs, "params": cost.parameters, "size": cost.bytes}[metric]
-
-
 def other_cost(whole: Cost, shapes: Shapes, layers: Iterable[PlacedLayer], metric: str) -> int:
     """Part of a model's cost that is no layer's, as of normalizations and names in the file.
 
     Biases of one element are counted here as long as the refit makes them, which those of chains
     are.
     """
-    rest = cost_of(whole, metric)
+    rest = whole.of(metric)
     for layer in layers:
-        rest -= cost_of(layer_cost(layer, shapes), metric)
+        rest -= layer_cost(layer, shapes).of(metric)
         if metric != "macs":
             rest += layer.broadcast * (layer.value.dtype.itemsize if metric == "size" else 1)
     return rest

@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from onnx_lowrank.analysis.cost import cost_of, other_cost
+from onnx_lowrank.analysis.cost import other_cost
 from onnx_lowrank.analysis.preparation import Prepared, measured_shapes
 from onnx_lowrank.engine.plan_checks import kept_by
 from onnx_lowrank.engine.workbench import DataOptions, Workbench, channels_key
@@ -275,7 +275,7 @@ class Planning(Workbench):
         return loss_of(proposals.choices, chosen)
 
     def _channels(self, pruner: Pruner, target: Target, unpruned: float | None) -> Kept:
-        whole = cost_of(self.before, target.metric)
+        whole = self.before.of(target.metric)
         now = self.prepared
         fixed = other_cost(now.cost, now.shapes, now.layers, target.metric)
         named = fixed_nodes(now, whole) if target.metric == "macs" else ""
@@ -367,7 +367,7 @@ class Planning(Workbench):
             choices: Sequence[Choice] = proposals.choices
             if len(target.budgets) > 1:  # the same candidates for all, those that were timed
                 choices = recosted(timed.choices if timed is not None else choices, metric)
-            whole = cost_of(self.before, metric)
+            whole = self.before.of(metric)
             fixed = other_cost(work.cost, work.shapes, work.layers, metric)
             budget = int(ratio * whole) - fixed
             constraints.append(Constraint(metric, choices, budget, whole, fixed))

@@ -93,6 +93,8 @@ def other_kind(path: Path, wanted: bytes | None = None) -> OtherKind | None:
         The kind; None where it is not recognised, or the file cannot be read.
     """
     try:
+        if not path.is_file():  # opening a pipe would wait for somebody to write to it
+            return None
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except (OSError, ValueError):

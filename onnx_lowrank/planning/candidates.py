@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from onnx_lowrank.analysis.cost import Cost
 from onnx_lowrank.chains.chain import Rank
 from onnx_lowrank.linalg.rank_rules import RankRule
 
@@ -53,6 +54,11 @@ class Candidate:
     macs: int
     parameters: int
     bytes: int = 0
+
+    @property
+    def total(self) -> Cost:
+        """What it costs, in every unit."""
+        return Cost(self.macs, self.parameters, self.bytes)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.error):
@@ -129,7 +135,7 @@ def recosted(choices: Sequence[Choice], metric: str) -> list[Choice]:
     """The same choices with costs in another unit: ``macs``, ``params`` or ``size``."""
 
     def cost(c: Candidate) -> Candidate:
-        value = {"macs": c.macs, "params": c.parameters, "size": c.bytes}[metric]
+        value = c.total.of(metric)
         return replace(c, cost=value, effort=value)
 
     return [replace(c, candidates=tuple(map(cost, c.candidates))) for c in choices]

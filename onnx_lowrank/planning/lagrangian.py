@@ -15,11 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.planning.candidates import Candidate, Choice, cheapest, least_cost, loss_of
+from onnx_lowrank.planning.greedy_steps import best_step
 
 __all__ = ["allocate", "allocate_blocked", "bearable"]
+
+Array = npt.NDArray[np.floating[Any]]
 
 #: parts of the budget, and weights of the effort against the MACs, that are tried
 _SCALES, _BLOCKED = tuple(k / 20 for k in range(20, 11, -1)), (0.0, 0.5, 0.8, 1.0)
@@ -144,18 +151,23 @@ def _fill(
     Each step gives one layer a candidate of less error, so no candidate is taken twice and there
     are fewer steps than candidates.
     """
-    for _ in range(sum(len(c.candidates) for c in choices)):
-        left = budget - _cost(chosen)
-        best: tuple[float, int, Candidate] | None = None
-        for i, (choice, now) in enumerate(zip(choices, chosen, strict=True)):
-            for c in choice.candidates:
-                gain = choice.weight * (now.error - c.error)
-                if c.cost - now.cost > left or gain <= 0:
-                    continue
-                rate = gain / max(_effort(c, blocked) - _effort(now, blocked), 1.0)
-                if best is None or rate > best[0]:
-                    best = (rate, i, c)
-        if best is None:
+    candidates = [c for choice in choices for c in choice.candidates]
+    layers = np.repeat(np.arange(len(choices)), [len(c.candidates) for c in choices])
+    weights = np.array([c.weight for c in choices])
+    errors, costs, efforts = _columns(candidates, blocked)
+    for _ in candidates:
+        error, cost, effort = _columns(chosen, blocked)
+        gains = weights[layers] * (error[layers] - errors)
+        allowed = (costs - cost[layers] <= budget - _cost(chosen)) & (gains > 0)
+        step = best_step(gains, np.maximum(efforts - effort[layers], 1.0), allowed)
+        if step is None:
             break
-        chosen[best[1]] = best[2]
+        chosen[layers[step]] = candidates[step]
     return chosen
+
+
+def _columns(candidates: Sequence[Candidate], blocked: float) -> tuple[Array, Array, Array]:
+    """Errors, costs and efforts of candidates, each ``(candidates,)``."""
+    errors, costs = [c.error for c in candidates], [c.cost for c in candidates]
+    efforts = [_effort(c, blocked) for c in candidates]
+    return np.array(errors), np.array(costs, float), np.array(efforts)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from scipy.linalg import LinAlgError, svdvals
 
-from onnx_lowrank.analysis.cost import layer_cost
+from onnx_lowrank.analysis.cost import Cost, layer_cost
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.analysis.time_model import time_in_macs
 from onnx_lowrank.chains.chain import Chain, Rank
@@ -149,8 +149,7 @@ def _choice(
     """The choice of one layer, why passes left it alone, and the outlines of its candidates."""
     shape = shapes[layer.input]
     whole = layer_cost(layer, shapes)
-    costs = {"macs": whole.macs, "params": whole.parameters, "size": whole.bytes}
-    cost = costs[metric]
+    cost = whole.of(metric)
     effort = time_in_macs(Chain((layer.value.outline,)), shape) if metric == "macs" else cost
     keep = Candidate("", "", 0, 0.0, cost, effort, whole.macs, whole.parameters, whole.bytes)
     found: list[tuple[Candidate, Chain]] = []
@@ -240,7 +239,7 @@ def _candidates(
         if macs >= keep.macs or parameters >= keep.parameters:
             continue
         size = parameters * layer.dtype.itemsize + NODE_BYTES * (outline.nodes - 1)
-        cost = {"macs": macs, "params": parameters, "size": size}[metric]
+        cost = Cost(macs, parameters, size).of(metric)
         effort = time_in_macs(outline, shape) if metric == "macs" else cost
         error = decomposition.error(rank)
         if not math.isfinite(error):  # squares of very large or small numbers overflow

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.planning.candidates import Candidate, Choice, Constraint, least_cost, loss_of
+from onnx_lowrank.planning.greedy_steps import best_step
 from onnx_lowrank.planning.lagrangian import allocate
 
 __all__ = ["allocate_all"]
@@ -120,15 +121,13 @@ def _within_budgets(table: _Table, places: Sequence[int]) -> list[int] | None:
         over = np.maximum(used - 1, 0).sum()
         if over > 0:
             won = over - np.maximum(after - 1, 0).sum(axis=0)
-            steps = np.flatnonzero(won > 1e-12)
-            rates = np.maximum(lost[steps], 1e-12) / won[steps]
+            step = best_step(-np.maximum(lost, 1e-12), won, won > 1e-12)
         else:
-            steps = np.flatnonzero((lost < -1e-12) & (after <= 1).all(axis=0))
             more = np.maximum(after - used[:, None], 0).sum(axis=0)
-            rates = lost[steps] / np.maximum(more[steps], 1e-12)
-        if not len(steps):
+            allowed = (lost < -1e-12) & (after <= 1).all(axis=0)
+            step = best_step(-lost, np.maximum(more, 1e-12), allowed)
+        if step is None:
             return None if over > 0 else [int(p) for p in now - starts]
-        step = steps[np.argmin(rates)]
         now[layers[step]] = step
     return None
 

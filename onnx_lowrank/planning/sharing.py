@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from onnx_lowrank.analysis.cost import Cost
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.chains.chain import Chain
@@ -142,9 +143,9 @@ def proposed_together(
 def _together(candidate: Candidate, macs: int, nodes: int, users: int, metric: str) -> Candidate:
     """A candidate of one layer, with the cost for all layers that use its weight."""
     size = candidate.bytes + (users - 1) * (nodes - 1) * NODE_BYTES
-    costs = {"macs": macs, "params": candidate.parameters, "size": size}
-    effort = candidate.effort * users if metric == "macs" else costs[metric]
-    return replace(candidate, cost=costs[metric], effort=effort, macs=macs, bytes=size)
+    cost = Cost(macs, candidate.parameters, size).of(metric)
+    effort = candidate.effort * users if metric == "macs" else cost
+    return replace(candidate, cost=cost, effort=effort, macs=macs, bytes=size)
 
 
 def decided_together(

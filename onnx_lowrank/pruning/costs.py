@@ -108,7 +108,7 @@ class Costs:
         cost = layer_cost(layer, self._prepared.shapes)
         if self._metric == "macs":
             return float(cost.macs), 0.0, 0.0
-        whole = cost.parameters if self._metric == "params" else cost.bytes
+        whole = cost.of(self._metric)
         unit = whole / (layer.value.outline.parameters or 1)
         if layer.value.biased:
             return whole - unit * layer.shape[0], unit * layer.shape[0], 0.0

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.errors import BudgetError
+from onnx_lowrank.planning.greedy_steps import best_step
 
 __all__ = ["Budget", "Ledger", "OutOfReachError", "Removable", "Side", "plan_counts"]
 
@@ -242,24 +243,26 @@ def _fill(
 ) -> None:
     """Give channels back within the budget, step by step where they lower the loss most."""
     for _ in range(sum(len(r.counts) for r in removables)):
-        left, best = budget - ledger.total, None
-        for r in removables:
-            now = kept[r.name]
-            counts = r.counts[r.counts > now]
-            if not len(counts) or now == r.counts[0]:
-                continue
-            paid = -ledger.saved(r.sides, now - counts)
-            gain = r.losses[now] - r.losses[counts]
-            allowed = (paid <= left) & (gain > 0)
-            if not allowed.any():
-                continue
-            price = np.maximum(paid + r.uncounted(now, counts), 1e-12)
-            rates = np.where(allowed, gain / price, -np.inf)
-            place = int(np.argmax(rates))
-            if best is None or rates[place] > best[0]:
-                best = (float(rates[place]), r, int(counts[place]))
-        if best is None:
+        left = budget - ledger.total
+        steps = [
+            (r, r.counts[r.counts > kept[r.name]]) for r in removables if kept[r.name] < r.counts[0]
+        ]
+        found = [_back(r, kept[r.name], counts, ledger) for r, counts in steps]
+        if not found:
             return
-        _, chosen, count = best
+        gains, paid, uncounted = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        step = best_step(gains, np.maximum(paid + uncounted, 1e-12), (paid <= left) & (gains > 0))
+        if step is None:
+            return
+        chosen, count = [(r, int(count)) for r, counts in steps for count in counts][step]
         ledger.change(chosen.sides, kept[chosen.name] - count)
         kept[chosen.name] = count
+
+
+def _back(
+    removable: Removable, now: int, counts: Counts, ledger: Ledger
+) -> tuple[Array, Array, Array]:
+    """Loss that each number of channels wins, its cost, and the cost that no budget counts."""
+    paid = -ledger.saved(removable.sides, now - counts)
+    gains = removable.losses[now] - removable.losses[counts]
+    return gains, paid, np.broadcast_to(removable.uncounted(now, counts), paid.shape)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnx_lowrank.analysis.cost import Cost, cost_of
+from onnx_lowrank.analysis.cost import Cost
 from onnx_lowrank.errors import BudgetError, OptionError
 from onnx_lowrank.planning.candidates import Candidate, Choice, Constraint, recosted
 from onnx_lowrank.planning.lagrangian import allocate
@@ -108,7 +108,7 @@ def test_nothing_to_search() -> None:
 
 def test_costs() -> None:
     cost = Cost(1, 2, 3)
-    assert [cost_of(cost, metric) for metric in METRICS[:3]] == [1, 2, 3]
+    assert [cost.of(metric) for metric in METRICS[:3]] == [1, 2, 3]
 
 
 # several budgets at once, against all combinations

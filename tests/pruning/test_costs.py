@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
-from onnx_lowrank.analysis.cost import cost_of, model_cost, other_cost
+from onnx_lowrank.analysis.cost import model_cost, other_cost
 from onnx_lowrank.analysis.preparation import prepare
 from onnx_lowrank.analysis.time_model import BLOCK, MOVED
 from onnx_lowrank.engine.run import Run
@@ -118,7 +118,7 @@ def test_what_is_foreseen_of_a_cut_is_what_it_leaves(metric: str) -> None:
             work = run.cut({name: np.arange(1, prunable.size)})[0]
             now = model_cost(run.prepared.model, run.prepared.shapes)
             whole = ledger.total + other_cost(now, run.prepared.shapes, run.prepared.layers, metric)
-            left = cost_of(model_cost(work.model, work.shapes), metric)
+            left = model_cost(work.model, work.shapes).of(metric)
             # what becomes of vectors along the channels, and of nodes left alone, is not foreseen
             assert left <= whole, (seed, name)
             if metric == "macs" and not run.prepared.left_out:
