@@ -67,7 +67,7 @@ def drop_output(graph: Graph) -> None:
         (boom, "KeyError: 'a mistake of the author'"),
         (
             read_nothing,
-            "broken model, .* reads 'nowhere', which nothing makes",
+            "broken model, .* reads 'nowhere', which no node produces",
         ),
         (drop_output, "the rewritten model: .*a model without nodes"),
     ],
