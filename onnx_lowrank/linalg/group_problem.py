@@ -8,7 +8,7 @@
     G_j = lam M_j / ||M_j||   where M_j != 0,        ||G_j|| <= lam   elsewhere.
 
 The certificate is the largest distance from this over the groups, in units of ``lam``. It is
-the stopping rule of every solver. Above ``lam_max = max_j ||B_j||`` nothing is left.
+the stopping rule of every solver. Above ``lam_max = max_j ||B_j||`` all groups are zero.
 
 Several consumers of the same groups, each with inputs ``x_c`` of its own, keep or lose a group
 together:
@@ -19,8 +19,8 @@ With ``sqrt(weight_c) M_c`` for ``M_c`` this is the problem above for a block-di
 blocks are kept apart: products and inverses cost ``sum_c d_c^2`` and ``sum_c d_c^3``.
 
 Groups may be penalised unequally, by ``lam p_j ||M_j||``: the same problem for inputs divided by
-their ``p_j``. With ``p_j = 1 / ||W_j||``, W the map that is to be imitated, a group no longer pays
-for being small in amplitude (He et al. scale so); supports are then much better.
+their ``p_j``. With ``p_j = 1 / ||W_j||``, W the map that is to be reproduced, a group is not
+penalised for small inputs with large weights (He et al. scale so); supports are then much better.
 
 The penalty does not change when the outputs are rotated, and ``M`` lies in the column space of
 ``B``. So for N > d, with ``B = Q T`` (thin QR), the d rows of ``T`` pose the same problem. To go
@@ -51,20 +51,20 @@ __all__ = ["TINY", "GroupLasso", "Problem", "lambda_max", "regularised", "requir
 Array = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.intp]
 
-#: stands in for scales that are zero; its square is still a normal number
+#: replaces scales that are zero; its square is still a normal number
 TINY = 1e-100
 
 
 @dataclass(frozen=True)
 class GroupLasso:
-    """A solution.
+    """A solution of the group lasso.
 
     Attributes:
-        weights: ``M (N, d)`` of each consumer, exact zeros in the groups left out.
-        support: rising indices of the groups kept.
+        weights: map ``M (N, d)`` of each consumer, exactly zero in the groups left out.
+        support: numbers of the groups kept, rising.
         lam: weight of the penalty.
         certificate: largest distance of 0 from the subdifferential over the groups, over ``lam``.
-        iterations: of the solver.
+        iterations: number of iterations of the solver.
         converged: whether the certificate is within the tolerance.
     """
 
@@ -84,13 +84,13 @@ class Problem:
     M^T``, one below the other, with zeros beyond its ``k_c``.
 
     Attributes:
-        R: C symmetric positive semi-definite ``(d_c, d_c)``, the blocks of a diagonal.
-        cross: ``(d, k)``, ``sqrt(weight) B`` transposed and compressed.
-        bases: C times ``(N_c, k_c)`` with orthonormal columns, ``M = basis X^T``; None where
+        R: symmetric positive semi-definite matrices ``(d_c, d_c)`` of the consumers.
+        cross: ``sqrt(weight) B``, transposed and compressed, ``(d, k)``.
+        bases: matrices ``(N_c, k_c)`` with orthonormal columns, ``M = basis X^T``; None where
             ``k_c = N_c``.
-        outputs: C times ``k_c``.
-        groups: of the d columns.
-        scale: ``(d,)``, what inputs were divided by, over ``sqrt(weight)``: ``M = X^T / scale``.
+        outputs: numbers ``k_c`` of compressed outputs.
+        groups: groups of the d columns.
+        scale: divisors of the inputs times ``sqrt(weight)``, ``(d,)``: ``M = X^T / scale``.
     """
 
     R: tuple[Array, ...]
@@ -102,14 +102,14 @@ class Problem:
 
     @classmethod
     def of(cls, consumers: Sequence[Consumer], penalties: Array | None = None) -> Problem:
-        """The problem of these consumers, and ``p (G,)`` or equal penalties.
+        """Make the problem of some consumers, with penalties ``p (G,)`` or equal ones.
 
         Raises:
-            ValueError: no consumer, shapes that do not belong together, or a weight or penalty
-                that is not positive.
+            ValueError: there is no consumer, shapes do not fit together, or a weight or penalty is
+                not positive.
         """
         if not consumers:
-            raise ValueError("no consumer of the groups; there must be 1 at least")
+            raise ValueError("there is no consumer of the groups; give one or more")
         groups = Groups.of(*(consumer.widths for consumer in consumers))
         divisors: Array = np.ones(int(groups.widths.sum()))
         if penalties is not None:
@@ -139,7 +139,7 @@ class Problem:
         return cls(tuple(matrices), stacked, tuple(bases), outputs, groups, scale)
 
     def restricted(self, which: Indices) -> Problem:
-        """The problem of these groups alone."""
+        """The problem of some of the groups."""
         columns = self.groups.columns(which)
         blocks = [(R, own) for R, _, own in self._parts(columns)]
         return Problem(
@@ -152,7 +152,7 @@ class Problem:
         )
 
     def product(self, X: Array, columns: Indices | None = None) -> Array:
-        """``R X (d, k)``; given rising ``columns``, ``X`` is of these rows, the rest zero."""
+        """The product ``R X (d, k)``; with rising ``columns``, ``X`` has these rows only."""
         if columns is None:
             return np.concatenate(
                 [R @ X[rows] for R, rows in zip(self.R, self.groups.rows, strict=True)]
@@ -160,7 +160,7 @@ class Problem:
         return np.concatenate([R[:, own] @ X[at] for R, at, own in self._parts(columns)])
 
     def zero_is_best(self, j: int, residual: Array, X: Array, lam: float) -> bool:
-        """Whether group j had better be zero, all else as it is."""
+        """Whether zero is the best value of group j, given the others."""
         square = 0.0
         for R, rows, start, width in zip(
             self.R,
@@ -176,7 +176,7 @@ class Problem:
         return square <= lam**2
 
     def start(self, weights: Sequence[Array] | None) -> Array:
-        """``X (d, k)`` of the consumers' weights ``(N, d)``, or zeros."""
+        """Solution ``X (d, k)`` for the consumers' weights ``(N, d)``, or zeros."""
         X = np.zeros_like(self.cross)
         for M, basis, k, rows in zip(
             weights or (), self.bases, self.outputs, self.groups.rows, strict=weights is not None
@@ -206,7 +206,7 @@ class Problem:
         )
 
     def _parts(self, columns: Indices) -> list[tuple[Array, slice, Indices]]:
-        """Of rising columns: each block, where its columns are among them, and which they are."""
+        """Split rising columns by block: the block, their places, and their numbers within it."""
         parts = []
         for R, rows in zip(self.R, self.groups.rows, strict=True):
             first, last = np.searchsorted(columns, [rows.start, rows.stop])
@@ -215,14 +215,14 @@ class Problem:
 
 
 def lambda_max(consumers: Sequence[Consumer], penalties: Array | None = None) -> float:
-    """The least ``lam`` that leaves no group, for ``p (G,)`` or equal penalties."""
+    """The smallest ``lam`` at which all groups are zero, for penalties ``p (G,)`` or equal ones."""
     squares = [c.weight * Groups.of(c.widths).norms(c.B.T) ** 2 for c in consumers]
     norms = np.sqrt(np.sum(squares, axis=0))
     return float(np.max(norms if penalties is None else norms / penalties))
 
 
 def require_positive(lam: float) -> None:
-    """Refuse a penalty of nothing.
+    """Refuse a penalty that is not positive.
 
     Raises:
         ValueError: ``lam`` is not above 0.
@@ -232,10 +232,10 @@ def require_positive(lam: float) -> None:
 
 
 def regularised(R: Array, ridge: float) -> Array:
-    """``R + rho I (d, d)``, ``rho`` in units of the mean diagonal.
+    """The matrix ``R + rho I (d, d)``, with ``rho`` in units of the mean diagonal.
 
     Raises:
-        ValueError: a ridge below 0.
+        ValueError: the ridge is below 0.
     """
     if ridge < 0:
         raise ValueError(f"ridge {ridge} must not be negative")
@@ -245,7 +245,7 @@ def regularised(R: Array, ridge: float) -> Array:
 
 
 def _checked(consumer: Consumer, d: int) -> tuple[Array, Array, float]:
-    """``R``, ``B``, and the root of the weight."""
+    """Check a consumer; return ``R``, ``B`` and the root of its weight."""
     R = np.asarray(consumer.R, dtype=np.float64)
     B = np.asarray(consumer.B, dtype=np.float64)
     if R.shape != (d, d) or B.ndim != 2 or B.shape[1] != d:

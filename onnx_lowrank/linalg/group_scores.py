@@ -1,4 +1,4 @@
-"""Which groups of inputs to keep: plain rankings, which ask for no solution."""
+"""Plain rankings of groups of inputs, which need no solution."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Indices = npt.NDArray[np.intp]
 
 
 def energy_scores(R: Array, widths: Sequence[int] | Indices) -> Array:
-    """``(G,)``: mean square of each group's inputs, from the diagonal of ``R (d, d)``."""
+    """Mean square ``(G,)`` of each group's inputs, from the diagonal of ``R (d, d)``."""
     groups = Groups.of(widths)
     means: Array = groups.sums(np.diag(R).astype(np.float64)) / groups.widths[0]
     return means
 
 
 def random_scores(widths: Sequence[int] | Indices, seed: int) -> Array:
-    """``(G,)``: numbers without meaning."""
+    """Random numbers ``(G,)``, as a ranking to compare others with."""
     return np.random.default_rng(seed).random(Groups.of(widths).count)

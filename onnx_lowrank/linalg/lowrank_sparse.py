@@ -1,4 +1,4 @@
-"""A map as a sum of a column-sparse and a low-rank one: the convex problem, by ADMM.
+"""A linear map as a sum of a column-sparse and a low-rank one: the convex problem, by ADMM.
 
     min_{A, B}  1/2 E||y - (A + B) x||^2 + l1 sum_j ||A_j||_F + l2 ||B||_*
 
@@ -47,16 +47,16 @@ _BALANCE, _FACTOR = 5.0, 2.0
 
 @dataclass(frozen=True)
 class LowRankSparseResult:
-    """``A + B`` and how it was found.
+    """The sum ``A + B``, with the history of the search.
 
     Attributes:
-        sparse: ``A (N, d)``, exactly zero outside its channels.
-        low_rank: ``B (N, d)``.
-        support: channels that ``A`` reads, rising.
-        order: all channels: those of ``A`` by falling ``||A_j||_F``, then the others by falling
-            ``||G_j||_F``, the sooner to come in the earlier.
-        rank: of ``B``.
-        objective: of the convex problem, at ``(A, B)``.
+        sparse: part ``A (N, d)``, exactly zero outside its channels.
+        low_rank: part ``B (N, d)``.
+        support: numbers of the channels that ``A`` reads, rising.
+        order: numbers of all channels: those of ``A`` by falling ``||A_j||_F``, then the others by
+            falling ``||G_j||_F``, in the order in which they would enter.
+        rank: rank of ``B``.
+        objective: value of the convex problem at ``(A, B)``.
         primal: distance of the copies from ``(A, B)``, relative to ``||W||_F``.
         dual: change of ``rho (A, B)`` in the last step, relative to ``||W Sigma||_F``.
         iterations: steps taken.
@@ -76,16 +76,16 @@ class LowRankSparseResult:
 
 
 class LowRankSparse:
-    """One layer, factored once and solved for many penalties.
+    """The problem of one layer, factored once and solved for many penalties.
 
     Args:
         weight: ``W (N, d)``, with ``y = W x``.
         sigma: ``E[x x^T] (d, d)``, positive semi-definite.
-        width: columns of one input channel, ``kh * kw``; 1 for a dense layer.
+        width: number of columns of one input channel, ``kh * kw``; 1 for a dense layer.
         rest: ``E||y - W x||^2``, where ``y`` is not a linear map of ``x``.
 
     Raises:
-        ValueError: shapes or ``width`` that do not fit.
+        ValueError: shapes or ``width`` do not fit.
     """
 
     def __init__(self, weight: Array, sigma: Array, width: int = 1, rest: float = 0.0) -> None:
@@ -93,7 +93,7 @@ class LowRankSparse:
         if sigma.shape != (d, d):
             raise ValueError(f"sigma {sigma.shape} does not go with {d} columns")
         if width < 1 or d % width:
-            raise ValueError(f"{d} columns are no channels of {width}")
+            raise ValueError(f"{d} columns cannot be divided into channels of {width}")
         self.weight, self.sigma, self.width, self.rest = weight, sigma, width, rest
         values, self._basis = np.linalg.eigh(sigma)
         self._values = np.maximum(values, 0.0)
@@ -103,7 +103,7 @@ class LowRankSparse:
     def from_moments(
         cls, cross: Array, energy: float, sigma: Array, width: int = 1
     ) -> LowRankSparse:
-        """The layer behind ``E[y x^T] (N, d)`` and ``E||y||^2``."""
+        """Make the problem from ``E[y x^T] (N, d)`` and ``E||y||^2``."""
         problem = cls(np.zeros_like(cross), sigma, width)
         values = problem._values
         seen = values > len(values) * np.finfo(np.float64).eps * max(float(values[-1]), 0.0)
@@ -115,17 +115,17 @@ class LowRankSparse:
 
     @property
     def largest(self) -> tuple[float, float]:
-        """Least ``(l1, l2)`` at which both are zero: ``max ||(W Sigma)_j||_F, ||W Sigma||_2``."""
+        """Smallest ``(l1, l2)`` with zero parts: ``max ||(W Sigma)_j||_F``, ``||W Sigma||_2``."""
         most = float(group_norms(self._cross, self.width).max())
         return most, float(np.linalg.norm(self._cross, 2))
 
     def loss(self, matrix: Array) -> float:
-        """``1/2 E||y - M x||^2`` of ``M (N, d)``."""
+        """Loss ``1/2 E||y - M x||^2`` of a map ``M (N, d)``."""
         left = self.weight - matrix
         return 0.5 * (self.rest + float(np.sum((left @ self.sigma) * left)))
 
     def objective(self, sparse: Array, low_rank: Array, l1: float, l2: float) -> float:
-        """Of ``(A, B)``, both ``(N, d)``; an infinite penalty on nothing counts as nothing."""
+        """Objective at ``(A, B)``, both ``(N, d)``; an infinite penalty on zero counts as zero."""
         columns = float(group_norms(sparse, self.width).sum())
         nuclear = float(np.linalg.svd(low_rank, compute_uv=False).sum())
         penalties = ((l1, columns), (l2, nuclear))
@@ -145,17 +145,17 @@ class LowRankSparse:
         """Solve for one pair of penalties.
 
         Args:
-            l1: on the columns of ``A``; infinity leaves ``B`` alone.
-            l2: on the singular values of ``B``; infinity leaves ``A`` alone.
-            start: solution for other penalties.
+            l1: penalty on the columns of ``A``; with infinity only ``B`` stays.
+            l2: penalty on the singular values of ``B``; with infinity only ``A`` stays.
+            start: solution for other penalties to start from.
             rho: first step parameter; by default the mean eigenvalue of ``Sigma``.
             absolute: tolerance relative to ``||W||_F`` and ``||W Sigma||_F``.
             relative: tolerance relative to the iterates.
-            max_iterations: steps; ``rho`` is left alone after the first half, without which
-                convergence is not proved.
+            max_iterations: largest number of steps; ``rho`` is fixed after the first half, which
+                the proof of convergence needs.
 
         Raises:
-            ValueError: a penalty is not positive, or ``rho`` is not.
+            ValueError: a penalty or ``rho`` is not positive.
         """
         if not (l1 > 0 and l2 > 0 and (rho is None or rho > 0)):
             raise ValueError(f"penalties {l1}, {l2} and rho {rho} must be positive")
@@ -216,7 +216,7 @@ class LowRankSparse:
 
 
 def group_norms(matrix: Array, width: int) -> Array:
-    """``||M_j||_F`` of each ``width`` columns of ``(N, d)``."""
+    """Norms ``||M_j||_F`` of each ``width`` columns of ``(N, d)``."""
     squares = np.einsum("nd,nd->d", matrix, matrix)
     norms: Array = np.sqrt(squares.reshape(-1, width).sum(axis=1))
     return norms
@@ -231,11 +231,11 @@ def shrunk_groups(matrix: Array, threshold: float, width: int) -> Array:
 
 
 def shrunk_values(matrix: Array, threshold: float) -> tuple[Array, int]:
-    """Proximal map of ``threshold * ||M||_*``, and the rank that is left."""
+    """Proximal map of ``threshold * ||M||_*``, with the rank of the result."""
     if matrix.shape[0] > matrix.shape[1]:
         turned, rank = shrunk_values(matrix.T, threshold)
         return turned.T, rank
-    # by the Gram matrix: it is wrong only about values below 1e-8 of the largest
+    # the Gram matrix is inexact only for values below 1e-8 of the largest
     squares, vectors = np.linalg.eigh(matrix @ matrix.T)
     values = np.sqrt(np.maximum(squares, 0.0))
     left = values > threshold

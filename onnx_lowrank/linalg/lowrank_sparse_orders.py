@@ -1,12 +1,13 @@
-"""Orders in which channels leave a low-rank part for a sparse one.
+"""Orders in which channels move from a low-rank part to a sparse one.
 
     min_{A, B}  tr((W - A - B) Sigma (W - A - B)^T)     A reads few channels, B has a low rank
 
-Which channels serve ``A`` best is a combinatorial question; an order answers it for every number of
-them. Of the convex problem (:mod:`onnx_lowrank.linalg.lowrank_sparse`), at two pairs of penalties
-well inside the band where both parts live: the norms of ``A``. By forward selection: next comes the
-channel that lowers the error most, the ``rank`` leading directions of what is left out of account.
-The first do better where ``B`` has a high rank, the second where ``A`` reads few channels.
+The best channels for ``A`` are a combinatorial problem; an order answers it for every number of
+channels. Convex orders sort by the norms of ``A`` in the convex problem
+(:mod:`onnx_lowrank.linalg.lowrank_sparse`), at two pairs of penalties where both parts are not
+zero. Forward orders add the channel that lowers the error most, not counting the error in its
+``rank`` leading directions. Convex orders are better where ``B`` has a high rank, forward orders
+where ``A`` reads few channels.
 
 A convex order costs some 30 products with ``Sigma`` and as many eigenvalue problems; a forward one
 some five Cholesky factors of ``Sigma``, and beyond ``rank`` 0 an eigenvalue problem a round.
@@ -33,14 +34,14 @@ __all__ = ["columns_of", "convex_orders", "forward_order"]
 Array = npt.NDArray[np.floating[Any]]
 Index = npt.NDArray[np.intp]
 
-#: penalties of the orders from the convex problem: ``l2`` over the largest that means anything, and
-#: where ``l1`` lies between ``l2 / sqrt(channels)`` (0: no B) and ``sqrt(width) l2`` (1: no A)
+#: penalties of the convex orders: ``l2`` over its largest useful value, and the place of ``l1``
+#: between ``l2 / sqrt(channels)`` (0: no B) and ``sqrt(width) l2`` (1: no A)
 _PENALTIES = ((0.1, 0.4), (0.01, 0.6))
 
-#: an order needs no exact solution
+#: tolerance and largest number of steps; an order needs no exact solution
 _TOLERANCE, _STEPS = 1e-2, 60
 
-#: forward selection takes several channels at once beyond so many
+#: forward selection takes several channels at once where there are more than this
 _ROUNDS = 128
 
 
@@ -48,9 +49,9 @@ def convex_orders(weight: Array, sigma: Array, width: int) -> list[Index]:
     """Orders of the channels from rough solutions of the convex problem.
 
     Args:
-        weight: ``(N, d)``.
-        sigma: ``(d, d)``.
-        width: columns of a channel.
+        weight: map ``(N, d)``.
+        sigma: covariance ``(d, d)``.
+        width: number of columns of a channel.
     """
     problem = LowRankSparse(weight, sigma, width)
     channels, most = weight.shape[1] // width, problem.largest[1]
@@ -80,11 +81,11 @@ def forward_order(
     the ``rank`` leading directions of ``T W^T``: the error falls by that at least.
 
     Args:
-        weight: ``(N, d)``.
-        sigma: ``(d, d)``.
-        width: columns of a channel.
-        rank: directions that the low-rank part takes care of.
-        limit: channels to select; the others follow by their last gain.
+        weight: map ``(N, d)``.
+        sigma: covariance ``(d, d)``.
+        width: number of columns of a channel.
+        rank: number of directions that the low-rank part reproduces.
+        limit: number of channels to select; the others follow by their last gain.
     """
     outputs, d = weight.shape
     channels = d // width
@@ -92,7 +93,7 @@ def forward_order(
     several = -(-channels // _ROUNDS)
     response, loads = weight @ sigma, np.zeros((d, 0))
     gram = response @ weight.T
-    # K_jj: what is left of each channel; jitter, for those that others tell all about
+    # K_jj: residual covariance of each channel; jitter for channels that others determine
     jitter = 1e-9 * max(float(np.trace(sigma)) / d, np.finfo(np.float64).tiny) * np.eye(width)
     own = np.einsum("jajb->jab", sigma.reshape(channels, width, channels, width)) + jitter
     order: list[int] = []
@@ -123,6 +124,6 @@ def forward_order(
 
 
 def columns_of(channels: Index, width: int) -> Index:
-    """The columns of some channels of ``width`` columns each."""
+    """Numbers of the columns of some channels with ``width`` columns each."""
     columns: Index = (np.asarray(channels)[:, None] * width + np.arange(width)).reshape(-1)
     return columns

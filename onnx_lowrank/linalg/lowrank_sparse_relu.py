@@ -1,8 +1,8 @@
-"""A map as a sum of a column-sparse and a low-rank one, fitted behind a ReLU.
+"""A linear map as a sum of a column-sparse and a low-rank one, fitted behind a ReLU.
 
     min_{A, B, c}  1/(2n) sum_i ||y_i - relu((A + B) x_i + c)||^2 + l1 sum_j ||A_j||_F + l2 ||B||_*
 
-on ``n`` sampled rows; moments do not say enough. With ``z_i = (A + B) x_i + c`` split off, ADMM in
+on ``n`` sampled rows, as moments are not enough. With ``z_i = (A + B) x_i + c`` split off, ADMM in
 two blocks, ``(Z, A, B)`` and the copies ``(P, Q, c)``, ``S = P + Q``, ``v = (A, B) - u``:
 
     (S, c)  least squares of Z - T on x, at tau, with rho / 4 ||S - v_1 - v_2||^2
@@ -12,8 +12,8 @@ two blocks, ``(Z, A, B)`` and the copies ``(P, Q, c)``, ``S = P + Q``, ``v = (A,
 
 The ``z`` are those of :mod:`onnx_lowrank.linalg.relu_regression`.
 
-At wanted sizes (:func:`refit_relu`) the penalties give way to a set of channels and a rank, and
-``z`` and the best parts for it are solved in turn while ``tau`` grows.
+At wanted sizes (:func:`refit_relu`) a set of channels and a rank replace the penalties, and ``z``
+and the best parts for it are solved in turn while ``tau`` grows.
 
 Neither problem is convex: a residual may never come to rest, and no optimum is global. Both start
 from the linear solution and return the best point they came by, measured by the objective itself.
@@ -61,20 +61,20 @@ SCHEDULE = (0.01, 0.1, 1.0)
 
 @dataclass(frozen=True)
 class ReluResult:
-    """``relu((A + B) x + c)`` and how it was found.
+    """The map ``relu((A + B) x + c)``, with the history of the search.
 
     Attributes:
-        sparse: ``A (N, d)``, exactly zero outside its channels.
-        low_rank: ``B (N, d)``.
-        bias: ``c (N,)``.
-        support: channels that ``A`` reads, rising.
-        rank: of ``B``.
-        objective: of the problem behind the ReLU, at ``(A, B, c)``.
-        linear: the same at the linear solution, which is never less.
+        sparse: part ``A (N, d)``, exactly zero outside its channels.
+        low_rank: part ``B (N, d)``.
+        bias: bias ``c (N,)``.
+        support: numbers of the channels that ``A`` reads, rising.
+        rank: rank of ``B``.
+        objective: value of the problem behind the ReLU at ``(A, B, c)``.
+        linear: value at the linear solution, which is never smaller.
         primal: relative distance of the copies at the end.
         dual: relative change in the last step.
-        iterations: steps taken.
-        best: the step that the result is from; 0 is the linear solution.
+        iterations: number of steps taken.
+        best: number of the step that the result is from; 0 is the linear solution.
         converged: whether both residuals met their tolerance.
     """
 
@@ -97,11 +97,11 @@ class ReluParts:
     """Parts of wanted sizes behind a ReLU.
 
     Attributes:
-        parts: the matrices; their ``error`` is that of the linear problem they solve.
-        bias: ``c (N,)``.
-        loss: ``1/(2n) sum ||y - relu(M x + c)||^2``.
-        linear: the same at the start, which is never less.
-        best: the round that the result is from; 0 is the start.
+        parts: the matrices; their ``error`` is that of the linear problem that they solve.
+        bias: bias ``c (N,)``.
+        loss: loss ``1/(2n) sum ||y - relu(M x + c)||^2``.
+        linear: loss at the start, which is never smaller.
+        best: number of the round that the result is from; 0 is the start.
     """
 
     parts: LowRankSparseParts
@@ -124,20 +124,20 @@ def lowrank_sparse_relu(
     relative: float = 5e-3,
     max_iterations: int = 400,
 ) -> ReluResult:
-    """Solve for one pair of penalties; see the module.
+    """Solve the module's problem for one pair of penalties.
 
     Args:
-        rows: ``x (n, d)``.
-        target: ``y (n, N)``, not negative.
+        rows: inputs ``x (n, d)``.
+        target: responses ``y (n, N)``, not negative.
         weight: ``W (N, d)`` of the linear problem to start from, ``relu(W x + b)`` near ``y``.
-        bias: ``b (N,)``.
-        l1: on the columns of ``A``, finite.
-        l2: on the singular values of ``B``, finite.
-        width: columns of one input channel.
-        tau: weight of ``z = M x + c`` in the augmented Lagrangian; smaller is quicker, and may go
-            round for ever.
-        relative: tolerance of both residuals, over the size of what they compare.
-        max_iterations: steps.
+        bias: ``b (N,)`` of the linear problem.
+        l1: penalty on the columns of ``A``, finite.
+        l2: penalty on the singular values of ``B``, finite.
+        width: number of columns of one input channel.
+        tau: weight of ``z = M x + c`` in the augmented Lagrangian; a smaller one is faster, but may
+            not converge.
+        relative: tolerance of both residuals, relative to the norms of the arrays compared.
+        max_iterations: largest number of steps.
 
     Raises:
         ValueError: a penalty is not positive and finite, or shapes do not fit.
@@ -214,24 +214,25 @@ def refit_relu(
     ridge: float = 1.0,
     schedule: Sequence[float] = SCHEDULE,
 ) -> ReluParts:
-    """Fit parts of wanted sizes; see the module.
+    """Fit parts of wanted sizes to the module's problem.
 
-    On trained convolutions, 2,000 to 8,000 rows, a fourth to a half of the channels: 1 to 5 % less
-    error on other images than the linear solution, with ``sigma`` of all rows and ``ridge`` 1; far
-    more on the rows themselves, and a loss elsewhere, where ``ridge`` is small and rows are few.
+    On trained convolutions, with 2,000 to 8,000 rows and a fourth to a half of the channels, the
+    error on other images was 1 to 5 % less than that of the linear solution, with ``sigma`` of all
+    rows and ``ridge`` 1. With a small ``ridge`` and few rows it is far less on these rows, and more
+    on others.
 
     Args:
-        rows: ``x (n, d)``.
-        target: ``y (n, N)``, not negative.
+        rows: inputs ``x (n, d)``.
+        target: responses ``y (n, N)``, not negative.
         weight: ``W (N, d)`` of the linear problem to start from, ``relu(W x + b)`` near ``y``.
-        bias: ``b (N,)``.
-        support: channels of the sparse part, rising.
-        rank: of the other part.
-        width: columns of one input channel.
-        sigma: covariance ``(d, d)`` of far more rows than these; None is a multiple of the
-            identity of the same trace as theirs.
-        ridge: weight of the linear problem under ``sigma`` beside the sample: it holds what few
-            rows say nothing about.
+        bias: ``b (N,)`` of the linear problem.
+        support: numbers of the channels of the sparse part, rising.
+        rank: rank of the other part.
+        width: number of columns of one input channel.
+        sigma: covariance ``(d, d)`` of far more rows than the sample; None takes a multiple of the
+            identity with the trace of the sample's covariance.
+        ridge: weight of the linear problem under ``sigma`` against the sample; it determines the
+            directions that few rows do not.
         schedule: ``tau`` of each round.
     """
     sample = _Sample(rows, target, weight, bias)
@@ -260,20 +261,20 @@ def refit_relu(
 
 
 def relu_loss(rows: Array, target: Array, matrix: Array, bias: Array) -> float:
-    """``1/(2n) sum_i ||y_i - relu(M x_i + c)||^2``.
+    """Loss ``1/(2n) sum_i ||y_i - relu(M x_i + c)||^2``.
 
     Args:
-        rows: ``x (n, d)``.
-        target: ``y (n, N)``.
-        matrix: ``M (N, d)``.
-        bias: ``c (N,)``.
+        rows: inputs ``x (n, d)``.
+        target: responses ``y (n, N)``.
+        matrix: map ``M (N, d)``.
+        bias: bias ``c (N,)``.
     """
     left = target - np.maximum(rows @ matrix.T + bias, 0.0)
     return float(np.sum(left**2)) / (2 * len(rows))
 
 
 class _Point(NamedTuple):
-    """A point, and how good it is."""
+    """A point with its objective."""
 
     objective: float
     pair: Array
@@ -282,7 +283,7 @@ class _Point(NamedTuple):
 
 
 class _Sample:
-    """Rows about their mean; a bias is ``level - M mean`` there."""
+    """Rows minus their mean; a bias is ``level - M mean``."""
 
     def __init__(self, rows: Array, target: Array, weight: Array, bias: Array) -> None:
         if target.shape != (len(rows), len(weight)) or weight.shape[1:] != rows.shape[1:]:
@@ -295,16 +296,16 @@ class _Sample:
         self.level: Array = weight @ self.mean + bias
 
     def response(self, matrix: Array, level: Array) -> Array:
-        """``M x + c (n, N)``."""
+        """Response ``M x + c (n, N)``."""
         response: Array = self.centred @ matrix.T + level
         return response
 
     def loss(self, matrix: Array, level: Array) -> float:
-        """As :func:`relu_loss`."""
+        """Loss of a map, as in :func:`relu_loss`."""
         return relu_loss(self.centred, self.target, matrix, level)
 
 
 def _ratio(change: Array, *sizes: Array) -> float:
-    """``||change||`` over the largest of the other norms."""
+    """Norm of ``change`` over the largest norm of ``sizes``."""
     size = max(float(np.linalg.norm(m)) for m in sizes)
     return float(np.linalg.norm(change)) / size if size > 0 else 0.0

@@ -1,10 +1,10 @@
-"""A map as a sum of a column-sparse and a low-rank one, of wanted sizes.
+"""A linear map as a sum of a column-sparse and a low-rank one, of wanted sizes.
 
     min_{A, B}  tr((W - A - B) Sigma (W - A - B)^T)     A reads ``keep`` channels, rank B = ``rank``
 
-For a given set S of channels this has a closed form. Whatever ``B`` does with the columns of S,
-``A`` undoes, so ``B`` reads the others, c, alone; ``A`` is the regression of what is left on S; and
-what S cannot tell about the others is ``K = Sigma_cc - Sigma_cS Sigma_SS^-1 Sigma_Sc``:
+For a given set S of channels this has a closed form. ``A`` can undo whatever ``B`` does with the
+columns of S, so ``B`` reads only the others, c; ``A`` is the regression of the remainder on S; and
+the covariance of the others given S is ``K = Sigma_cc - Sigma_cS Sigma_SS^-1 Sigma_Sc``:
 
     P   = the ``rank`` leading eigenvectors of W_c K W_c^T
     B_c = P P^T W_c,      A_S = W_S + (W_c - B_c) Sigma_cS Sigma_SS^-1
@@ -47,23 +47,25 @@ __all__ = ["LowRankSparseParts", "LowRankSparseSizes", "parts_of"]
 Array = npt.NDArray[np.floating[Any]]
 Index = npt.NDArray[np.intp]
 
-#: multiplications ``N d^2`` of one product with ``Sigma`` up to which that takes about a second
+#: largest ``N d^2`` (multiplications of a product with ``Sigma``) with which convex orders are
+#: tried; they then take about a second
 _CONVEX_WORK = 1e8
 
-#: the second forward order leaves ``N / 16`` directions out of account
+#: the second forward order does not count the error in ``N / 16`` directions
 _DIRECTIONS = 16
 
 
 @dataclass(frozen=True)
 class LowRankSparseParts:
-    """One pair of sizes: ``y = columns x_S + last (basis x)``.
+    """Parts of one pair of sizes: ``y = columns x_S + last (basis x)``.
 
     Attributes:
-        support: channels S that the sparse part reads, rising.
-        columns: the sparse part on them ``(N, keep * width)``.
-        basis: ``(rank, d)``, zero on the columns of S.
-        last: ``(N, rank)``, orthonormal columns; zero columns where there is less to take.
-        error: ``tr(D Sigma D^T)`` of these very matrices.
+        support: numbers of the channels S that the sparse part reads, rising.
+        columns: sparse part on these channels, ``(N, keep * width)``.
+        basis: first map of the low-rank part ``(rank, d)``, zero on the columns of S.
+        last: last map of the low-rank part ``(N, rank)``, with orthonormal columns, or zero
+            columns beyond its numerical rank.
+        error: error of the reconstruction, ``tr(D Sigma D^T)``.
     """
 
     support: Index
@@ -74,7 +76,7 @@ class LowRankSparseParts:
 
     @property
     def matrix(self) -> Array:
-        """``A + B (N, d)``."""
+        """The map ``A + B (N, d)``."""
         whole = self.last @ self.basis
         if len(self.support):
             width = self.columns.shape[1] // len(self.support)
@@ -83,18 +85,18 @@ class LowRankSparseParts:
 
 
 class LowRankSparseSizes:
-    """One layer at every pair of sizes.
+    """The problem of one layer at every pair of sizes.
 
     Args:
-        weight: ``W (N, d)``.
+        weight: map ``W (N, d)``.
         sigma: covariance ``(d, d)`` of the patch, positive definite; None is the identity.
-        width: columns of one input channel, ``kh * kw``.
-        orders: of all channels, to choose sets from; by default two forward ones, and two of the
-            convex problem where the layer is not too large.
-        max_keep: larger sets are not asked for; it spares work.
+        width: number of columns of one input channel, ``kh * kw``.
+        orders: orders of all channels to choose sets from; by default two forward orders, and two
+            convex ones where the layer is not too large.
+        max_keep: largest number of channels that will be asked for; a smaller one saves work.
 
     Raises:
-        ValueError: ``width`` does not fit, or an order is none of all channels.
+        ValueError: ``width`` does not fit, or an order does not name every channel once.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class LowRankSparseSizes:
     ) -> None:
         outputs, d = len(weight), weight.shape[1]
         if width < 1 or d % width:
-            raise ValueError(f"{d} columns are no channels of {width}")
+            raise ValueError(f"{d} columns cannot be divided into channels of {width}")
         self.channels, self.outputs, self.width = d // width, outputs, width
         self._weight, self._sigma = weight, np.eye(d) if sigma is None else sigma
         if orders is None:
@@ -125,22 +127,22 @@ class LowRankSparseSizes:
         self.energy = float(np.sum((weight @ self._sigma) * weight))
 
     def error(self, keep: int, rank: int) -> float:
-        """``tr(D Sigma D^T)`` of ``keep`` channels and ``rank`` directions."""
+        """Error ``tr(D Sigma D^T)`` with ``keep`` channels and ``rank`` directions."""
         return float(self._tail(keep)[:, self._at(rank)].min())
 
     def support(self, keep: int, rank: int) -> Index:
-        """The channels of that, rising."""
+        """Numbers of the ``keep`` channels that are best at ``rank``, rising."""
         best = np.argmin(self._tail(keep)[:, self._at(rank)])
         return np.sort(self._orders[int(best)][:keep])
 
     def cut(self, keep: int, rank: int) -> LowRankSparseParts:
-        """The matrices of that."""
+        """Parts with ``keep`` channels and ``rank`` directions."""
         support = self.support(keep, rank)
         return parts_of(self._weight, self._sigma, self.width, support, rank)
 
     def _at(self, rank: int) -> int:
         if rank < 0:
-            raise ValueError(f"a rank of {rank} makes no sense")
+            raise ValueError(f"the rank is {rank}; it must be 0 or more")
         return min(rank, self.outputs)
 
     def _response(self, order: Index) -> Array:
@@ -148,16 +150,16 @@ class LowRankSparseSizes:
         return self._weight[:, columns] @ cholesky(self._sigma[np.ix_(columns, columns)])
 
     def _tail(self, keep: int) -> Array:
-        """Errors ``(orders, N + 1)`` of ``keep`` channels at each rank."""
+        """Errors ``(orders, N + 1)`` with ``keep`` channels at each rank."""
         if not 0 <= keep <= self.channels:
-            raise ValueError(f"{keep} of {self.channels} channels make no sense")
+            raise ValueError(f"keep is {keep}; it must be from 0 to {self.channels} channels")
         if keep not in self._tails:
             tails = np.zeros((len(self._orders), self.outputs + 1))
             for tail, response in zip(tails, self._responses, strict=True):
                 rest = response[:, keep * self.width :]
                 wide = rest.shape[1] >= self.outputs
                 values = np.linalg.eigvalsh(rest @ rest.T if wide else rest.T @ rest)
-                # from the least upwards: no difference of large sums
+                # add from the smallest up: differences of large sums would lose digits
                 tail[: len(values)] = np.cumsum(np.maximum(values, 0.0))[::-1]
             self._tails[keep] = tails
         return self._tails[keep]
@@ -166,14 +168,14 @@ class LowRankSparseSizes:
 def parts_of(
     weight: Array, sigma: Array, width: int, support: Index, rank: int
 ) -> LowRankSparseParts:
-    """The best parts whose sparse one reads the channels ``support``; see the module.
+    """Compute the best parts whose sparse part reads the channels ``support``.
 
     Args:
-        weight: ``(N, d)``.
-        sigma: ``(d, d)``.
-        width: columns of a channel.
-        support: channels, rising.
-        rank: of the other part.
+        weight: map ``(N, d)``.
+        sigma: covariance ``(d, d)``.
+        width: number of columns of a channel.
+        support: numbers of the channels, rising.
+        rank: rank of the other part.
     """
     outputs, d = weight.shape
     others = np.setdiff1d(np.arange(d // width), support)
@@ -181,7 +183,7 @@ def parts_of(
     order = np.concatenate([columns, rest])
     factor, k = cholesky(sigma[np.ix_(order, order)]), len(columns)
     response = weight[:, rest] @ factor[k:, k:]
-    # left singular vectors, by way of a triangle of at most N x N
+    # left singular vectors from a triangle of at most N x N
     triangle = linalg.qr(response.T, mode="r", check_finite=False)[0][: min(response.shape)]
     directions = np.linalg.svd(triangle.T, full_matrices=False)[0][:, :rank]
     last, basis = np.zeros((outputs, rank)), np.zeros((rank, d))

@@ -1,4 +1,4 @@
-"""A kernel whose outputs each read one of few colours: the monochromatic approximation.
+"""Monochromatic approximation: a kernel whose outputs each read one of a few colours.
 
     What[n, c, t] = V[k(n), c] S[n, t],     min tr((W - What) Sigma (W - What)^T)
 
@@ -45,14 +45,14 @@ _JITTER = 1e-13
 
 @dataclass(frozen=True)
 class Monochromatic:
-    """Colours, who reads them, and how they were found.
+    """Colours and the outputs that read them, with the history of the search.
 
     Attributes:
-        directions: ``V (K, C)``, unit rows.
-        spatial: ``S (N, taps)``.
-        assignment: ``k(n)``, ``(N,)``.
-        error: ``tr(D Sigma D^T)``, of the reconstruction.
-        iterations: rounds of the start kept.
+        directions: colours ``V (K, C)``, unit rows.
+        spatial: spatial kernels ``S (N, taps)``.
+        assignment: number ``k(n)`` of the colour that each output reads, ``(N,)``.
+        error: error of the reconstruction, ``tr(D Sigma D^T)``.
+        iterations: number of rounds of the start kept.
         converged: whether the error came to rest before the limit on rounds.
     """
 
@@ -65,16 +65,16 @@ class Monochromatic:
 
     @property
     def order(self) -> Labels:
-        """Outputs colour by colour: row ``i`` of a grouped convolution is output ``order[i]``."""
+        """Numbers of the outputs, sorted by colour, as the rows of a grouped convolution."""
         return np.argsort(self.assignment, kind="stable")
 
     @property
     def sizes(self) -> Labels:
-        """Outputs of each colour, ``(K,)``."""
+        """Number of outputs of each colour, ``(K,)``."""
         return np.bincount(self.assignment, minlength=len(self.directions))
 
     def to_kernel(self) -> Array:
-        """``What (N, C, taps)``."""
+        """The kernel ``What (N, C, taps)``."""
         kernel: Array = self.directions[self.assignment][:, :, None] * self.spatial[:, None]
         return kernel
 
@@ -94,23 +94,23 @@ def monochromatic(
         kernel: ``(N, C, taps)``.
         sigma: covariance ``(C taps, C taps)`` of the patch, positive definite; None is the
             identity.
-        colours: ``K``.
-        balanced: whether all colours serve equally many outputs.
-        starts: how many to try.
-        seed: of the random ones.
-        max_iterations: rounds to a start.
+        colours: number ``K`` of colours.
+        balanced: whether all colours are read by equally many outputs.
+        starts: number of starts to try.
+        seed: random seed of the starts.
+        max_iterations: largest number of rounds of a start.
 
     Raises:
-        ValueError: no colour, start or round asked for, more colours than outputs, or ``balanced``
-            and ``K`` does not divide ``N``.
+        ValueError: ``colours``, ``starts`` or ``max_iterations`` is below 1, there are more
+            colours than outputs, or ``balanced`` is set and ``K`` does not divide ``N``.
     """
     outputs = len(kernel)
     if not 1 <= colours <= outputs:
         raise ValueError(f"{colours} colours for {outputs} outputs; ask for 1 to {outputs}")
     if balanced and outputs % colours:
-        raise ValueError(f"{outputs} outputs do not fall to {colours} colours in equal parts")
+        raise ValueError(f"{outputs} outputs cannot be divided equally among {colours} colours")
     if min(starts, max_iterations) < 1:
-        raise ValueError("one start and one round are the least")
+        raise ValueError("starts and max_iterations must be 1 or more")
     response = _Response(kernel.astype(np.float64, copy=False), sigma)
     own = response.own_directions()
     table = response.energies[:, None] - response.spatial(own)[0]
@@ -140,21 +140,21 @@ class _Response:
         self.energies = np.sum(self.weighted * kernel, axis=(1, 2))
 
     def spatial(self, directions: Array) -> tuple[Array, Array]:
-        """What each colour explains of each output ``(N, K)``, by which kernels ``(N, K, t)``."""
+        """Energy that each colour explains of each output ``(N, K)``, and kernels ``(N, K, t)``."""
         seen = np.einsum("nct,kc->knt", self.weighted, directions, optimize=True)
         pairs = directions[:, :, None] * directions[:, None]
         kernels = _solved(self._over_channels(pairs), seen.swapaxes(1, 2)).swapaxes(1, 2)
         return np.sum(seen * kernels, axis=2).T, kernels.swapaxes(0, 1)
 
     def colours(self, spatial: Array, assignment: Labels, before: Array) -> Array:
-        """The best unit directions ``(K, C)`` for given kernels ``(N, t)`` and assignment."""
+        """Solve for the unit directions ``(K, C)``, given kernels ``(N, t)`` and assignment."""
         member = (np.arange(len(before))[:, None] == assignment).astype(np.float64)
         pairs = (member[:, :, None] * spatial).swapaxes(1, 2) @ spatial
         seen = member @ np.einsum("nct,nt->nc", self.weighted, spatial)
         return _unit(_solved(self._over_taps(pairs), seen[:, :, None])[:, :, 0], before)
 
     def own_directions(self) -> Array:
-        """A direction for each output alone ``(N, C)``."""
+        """The best direction of each output by itself, ``(N, C)``."""
         directions = np.linalg.svd(self.kernel, full_matrices=False)[0][:, :, 0]
         if self._paired is None:
             return directions
@@ -162,7 +162,7 @@ class _Response:
         return self.colours(self.spatial(directions)[1][each, each], each, directions)
 
     def error(self, other: Array) -> float:
-        """``tr(D Sigma D^T)`` of ``W - other``."""
+        """Error ``tr(D Sigma D^T)`` of another kernel, ``D = W - other``."""
         d = self.kernel - other
         if self._paired is None:
             return float(np.sum(d**2))
@@ -170,7 +170,7 @@ class _Response:
         return max(float(np.sum(between * self._paired)), 0.0)
 
     def _over_channels(self, pairs: Array) -> Array:
-        """``sum_cc' pairs[k, c, c'] Sigma[(c, .), (c', .)]``, ``(K, t, t)``."""
+        """The sums ``sum_cc' pairs[k, c, c'] Sigma[(c, .), (c', .)]``, ``(K, t, t)``."""
         taps = self.kernel.shape[2]
         if self._paired is None:
             plain: Array = np.trace(pairs, axis1=1, axis2=2)[:, None, None] * np.eye(taps)
@@ -179,7 +179,7 @@ class _Response:
         return summed.reshape(-1, taps, taps)
 
     def _over_taps(self, pairs: Array) -> Array:
-        """``sum_tt' pairs[k, t, t'] Sigma[(., t), (., t')]``, ``(K, C, C)``."""
+        """The sums ``sum_tt' pairs[k, t, t'] Sigma[(., t), (., t')]``, ``(K, C, C)``."""
         channels = self.kernel.shape[1]
         if self._paired is None:
             plain: Array = np.trace(pairs, axis1=1, axis2=2)[:, None, None] * np.eye(channels)
@@ -191,7 +191,7 @@ class _Response:
 def _iterated(
     response: _Response, own: Array, directions: Array, balanced: bool, limit: int
 ) -> Monochromatic:
-    """Lloyd's algorithm from these directions."""
+    """Run Lloyd's algorithm from some directions."""
     each = np.arange(len(own))
     best, last, done, converged = None, np.inf, 0, False
     while done < limit and not converged:
@@ -217,7 +217,7 @@ def _iterated(
 
 
 def _greedy(table: Array, colours: int) -> list[int]:
-    """Columns of ``table (N, N)`` that leave little, one after the other."""
+    """Choose columns of ``table (N, N)`` greedily, so that they leave little."""
     chosen: list[int] = []
     left = np.full(len(table), np.inf)
     for _ in range(colours):
@@ -229,7 +229,7 @@ def _greedy(table: Array, colours: int) -> list[int]:
 
 
 def _drawn(table: Array, colours: int, rng: np.random.Generator) -> list[int]:
-    """Columns drawn in proportion to what those before leave beyond the least possible."""
+    """Draw columns with probabilities by what the ones before leave above the smallest possible."""
     least = table.min(axis=1)
     chosen = [int(rng.integers(len(table)))]
     while len(chosen) < colours:
@@ -252,7 +252,7 @@ def _solved(matrices: Array, right: Array) -> Array:
 
 
 def _unit(rows: Array, before: Array) -> Array:
-    """Rows at unit length; those of zeros as ``before``."""
+    """Rows at unit length; zero rows are taken from ``before``."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     unit: Array = np.where(norms > 0, rows / np.where(norms > 0, norms, 1.0), before)
     return unit

@@ -1,4 +1,4 @@
-"""Project a patch onto r directions, then regress the response on them.
+"""Projection of a patch onto r directions, and regression of the response on them.
 
 A kernel ``W[n, a, b]`` reads a patch ``x[a, b]``. The axes ``a`` (always with the channels) are
 contracted by a basis ``V[k, a]``, the axes ``b`` by a second map ``H[n, k, b]``:
@@ -40,7 +40,13 @@ Array = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Factors:
-    """One rank: ``basis (r, *a)``, ``last (N, r, *b)``, ``error`` = ``tr(D Sigma D^T)``."""
+    """Both maps at one rank.
+
+    Attributes:
+        basis: first map ``(r, *a)``.
+        last: last map ``(N, r, *b)``.
+        error: error ``tr(D Sigma D^T)``.
+    """
 
     basis: Array
     last: Array
@@ -48,13 +54,13 @@ class Factors:
 
 
 class PatchProjection:
-    """All ranks of one projection.
+    """Projection of one kernel at all ranks.
 
     Args:
-        kernel: one group's kernel ``(N, *patch)``, ``patch`` of ``d`` elements.
+        kernel: kernel ``(N, *patch)`` of one group, ``patch`` of ``d`` elements.
         sigma: covariance ``(d, d)`` of the patch, positive definite; None is the identity.
         first: axes of ``patch`` that the basis contracts.
-        max_rank: stop here; by default at full numerical rank.
+        max_rank: largest rank; by default the numerical rank.
     """
 
     def __init__(
@@ -81,11 +87,11 @@ class PatchProjection:
 
     @property
     def max_rank(self) -> int:
-        """The largest rank at hand."""
+        """Largest rank with a direction of its own."""
         return len(self._basis)
 
     def error(self, rank: int) -> float:
-        """``tr((W - What) Sigma (W - What)^T)`` at ``rank``, before refinement."""
+        """Error ``tr((W - What) Sigma (W - What)^T)`` at ``rank``, before refinement."""
         return max(self.energy - float(self._explained[min(rank, self.max_rank)]), 0.0)
 
     def factors(self, rank: int) -> Factors:
@@ -99,8 +105,8 @@ class PatchProjection:
 
         Args:
             rank: number of directions.
-            rounds: each solves the basis, then the last map.
-            steps: conjugate-gradient steps for the basis.
+            rounds: largest number of rounds; each solves the basis, then the last map.
+            steps: number of conjugate-gradient steps for the basis.
         """
         if self._metric is None or self._b == 1 or rank == 0:
             return self.factors(rank)  # optimal already
@@ -118,7 +124,7 @@ class PatchProjection:
         return best
 
     def _improved(self, basis: Array, last: Array, steps: int) -> Array:
-        """Conjugate gradients on ``|| (W - H V) Sigma^(1/2) ||^2`` in ``V``, from ``basis``."""
+        """Lower ``||(W - H V) Sigma^(1/2)||^2`` in ``V`` by conjugate gradients from ``basis``."""
         a, b, rank = self._a, self._b, len(basis)
         assert self._metric is not None
         # the normal operator sum_b,b' (H^T H)[k b, k' b'] V[k'] Sigma[(., b'), (., b)]
@@ -165,7 +171,7 @@ def _unit_rows(rows: Array) -> Array:
 
 
 def _basis(tensor: Array, metric: Array | None, seen: Array, max_rank: int | None) -> Array:
-    """``V (R, a)``; rows scaled to unit length. ``seen (N, a b)`` is ``W Sigma``."""
+    """Compute the basis ``V (R, a)`` with unit rows; ``seen (N, a b)`` is ``W Sigma``."""
     outputs, a, b = tensor.shape
     stacked = tensor.transpose(1, 0, 2).reshape(a, outputs * b)
     marginal = None if metric is None else np.einsum("ibjb->ij", metric.reshape(a, b, a, b))
@@ -180,13 +186,13 @@ def _basis(tensor: Array, metric: Array | None, seen: Array, max_rank: int | Non
         values, vectors = np.linalg.eigh(rotated @ rotated.T)
         directions = stacked @ (rotated.T @ vectors)
     values, directions = values[::-1], directions[:, ::-1]
-    # beyond this the eigenvalues are rounding errors of the Gram matrix
+    # smaller eigenvalues are rounding errors of the Gram matrix
     floor = max(values[0], 0.0) * max(a, outputs * b) * np.finfo(np.float64).eps
     rank = max(int(np.sum(values > floor)), 1)
     return _unit_rows(directions[:, : rank if max_rank is None else min(rank, max_rank)].T)
 
 
 def _contract(matrix: Array, basis: Array, b: int) -> Array:
-    """Rows ``(a, b)`` of ``matrix`` to rows ``(k, b)``."""
+    """Contract the rows ``(a, b)`` of ``matrix`` to rows ``(k, b)``."""
     a, columns = basis.shape[1], matrix.shape[1]
     return (basis @ matrix.reshape(a, b * columns)).reshape(-1, columns)

@@ -1,13 +1,13 @@
-"""How many components to keep: one small language for all methods.
+"""Rules for ranks, the same for all methods.
 
-    fixed=32       that many
-    ratio=0.5      as many as cost half of the whole, at most
-    energy=0.95    as few as keep that part of the sum of the squared singular values
-    error=0.01     as few as leave that relative error, at most
-    evbmf          as many as rise above the noise
+    fixed=32       the rank itself
+    ratio=0.5      the largest rank that costs at most this part of the whole
+    energy=0.95    the smallest rank that keeps this part of the sum of squared singular values
+    error=0.01     the smallest rank with at most this relative error
+    evbmf          the number of components above the noise
 
-The first two look at costs, ``energy`` and ``evbmf`` at a falling spectrum, ``error`` at an error
-curve. Ranks are chosen from a rising grid, so that they come out as runtimes like them.
+``ratio`` needs costs, ``energy`` and ``evbmf`` a falling spectrum, ``error`` an error curve. Ranks
+are chosen from a rising grid, so that runtimes are fast with them.
 
 Reference:
     Lin et al. 2018, Holistic CNN compression via low-rank decomposition with knowledge transfer
@@ -36,11 +36,11 @@ _KINDS = ("fixed", "ratio", "energy", "error", "evbmf")
 
 
 def energy_rank(values: Array, part: float) -> int:
-    """The smallest rank, 1 at least, that keeps ``part`` of the sum of squares.
+    """The smallest rank (1 or more) that keeps ``part`` of the sum of squares.
 
     Args:
         values: singular values, falling.
-        part: between 0 and 1. At 1 what float64 cannot tell from zero is dropped.
+        part: part to keep, between 0 and 1; at 1 values below the rounding of float64 are dropped.
     """
     kept = np.concatenate([[0.0], np.cumsum(np.asarray(values, np.float64) ** 2)])
     wanted = part * kept[-1] - len(kept) * np.finfo(np.float64).eps * kept[-1]
@@ -48,35 +48,35 @@ def energy_rank(values: Array, part: float) -> int:
 
 
 def evbmf_rank(values: Array, shape: tuple[int, int]) -> int:
-    """Components above the noise, 1 at least: see :mod:`onnx_lowrank.linalg.evbmf`.
+    """Number of components above the noise (1 or more), by :mod:`onnx_lowrank.linalg.evbmf`.
 
     Args:
-        values: singular values.
-        shape: of the matrix that they are of.
+        values: singular values of a matrix.
+        shape: shape of the matrix.
     """
     return max(evbmf(values, shape).rank, 1)
 
 
 def ratio_rank(cost: Callable[[int], float], limit: float, ranks: Iterable[int]) -> int | None:
-    """The last of rising ``ranks`` that costs ``limit`` at most; None where none does."""
+    """The largest of ``ranks`` that costs at most ``limit``; None where none does."""
     return max((r for r in ranks if cost(r) <= limit), default=None)
 
 
 def error_rank(error: Callable[[int], float], bound: float, ranks: Iterable[int]) -> int | None:
-    """The first of rising ``ranks`` whose error is ``bound`` at most; None where none is."""
+    """The first of rising ``ranks`` with an error of at most ``bound``; None without one."""
     return next((r for r in ranks if error(r) <= bound), None)
 
 
 @dataclass(frozen=True)
 class RankRule:
-    """One rule, as in the module's table.
+    """A rule of the module's table.
 
     Attributes:
-        kind: its name.
-        value: its number; 0 for ``evbmf``.
+        kind: name of the rule.
+        value: number of the rule; 0 for ``evbmf``.
 
     Raises:
-        ValueError: a name that is none of them, or a number out of range.
+        ValueError: the name is unknown, or the number is out of range.
     """
 
     kind: str
@@ -84,25 +84,26 @@ class RankRule:
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
-            raise ValueError(f"rank rule {self.kind!r} is none of {', '.join(_KINDS)}")
+            raise ValueError(f"rank rule {self.kind!r}; it should be one of {', '.join(_KINDS)}")
         if self.kind == "fixed" and not (self.value >= 1 and float(self.value).is_integer()):
-            raise ValueError(f"fixed={self.value:g}: a whole number of 1 at least is wanted")
+            raise ValueError(f"fixed={self.value:g}; it should be a whole number, 1 or more")
         if self.kind in ("ratio", "energy") and not 0 < self.value <= 1:
-            raise ValueError(f"{self.kind}={self.value:g}: a number in (0, 1] is wanted")
+            raise ValueError(f"{self.kind}={self.value:g}; it should be above 0 and at most 1")
         if self.kind == "error" and not 0 <= self.value <= 1:
-            raise ValueError(f"error={self.value:g}: a number in [0, 1] is wanted")
+            raise ValueError(f"error={self.value:g}; it should be between 0 and 1")
 
     @classmethod
     def parse(cls, text: str) -> RankRule:
-        """The rule that ``text`` spells.
+        """Read a rule from text.
 
         Raises:
-            ValueError: no rule, or a number missing, too many or out of range.
+            ValueError: the text is not a rule, or its number is missing or out of range.
         """
         kind, equals, number = (t.strip() for t in text.partition("="))
         if kind not in _KINDS or (kind == "evbmf") == bool(equals):
             raise ValueError(
-                f"rank rule {text!r} is none of fixed=32, ratio=0.5, energy=0.95, error=0.01, evbmf"
+                f"rank rule {text!r}; it should be one of fixed=32, ratio=0.5, energy=0.95, "
+                "error=0.01, evbmf"
             )
         value = 0.0
         if equals and kind != "fixed":
@@ -114,7 +115,7 @@ class RankRule:
             try:
                 value = float(number)
             except ValueError:
-                raise ValueError(f"rank rule {text!r}: {number!r} is no number") from None
+                raise ValueError(f"rank rule {text!r}: {number!r} is not a number") from None
         return cls(kind, value)
 
     def __str__(self) -> str:
@@ -130,20 +131,20 @@ class RankRule:
         error: Callable[[int], float] | None = None,
         cost: Callable[[int], float] | None = None,
     ) -> int | None:
-        """The rank of the grid that the rule asks for; None where there is none.
+        """Choose a rank of a grid by the rule; None where none fits.
 
-        ``fixed``, ``energy`` and ``evbmf`` take the first rank of the grid that is not below what
-        they ask for.
+        ``fixed``, ``energy`` and ``evbmf`` take the first rank of the grid that is not below the
+        rank that they give.
 
         Args:
-            ranks: the grid, rising.
+            ranks: ranks of the grid, rising.
             values: singular values, falling, for ``energy`` and ``evbmf``.
-            shape: of the matrix that they are of, for ``evbmf``.
-            error: relative error of a rank, for ``error``.
-            cost: of a rank as a part of the whole's, for ``ratio``.
+            shape: shape of the matrix of these values, for ``evbmf``.
+            error: returns the relative error of a rank, for ``error``.
+            cost: returns the cost of a rank as a part of the whole, for ``ratio``.
 
         Raises:
-            ValueError: what the rule needs was not given.
+            ValueError: an argument that the rule needs is missing.
         """
         if self.kind == "ratio":
             return ratio_rank(self._given(cost, "cost"), self.value, ranks)

@@ -1,4 +1,4 @@
-"""A linear map fitted behind a ReLU, or behind one with a ceiling.
+"""Regression of a linear map behind a ReLU, with or without a ceiling.
 
     min_{W, b}  1/(2n) sum_i ||y_i - r(W x_i + b + s_i)||^2 + rho/2 tr((W - W0) Sigma (W - W0)^T)
 
@@ -14,8 +14,8 @@ the ceiling, ``min(u, 0)`` below and ``max(u, ceiling)`` above. With ``k^2 = tau
 costs ``k^2 (y - u)^2`` of the first and ``y^2`` of the second, where ``u < 0``, are equal at
 ``k u + (1 - k) y = 0``; likewise at the ceiling. So that mean says which branch is the best.
 
-The penalty holds what few rows say nothing about: ``W0`` is the linear solution and ``Sigma`` the
-covariance of far more rows than these. The problem is not convex; the best round is returned.
+The penalty determines the directions that few rows do not: ``W0`` is the linear solution and
+``Sigma`` the covariance of far more rows. The problem is not convex; the best round is returned.
 
 Reference:
     Zhang, Zou, He & Sun 2015, Accelerating very deep convolutional networks for classification and
@@ -44,17 +44,17 @@ SCHEDULE = (0.01,) * 6 + (1.0,) * 2
 
 
 class ReluProblem:
-    """Rows, and the factor that all rounds share.
+    """The problem of one map, with the Cholesky factor that all rounds share.
 
     Args:
-        rows: ``x (n, d)``.
-        target: ``y (n, N)``, between 0 and the ceiling.
-        weight: ``W0 (N, d)``.
-        bias: ``b (N,)`` that goes with it.
-        given: ``s (n, N)``.
-        sigma: ``(d, d)``, of the penalty.
-        ridge: ``rho``, its weight beside the rows.
-        ceiling: of ``r``.
+        rows: inputs ``x (n, d)``.
+        target: responses ``y (n, N)``, between 0 and the ceiling.
+        weight: ``W0 (N, d)`` of the linear solution.
+        bias: ``b (N,)`` of the linear solution.
+        given: given part ``s (n, N)`` of the argument.
+        sigma: covariance ``(d, d)`` of the penalty.
+        ridge: weight ``rho`` of the penalty against the rows.
+        ceiling: upper bound of ``r``; infinite for none.
 
     Raises:
         ValueError: shapes do not fit.
@@ -84,18 +84,18 @@ class ReluProblem:
         self._exact = self._rows @ weight.T.astype(rows.dtype)
 
     def response(self, weight: Array, bias: Array) -> Array:
-        """``W x + b + s (n, N)``."""
+        """Argument ``W x + b + s (n, N)`` of the ReLU."""
         level = (bias + weight @ self._mean).astype(self._rows.dtype)
         made: Array = self._rows @ weight.T.astype(self._rows.dtype) + level + self._given
         return made
 
     def loss(self, response: Array) -> float:
-        """``1/(2n) sum ||y - r(u)||^2`` of ``u (n, N)``."""
+        """Loss ``1/(2n) sum ||y - r(u)||^2`` of an argument ``u (n, N)``."""
         left = np.square(self._target - rectified(response, self._ceiling))
         return float(np.sum(left, dtype=np.float64)) / (2 * len(left))
 
     def step(self, response: Array, tau: float) -> tuple[Array, Array]:
-        """``W (N, d)`` and ``b (N,)`` after one round from ``u (n, N)``."""
+        """Compute ``W (N, d)`` and ``b (N,)`` by one round from the argument ``u (n, N)``."""
         wanted = nearest_before_relu(self._target, response, tau, self._ceiling) - self._given
         level = wanted.mean(axis=0, dtype=np.float64)
         left = wanted - self._exact - level.astype(wanted.dtype)
@@ -105,7 +105,7 @@ class ReluProblem:
         return weight, level - weight @ self._mean
 
     def solve(self, schedule: Sequence[float] = SCHEDULE) -> ReluFit:
-        """The best of the rounds, each at its ``tau``."""
+        """Run all rounds, each at its ``tau``; return the best one."""
         weight, bias = self._weight, self._bias
         response = self.response(weight, bias)
         first = self.loss(response)
@@ -121,14 +121,14 @@ class ReluProblem:
 
 @dataclass(frozen=True)
 class ReluFit:
-    """A map behind a ReLU.
+    """A linear map that was fitted behind a ReLU.
 
     Attributes:
-        weight: ``W (N, d)``.
-        bias: ``b (N,)``.
-        loss: ``1/(2n) sum ||y - r(W x + b + s)||^2`` on the rows.
-        linear: the same at the start, which is never less.
-        best: the round that the result is from; 0 is the start.
+        weight: map ``W (N, d)``.
+        bias: bias ``b (N,)``.
+        loss: loss ``1/(2n) sum ||y - r(W x + b + s)||^2`` on the rows.
+        linear: loss at the start, which is never smaller.
+        best: number of the round that the result is from; 0 is the start.
     """
 
     weight: Array
@@ -139,7 +139,7 @@ class ReluFit:
 
 
 def rectified(response: Array, ceiling: float = math.inf) -> Array:
-    """``r`` of a response, element by element."""
+    """Apply ``r`` to a response, element by element."""
     made: Array = np.clip(response, 0.0, ceiling)
     return made
 
@@ -147,13 +147,13 @@ def rectified(response: Array, ceiling: float = math.inf) -> Array:
 def nearest_before_relu(
     target: Array, point: Array, tau: float, ceiling: float = math.inf
 ) -> Array:
-    """The ``z`` of least ``1/2 (y - r(z))^2 + tau/2 (z - u)^2``, element by element.
+    """Minimise ``1/2 (y - r(z))^2 + tau/2 (z - u)^2`` over ``z``, element by element.
 
     Args:
-        target: ``y``, of any shape, between 0 and the ceiling.
-        point: ``u``, of that shape.
-        tau: positive.
-        ceiling: of ``r``.
+        target: responses ``y`` of any shape, between 0 and the ceiling.
+        point: arguments ``u`` of the same shape.
+        tau: weight of the distance to ``u``, positive.
+        ceiling: upper bound of ``r``; infinite for none.
     """
     share = math.sqrt(tau / (1 + tau))
     pull = share * point + (1 - share) * target

@@ -2,7 +2,7 @@
 
     p = softmax(z / T),    T = argmin_T  - sum_i log p_i[label_i]
 
-of logits, or of the logarithms of scores that are probabilities already.
+where ``z`` are logits, or the logarithms of scores that are probabilities.
 
 Reference:
     Guo, Pleiss, Sun & Weinberger 2017, On calibration of modern neural networks.
@@ -18,24 +18,24 @@ from scipy.optimize import minimize_scalar
 
 __all__ = ["calibrated"]
 
-#: of the logarithm of the temperature
+#: range of the logarithm of ``1 / T``
 _RANGE = (-4.0, 4.0)
-#: standard errors that the expected accuracy may be off by
+#: largest difference of expected and true accuracy, in standard errors
 _BELIEVABLE = 3.0
 
 
 def calibrated(
     scores: npt.NDArray[Any], labels: npt.NDArray[Any]
 ) -> npt.NDArray[np.float32] | None:
-    """Probabilities of classes that labels bear out.
+    """Calibrate class probabilities by labels.
 
     Args:
-        scores: ``(samples, classes)``, logits or probabilities.
-        labels: ``(samples,)``, places among the classes.
+        scores: logits or probabilities, ``(samples, classes)``.
+        labels: class numbers, ``(samples,)``.
 
     Returns:
-        ``(samples, classes)``; None where no temperature makes the accuracy that they foretell
-        that which is there, or the labels are no places.
+        Probabilities ``(samples, classes)``; None where no temperature makes the expected accuracy
+        agree with the true one, or the labels are not class numbers.
     """
     rows, count = np.arange(len(scores)), scores.shape[1]
     whole = labels.dtype.kind in "iu" and labels.min() >= 0 and labels.max() < count

@@ -12,8 +12,8 @@ By the response two trains are at hand and the better one is taken: that one, an
 coordinates of unit marginal covariance. From there alternating least squares lower the error, by
 as much as half in one round: :mod:`onnx_lowrank.linalg.tensor_train_als`.
 
-A size that is no product of balanced factors is padded by rows and columns of zeros; the error is
-that of the rows and columns that exist.
+A size that is not a product of balanced factors is padded by rows and columns of zeros; the error
+is that of the rows and columns that exist.
 
 Reference:
     Oseledets 2011, Tensor-train decomposition, SIAM J. Sci. Comput. 33; Novikov et al. 2015,
@@ -42,14 +42,14 @@ Array = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class TensorTrain:
-    """One train.
+    """A matrix as a tensor train.
 
     Attributes:
-        cores: ``(r_{k-1}, n_k, c_k, r_k)`` each.
-        shape: ``(N, C)`` of the matrix, without padding.
-        error: ``tr(D Sigma D^T)``, of the reconstruction.
-        iterations: rounds of alternating least squares that were run.
-        converged: whether the last one changed the error by less than the tolerance.
+        cores: cores ``(r_{k-1}, n_k, c_k, r_k)``.
+        shape: shape ``(N, C)`` of the matrix, without padding.
+        error: error of the reconstruction, ``tr(D Sigma D^T)``.
+        iterations: number of rounds of alternating least squares that were run.
+        converged: whether the last round changed the error by less than the tolerance.
     """
 
     cores: tuple[Array, ...]
@@ -60,12 +60,12 @@ class TensorTrain:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """``(r_1, ..., r_{d-1})``."""
+        """Ranks ``(r_1, ..., r_{d-1})``."""
         return tuple(len(g) for g in self.cores[1:])
 
     @property
     def parameters(self) -> int:
-        """Elements of all cores."""
+        """Number of elements of all cores."""
         return sum(g.size for g in self.cores)
 
     @property
@@ -74,7 +74,7 @@ class TensorTrain:
         return contraction([(g.shape[0], g.shape[1], g.shape[2], g.shape[3]) for g in self.cores])
 
     def to_matrix(self) -> Array:
-        """``What (N, C)``."""
+        """The matrix ``What (N, C)``."""
         rows, columns = self.shape
         return to_matrix(self.cores)[:rows, :columns]
 
@@ -83,16 +83,16 @@ class TensorTrains:
     """Trains of one matrix at all ranks.
 
     Args:
-        weight: ``(N, C)``.
-        row_modes: ``(n_1, ..., n_d)``, of product N or more.
-        column_modes: ``(c_1, ..., c_d)``, of product C or more.
+        weight: matrix ``(N, C)``.
+        row_modes: sizes ``(n_1, ..., n_d)`` with a product of N or more.
+        column_modes: sizes ``(c_1, ..., c_d)`` with a product of C or more.
         sigma: covariance ``(C, C)``, positive semi-definite; None is the identity.
 
     Attributes:
-        energy: ``tr(W Sigma W^T)``.
+        energy: variance of the response, ``tr(W Sigma W^T)``.
 
     Raises:
-        ValueError: modes that do not fit the matrix or one another.
+        ValueError: the modes do not fit the matrix or one another.
     """
 
     def __init__(
@@ -105,7 +105,9 @@ class TensorTrains:
         self._modes = (tuple(row_modes), tuple(column_modes))
         rows, columns = math.prod(row_modes), math.prod(column_modes)
         if len(row_modes) != len(column_modes) or len(row_modes) < 2:
-            raise ValueError(f"as many row as column modes, two at least, not {self._modes}")
+            raise ValueError(
+                f"modes {self._modes} must be as many for rows as for columns, and two or more"
+            )
         if rows < weight.shape[0] or columns < weight.shape[1]:
             raise ValueError(f"modes {self._modes} are too small for a matrix {weight.shape}")
         self._weight = weight.astype(np.float64)
@@ -119,20 +121,20 @@ class TensorTrains:
         self._found: dict[tuple[int, ...], TensorTrain] = {}
 
     def ranks_within(self, epsilon: float) -> tuple[int, ...]:
-        """Ranks of the TT-SVD that loses ``epsilon ||W||`` at most; under ``sigma``, about that.
+        """Ranks of the TT-SVD that loses at most ``epsilon ||W||``; under ``sigma`` about that.
 
         Raises:
-            ValueError: a negative bound.
+            ValueError: ``epsilon`` is negative.
         """
         if epsilon < 0:
-            raise ValueError(f"a relative error {epsilon} is negative")
+            raise ValueError(f"epsilon is {epsilon}; it must not be negative")
         cores = self._split.cores(epsilon=epsilon)
         return tuple(len(g) for g in cores[1:])
 
     def error(self, ranks: int | Sequence[int]) -> float:
-        """``tr(D Sigma D^T)`` before any round: two matrix products with ``sigma``, or none.
+        """Error ``tr(D Sigma D^T)`` before any round, by two products with ``sigma`` at most.
 
-        By the response one round takes as much as half of it: ``cut(ranks, 1).error`` says more.
+        One round may halve it under ``sigma``; ``cut(ranks, 1).error`` is a better estimate.
         """
         return self._start(ranks).error
 
@@ -143,16 +145,17 @@ class TensorTrains:
         tolerance: float = 1e-3,
         steps: int = 8,
     ) -> TensorTrain:
-        """The train of ``ranks``, which are capped where they exceed what is of use.
+        """Compute the train of ``ranks``, which are capped at the largest useful ones.
 
         Args:
-            ranks: ``(r_1, ..., r_{d-1})``; one number stands for all.
-            rounds: most rounds of alternating least squares; none can raise the error.
-            tolerance: stop at a relative change of the error below it.
-            steps: conjugate-gradient steps for a core too large to be solved at once.
+            ranks: ranks ``(r_1, ..., r_{d-1})``; one number stands for all.
+            rounds: largest number of rounds of alternating least squares, which never raise the
+                error.
+            tolerance: relative change of the error at which to stop.
+            steps: number of conjugate-gradient steps for a core too large to be solved at once.
 
         Raises:
-            ValueError: a rank below 1, or not as many as there are gaps between the cores.
+            ValueError: a rank is below 1, or their number does not fit.
         """
         best = self._start(ranks)
         if self._metric is None and len(best.cores) == 2:
@@ -161,7 +164,7 @@ class TensorTrains:
             return best
         inside = self._regression.inside(best.cores)
         moved, done, converged = self._regression.improved(inside, rounds, tolerance, steps)
-        # the rounds count padded rows and columns too, the error does not
+        # the rounds count padded rows and columns, which the error does not
         found = self._judged(self._regression.outside(moved))
         return replace(min(best, found, key=_error), iterations=done, converged=converged)
 
@@ -173,7 +176,7 @@ class TensorTrains:
             if self._metric is not None:
                 other = self._judged(self._regression.outside(self._split.cores(capped)))
                 best = min(best, other, key=_error)
-            self._found = {capped: best}  # one is enough, and they may be large
+            self._found = {capped: best}  # store one only, as trains may be large
         return self._found[capped]
 
     def _judged(self, cores: Sequence[Array]) -> TensorTrain:
@@ -182,7 +185,7 @@ class TensorTrains:
         return TensorTrain(tuple(cores), (rows, columns), error, 0, False)
 
     def _square(self, matrix: Array) -> float:
-        """``tr(D Sigma D^T)``."""
+        """The square ``tr(D Sigma D^T)`` of a matrix ``D``."""
         seen = matrix if self._metric is None else matrix @ self._metric
         return float(np.sum(seen * matrix))
 
@@ -205,17 +208,19 @@ def tensor_train(
     sigma: Array | None = None,
     rounds: int = 0,
 ) -> TensorTrain:
-    """One train of a matrix: see :class:`TensorTrains`."""
+    """Compute one train of a matrix, as :class:`TensorTrains` does."""
     return TensorTrains(weight, row_modes, column_modes, sigma).cut(ranks, rounds)
 
 
 def apply_cores(cores: Sequence[Array], rows: Array, from_left: bool = True) -> Array:
-    """``rows What^T``, core after core, as :mod:`onnx_lowrank.linalg.tensor_train_shapes` tells.
+    """Compute ``rows What^T`` core after core.
+
+    :mod:`onnx_lowrank.linalg.tensor_train_shapes` has the formulas.
 
     Args:
-        cores: ``(r_{k-1}, n_k, c_k, r_k)`` each.
-        rows: ``(B, C)``, of the padded size.
-        from_left: the first core is the first to be applied.
+        cores: cores ``(r_{k-1}, n_k, c_k, r_k)``.
+        rows: inputs ``(B, C)``, of the padded size.
+        from_left: whether the first core is applied first.
     """
     count, state = len(rows), rows
     ahead, done = rows.shape[1], 1  # columns to come, rows made

@@ -44,15 +44,15 @@ _GRAM, _ELEMENTS = 2048, 2**24
 
 
 class TrainRegression:
-    """The responses of one matrix, to be fitted by trains of any ranks.
+    """The problem of fitting the responses of one matrix by trains of any ranks.
 
     Args:
-        weight: ``(N, C)``, of the full padded size.
+        weight: matrix ``(N, C)`` of the padded size.
         sigma: covariance ``(C, C)``, positive semi-definite; None is the identity.
-        column_modes: ``(c_1, ..., c_d)``, of product C.
+        column_modes: sizes ``(c_1, ..., c_d)`` with the product C.
 
     Attributes:
-        weight: ``(N, C)``, in the coordinates of unit marginals.
+        weight: matrix ``(N, C)`` in the coordinates of unit marginals.
     """
 
     def __init__(self, weight: Array, sigma: Array | None, column_modes: Sequence[int]) -> None:
@@ -71,28 +71,31 @@ class TrainRegression:
         self._target = self._weighted(self.weight)
 
     def inside(self, cores: Sequence[Array]) -> list[Array]:
-        """Cores of a matrix in the coordinates of unit marginals."""
+        """Transform the cores of a matrix to the coordinates of unit marginals."""
         return [_recoloured(g, r) for g, r in zip(cores, self._roots, strict=True)]
 
     def outside(self, cores: Sequence[Array]) -> list[Array]:
-        """Cores as they read the input itself: the inverse of :meth:`inside`."""
+        """Transform cores back to the coordinates of the input; the inverse of :meth:`inside`."""
         return [_recoloured(g, r) for g, r in zip(cores, self._inverses, strict=True)]
 
     def objective(self, cores: Sequence[Array]) -> float:
-        """``tr(D Sigma D^T)``, of the padded size, for cores inside."""
+        """Error ``tr(D Sigma D^T)`` of the padded size, for cores inside."""
         left = self.weight - to_matrix(cores)
         return float(np.sum(self._weighted(left) * left))
 
     def improved(
         self, cores: Sequence[Array], rounds: int, tolerance: float, steps: int
     ) -> tuple[list[Array], int, bool]:
-        """Cores inside after some rounds, how many, and whether the error came to rest.
+        """Improve cores by some rounds of alternating least squares.
 
         Args:
-            cores: where to begin, inside.
-            rounds: each solves every core between the ends twice, the ends once.
-            tolerance: stop at a relative change of the error below it.
-            steps: conjugate-gradient steps for a core too large to be solved at once.
+            cores: first cores, inside.
+            rounds: largest number of rounds; each solves inner cores twice, outer cores once.
+            tolerance: relative change of the error at which to stop.
+            steps: number of conjugate-gradient steps for a core too large to be solved at once.
+
+        Returns:
+            Cores inside, number of rounds, and whether the error came to rest.
         """
         best = list(cores)
         error, done = self.objective(best), 0
@@ -126,12 +129,12 @@ class TrainRegression:
         return cores
 
     def _solved(self, left: Array, core: Array, right: Array, steps: int) -> Array:
-        """The best core between ``left (A, B, i)`` and ``right (j, A', B')``, or a better one."""
+        """Solve or improve the core between ``left (A, B, i)`` and ``right (j, A', B')``."""
         target = _read(left, self._target, right, core.shape)
         if self._sigma is None:
             return target
         i, n, c, j = core.shape
-        # the side to sum over first, that leaves less
+        # sum first over the side that leaves the smaller array
         rest = (i * c * right.shape[2], left.shape[1] * c * j)
         if i * c * j > _GRAM or min(rest) ** 2 > _ELEMENTS:
 
@@ -155,7 +158,7 @@ class TrainRegression:
 
 
 def to_matrix(cores: Sequence[Array]) -> Array:
-    """The matrix ``(N, C)`` that cores ``(r, n, c, r')`` stand for, of the padded size."""
+    """Multiply cores ``(r, n, c, r')`` out to the matrix ``(N, C)`` of the padded size."""
     product: Array = np.ones((1, 1, 1))
     for core in cores:
         product = _with_left(product, core)
@@ -163,25 +166,25 @@ def to_matrix(cores: Sequence[Array]) -> Array:
 
 
 def _with_left(left: Array, core: Array) -> Array:
-    """``(A, B, i)`` and ``(i, n, c, j)`` to ``(A n, B c, j)``."""
+    """Contract ``(A, B, i)`` and ``(i, n, c, j)`` to ``(A n, B c, j)``."""
     product = np.tensordot(left, core, 1).transpose(0, 2, 1, 3, 4)
     return product.reshape(len(left) * core.shape[1], -1, core.shape[3])
 
 
 def _with_right(core: Array, right: Array) -> Array:
-    """``(i, n, c, j)`` and ``(j, A, B)`` to ``(i, n A, c B)``."""
+    """Contract ``(i, n, c, j)`` and ``(j, A, B)`` to ``(i, n A, c B)``."""
     product = np.tensordot(core, right, 1).transpose(0, 1, 3, 2, 4)
     return product.reshape(len(core), core.shape[1] * right.shape[1], -1)
 
 
 def _composed(left: Array, core: Array, right: Array) -> Array:
-    """``L X R``, ``(N, C)``."""
+    """The product ``L X R``, ``(N, C)``."""
     product = np.tensordot(left, _with_right(core, right), 1).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(product).reshape(product.shape[0] * product.shape[1], -1)
 
 
 def _read(left: Array, matrix: Array, right: Array, shape: Sequence[int]) -> Array:
-    """``L^T Y R^T``, of the shape of a core: the adjoint of :func:`_composed`."""
+    """The product ``L^T Y R^T``, of the shape of a core: the adjoint of :func:`_composed`."""
     _, n, c, _ = shape
     (a, b, _), (_, after, behind) = left.shape, right.shape
     parts = matrix.reshape(a, n, after, b, c, behind)
@@ -213,13 +216,13 @@ def _gram(left: Array, right: Array, sigma: Array, c: int, left_first: bool) -> 
 
 
 def _left_orthonormal(core: Array, after: Array) -> tuple[Array, Array]:
-    """The same product, the first core's columns orthonormal."""
+    """Two cores with the same product, the first one with orthonormal columns."""
     q, r = np.linalg.qr(core.reshape(-1, core.shape[3]))
     return q.reshape(*core.shape[:3], -1), np.tensordot(r, after, 1)
 
 
 def _right_orthonormal(before: Array, core: Array) -> tuple[Array, Array]:
-    """The same product, the second core's rows orthonormal."""
+    """Two cores with the same product, the second one with orthonormal rows."""
     q, r = np.linalg.qr(core.reshape(len(core), -1).T)
     return np.tensordot(before, r.T, 1), q.T.reshape(-1, *core.shape[1:])
 
@@ -230,7 +233,7 @@ def _recoloured(core: Array, own: Array) -> Array:
 
 
 def _along(matrix: Array, maps: Sequence[Array], modes: Sequence[int]) -> Array:
-    """``matrix (M_1 (x) ... (x) M_d)``: each column mode times its own map."""
+    """The product ``matrix (M_1 (x) ... (x) M_d)``: each column mode times its own map."""
     product = matrix.reshape(len(matrix), *modes)
     for k, own in enumerate(maps):
         product = np.moveaxis(np.tensordot(product, own, (k + 1, 0)), -1, k + 1)
@@ -238,7 +241,7 @@ def _along(matrix: Array, maps: Sequence[Array], modes: Sequence[int]) -> Array:
 
 
 def _roots(sigma: Array, modes: Sequence[int]) -> list[Array]:
-    """Cholesky factors of the marginal covariance of every column mode, of unit trace a column."""
+    """Cholesky factors of the marginal covariances of all column modes, with mean diagonal 1."""
     roots = []
     for k, size in enumerate(modes):
         before, behind = math.prod(modes[:k]), math.prod(modes[k + 1 :])
@@ -246,7 +249,7 @@ def _roots(sigma: Array, modes: Sequence[int]) -> list[Array]:
             "pbqpdq->bd", sigma.reshape(before, size, behind, before, size, behind)
         )
         mean = float(np.trace(marginal)) / size
-        # any invertible map would do: padding and channels never seen must not make it singular
+        # any invertible map works; padding and constant channels must not make it singular
         scaled = marginal / mean if mean > 0 else marginal
         roots.append(linalg.cholesky(scaled + 1e-6 * np.eye(size), lower=True))
     return roots

@@ -26,7 +26,7 @@ Array = npt.NDArray[np.floating[Any]]
 
 
 class TrainSvd:
-    """TT-SVDs of one matrix at all ranks."""
+    """TT-SVDs of one matrix, at all ranks."""
 
     def __init__(
         self, weight: Array, row_modes: Sequence[int], column_modes: Sequence[int]
@@ -40,7 +40,7 @@ class TrainSvd:
         self._energy = float(np.sum(weight**2))
 
     def cores(self, ranks: Sequence[int] = (), epsilon: float | None = None) -> list[Array]:
-        """Cores of ``ranks``, or of the least ranks that lose no more than ``epsilon``."""
+        """Compute cores of ``ranks``, or of the smallest ranks that lose at most ``epsilon``."""
         cores: list[Array] = []
         split, before = self._first, 1
         budget = 0.0 if epsilon is None else epsilon**2 * self._energy / (len(self._modes) - 1)
@@ -57,10 +57,10 @@ class TrainSvd:
 
 
 class _Split:
-    """``matrix (m, M)`` as an orthonormal basis times the rest, at all ranks.
+    """Split of ``matrix (m, M)`` into an orthonormal basis times a rest, at all ranks.
 
-    The eigenvectors come from the smaller of the two Gram matrices; the product stays exact, for it
-    is the projection of the matrix on them.
+    The eigenvectors come from the smaller of the two Gram matrices; the product is still exact, as
+    it is the projection of the matrix on them.
     """
 
     def __init__(self, matrix: Array) -> None:
@@ -72,8 +72,8 @@ class _Split:
         self._vectors = vectors[:, ::-1]
 
     def rank_within(self, loss: float) -> int:
-        """The least rank, 1 at least, that drops squared singular values of ``loss`` in all."""
-        left = np.cumsum(self._squares[::-1])[::-1]  # what ranks 0, 1, ... drop
+        """The smallest rank (1 or more) that drops squared singular values of at most ``loss``."""
+        left = np.cumsum(self._squares[::-1])[::-1]  # sums that ranks 0, 1, ... drop
         rounding = len(left) * float(np.finfo(np.float64).eps) * float(left[0])
         return max(int(np.sum(left > loss + rounding)), 1)
 

@@ -40,15 +40,15 @@ Array = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class TuckerFactors:
-    """One pair of ranks.
+    """Factors at one pair of ranks.
 
     Attributes:
-        reduce: ``V (q, C)``.
-        core: ``G (p, q, *kernel)``.
-        expand: ``U (N, p)``, orthonormal columns.
-        error: ``tr(D Sigma D^T)``.
-        iterations: rounds that were run.
-        converged: whether the last one changed the error by less than the tolerance.
+        reduce: factor ``V (q, C)``.
+        core: core ``G (p, q, *kernel)``.
+        expand: factor ``U (N, p)`` with orthonormal columns.
+        error: error ``tr(D Sigma D^T)``.
+        iterations: number of rounds that were run.
+        converged: whether the last round changed the error by less than the tolerance.
     """
 
     reduce: Array
@@ -60,12 +60,12 @@ class TuckerFactors:
 
 
 class Tucker(PatchProjection):
-    """All pairs of ranks of one kernel.
+    """Tucker decompositions of one kernel at all pairs of ranks.
 
     Args:
-        kernel: one group's kernel ``(N, C, *kernel)``.
+        kernel: kernel ``(N, C, *kernel)`` of one group.
         sigma: covariance ``(d, d)`` of the patch, positive definite; None is the identity.
-        max_inputs: largest q at hand; by default the full numerical rank.
+        max_inputs: largest q; by default the numerical rank.
     """
 
     def __init__(self, kernel: Array, sigma: Array | None, max_inputs: int | None = None) -> None:
@@ -76,26 +76,26 @@ class Tucker(PatchProjection):
 
     @property
     def max_ranks(self) -> tuple[int, int]:
-        """The largest q and p at hand: the numerical ranks of the two unfoldings."""
+        """Largest q and p: the numerical ranks of the two unfoldings."""
         values = self._spectrum(self.max_rank)
         floor = max(self.energy, 0.0) * len(self._whitened) * np.finfo(np.float64).eps
         return self.max_rank, max(int(np.sum(values > floor)), 1)
 
     def pair_error(self, q: int, p: int) -> float:
-        """``tr((W - What) Sigma (W - What)^T)`` at the start."""
+        """Error ``tr((W - What) Sigma (W - What)^T)`` of the start at ranks ``q, p``."""
         return max(self.energy - float(self._spectrum(q)[:p].sum()), 0.0)
 
     def pair(
         self, q: int, p: int, iterations: int = 0, tolerance: float = 1e-4, steps: int = 8
     ) -> TuckerFactors:
-        """Factors of ranks ``q, p``, or of what there is of them; the rest is zeros.
+        """Compute factors of ranks ``q, p``, with zeros beyond :attr:`max_ranks`.
 
         Args:
-            q: input channels of the core.
-            p: output channels of the core.
-            iterations: most rounds of alternation.
-            tolerance: stop at a relative change of the error below it.
-            steps: conjugate-gradient steps a round.
+            q: number of input channels of the core.
+            p: number of output channels of the core.
+            iterations: largest number of rounds of alternation.
+            tolerance: relative change of the error at which to stop.
+            steps: number of conjugate-gradient steps in a round.
         """
         basis = self._basis[:q]
         width = len(basis) * self._b
@@ -122,7 +122,7 @@ class Tucker(PatchProjection):
         )
 
     def _spectrum(self, q: int) -> Array:
-        """Eigenvalues of ``Y_q^T Y_q``, falling, ``min(N, q s)`` of them."""
+        """Eigenvalues of ``Y_q^T Y_q``, falling, ``(min(N, q s),)``."""
         q = min(q, self.max_rank)
         if q not in self._spectra:
             y = self._whitened[: q * self._b]
@@ -133,7 +133,7 @@ class Tucker(PatchProjection):
     def _best(
         self, factor: Array, cross: Array, whitened: Array, p: int
     ) -> tuple[Array, Array, float]:
-        """``U (N, p)``, ``G (p, q, s)`` and their error, for features of this Cholesky factor."""
+        """Solve for ``U (N, p)`` and ``G (p, q, s)``; return them and their error."""
         vectors, values, _ = np.linalg.svd(whitened.T, full_matrices=False)
         expand = vectors[:, :p]
         core = linalg.cho_solve((factor, True), cross.T @ expand, check_finite=False).T
@@ -141,7 +141,7 @@ class Tucker(PatchProjection):
         return expand, core.reshape(expand.shape[1], -1, self._b), error
 
     def _moved(self, basis: Array, core: Array, expand: Array, steps: int) -> Array:
-        """A better ``V`` for given ``U, G``, with orthonormal rows."""
+        """Improve ``V`` for given ``U, G``; return it with orthonormal rows."""
         if self._metric is not None:
             basis = self._improved(basis, np.tensordot(expand, core, 1), steps)
             orthonormal: Array = np.linalg.qr(basis.T)[0].T
@@ -153,6 +153,6 @@ class Tucker(PatchProjection):
 
 
 def _whitened(factor: Array, cross: Array) -> Array:
-    """``Y (q s, N)``: the responses' regression on features brought to unit covariance."""
+    """Regression ``Y (q s, N)`` of the responses on features with unit covariance."""
     solution: Array = linalg.solve_triangular(factor, cross.T, lower=True, check_finite=False)
     return solution

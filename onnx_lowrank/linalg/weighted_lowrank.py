@@ -1,9 +1,9 @@
-"""Low rank with a weight of its own for every element.
+"""Low-rank approximation with a weight for every element.
 
     min over U (N, r), V (r, C)   f = ||Omega o (W - U V)||_F^2 + ridge (||U||_F^2 + ||V||_F^2)
 
-``Omega >= 0``; an element of weight zero is missing and may hold anything. There is no closed form
-but for ``Omega = a b^T`` without ridge: the truncated SVD of ``a o W o b``, divided by a and b.
+``Omega >= 0``; an element of weight zero is missing and may have any value. There is a closed form
+only for ``Omega = a b^T`` without ridge: the truncated SVD of ``a o W o b``, divided by a and b.
 From there, with a and b the root mean squares of rows and columns,
 
     u_n = (V diag(Omega_n)^2 V^T + ridge I)^-1 V diag(Omega_n)^2 w_n      for each row n,
@@ -31,7 +31,7 @@ __all__ = ["WeightedLowRank", "weighted_low_rank"]
 
 Array = npt.NDArray[np.floating[Any]]
 
-#: elements of Gram matrices held at a time
+#: largest number of elements of the Gram matrices that are stored at a time
 _ELEMENTS = 2**23
 
 
@@ -40,13 +40,13 @@ class WeightedLowRank:
     """A weighted low-rank approximation.
 
     Attributes:
-        left: ``U (N, r)``.
-        right: ``V (r, C)``.
-        error: ``||Omega o (W - U V)||_F^2``, of the reconstruction.
-        objective: ``f``, the error and the penalty.
-        iterations: rounds that were run.
-        converged: whether the last one changed ``f`` by less than the tolerance.
-        history: ``f`` at the start and after each round.
+        left: factor ``U (N, r)``.
+        right: factor ``V (r, C)``.
+        error: error of the reconstruction, ``||Omega o (W - U V)||_F^2``.
+        objective: value of ``f``: the error and the penalty.
+        iterations: number of rounds that were run.
+        converged: whether the last round changed ``f`` by less than the tolerance.
+        history: values of ``f`` at the start and after each round.
     """
 
     left: Array
@@ -70,21 +70,21 @@ def weighted_low_rank(
     """Approximate ``weight`` by ``rank`` columns and rows under element weights.
 
     Args:
-        weight: ``(N, C)``; where ``omega`` is zero anything, NaN too.
-        omega: ``(N, C)``, not negative.
+        weight: matrix ``W (N, C)``; where ``omega`` is zero it may have any value, also NaN.
+        omega: weights ``Omega (N, C)``, not negative.
         rank: number of columns of U; it is capped at ``min(N, C)``.
         ridge: penalty on the squared norms of the factors.
         tolerance: relative change of the objective by one round at which to stop.
-        max_iterations: most rounds.
+        max_iterations: largest number of rounds.
 
     Raises:
-        ValueError: shapes that differ, negative weights or ridge, or no rank.
+        ValueError: shapes differ, a weight or the ridge is negative, or ``rank`` is below 1.
     """
     if weight.ndim != 2 or weight.shape != omega.shape:
         raise ValueError(f"weights {omega.shape} do not fit a matrix {weight.shape}")
     if rank < 1 or ridge < 0 or not np.all(omega >= 0):
         raise ValueError(
-            "a rank of 1 at least, element weights and a ridge not negative are wanted"
+            "the rank must be 1 or more, and element weights and the ridge must not be negative"
         )
     squares = omega.astype(np.float64) ** 2
     target = np.where(squares > 0, weight, 0.0).astype(np.float64)
@@ -112,7 +112,7 @@ def weighted_low_rank(
 
 
 def _start(target: Array, squares: Array, rank: int) -> tuple[Array, Array]:
-    """Truncated SVD of the matrix scaled by what rows and columns weigh, scaled back."""
+    """Truncated SVD of the matrix scaled by the weights of rows and columns, scaled back."""
     a, b = np.sqrt(squares.mean(axis=1)), np.sqrt(squares.mean(axis=0))
     u, s, vt = np.linalg.svd(a[:, None] * target * b, full_matrices=False)
     root = np.sqrt(s[:rank])
@@ -121,17 +121,17 @@ def _start(target: Array, squares: Array, rank: int) -> tuple[Array, Array]:
 
 
 def _solved(target: Array, squares: Array, left: Array, right: Array, ridge: float) -> Array:
-    """The best ``left (N, r)`` for this ``right (r, C)``."""
+    """Solve for ``left (N, r)``, given ``right (r, C)``."""
     rank, solved = len(right), np.empty_like(left)
     block = max(_ELEMENTS // rank**2, 1)
     for at in range(0, len(left), block):
         rows = slice(at, at + block)
         grams = np.empty((len(left[rows]), rank, rank))
-        for k in range(rank):  # one triangle of all Gram matrices, a column at a time
+        for k in range(rank):  # one triangle of all Gram matrices, column by column
             column = squares[rows] @ (right[k:] * right[k]).T
             grams[:, k, k:] = column
             grams[:, k:, k] = column
-        # towards the solution from where it stands: what no element sees stays as it is
+        # solve for the change, so that directions without weight stay as they are
         residual = (squares[rows] * (target[rows] - left[rows] @ right)) @ right.T
         residual -= ridge * left[rows]
         diagonal = np.einsum("nkk->nk", grams)
@@ -142,7 +142,7 @@ def _solved(target: Array, squares: Array, left: Array, right: Array, ridge: flo
 
 
 def _balanced(left: Array, right: Array) -> tuple[Array, Array]:
-    """The factors of least norm that have the same product."""
+    """Factors of least norm with the same product."""
     q, r = np.linalg.qr(left)
     p, t = np.linalg.qr(right.T)
     u, s, vt = np.linalg.svd(r @ t.T)

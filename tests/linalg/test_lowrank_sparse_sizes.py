@@ -234,9 +234,9 @@ def test_misuse() -> None:
     with pytest.raises(ValueError, match="each of the 4"):
         LowRankSparseSizes(weight, sigma, 3, [np.array([0, 1, 1, 3])])
     sizes = LowRankSparseSizes(weight, sigma, 3)
-    with pytest.raises(ValueError, match="5 of 4"):
+    with pytest.raises(ValueError, match="keep is 5; it must be from 0 to 4"):
         sizes.error(5, 1)
-    with pytest.raises(ValueError, match="rank of -1"):
+    with pytest.raises(ValueError, match="rank is -1"):
         sizes.error(1, -1)
     with pytest.raises(ValueError, match="semi-definite"):
         parts_of(weight, -sigma, 3, np.array([0]), 1)

@@ -227,8 +227,8 @@ def test_dead_outputs_are_no_trouble(data: bool, balanced: bool) -> None:
     [
         (0, False, 1, "0 colours"),
         (7, False, 1, "7 colours"),
-        (4, True, 1, "equal parts"),
-        (2, False, 0, "the least"),
+        (4, True, 1, "equally among"),
+        (2, False, 0, "1 or more"),
     ],
 )
 def test_misuse(colours: int, balanced: bool, starts: int, message: str) -> None:

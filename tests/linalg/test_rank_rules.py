@@ -98,21 +98,21 @@ def test_parse(text: str, rule: RankRule) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is none of fixed=32, ratio=0.5, energy=0.95, error=0.01, evbmf"),
-        ("rank=3", "'rank=3' is none of"),
-        ("energy", "'energy' is none of"),
-        ("evbmf=1", "'evbmf=1' is none of"),
+        ("", "it should be one of fixed=32, ratio=0.5, energy=0.95, error=0.01, evbmf"),
+        ("rank=3", "'rank=3'; it should be one of"),
+        ("energy", "'energy'; it should be one of"),
+        ("evbmf=1", "'evbmf=1'; it should be one of"),
         ("energy=", "'' is no fraction"),
         ("energy=much", "'much' is no fraction; write 1% or 0.01"),
-        ("fixed=much", "'much' is no number"),
-        ("energy=0", r"energy=0: a number in \(0, 1\]"),
+        ("fixed=much", "'much' is not a number"),
+        ("energy=0", "energy=0; it should be above 0 and at most 1"),
         ("energy=1.5", "'1.5' without a sign would mean 150 %"),
         ("ratio=nan", "'nan' is no fraction"),
         ("error=-0.1", "'-0.1' is negative"),
-        ("fixed=0", "fixed=0: a whole number of 1 at least"),
-        ("fixed=2.5", "fixed=2.5: a whole number"),
-        ("fixed=inf", "fixed=inf: a whole number"),
-        ("fixed=nan", "fixed=nan: a whole number"),
+        ("fixed=0", "fixed=0; it should be a whole number, 1 or more"),
+        ("fixed=2.5", "fixed=2.5; it should be a whole number"),
+        ("fixed=inf", "fixed=inf; it should be a whole number"),
+        ("fixed=nan", "fixed=nan; it should be a whole number"),
     ],
 )
 def test_parse_refuses(text: str, message: str) -> None:
@@ -124,7 +124,7 @@ def test_a_rule_is_a_value() -> None:
     assert len({RankRule("evbmf"), RankRule.parse("evbmf")}) == 1
     with pytest.raises(dataclasses.FrozenInstanceError):
         RankRule("evbmf").kind = "fixed"  # type: ignore[misc]
-    with pytest.raises(ValueError, match="'best' is none of fixed, ratio, energy, error, evbmf"):
+    with pytest.raises(ValueError, match="'best'; it should be one of fixed, ratio, energy, error"):
         RankRule("best")
 
 

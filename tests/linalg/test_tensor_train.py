@@ -212,13 +212,13 @@ def test_nothing_to_fit() -> None:
 
 def test_refusals() -> None:
     weight, _ = example((12, 8), 15)
-    with pytest.raises(ValueError, match="as many row as column modes"):
+    with pytest.raises(ValueError, match="must be as many for rows as for columns"):
         TensorTrains(weight, (3, 4), (2, 2, 2))
-    with pytest.raises(ValueError, match="two at least"):
+    with pytest.raises(ValueError, match="two or more"):
         TensorTrains(weight, (12,), (8,))
     with pytest.raises(ValueError, match="too small for a matrix"):
         TensorTrains(weight, (3, 4), (2, 3))
-    with pytest.raises(ValueError, match="is negative"):
+    with pytest.raises(ValueError, match="must not be negative"):
         TensorTrains(weight, (3, 4), (2, 4)).ranks_within(-0.1)
-    with pytest.raises(ValueError, match="1 ranks of 1 at least"):
+    with pytest.raises(ValueError, match="must be 1 numbers of 1 or more"):
         tensor_train(weight, (3, 4), (2, 4), (1, 2))

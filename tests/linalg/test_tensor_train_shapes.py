@@ -113,11 +113,11 @@ def test_the_mirrored_train_costs_the_same(pair: tuple[list[int], list[int]], ra
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="must be 1 at least"):
+    with pytest.raises(ValueError, match="must be 1 or more"):
         factor_shapes(0, 2)
-    with pytest.raises(ValueError, match="must be 1 at least"):
+    with pytest.raises(ValueError, match="must be 1 or more"):
         factor_shapes(4, 0)
-    with pytest.raises(ValueError, match="2 ranks of 1 at least"):
+    with pytest.raises(ValueError, match="must be 2 numbers of 1 or more"):
         capped_ranks((2, 2, 2), (2, 2, 2), (1,))
-    with pytest.raises(ValueError, match="1 ranks of 1 at least"):
+    with pytest.raises(ValueError, match="must be 1 numbers of 1 or more"):
         core_shapes((2, 2), (2, 2), 0)

@@ -188,5 +188,5 @@ def test_refusals() -> None:
         (-one, 1, 0.0),
         (math.nan * one, 1, 0.0),
     ):
-        with pytest.raises(ValueError, match="are wanted"):
+        with pytest.raises(ValueError, match="must be 1 or more"):
             weighted_low_rank(weight, omega, rank, ridge=ridge)

@@ -55,7 +55,7 @@ def test_a_rule_needs_no_target() -> None:
             OptionError, match=r"ranks by energy=0\.9 cannot be combined with a target; give"
         ):
             Target.parse(target, "energy=0.9")
-    with pytest.raises(OptionError, match=r"'fair' is none of .* or planner"):
+    with pytest.raises(OptionError, match=r"'fair'; it should be one of .* or planner"):
         Target.parse(None, "fair")
 
 
