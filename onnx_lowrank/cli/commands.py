@@ -25,8 +25,8 @@ from onnx_lowrank.modelfile.model import atomic_write, check_output, load
 from onnx_lowrank.planning.plan import Plan
 from onnx_lowrank.planning.registry import available, pass_class
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.report.curve_plot import check_picture
 from onnx_lowrank.report.plan_summary import print_summary
+from onnx_lowrank.report.plots import check_picture
 from onnx_lowrank.report.report import outputs_table
 
 __all__ = [

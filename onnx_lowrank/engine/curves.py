@@ -34,7 +34,7 @@ from onnx_lowrank.planning.layer_globs import check_globs, matches
 from onnx_lowrank.planning.proposals import make_choices
 from onnx_lowrank.planning.registry import available, parse_list
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.report.curve_plot import Line, check_picture, draw
+from onnx_lowrank.report.plots import Line, check_picture, draw_curves
 from onnx_lowrank.report.report import short
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import ImageOptions, input_specs, load_dataset
@@ -199,7 +199,7 @@ class Curves:
             for layer, macs in self.macs.items()
             if self.of(layer)
         ]
-        draw(path, panels, "MACs left, part of the layer", self._quantity)
+        draw_curves(path, panels, "MACs left, part of the layer", self._quantity)
 
     @property
     def _quantity(self) -> str:

@@ -20,9 +20,8 @@ from onnx_lowrank.engine.timed_plan import timed_plan
 from onnx_lowrank.errors import BudgetError, OptionError
 from onnx_lowrank.modelfile.model import save
 from onnx_lowrank.planning.targets import Target
-from onnx_lowrank.report.curve_plot import check_picture
+from onnx_lowrank.report.plots import Mark, check_picture, draw_sweep
 from onnx_lowrank.report.report import Report
-from onnx_lowrank.report.sweep_plot import Mark, draw
 
 __all__ = ["RATIOS", "Point", "Sweep", "front_of", "swept"]
 
@@ -122,7 +121,7 @@ class Sweep:
         labelled = self.accuracy is not None
         decibels = any(p.agreement is None for p in self.points) and not labelled
         up = "top-1 accuracy" if labelled else "SNR, dB" if decibels else "same first class"
-        draw(path, panels, f"{up} ({self.samples} samples)", percent=not decibels)
+        draw_sweep(path, panels, f"{up} ({self.samples} samples)", percent=not decibels)
 
     def print(self, console: Console) -> None:
         """One row a point; those on the front in bold."""
