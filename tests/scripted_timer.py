@@ -1,7 +1,8 @@
-"""A timer whose times are written down, for tests of what is decided by time."""
+"""A timer and a session whose times are written down, for tests of what is decided by time."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from onnx_lowrank.analysis.time_model import effort
@@ -9,10 +10,10 @@ from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.latency.probe import Place
 from onnx_lowrank.modelfile.model import Model
-from onnx_lowrank.runtime.runtime import Feed
+from onnx_lowrank.runtime.runtime import Feed, Session
 from tests import fixtures_models as fm
 
-__all__ = ["ScriptedTimer", "by_effort"]
+__all__ = ["ScriptedSession", "ScriptedTimer", "by_effort"]
 
 
 def by_effort(place: Place, chain: Chain) -> float:
@@ -68,3 +69,21 @@ class ScriptedTimer:
         self, reference: Model, new: Model, feeds: Sequence[tuple[int, Feed]]
     ) -> tuple[LatencyPair, ...]:
         return (fm.pair(self._models(new)),)
+
+
+class ScriptedSession(Session):
+    """Takes a known time and writes down its turns.
+
+    Args:
+        name: what it writes into ``log`` at each run.
+        seconds: how long a run takes.
+        log: the names of the sessions that ran, in their order.
+    """
+
+    def __init__(self, name: str, seconds: float, log: list[str]) -> None:
+        self._name, self._seconds, self._log = name, seconds, log
+
+    def run(self, *_: object) -> dict[str, fm.AnyArray]:
+        self._log.append(self._name)
+        time.sleep(self._seconds)
+        return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,6 +112,37 @@ def replaced(proto: ModelProto, layer_name: str, chain: Chain) -> ModelProto:
     (layer,) = [x for x in find_layers(graph)[0] if x.name == layer_name]
     apply_chain(graph, layer, chain)
     return checked(graph)
+
+
+def rewritten_in_turn(
+    source: Model, passes: Sequence[Factorization], largest: float = np.inf
+) -> Iterator[Model]:
+    """The model at full rank, again and again, until every layer has had each form of each pass.
+
+    A layer that has fewer forms than others begins again.
+
+    Args:
+        source: the model; it is not changed.
+        passes: what takes its layers apart.
+        largest: layers of more parameters stay as they are.
+    """
+    forms = {
+        layer.name: [
+            form
+            for p in passes
+            if p.skips(layer.value) is None
+            for form in p.propose(layer.value, Moments())
+        ]
+        for layer in find_layers(Graph(source))[0]
+        if layer.stage.parameters <= largest
+    }
+    for turn in range(max(map(len, forms.values()), default=0)):
+        graph = Graph(source)
+        for layer in find_layers(graph)[0]:
+            if able := forms.get(layer.name):
+                form: Any = able[turn % len(able)]
+                apply_chain(graph, layer, form.cut(form.max_rank))
+        yield graph.to_model()
 
 
 def bias_of(chain: Chain) -> Array | None:

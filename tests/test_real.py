@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.engine.api import DEFAULT_PASSES
 from onnx_lowrank.engine.inspection import inspect
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
-from onnx_lowrank.layers.writer import apply_chain
 from onnx_lowrank.modelfile.model import Model, load
 from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.registry import parse_list
@@ -21,6 +19,7 @@ from onnx_lowrank.runtime.runtime import Feed
 from onnx_lowrank.samples.dataset import input_specs
 from onnx_lowrank.samples.split import concrete_shape
 from tests import fixtures_models as fm
+from tests.support import rewritten_in_turn
 
 MODELS, DATA = fm.SHARED / "models", fm.SHARED / "data"
 FILES = sorted(MODELS.glob("*.onnx"))
@@ -40,14 +39,7 @@ pytestmark = [
 ]
 
 
-def each_file(*, all_quick: bool) -> pytest.MarkDecorator:
-    marks = [
-        pytest.param(
-            p, id=p.stem, marks=() if all_quick or p.stem not in SLOW else pytest.mark.slow
-        )
-        for p in FILES
-    ]
-    return pytest.mark.parametrize("path", marks)
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 
 
 def feed_of(path: Path) -> Feed:
@@ -72,29 +64,18 @@ def outputs(model: Model, feed: Feed) -> dict[str, Any]:
 # 1
 
 
-@each_file(all_quick=False)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, id=p.stem, marks=getattr(pytest.mark, "slow" if p.stem in SLOW else "full"))
+     for p in FILES],
+)  # fmt: skip
 def test_full_rank_is_the_identity(path: Path) -> None:
     source, feed = load(path), feed_of(path)
     layers, others = find_layers(Graph(source))
     assert layers or others
     expected = outputs(source, feed)
-    forms = {
-        layer.name: [
-            form
-            for p in PASSES
-            if p.skips(layer.value) is None
-            for form in p.propose(layer.value, Moments())
-        ]
-        for layer in layers
-    }
-    # every layer takes each form of each pass once; what has fewer begins again
-    for turn in range(max(map(len, forms.values()), default=0)):
-        graph = Graph(source)
-        for layer in find_layers(graph)[0]:
-            if able := forms[layer.name]:
-                form = able[turn % len(able)]
-                apply_chain(graph, layer, form.cut(form.max_rank))
-        for name, values in outputs(graph.to_model(), feed).items():
+    for model in rewritten_in_turn(source, PASSES):
+        for name, values in outputs(model, feed).items():
             reference = np.asarray(expected[name])
             assert values.shape == reference.shape
             if reference.dtype.kind == "f":
@@ -106,7 +87,7 @@ def test_full_rank_is_the_identity(path: Path) -> None:
 # 2
 
 
-@each_file(all_quick=True)
+@each_file
 def test_inspect_counts_every_layer(path: Path) -> None:
     found = inspect(path, input_shapes=SHAPES.get(path.stem, {}))
     assert found.layers
@@ -131,6 +112,7 @@ def cifar(images: fm.AnyArray) -> fm.AnyArray:
     return fm.float32((scaled - mean[:, None, None]) / std[:, None, None])
 
 
+@pytest.mark.full
 def test_resnet20_at_half_its_macs(tmp_path: Path) -> None:
     path = MODELS / "cifar10_resnet20.onnx"
     with np.load(DATA / "cifar10.npz") as data:

@@ -169,6 +169,7 @@ def test_no_room_is_no_reason_to_fail(tmp_path: Path) -> None:
     equal(collected(cache), collected(None))
 
 
+@pytest.mark.full
 def test_an_interrupted_command_goes_on(tmp_path: Path) -> None:
     data: dict[str, Any] = {
         "calib": fm.DIGITS, "samples": 100, "passes": "fold_batchnorm,spatial_svd",

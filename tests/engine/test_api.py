@@ -96,7 +96,14 @@ def test_the_plan_names_every_layer_and_says_why(compressed: Compressed) -> None
     assert plan.model == hashlib.sha256(fm.digits("resnet").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("rule", ["fixed=10", "ratio=0.4", "energy=0.99", "error=0.02", "evbmf"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "fixed=10",
+        *(pytest.param(rule, marks=pytest.mark.full)
+          for rule in ("ratio=0.4", "energy=0.99", "error=0.02", "evbmf")),
+    ],
+)  # fmt: skip
 def test_ranks_by_rule(rule: str, compressed: Compressed) -> None:
     passes = "fold_batchnorm,svd,spatial_svd,tucker2"
     plan = compressed("vgg", passes=passes, ranks=rule, target=None, repair="none").plan

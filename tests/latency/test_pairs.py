@@ -1,33 +1,23 @@
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from onnx import helper
 
 from onnx_lowrank.latency.pairs import interleaved_latency, measure_latency
 from onnx_lowrank.modelfile.model import load
-from onnx_lowrank.runtime.runtime import Feed, Session
+from onnx_lowrank.runtime.runtime import Feed
 from tests import fixtures_models as fm
-
-
-class _Fake(Session):
-    """Takes a known time and writes down its turns."""
-
-    def __init__(self, name: str, seconds: float, log: list[str]) -> None:
-        self._name, self._seconds, self._log = name, seconds, log
-
-    def run(self, *_: object) -> dict[str, fm.AnyArray]:
-        self._log.append(self._name)
-        time.sleep(self._seconds)
-        return {}
+from tests.scripted_timer import ScriptedSession
 
 
 def test_models_take_turns_and_the_slower_is_slower() -> None:
     log: list[str] = []
     fast, slow = interleaved_latency(
-        [_Fake("a", 0.001, log), _Fake("b", 0.006, log)], {}, seconds=0.0, least=3
+        [ScriptedSession("a", 0.001, log), ScriptedSession("b", 0.006, log)],
+        {},
+        seconds=0.0,
+        least=3,
     )
     turns = [name for name, before in zip(log, ["", *log], strict=False) if name != before]
     assert turns == ["a", "b"] * 3

@@ -79,7 +79,7 @@ def planted(
     return kernel
 
 
-@quick(25)
+@quick(10)
 @given(
     st.sampled_from(LAYERS), st.sampled_from(RANKS), st.booleans(), st.integers(0, 2),
     st.integers(0, 99),
@@ -208,6 +208,7 @@ def test_rounds_never_raise_the_error_and_find_something(
             assert errors[-1] < 0.97 * errors[0]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("ranks", [(2, 2), 2])
 def test_rounds_end_where_the_gradient_vanishes(ranks: tuple[int, int] | int) -> None:
     kernel, sigma = example(4, 4, 2, 5)

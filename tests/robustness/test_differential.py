@@ -194,7 +194,7 @@ KINDS: dict[str, Callable[[int, Count], None]] = {
     "full rank": full_rank, "any rank": composed, "budget": budgeted
 }  # fmt: skip
 #: last seed of each kind in every run, and behind the marker full
-QUICK = {"full rank": 120, "any rank": 40, "budget": 20}
+QUICK = {"full rank": 120, "any rank": 20, "budget": 20}
 FULL = {"full rank": 2000, "any rank": 400, "budget": 400}
 
 

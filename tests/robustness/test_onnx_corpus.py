@@ -16,13 +16,9 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.engine.api import DEFAULT_PASSES
 from onnx_lowrank.engine.inspection import inspect
 from onnx_lowrank.errors import ModelError, OptionError
-from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import find_layers
-from onnx_lowrank.layers.writer import apply_chain
 from onnx_lowrank.modelfile.model import load
 from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.registry import parse_list
@@ -31,6 +27,7 @@ from onnx_lowrank.samples.split import made_up
 from tests import fixtures_models as fm
 from tests.conftest import Count
 from tests.robustness.victims import floats
+from tests.support import rewritten_in_turn
 
 FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data"
 PARTS = ("light", "simple", "pytorch-converted", "pytorch-operator")
@@ -114,35 +111,17 @@ def verdict(case: Case) -> str:
         return "skipped: " + reason(error)
     if not all(isinstance(v, np.ndarray) for v in expected.values()):
         return "skipped: an output is no tensor"
-    layers, _ = find_layers(Graph(source))
-    forms = {
-        layer.name: [
-            form
-            for p in PASSES
-            if p.skips(layer.value) is None
-            for form in p.propose(layer.value, Moments())
-        ]
-        for layer in layers
-        if layer.stage.parameters <= LARGEST
-    }
-    turns = max(map(len, forms.values()), default=0)
-    if not turns:
-        return "skipped: no layer that a pass takes apart"
-    for turn in range(turns):
-        graph = Graph(source)
-        for layer in find_layers(graph)[0]:
-            if able := forms.get(layer.name):
-                form = able[turn % len(able)]
-                apply_chain(graph, layer, form.cut(form.max_rank))
-        again = fm.ONE_THREAD.session(graph.to_model(), optimise=False).run(feed)
+    turns = 0
+    for turns, model in enumerate(rewritten_in_turn(source, PASSES, LARGEST), 1):
+        again = fm.ONE_THREAD.session(model, optimise=False).run(feed)
         for name, wanted in expected.items():
-            assert again[name].shape == wanted.shape, (case.name, turn, name)
+            assert again[name].shape == wanted.shape, (case.name, turns, name)
             if wanted.dtype.kind == "f":
                 tolerance = 2e-2 if wanted.dtype == np.float16 else 1e-4
-                assert fm.relative(again[name], wanted) < tolerance, (case.name, turn, name)
+                assert fm.relative(again[name], wanted) < tolerance, (case.name, turns, name)
             else:
                 np.testing.assert_array_equal(again[name], wanted, err_msg=case.name)
-    return "passed"
+    return "passed" if turns else "skipped: no layer that a pass takes apart"
 
 
 def reason(error: Exception) -> str:

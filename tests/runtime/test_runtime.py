@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,9 @@ from onnx import helper
 
 from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.modelfile.model import load
-from onnx_lowrank.runtime.runtime import Feed, Runtime, Session
+from onnx_lowrank.runtime.runtime import Feed, Runtime
 from tests import fixtures_models as fm
+from tests.scripted_timer import ScriptedSession
 
 X, _ = fm.classified(5)
 
@@ -83,20 +83,8 @@ def test_a_feed_that_does_not_fit_is_a_model_error(feed: Feed) -> None:
 # latency
 
 
-class _Fake(Session):
-    """Takes a known time and writes down its turns."""
-
-    def __init__(self, name: str, seconds: float, log: list[str]) -> None:
-        self._name, self._seconds, self._log = name, seconds, log
-
-    def run(self, *_: object) -> dict[str, fm.AnyArray]:
-        self._log.append(self._name)
-        time.sleep(self._seconds)
-        return {}
-
-
 def test_the_first_half_of_a_turn_is_not_counted() -> None:
     log: list[str] = []
-    times = _Fake("a", 0.001, log).turn({}, seconds=0.0, least=4)
+    times = ScriptedSession("a", 0.001, log).turn({}, seconds=0.0, least=4)
     assert len(log) == 8
     assert len(times) == 4
