@@ -84,7 +84,8 @@ def test_rooms_are_listed_as_the_contract_of_imports_does() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\w+)` \| (.+) \|$", text, flags=re.M)
     contract = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("layers = [")[2]
-    rooms = [n for n in re.findall(r'^  "(\w+)",$', contract, flags=re.M) if n != "__main__"]
+    lines = re.findall(r'^  "(\w+)",$', contract, flags=re.M)
+    rooms = [name for name in lines if (ROOT / "onnx_lowrank" / name).is_dir()]
     assert [name for name, _ in listed] == rooms
     for name, sentence in listed:
         told = import_module(f"onnx_lowrank.{name}").__doc__
