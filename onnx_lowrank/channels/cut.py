@@ -94,8 +94,8 @@ def cut_groups(
         graph.forget_shape(tensor)
     shapes = {t: cut.shape(t) for t in cut.flow.shapes if not graph.is_constant(t)}
     for output in _set_weights(graph, weights or {}, rows):
-        node = graph.producer(output)
-        for operand in node.inputs if node is not None and node.op == "Add" else ():
+        made_by = graph.producer(output)
+        for operand in made_by.inputs if made_by is not None and made_by.op == "Add" else ():
             if not graph.is_constant(operand.name):  # a product that got a bias
                 shapes.setdefault(operand.name, shapes[output])
     return Remains(shapes, cut.kept)

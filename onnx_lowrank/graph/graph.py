@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.graph.constant_folding import Constants
 from onnx_lowrank.graph.heritage import Names, heir, inherited, renamed, with_annotations
+from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.graph.protos import edited, inferred_extents, overridable, part
 from onnx_lowrank.modelfile.external_data import place
 from onnx_lowrank.modelfile.model import SMALLEST_EXTERNAL, Model
@@ -34,7 +35,6 @@ from onnx_lowrank.modelfile.scratch import Scratch
 
 __all__ = ["Graph", "Node"]
 
-Node: TypeAlias = Any  # gs.Node; onnx-graphsurgeon is untyped
 
 gs.logger.G_LOGGER.severity = logging.CRITICAL + 1  # its errors are raised as well
 
@@ -241,13 +241,14 @@ class Graph:
         An empty name stands for an operand or output that is left out.
         """
         outputs = [output] if isinstance(output, str) else output
-        return gs.Node(
+        made: Node = gs.Node(
             op,
             name,
             attrs=dict(attrs or {}),
             inputs=[self._tensor(i) if i else gs.Variable.empty() for i in inputs],
             outputs=[self._tensor(o) if o else gs.Variable.empty() for o in outputs],
         )
+        return made
 
     def replace(self, old: Sequence[Node], make: Callable[[], Sequence[Node]]) -> None:
         """Remove the nodes ``old`` and insert those that ``make`` returns in place of the last one.
@@ -258,8 +259,7 @@ class Graph:
         inputs = [t.name for n in old for t in n.inputs]
         protos = [self._node_proto(n) for n in old]
         for node in old:
-            node.inputs.clear()
-            node.outputs.clear()
+            _detach(node)
         new = list(make())
         for node in new:
             self._take_over(node, protos, {n.op for n in new})
@@ -420,8 +420,7 @@ class Graph:
             if node is None or any(self.is_output(t.name) or t.outputs for t in node.outputs):
                 continue
             pending += [t.name for t in node.inputs]
-            node.inputs.clear()
-            node.outputs.clear()
+            _detach(node)
             del self._graph.nodes[self._index(node)]
 
     def _used(self) -> set[str]:
@@ -501,3 +500,9 @@ class Graph:
                 value = onnx.helper.get_attribute_value(attribute)
                 return np.asarray(value, np.float32 if "float" in attribute.name else np.int64)
         return None
+
+
+def _detach(node: Any) -> None:
+    """Take a node of onnx-graphsurgeon off its tensors, which others may then make and read."""
+    node.inputs.clear()
+    node.outputs.clear()

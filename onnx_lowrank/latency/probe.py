@@ -159,8 +159,9 @@ def probe(place: Place, chain: Chain, seed: int) -> tuple[Model, Feed]:
 def _extended(graph: Graph, layer: PlacedLayer, nodes: list[Node]) -> str:
     """Add to ``nodes`` the nodes that are computed together with the layer; return their output."""
     end = destination(graph, layer).total
-    if end != layer.output:
-        nodes.append(graph.producer(end))
+    total = graph.producer(end)
+    if end != layer.output and total is not None:
+        nodes.append(total)
     follower = graph.consumers(end)
     if len(follower) == 1 and follower[0].op in _ACTIVATIONS and not graph.is_output(end):
         node = follower[0]
