@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lowrank.analysis.preparation import Prepared
-from onnx_lowrank.engine.run import Run
-from onnx_lowrank.engine.workbench import DataOptions
+from onnx_lowrank.engine.analyse import Analysis, analyse, timed_inference
+from onnx_lowrank.engine.job import JobOptions, begin
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.planning.timed_candidates import TimingOptions
 from onnx_lowrank.runtime.runtime import Feed, Runtime
+from onnx_lowrank.samples.split import DataOptions, DrawOptions
 
 __all__ = ["prepared", "prepared_to_time"]
 
@@ -26,19 +27,23 @@ def prepared(model: Path, calib: Any, samples: int | None = None) -> Prepared:
         calib: its data, as :func:`onnx_lowrank.compress` takes it.
         samples: calibration samples to draw; None for all that there are.
     """
-    return _run(model, calib, samples, 1).prepared
+    return _analysis(model, calib, samples, 1).prepared
 
 
 def prepared_to_time(
     model: Path, calib: Any, samples: int, batch: int
 ) -> tuple[Prepared, Feed, dict[str, tuple[int, ...]]]:
     """The same with an inference of ``batch`` samples, and the shapes of all tensors in it."""
-    run = _run(model, calib, samples, batch)
-    return run.prepared, *run.at_batch(run.prepared)
+    found = _analysis(model, calib, samples, batch)
+    return found.prepared, *timed_inference(found.job, found.prepared)
 
 
-def _run(model: Path, calib: Any, samples: int | None, batch: int) -> Run:
-    return Run(
-        model, parse_list(_PASSES), DataOptions(calib, samples, None, None, 0),
-        Runtime(threads=1), TimingOptions(batch, cache=""), None,
-    )  # fmt: skip
+def _analysis(model: Path, calib: Any, samples: int | None, batch: int) -> Analysis:
+    options = JobOptions(
+        passes=parse_list(_PASSES),
+        data=DataOptions(calib),
+        draw=DrawOptions(samples),
+        runtime=Runtime(threads=1),
+        timing=TimingOptions(batch, cache=""),
+    )
+    return analyse(begin(model, options))

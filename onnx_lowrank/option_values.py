@@ -10,11 +10,20 @@ from __future__ import annotations
 import math
 import operator
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnx_lowrank.errors import OptionError
 
-__all__ = ["check_count", "check_seconds", "fraction", "percent"]
+__all__ = [
+    "check_count",
+    "check_seconds",
+    "fraction",
+    "percent",
+    "read_numbers",
+    "read_shapes",
+    "read_size",
+]
 
 
 def fraction(text: str, *, bare_one: bool = True) -> float:
@@ -79,3 +88,45 @@ def check_seconds(name: str, value: float) -> None:
     """
     if not (math.isfinite(value) and value > 0):
         raise OptionError(f"{name} must be more than 0 seconds, and finite, not {value:g}")
+
+
+def read_numbers(text: str) -> tuple[float, ...]:
+    """Numbers from ``0.5,0.5,0.5``.
+
+    Raises:
+        ValueError: they are not numbers.
+    """
+    try:
+        return tuple(float(t) for t in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r}; write numbers as 0.5,0.5,0.5") from None
+
+
+def read_size(text: str) -> int | tuple[int, int]:
+    """A size in pixels from ``256`` or ``224x320``, height first.
+
+    Raises:
+        ValueError: it is not a size.
+    """
+    match = re.fullmatch(r"(\d+)(?:[x,](\d+))?", text)
+    if match is None:
+        raise ValueError(f"{text!r}; write a size as 256 or 224x320")
+    return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]))
+
+
+def read_shapes(texts: Sequence[str]) -> Mapping[str, tuple[int, ...]]:
+    """Shapes of inputs by name, from texts such as ``name:1,3,224,224``.
+
+    Raises:
+        ValueError: one is not of that form, or an input comes twice.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, _, dims = text.rpartition(":")
+        numbers = dims.strip("[]").split(",")
+        if not name or not all(n.strip().isdigit() for n in numbers):
+            raise ValueError(f"{text!r}; write name:1,3,224,224")
+        if name in found:
+            raise ValueError(f"{text!r}: {name} has a shape already; give one")
+        found[name] = tuple(int(n) for n in numbers)
+    return found

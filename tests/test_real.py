@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnx_lowrank.engine.api import DEFAULT_PASSES
 from onnx_lowrank.engine.inspection import inspect
+from onnx_lowrank.engine.options import DEFAULT_PASSES
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.modelfile.model import Model, load

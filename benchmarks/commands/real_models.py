@@ -143,7 +143,7 @@ def _details(result: onnx_lowrank.Result) -> dict[str, Any]:
         "decisions": _counted([d.decision for d in report.decisions]),
         "methods": _counted([d.method for d in report.decisions if d.method]),
         "left": _counted([d.reason for d in report.decisions if d.decision != "factorize"]),
-        "notes": list(report.notes),
+        "notes": list(report.said),
     }
 
 

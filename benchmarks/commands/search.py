@@ -82,7 +82,7 @@ def begin(name: str, folder: Path, arguments: argparse.Namespace) -> Measure:
             **{speedup_name(1, p.batch): round(p.speedup, 3) for p in report.latency},
             "seconds": round(spent, 1),
         }
-        told = [n for n in report.notes if "is the least" in n or n.startswith("latency")]
+        told = [n for n in report.said if "is the least" in n or n.startswith("latency")]
         return cell.measured(
             samples_used(result, archive), figures, found=result.plan.target, notes=told
         )

@@ -20,7 +20,7 @@ from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.machine import machine
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset
-from onnx_lowrank.samples.split import RunData
+from onnx_lowrank.samples.split import Samples
 
 __all__ = [
     "MEMORY",
@@ -83,7 +83,7 @@ def silent_notes(moments: MomentStore, layers: int) -> list[str]:
 
 def prepare(
     model: Model,
-    data: RunData,
+    data: Samples,
     runtime: Runtime,
     refuse: Callable[[str], str | None],
     seed: int,
@@ -168,7 +168,7 @@ def moments_of(
 
 
 def _origin(
-    model: Model, layers: Sequence[PlacedLayer], data: RunData, runtime: Runtime, seed: int
+    model: Model, layers: Sequence[PlacedLayer], data: Samples, runtime: Runtime, seed: int
 ) -> dict[str, Any]:
     """All that the bits of the moments depend on."""
     digest = hashlib.sha256(model.digest.encode())

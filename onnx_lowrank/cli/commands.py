@@ -14,14 +14,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from onnx_lowrank.cli.options import images, percentage, ratios, requirement, shapes
+from onnx_lowrank.cli.options import GateOptions
 from onnx_lowrank.engine.api import Result, apply, compress, plan, sweep
 from onnx_lowrank.engine.curves import curves
 from onnx_lowrank.engine.inspection import inspect
+from onnx_lowrank.engine.options import (
+    ApplyOptions,
+    CompressOptions,
+    CurvesOptions,
+    PlanOptions,
+    SweepOptions,
+    ValidateOptions,
+)
+from onnx_lowrank.engine.validate import validate
 from onnx_lowrank.errors import BudgetError, DataError, OptionError, ValidationError
-from onnx_lowrank.judge.requirement import check_bound, largest_loss
-from onnx_lowrank.judge.validation import validate
+from onnx_lowrank.judge.requirement import largest_loss
 from onnx_lowrank.modelfile.model import atomic_write, check_output, load
+from onnx_lowrank.options import flag_of, keywords_from, options_of
 from onnx_lowrank.planning.plan import Plan
 from onnx_lowrank.planning.registry import available, pass_class
 from onnx_lowrank.progress import Progress
@@ -48,14 +57,9 @@ def run_compress(a: argparse.Namespace, out: Console) -> int:
     for extra, others in ((a.report, ()), (a.plan, (a.report,))):
         if extra:
             check_output(extra, source, keep=[a.calib, a.output, *others])
+    keywords = keywords_from(CompressOptions, a)
     with _progress(a.quiet) as progress:
-        result = compress(
-            source,
-            **_planning(a),
-            **requirement(a),
-            force=a.force,
-            progress=progress,
-        )
+        result = compress(source, progress=progress, **keywords)
         written = result.save(a.output)
     if a.plan:
         _write_text(a.plan, result.plan.to_json())
@@ -66,8 +70,9 @@ def run_plan(a: argparse.Namespace, out: Console) -> int:
     """Write what compress would do."""
     source = load(a.model)
     check_output(a.plan, source, keep=[a.calib])
+    keywords = keywords_from(PlanOptions, a)
     with _progress(a.quiet) as progress:
-        made = plan(source, **_planning(a), progress=progress)
+        made = plan(source, progress=progress, **keywords)
     _write_text(a.plan, made.to_json())
     if not a.quiet:
         print_summary(made, out)
@@ -81,14 +86,9 @@ def run_apply(a: argparse.Namespace, out: Console) -> int:
     check_output(a.output, source, keep=[a.calib, a.plan])
     if a.report:
         check_output(a.report, source, keep=[a.calib, a.plan, a.output])
+    keywords = keywords_from(ApplyOptions, a)
     with _progress(a.quiet) as progress:
-        result = apply(
-            source,
-            decided,
-            **_running(a),
-            force=a.force,
-            progress=progress,
-        )
+        result = apply(source, decided, progress=progress, **keywords)
         written = result.save(a.output)
     return _finish(a, out, result, written)
 
@@ -100,15 +100,9 @@ def run_sweep(a: argparse.Namespace, out: Console) -> int:
         check_output(check_picture(a.plot), source, keep=[a.calib])
     if a.json:
         check_output(a.json, source, keep=[a.calib, a.plot])
+    keywords = keywords_from(SweepOptions, a)
     with _progress(a.quiet) as progress:
-        found = sweep(
-            source,
-            **_choosing(a),
-            metric=a.budget,
-            ratios=ratios(a.ratios),
-            folder=a.models,
-            progress=progress,
-        )
+        found = sweep(source, progress=progress, **keywords)
     if not found.points:
         raise BudgetError(found.missed[0][1])
     if a.json:
@@ -125,12 +119,16 @@ def run_sweep(a: argparse.Namespace, out: Console) -> int:
 
 def run_inspect(a: argparse.Namespace, out: Console) -> int:
     """List layers and costs, or the curves of error against MACs."""
+    keywords = keywords_from(CurvesOptions, a)
     if a.curves:
-        return _curves(a, out)
-    for option in ("calib", "layer", "passes", "plot", "samples"):
-        if getattr(a, option):
-            raise OptionError(f"--{option} goes with --curves")
-    inspection = inspect(a.model, input_shapes=shapes(a.input_shape))
+        return _curves(a, keywords, out)
+    known = options_of(CurvesOptions)
+    given = [flag_of(known[name][1]) for name in keywords if name != "input_shapes"]
+    if a.plot:
+        given.append("--plot")
+    if given:
+        raise OptionError(f"{given[0]} goes with --curves")
+    inspection = inspect(a.model, input_shapes=keywords.get("input_shapes", {}))
     if a.json:
         _print_json(inspection.to_dict())
     elif not a.quiet:
@@ -140,21 +138,10 @@ def run_inspect(a: argparse.Namespace, out: Console) -> int:
 
 def run_validate(a: argparse.Namespace, out: Console) -> int:
     """Compare two models, and fail where too much was lost."""
-    limit = None if a.max_drop is None else percentage(a.max_drop)
-    if limit is not None:
-        check_bound("drop", limit)
+    limit = GateOptions(max_drop=a.max_drop).limit()
+    keywords = keywords_from(ValidateOptions, a)
     with _progress(a.quiet) as progress:
-        checks = validate(
-            a.reference,
-            a.new,
-            a.data,
-            samples=a.samples,
-            images=images(a),
-            seed=a.seed,
-            threads=a.threads,
-            provider=a.provider,
-            progress=progress,
-        )
+        checks = validate(a.reference, a.new, a.data, progress=progress, **keywords)
     if a.json:
         _print_json(checks.to_dict())
     elif not a.quiet:
@@ -202,24 +189,14 @@ def run_explain(a: argparse.Namespace, out: Console) -> int:
     return 0
 
 
-def _curves(a: argparse.Namespace, out: Console) -> int:
+def _curves(a: argparse.Namespace, keywords: dict[str, Any], out: Console) -> int:
     source = load(a.model)
+    if a.json and a.plot:
+        raise OptionError("--json and --plot at once; give one of them")
     if a.plot:
         check_output(check_picture(a.plot), source)
     with _progress(a.quiet) as progress:
-        found = curves(
-            source,
-            calib=a.calib,
-            layers=a.layer,
-            passes=a.passes,
-            samples=a.samples,
-            images=images(a),
-            input_shapes=shapes(a.input_shape),
-            seed=a.seed,
-            threads=a.threads,
-            provider=a.provider,
-            progress=progress,
-        )
+        found = curves(source, progress=progress, **keywords)
     if a.json:
         _print_json(found.to_dict())
     elif a.plot:
@@ -230,38 +207,6 @@ def _curves(a: argparse.Namespace, out: Console) -> int:
     elif not a.quiet:
         found.print(out)
     return 0
-
-
-def _running(a: argparse.Namespace) -> dict[str, Any]:
-    """What :func:`apply` is told of data and runtime."""
-    return {
-        "calib": a.calib,
-        "images": images(a),
-        "input_shapes": shapes(a.input_shape),
-        "threads": a.threads,
-        "provider": a.provider,
-        "batch": a.batch,
-        "cache": a.cache,
-    }
-
-
-def _choosing(a: argparse.Namespace) -> dict[str, Any]:
-    """What :func:`sweep` is told of passes and layers, and what :func:`plan` is told as well."""
-    return {
-        **_running(a),
-        "passes": a.passes,
-        "include": a.include,
-        "exclude": a.exclude,
-        "samples": a.samples,
-        "seed": a.seed,
-        "timing_limit": a.timing_limit,
-        "repair": a.repair,
-    }
-
-
-def _planning(a: argparse.Namespace) -> dict[str, Any]:
-    """What :func:`plan` is told."""
-    return {**_choosing(a), "target": a.target, "ranks": a.ranks, "rounds": a.rounds}
 
 
 def _finish(a: argparse.Namespace, out: Console, result: Result, written: int) -> int:

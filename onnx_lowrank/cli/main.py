@@ -6,7 +6,8 @@ import argparse
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,22 +25,28 @@ from onnx_lowrank.cli.commands import (
     run_validate,
 )
 from onnx_lowrank.cli.options import (
+    CurveFiles,
+    GateOptions,
     Parser,
-    calib_option,
-    draw_options,
-    pass_options,
-    plan_options,
-    result_options,
-    run_options,
-    search_options,
-    shape_option,
-    time_options,
+    PlanFile,
+    PrintOptions,
+    ReportFile,
+    SampleFile,
+    SweepFiles,
 )
-from onnx_lowrank.engine.sweep import RATIOS
+from onnx_lowrank.engine.options import (
+    ApplyOptions,
+    CompressOptions,
+    CurvesOptions,
+    PlanOptions,
+    SweepOptions,
+    ValidateOptions,
+)
 from onnx_lowrank.errors import LowRankError
-from onnx_lowrank.planning.targets import METRICS
+from onnx_lowrank.options import add_arguments
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]
+
 
 _EXIT_CODES = """exit codes:
   0 done   2 wrong options   3 bad model   4 bad data
@@ -83,6 +90,74 @@ def _show_warning(
         errors.print(f"[yellow]warning:[/] {_escape(first)}")
 
 
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        help: what it does, in a line.
+        run: does it, and returns the exit code.
+        operands: names of its positional arguments, and help for each.
+        options: the dataclasses that declare its options.
+    """
+
+    help: str
+    run: Callable[[argparse.Namespace, Console], int]
+    operands: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    options: tuple[type[Any], ...] = ()
+
+
+_IN = ("IN", "the exported model")
+_OUT = ("OUT", "where to write the compressed model")
+
+COMMANDS = {
+    "compress": Command(
+        "make a smaller, faster model and prove it",
+        run_compress,
+        {"model": _IN, "output": _OUT},
+        (CompressOptions, ReportFile, PlanFile, PrintOptions),
+    ),
+    "plan": Command(
+        "say what compress would do, to be looked at and edited",
+        run_plan,
+        {"model": _IN, "plan": ("PLAN", "where to write the plan, as JSON")},
+        (PlanOptions, PrintOptions),
+    ),
+    "apply": Command(
+        "do what a plan says, edited or not",
+        run_apply,
+        {
+            "model": ("IN", "the model that was planned for"),
+            "plan": ("PLAN", "the plan; it says which samples to draw, too"),
+            "output": _OUT,
+        },
+        (ApplyOptions, ReportFile, PrintOptions),
+    ),
+    "sweep": Command(
+        "try many budgets: what each costs, and what it keeps",
+        run_sweep,
+        {"model": _IN},
+        (SweepOptions, SweepFiles, PrintOptions),
+    ),
+    "inspect": Command(
+        "list layers, costs, and what can be taken apart",
+        run_inspect,
+        {"model": _IN},
+        (CurveFiles, CurvesOptions, PrintOptions),
+    ),
+    "validate": Command(
+        "compare a model with its original",
+        run_validate,
+        {"reference": ("REF", "the original"), "new": ("NEW", "the model to judge")},
+        (GateOptions, SampleFile, ValidateOptions, PrintOptions),
+    ),
+    "passes": Command("list the passes", run_passes),
+    "explain": Command(
+        "say what a pass does, and its options", run_explain, {"name": ("PASS", "its name")}
+    ),
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="onnx-lowrank",
@@ -92,77 +167,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"onnx-lowrank {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-
-    c = commands.add_parser("compress", help="make a smaller, faster model and prove it")
-    c.add_argument("model", metavar="IN", help="the exported model")
-    c.add_argument("output", metavar="OUT", help="where to write the compressed model")
-    c.add_argument("--plan", metavar="FILE", help="write the plan as well, as JSON")
-    for add in (calib_option, plan_options, search_options, result_options):
-        add(c)
-    for add in (shape_option, time_options, draw_options, run_options):
-        add(c)
-    c.set_defaults(run=run_compress)
-
-    d = commands.add_parser("plan", help="say what compress would do, to be looked at and edited")
-    d.add_argument("model", metavar="IN", help="the exported model")
-    d.add_argument("plan", metavar="PLAN", help="where to write the plan, as JSON")
-    for add in (calib_option, plan_options, shape_option, time_options, draw_options, run_options):
-        add(d)
-    d.set_defaults(run=run_plan)
-
-    b = commands.add_parser("apply", help="do what a plan says, edited or not")
-    b.add_argument("model", metavar="IN", help="the model that was planned for")
-    b.add_argument("plan", metavar="PLAN", help="the plan; it says what samples to draw, too")
-    b.add_argument("output", metavar="OUT", help="where to write the compressed model")
-    for add in (calib_option, result_options, shape_option, time_options, run_options):
-        add(b)
-    b.set_defaults(run=run_apply)
-
-    w = commands.add_parser("sweep", help="try many budgets: what each costs, and what it keeps")
-    w.add_argument("model", metavar="IN", help="the exported model")
-    w.add_argument("--budget", choices=METRICS, default="macs",
-                   help="what is left less and less of (default: %(default)s)")  # fmt: skip
-    w.add_argument("--ratios", default=",".join(f"{r:g}" for r in RATIOS), metavar="R,R,...",
-                   help="parts of the original (default: %(default)s)")  # fmt: skip
-    w.add_argument("--json", metavar="FILE", help="write all points as JSON")
-    w.add_argument("--plot", metavar="FILE", help="draw them, .png or .svg")
-    w.add_argument("--models", metavar="FOLDER", help="write the models")
-    for add in (calib_option, pass_options, shape_option, time_options, draw_options, run_options):
-        add(w)
-    w.set_defaults(run=run_sweep)
-
-    i = commands.add_parser("inspect", help="list layers, costs, and what can be taken apart")
-    i.add_argument("model", metavar="IN")
-    i.add_argument("--curves", action="store_true",
-                   help="error against MACs of every layer by every method")  # fmt: skip
-    i.add_argument("--calib", metavar="PATH", help="for --curves: typical inputs, as of compress")
-    i.add_argument("--layer", action="append", default=[], metavar="GLOB",
-                   help="for --curves: only these layers; may be repeated")  # fmt: skip
-    i.add_argument("--passes", metavar="LIST", help="for --curves: passes with options (all)")
-    form = i.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON")
-    form.add_argument("--plot", metavar="FILE", help="for --curves: draw them, .png or .svg")
-    shape_option(i)
-    draw_options(i)
-    run_options(i)
-    i.set_defaults(run=run_inspect)
-
-    v = commands.add_parser("validate", help="compare a model with its original")
-    v.add_argument("reference", metavar="REF")
-    v.add_argument("new", metavar="NEW")
-    v.add_argument("--data", required=True, metavar="PATH", help="as --calib of compress")
-    v.add_argument("--max-drop", metavar="1%", help="fail (exit 6) if more accuracy is lost; "
-                   "without labels, if the top class changes more often")  # fmt: skip
-    v.add_argument("--json", action="store_true", help="print JSON")
-    draw_options(v)
-    run_options(v)
-    v.set_defaults(run=run_validate)
-
-    p = commands.add_parser("passes", help="list the passes")
-    p.set_defaults(run=run_passes)
-    e = commands.add_parser("explain", help="say what a pass does, and its options")
-    e.add_argument("name", metavar="PASS")
-    e.set_defaults(run=run_explain)
+    for name, command in COMMANDS.items():
+        own = commands.add_parser(name, help=command.help, description=command.help)
+        for operand, (metavar, text) in command.operands.items():
+            own.add_argument(operand, metavar=metavar, help=text)
+        for options in command.options:
+            add_arguments(own, options)
+        own.set_defaults(run=command.run)
     return parser
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,11 +23,12 @@ from onnx_lowrank.analysis.preparation import (
     silent_notes,
 )
 from onnx_lowrank.chains.chain import Rank
+from onnx_lowrank.engine.options import CurvesOptions
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.modelfile.model import Model, load
-from onnx_lowrank.passkit.base import Pass
+from onnx_lowrank.options import documented, from_keywords
 from onnx_lowrank.passkit.runner import canonicalise
 from onnx_lowrank.planning.candidates import Candidate
 from onnx_lowrank.planning.layer_globs import check_globs, matches
@@ -36,8 +37,7 @@ from onnx_lowrank.planning.registry import available, parse_list
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.report.plots import Line, check_picture, draw_curves
 from onnx_lowrank.report.report import short
-from onnx_lowrank.runtime.runtime import Runtime
-from onnx_lowrank.samples.dataset import ImageOptions, input_specs, load_dataset
+from onnx_lowrank.samples.dataset import input_specs, load_dataset
 from onnx_lowrank.samples.row_trial import RowTrial
 from onnx_lowrank.samples.split import check_shapes, made_up
 
@@ -206,46 +206,36 @@ class Curves:
         return "relative response error" if self.samples else "relative error of the weights"
 
 
+@documented(CurvesOptions)
 def curves(
     model: str | os.PathLike[str] | onnx.ModelProto | Model,
     *,
-    calib: Any = None,
-    layers: str | Sequence[str] = (),
-    passes: str | Sequence[str | Pass] | None = None,
-    samples: int | None = None,
-    images: ImageOptions | None = None,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    seed: int = 0,
-    threads: int = 0,
-    provider: str = "CPUExecutionProvider",
     progress: Progress | None = None,
+    **keywords: Any,
 ) -> Curves:
     """Error against MACs of every layer by every method, at every rank that saves something.
 
     Args:
         model: path or ModelProto; it is not changed.
-        calib: typical inputs, as for :func:`onnx_lowrank.compress`; none looks at the weights.
-        layers: globs of layer names; all by default.
-        passes: names with options; by default all that there are.
-        samples: calibration samples to draw; all by default.
-        images: how pictures become inputs, where ``calib`` is a folder of them.
-        input_shapes: shapes of inputs with dynamic axes beside the batch, without ``calib``.
-        seed: of every random draw.
-        threads: of ONNX Runtime; 0 leaves the choice to it.
-        provider: ONNX Runtime execution provider.
         progress: told of each step.
+        **keywords: options by name:
+            {options}
 
     Raises:
         OptionError: no such pass or layer, or a shape is needed.
         ModelError: the model cannot be read.
         DataError: the data does not fit the model.
     """
+    options = from_keywords(CurvesOptions, keywords)
+    calib, input_shapes = options.data.calib, options.data.shapes
+    samples, seed = options.draw.samples, options.draw.seed
+    layers, passes, images = options.layers.layers, options.layers.passes, options.images.given
     progress = progress or Progress()
     chosen = [p() for p in available().values()] if passes is None else passes
     rewrites, factorizations, _ = parse_list(chosen)
     if not factorizations:
         raise OptionError("no factorization among the passes; add spatial_svd, for one")
-    runtime, source = Runtime(provider, threads), load(model)
+    runtime, source = options.runtime.runtime(), load(model)
     specs, trial = input_specs(source), RowTrial(source, runtime)
     calibration = None
     notes = ["no calibration data: errors are those of the weights, not of the responses; "
@@ -255,10 +245,10 @@ def curves(
             calib, specs, samples=samples, seed=seed, images=images, trial=trial
         )
         notes = list(calibration.notes)
-        check_shapes(specs, input_shapes or {}, calibration)
+        check_shapes(specs, input_shapes, calibration)
     looked_at = calibration
     if looked_at is None:
-        looked_at = load_dataset(made_up(specs, input_shapes or {}, seed, 1), specs, trial=trial)
+        looked_at = load_dataset(made_up(specs, input_shapes, seed, 1), specs, trial=trial)
 
     canonical = canonicalise(source, rewrites)
     graph = Graph(canonical)

@@ -1,19 +1,19 @@
-"""What is not written without being forced: a result that is bigger, slower, or says other things.
+"""The check that refuses a result which is bigger, slower, or gives other answers.
 
-Other things: the first class of less than half of the samples is what it was; or outputs that are
-no class scores err by more than they are, or texts and labels are mostly others. Nobody who asked
-for a smaller model wanted that one. Where no output could be compared nothing is known of that, and
-nothing is written either.
+Answers are others where the first class changed on more than half of the samples, where numbers
+that are not class scores err by more than they are, or where most texts and labels differ. Where no
+output could be compared nothing shows what the result does, and it is refused as well.
 """
 
 from __future__ import annotations
 
 import math
 
-from onnx_lowrank.engine.run import SLOWER_CHAINS
 from onnx_lowrank.errors import GuardError
 from onnx_lowrank.judge.validation import OutputCheck
+from onnx_lowrank.planning.notes import ChainsAreSlower
 from onnx_lowrank.report.report import Report
+from onnx_lowrank.report.wording import worded
 
 __all__ = ["check_result"]
 
@@ -27,14 +27,14 @@ _FORCE = "nothing was written (--force writes it all the same)"
 
 
 def check_result(report: Report, *, calibrated: bool) -> None:
-    """Refuse a result that serves nobody.
+    """Refuse a result that nobody who asked for a smaller model would want.
 
     Args:
-        report: of it.
+        report: what was measured of the result.
         calibrated: whether its outputs were compared on real samples.
 
     Raises:
-        GuardError: it is bigger or slower than the original, or says other things.
+        GuardError: it is bigger or slower than the original, or gives other answers.
     """
     if report.after.bytes > report.before.bytes + SIGNATURE:
         raise GuardError(
@@ -43,7 +43,9 @@ def check_result(report: Report, *, calibrated: bool) -> None:
         )
     slow = [p for p in report.latency if min(1 / p.speedup, 1 / p.median_speedup) > SLOWER]
     if slow:
-        named = "".join(f"; {n}" for n in report.notes if n.startswith(SLOWER_CHAINS))
+        named = "".join(
+            f"; {worded(note)}" for note in report.notes if isinstance(note, ChainsAreSlower)
+        )
         raise GuardError(
             f"the result takes {slow[0].new_ms:.3g} ms, the original {slow[0].reference_ms:.3g} ms "
             f"(batch {slow[0].batch}){named}; {_FORCE}"

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
-from onnx_lowrank.engine.api import DEFAULT_PASSES
+from onnx_lowrank.engine.options import DEFAULT_PASSES
 from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer, find_layers

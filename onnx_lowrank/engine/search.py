@@ -10,24 +10,30 @@ so the search then has a fourth of them, else a half.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnx_lowrank.analysis.collect import batch_size
 from onnx_lowrank.analysis.preparation import MEMORY
-from onnx_lowrank.engine.run import Built, Run
-from onnx_lowrank.engine.timed_plan import timed_plan
+from onnx_lowrank.engine.analyse import Analysis
+from onnx_lowrank.engine.build import Built, build
+from onnx_lowrank.engine.choose import Planned
+from onnx_lowrank.engine.timed_plan import plan_for
 from onnx_lowrank.errors import BudgetError, DataError, NothingAppliesError
 from onnx_lowrank.judge.judge import Judge
 from onnx_lowrank.judge.labels import refuse_doubt
 from onnx_lowrank.judge.requirement import Requirement, Score
-from onnx_lowrank.planning.planned import Planned
+from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.planning.countable import check_countable
+from onnx_lowrank.planning.notes import SearchResult
 from onnx_lowrank.planning.targets import Target
+from onnx_lowrank.progress import Progress
+from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset
 
-__all__ = ["Found", "smallest_within"]
+__all__ = ["Found", "Judges", "judges_on", "search", "smallest_within"]
 
 #: models that are built and judged, and more of them where what they found is not confirmed
 STEPS, MORE = 7, 4
@@ -39,17 +45,31 @@ SAMPLES = 20
 HALF, FOURTH = 2, 4
 
 
+#: makes the plan and the model of a target; a :class:`BudgetError` says that it is out of reach
+Make = Callable[[Target], tuple[Planned, Built]]
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Judges on the samples of the search and on those held back to confirm."""
+
+    requirement: Requirement
+    searching: Judge
+    confirming: Judge
+
+
 @dataclass(frozen=True)
 class Found:
-    """What a search came to.
+    """The smallest budget that keeps what is required.
 
     Attributes:
-        planned: the plan.
+        planned: its plan.
         built: its model.
-        target: its budget.
-        searched: its score on the samples of the search.
-        confirmed: its score on the others.
-        tried: budgets and scores of all models, in order.
+        target: the budget.
+        searched: score on the samples of the search.
+        confirmed: score on those held back.
+        tried: all budgets, as parts of the original, with their scores on the samples of the
+            search, in order; None where one is out of reach.
     """
 
     planned: Planned
@@ -59,24 +79,45 @@ class Found:
     confirmed: Score
     tried: tuple[tuple[float, Score | None], ...]
 
-    def text(self, requirement: Requirement) -> str:
-        """For people."""
-        tried = (
-            f"{ratio:g} ({'out of reach' if score is None else score.brief(requirement)})"
-            for ratio, score in sorted(self.tried, key=lambda t: t[0])
-        )
-        return (
-            f"{self.target} is the least with {requirement}: "
-            f"{self.searched.text(requirement)} of the search, "
-            f"{self.confirmed.text(requirement)} held back to confirm; tried {', '.join(tried)}"
+    def note(self, requirement: Requirement) -> SearchResult:
+        """What the report should tell of the search."""
+        return SearchResult(
+            understood=requirement.understood,
+            target=str(self.target),
+            requirement=str(requirement),
+            searched=self.searched.text(requirement),
+            confirmed=self.confirmed.text(requirement),
+            tried=tuple(
+                (ratio, None if score is None else score.brief(requirement))
+                for ratio, score in sorted(self.tried, key=lambda t: t[0])
+            ),
         )
 
 
-def smallest_within(run: Run, target: Target, requirement: Requirement) -> Found:
-    """Search the budget on ``target``'s metric.
+@dataclass(frozen=True)
+class _Attempt:
+    """A budget, and the model at it with its scores.
+
+    Attributes:
+        ratio: the budget, as a part of the original.
+        model: plan and model; None where the budget is out of reach, or a smaller one holds.
+        searched: score on the samples of the search.
+        confirmed: score on those held back to confirm; None where it was not asked.
+        holds: whether all scores that were asked for are within the bound.
+    """
+
+    ratio: float
+    model: tuple[Planned, Built] | None = None
+    searched: Score | None = None
+    confirmed: Score | None = None
+    holds: bool = False
+
+
+def smallest_within(analysis: Analysis, target: Target, requirement: Requirement) -> Found:
+    """Search the budget on what ``target`` names without a ratio.
 
     Args:
-        run: model, passes and data.
+        analysis: of the original model.
         target: what is asked for; the ratio of what it searches is looked for.
         requirement: to be kept.
 
@@ -84,127 +125,158 @@ def smallest_within(run: Run, target: Target, requirement: Requirement) -> Found
         BudgetError: nothing that saves anything keeps it.
         DataError: too few samples, or no labels where they are needed.
     """
-    search = _Search(run, target, requirement)
-    found = search.bisect("search", LEAST, FIRST, STEPS, search.searched)
-    if found is not None and (best := search.confirmed(found)) is None:
-        best = search.bisect("confirm", found.ratio, _between(found.ratio, 1.0), MORE, search.both)
-    if found is None or best is None:
+    # before what is searched finds it out of reach at every ratio
+    check_countable(target, analysis.before, len(analysis.prepared.layers))
+    job, shapes = analysis.job, analysis.prepared.shapes
+    size = batch_size(list(shapes), shapes, MEMORY)
+    judges = judges_on(job.source, job.samples.validation, job.tools.runtime, requirement, size)
+
+    def make(at: Target) -> tuple[Planned, Built]:
+        planned = plan_for(analysis, at)
+        return planned, build(analysis, planned.plan)
+
+    return search(make, target, judges, job.tools.progress)
+
+
+def search(make: Make, target: Target, judges: Judges, progress: Progress) -> Found:
+    """Bisect the ratio of what ``target`` searches, then confirm what was found.
+
+    Args:
+        make: the plan and the model of a target.
+        target: the ratio of what it searches is looked for.
+        judges: of the models.
+        progress: told of each model.
+
+    Raises:
+        BudgetError: nothing that saves anything keeps what is required.
+    """
+
+    def searched(ratio: float) -> _Attempt:
+        return _searched(make, target.at(ratio), ratio, judges)
+
+    def on_both(ratio: float) -> _Attempt:
+        attempt = searched(ratio)
+        return _confirmed(attempt, judges) if attempt.holds else attempt
+
+    with progress.task("search", STEPS) as advance:
+        tried = _bisected(LEAST, FIRST, STEPS, searched, advance)
+    found = _smallest(tried)
+    if found is not None:
+        found = _confirmed(found, judges)
+        if not found.holds:
+            start = _between(found.ratio, 1.0)
+            with progress.task("confirm", MORE) as advance:
+                more = _bisected(found.ratio, start, MORE, on_both, advance)
+            tried = [*(found if a.ratio == found.ratio else a for a in tried), *more]
+            found = _smallest(more)
+    if found is None or found.model is None or found.searched is None or found.confirmed is None:
+        requirement = judges.requirement
         raise BudgetError(
-            f"nothing smaller keeps {requirement}; at parts of the budget {search.seen()}; ask "
-            "for less, or give more calibration data or passes"
+            f"nothing smaller keeps {requirement}; at parts of the budget "
+            f"{_largest(tried, requirement)}; ask for less, or give more calibration data or passes"
         )
-    assert best.confirmed is not None
-    return Found(
-        best.planned,
-        best.built,
-        target.at(best.ratio),
-        best.searched,
-        best.confirmed,
-        tuple(search.tried),
+    scores = tuple((a.ratio, a.searched) for a in tried)
+    return Found(*found.model, target.at(found.ratio), found.searched, found.confirmed, scores)
+
+
+def judges_on(
+    source: Model, data: Dataset, runtime: Runtime, requirement: Requirement, size: int
+) -> Judges:
+    """Judges on two parts of samples that did not calibrate.
+
+    Args:
+        source: the original model.
+        data: the samples.
+        runtime: that models are run in.
+        requirement: that is judged.
+        size: samples at a time.
+
+    Raises:
+        DataError: too few samples, or labels that nothing can be judged by.
+    """
+
+    def judge(part: Dataset, expected: bool) -> Judge:
+        return Judge(source, part, runtime, requirement, size, expected)
+
+    # chance must not lead the search astray; the labels have the last word
+    expectable = requirement.kind == "drop" and requirement.metric is None
+    every = FOURTH if expectable and len(data) >= FOURTH * SAMPLES else HALF
+    part, rest = _parts(data, every)
+    searching = judge(part, True)
+    if every == FOURTH and not searching.expects:
+        part, rest = _parts(data, HALF)
+        searching = judge(part, True)
+    confirming = judge(rest, False)
+    ids, first = (
+        np.concatenate(pair) for pair in zip(searching.answers, confirming.answers, strict=True)
     )
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """A model at a budget, and its scores on the parts that it was judged by."""
-
-    ratio: float
-    planned: Planned
-    built: Built
-    searched: Score
-    confirmed: Score | None = None
-
-
-class _Search:
-    """Models of one run at budgets, judged on two parts of its samples."""
-
-    def __init__(self, run: Run, target: Target, requirement: Requirement) -> None:
-        self.run, self.target, self.requirement = run, target, requirement
-        self.tried: list[tuple[float, Score | None]] = []
-        self._refused = ""
-        shapes = run.prepared.shapes
-        size = batch_size(list(shapes), shapes, MEMORY)
-        data = run.data.validation
-
-        def judge(part: Dataset, expected: bool) -> Judge:
-            return Judge(run.source, part, run.runtime, requirement, size, expected)
-
-        # chance must not lead the search astray; the labels have the last word
-        expectable = requirement.kind == "drop" and requirement.metric is None
-        every = FOURTH if expectable and len(data) >= FOURTH * SAMPLES else HALF
-        searching, confirming = _parts(data, every)
-        self._searching = judge(searching, True)
-        if every == FOURTH and not self._searching.expects:
-            searching, confirming = _parts(data, HALF)
-            self._searching = judge(searching, True)
-        self._confirming = judge(confirming, False)
-        pairs = zip(self._searching.answers, self._confirming.answers, strict=True)
-        ids, first = (np.concatenate(pair) for pair in pairs)
-        if len(ids):
-            refuse_doubt(ids, first)
-        elif requirement.kind == "agreement" and len(np.unique(first)) == 1:
-            raise DataError(
-                f"the original gives all {len(first)} samples class {first[0]}, so any model that "
-                "always does agrees; give samples of other classes"
-            )
-
-    def bisect(
-        self,
-        name: str,
-        low: float,
-        ratio: float,
-        steps: int,
-        holds: Callable[[float], _Attempt | None],
-    ) -> _Attempt | None:
-        """The last that held, of ratios between ``low`` and 1, from ``ratio`` on."""
-        high, best = 1.0, None
-        with self.run.progress.task(name, steps) as advance:
-            for _ in range(steps):
-                made = holds(ratio)
-                low, high, best = (ratio, high, best) if made is None else (low, ratio, made)
-                ratio = _between(low, high)
-                advance(1)
-        return best
-
-    def searched(self, ratio: float) -> _Attempt | None:
-        """The model at a ratio, if it holds on the samples of the search."""
-        try:
-            planned = timed_plan(self.run, self.target.at(ratio))
-            built = self.run.build(planned.plan)
-        except NothingAppliesError:
-            raise
-        except BudgetError:
-            self.tried.append((ratio, None))
-            return None
-        score = self._searching.score(built.model)
-        self.tried.append((ratio, score))
-        if not self.requirement.holds(score.value):
-            return None
-        return _Attempt(ratio, planned, built, score)
-
-    def confirmed(self, attempt: _Attempt) -> _Attempt | None:
-        """The same with its other score, if that holds."""
-        score = self._confirming.score(attempt.built.model)
-        if self.requirement.holds(score.value):
-            return replace(attempt, confirmed=score)
-        said = score.text(self.requirement)
-        self._refused = f"; those held back to confirm say {said} at {attempt.ratio:g}"
-        return None
-
-    def both(self, ratio: float) -> _Attempt | None:
-        """The model at a ratio, if it holds on all samples."""
-        made = self.searched(ratio)
-        return None if made is None else self.confirmed(made)
-
-    def seen(self) -> str:
-        """What came of the largest."""
-        largest = sorted(self.tried, key=lambda t: t[0])[-3:]
-        return (
-            ", ".join(
-                f"{r:g}: {s.text(self.requirement) if s else 'out of reach'}" for r, s in largest
-            )
-            + self._refused
+    if len(ids):
+        refuse_doubt(ids, first)
+    elif requirement.kind == "agreement" and len(np.unique(first)) == 1:
+        raise DataError(
+            f"the original gives all {len(first)} samples class {first[0]}, so any model that "
+            "always does agrees; give samples of other classes"
         )
+    return Judges(requirement, searching, confirming)
+
+
+def _bisected(
+    low: float,
+    ratio: float,
+    steps: int,
+    attempt: Callable[[float], _Attempt],
+    advance: Callable[[int], None],
+) -> list[_Attempt]:
+    """Attempts at ratios between ``low`` and 1, from ``ratio`` on, downwards where one holds."""
+    high, tried = 1.0, list[_Attempt]()
+    for _ in range(steps):
+        made = attempt(ratio)
+        # only the smallest that holds is of use later: models take memory
+        tried = [replace(a, model=None) if made.holds else a for a in tried]
+        tried.append(made if made.holds else replace(made, model=None))
+        low, high = (low, ratio) if made.holds else (ratio, high)
+        ratio = _between(low, high)
+        advance(1)
+    return tried
+
+
+def _searched(make: Make, target: Target, ratio: float, judges: Judges) -> _Attempt:
+    """The model at a ratio, judged on the samples of the search."""
+    try:
+        planned, built = make(target)
+    except NothingAppliesError:
+        raise
+    except BudgetError:
+        return _Attempt(ratio)
+    score = judges.searching.score(built.model)
+    holds = judges.requirement.holds(score.value)
+    return _Attempt(ratio, (planned, built), score, holds=holds)
+
+
+def _confirmed(attempt: _Attempt, judges: Judges) -> _Attempt:
+    """The same, judged on the samples held back as well."""
+    assert attempt.model is not None
+    score = judges.confirming.score(attempt.model[1].model)
+    return replace(attempt, confirmed=score, holds=judges.requirement.holds(score.value))
+
+
+def _smallest(tried: Sequence[_Attempt]) -> _Attempt | None:
+    """The last that holds: each is smaller than those before it."""
+    return next((a for a in reversed(tried) if a.holds), None)
+
+
+def _largest(tried: Sequence[_Attempt], requirement: Requirement) -> str:
+    """What came of the largest budgets, in words."""
+    largest = sorted(tried, key=lambda a: a.ratio)[-3:]
+    said = ", ".join(
+        f"{a.ratio:g}: {'out of reach' if a.searched is None else a.searched.text(requirement)}"
+        for a in largest
+    )
+    refused = [a for a in tried if a.confirmed is not None and not a.holds]
+    if refused and refused[-1].confirmed is not None:
+        score = refused[-1].confirmed.text(requirement)
+        said += f"; on the samples held back to confirm {score} at {refused[-1].ratio:g}"
+    return said
 
 
 def _between(low: float, high: float) -> float:

@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Clock"]
+__all__ = ["Stopwatch"]
 
 
-class Clock:
+class Stopwatch:
     """Wall time by step, less that of steps inside it."""
 
     def __init__(self) -> None:

@@ -11,71 +11,84 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from onnx_lowrank.engine.run import Run
+from onnx_lowrank.engine.analyse import Analysis
+from onnx_lowrank.engine.build import build
+from onnx_lowrank.engine.choose import EQUAL, Planned, choose
+from onnx_lowrank.engine.plan_once import plan_once
+from onnx_lowrank.engine.tell import timed_pairs
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.latency.table import corrected_budget
+from onnx_lowrank.planning.notes import LatencyOfPlan, LatencyOfPruning
 from onnx_lowrank.planning.plan import Plan
-from onnx_lowrank.planning.planned import Planned
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.planning.timed_candidates import Timed
 
-__all__ = ["timed_plan"]
+__all__ = ["plan_for"]
 
-#: a measured time so near to the predicted one is not worth another plan
+#: a measured time so near to the predicted one, as a part of it, is not worth another plan
 _NEAR = 0.03
 
 
-def timed_plan(run: Run, target: Target, weights: Mapping[str, float] | None = None) -> Planned:
+def plan_for(
+    analysis: Analysis, target: Target, sensitivity: Mapping[str, float] = EQUAL
+) -> Planned:
     """A plan; where time is asked for, made again by what the first plan took.
 
     Args:
-        run: model, passes and data.
+        analysis: of the original model.
         target: what is asked for.
-        weights: factors on the weights of layers, by name; None for equal weights.
+        sensitivity: factors on the weights of layers, by name; 1 for others.
 
     Raises:
         BudgetError: the target is out of reach.
     """
-    weights = weights or {}
-    if target.latency is not None and not run.passes.factorizations:
-        return _pruned_in_time(run, target, target.latency)
-    planned = run.plan(target, weights)
-    timed = planned.timed
+    if target.latency is not None and not analysis.job.passes.factorizations:
+        return _pruned_in_time(analysis, target, target.latency)
+    planned = plan_once(analysis, target, sensitivity)
+    timed = planned.proposed.timed
     if target.latency is None or timed is None:
         return planned
     whole = timed.whole
     predicted = _predicted(timed, planned.plan)
-    measured = _measured(run, planned.plan)
-    note = (
-        f"latency at batch {run.timing.batch}: {predicted / whole:.3f} of the original "
-        f"predicted, {measured:.3f} measured; {timed.coverage}"
+    measured = _measured(analysis, planned.plan)
+    near = abs(measured - target.latency) <= _NEAR * target.latency
+    note = LatencyOfPlan(
+        batch=analysis.job.tools.timing.batch,
+        predicted=predicted / whole,
+        measured=measured,
+        coverage=str(timed.coverage),
+        again=not near,
     )
-    if abs(measured - target.latency) <= _NEAR * target.latency:
+    if near:
         return planned.noting(note)
     wanted = target.latency * whole
     time = corrected_budget(whole, predicted, measured * whole, wanted)
-    return run.plan(target, weights, time).noting(f"{note}; planned again by that")
+    return choose(analysis, planned.proposed, sensitivity, time).noting(note)
 
 
-def _pruned_in_time(run: Run, target: Target, wanted: float) -> Planned:
+def _pruned_in_time(analysis: Analysis, target: Target, wanted: float) -> Planned:
     """Pruning alone counts MACs in place of time; once more, by the time that they took."""
-    planned = run.plan(target)
-    measured = _measured(run, planned.plan)
-    if not run.passes.prunings[0].options.keep and wanted < measured < 1:
+    planned = plan_once(analysis, target)
+    measured = _measured(analysis, planned.plan)
+    if not analysis.job.passes.prunings[0].options.keep and wanted < measured < 1:
         ratio = max(1 - (1 - wanted) ** 2 / (1 - measured), 0.0)
         with suppress(BudgetError):  # else what there is
-            again = run.plan(Target((("macs", ratio),)))
-            again = replace(again, plan=replace(again.plan, target=str(target)), target=target)
-            planned, measured = again, _measured(run, again.plan)
-    took = f"latency at batch {run.timing.batch}: {measured:.3f} of the original measured"
-    return planned.noting(f"{took}; pruning alone counts MACs in place of time")
+            again = plan_once(analysis, Target((("macs", ratio),)))
+            planned = replace(
+                again,
+                plan=replace(again.plan, target=str(target)),
+                proposed=replace(again.proposed, target=target),
+            )
+            measured = _measured(analysis, planned.plan)
+    return planned.noting(LatencyOfPruning(analysis.job.tools.timing.batch, measured))
 
 
-def _measured(run: Run, plan: Plan) -> float:
+def _measured(analysis: Analysis, plan: Plan) -> float:
     """Part of the original's time that the model of a plan takes, whatever its weights are."""
-    quick = replace(plan, repair="none")
-    found = run.latency(run.build(quick).model, [run.timing.batch])[0]
-    return found.new_ms / found.reference_ms
+    quick = build(analysis, replace(plan, repair="none"))
+    job = analysis.job
+    (pair,) = timed_pairs(job, quick.model, [job.tools.timing.batch])
+    return pair.new_ms / pair.reference_ms
 
 
 def _predicted(timed: Timed, plan: Plan) -> float:

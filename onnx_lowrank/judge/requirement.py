@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from onnx_lowrank.errors import OptionError
-from onnx_lowrank.option_values import percent
+from onnx_lowrank.option_values import fraction, percent
 
-__all__ = ["Metric", "Requirement", "Score", "check_bound", "largest_loss"]
+__all__ = ["Metric", "Requirement", "Score", "check_bound", "largest_loss", "read_bound"]
 
 #: A metric of the user: a function of ``(outputs, labels)``, and of ``inputs`` where it has such a
 #: parameter. Outputs and inputs are given by name with samples along axis 0; labels are
@@ -175,3 +175,40 @@ def largest_loss(bound: float, *, labelled: bool = True) -> str:
     """
     what = "accuracy loss" if labelled else "part of changed classes"
     return f"largest {what} allowed: {percent(bound)}"
+
+
+def read_bound(kind: str, given: float | str | None, own_metric: bool = False) -> float | None:
+    """The bound that a number or a text stands for, not yet checked.
+
+    Args:
+        kind: ``drop | agreement | snr``.
+        given: a number, ``1%``, ``0.01``, or ``30dB``; None for no bound.
+        own_metric: whether a drop is one of the user's metric, in whatever units that has.
+
+    Raises:
+        OptionError: the text cannot be read as that.
+    """
+    if given is None or not isinstance(given, str):
+        return given
+    name = "--" + _NAMES[kind].replace("_", "-")
+    if kind == "snr":
+        number = given[:-2] if given.lower().endswith("db") else given
+        return _number(number, f"{name} {given!r}; write 30dB or 30")
+    if own_metric:
+        part = given.endswith("%")
+        value = _number(
+            given[:-1] if part else given,
+            f"{name} {given!r}; write a number in units of the metric",
+        )
+        return value / 100 if part else value
+    try:
+        return fraction(given, bare_one=False)
+    except ValueError as error:
+        raise OptionError(f"{name} {error}") from None
+
+
+def _number(text: str, message: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise OptionError(message) from None

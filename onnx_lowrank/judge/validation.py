@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from onnx_lowrank.errors import DataError, ValidationError
 from onnx_lowrank.judge.labels import class_ids, doubt, not_class_numbers
 from onnx_lowrank.judge.observation import Observer
-from onnx_lowrank.modelfile.model import Model, load
+from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.outputs import (
     Values,
@@ -27,21 +25,14 @@ from onnx_lowrank.runtime.outputs import (
 )
 from onnx_lowrank.runtime.runtime import Feed, Runtime
 from onnx_lowrank.samples.dataset import (
-    HELD_OUT,
     Dataset,
-    ImageOptions,
-    has_part,
-    input_specs,
-    load_dataset,
 )
-from onnx_lowrank.samples.row_trial import RowTrial
 
 __all__ = [
     "Accuracy",
     "OutputCheck",
     "Validation",
     "check_classes",
-    "validate",
     "validate_models",
 ]
 
@@ -436,45 +427,3 @@ def _notes(checks: Sequence[OutputCheck], samples: int) -> list[str]:
 
 def _samples(dataset: Dataset, feed: Feed) -> int:
     return len(next(iter(feed.values()))) if dataset.batchable else 1
-
-
-def validate(
-    reference: str | os.PathLike[str] | onnx.ModelProto,
-    new: str | os.PathLike[str] | onnx.ModelProto,
-    data: Any,
-    *,
-    samples: int | None = None,
-    images: ImageOptions | None = None,
-    seed: int = 0,
-    threads: int = 0,
-    provider: str = "CPUExecutionProvider",
-    progress: Progress | None = None,
-) -> Validation:
-    """Compare two models on data, with labelled accuracy where the data has labels.
-
-    Args:
-        reference: path or ModelProto of the original.
-        new: path or ModelProto of the model to judge.
-        data: anything that :func:`onnx_lowrank.samples.dataset.load_dataset` reads; the held-out
-            part of an archive that has one.
-        samples: number of samples to draw at random; all by default.
-        images: how to prepare images as inputs.
-        seed: random seed of that draw.
-        threads: number of threads of ONNX Runtime; 0 leaves the choice to it.
-        provider: ONNX Runtime execution provider.
-        progress: receives one step for each sample.
-
-    Raises:
-        ModelError: a model cannot be read or run.
-        DataError: the data cannot be read, or does not fit the model.
-        OptionError: an option is out of range.
-        ValidationError: outputs are missing, have other shapes, or are not finite.
-    """
-    models = load(reference), load(new)
-    part = HELD_OUT if has_part(data) else None
-    runtime = Runtime(provider, threads)
-    dataset = load_dataset(
-        data, input_specs(models[0]), samples=samples, seed=seed, images=images, part=part,
-        trial=RowTrial(models[0], runtime),
-    )  # fmt: skip
-    return validate_models(*models, dataset, runtime, progress=progress)

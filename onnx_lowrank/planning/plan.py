@@ -208,14 +208,9 @@ class Plan:
 
 
 def _check_options(plan: Plan) -> None:
-    target = plan.target
-    rule = target.removeprefix("ranks ")
     try:
         check_repair(plan.repair)
-        if rule not in (target, "planner"):
-            Target.parse(None, rule)
-        else:
-            Target.parse(target.split() or target)
+        Target.from_text(plan.target)
     except OptionError as error:
         raise PlanError(f"plan: {error}") from error
 

@@ -73,6 +73,18 @@ class Target:
             )
         return cls(budgets, rule, searched)
 
+    @classmethod
+    def from_text(cls, text: str) -> Target:
+        """The target that ``str`` has written, as it stands in a plan.
+
+        Raises:
+            OptionError: it is not of that form.
+        """
+        rule = text.removeprefix("ranks ")
+        if rule not in (text, "planner"):
+            return cls.parse(None, rule)
+        return cls.parse(text.split() or text)
+
     @property
     def metric(self) -> str:
         """The quantity that pruning and single budgets are counted in; never latency."""

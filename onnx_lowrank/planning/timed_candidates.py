@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import ClassVar
 
 from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.chains.chain import Chain
@@ -14,6 +15,7 @@ from onnx_lowrank.latency.probe import place_of
 from onnx_lowrank.latency.table import Coverage, LatencyTable
 from onnx_lowrank.latency.timer import Timer
 from onnx_lowrank.option_values import check_count, check_seconds
+from onnx_lowrank.options import OptionGroup, option
 from onnx_lowrank.planning.candidates import Candidate, Choice, reweighed, without_chains
 from onnx_lowrank.planning.proposals import Proposals
 from onnx_lowrank.progress import Progress
@@ -30,26 +32,27 @@ _DOMINATED = 0.9
 
 
 @dataclass(frozen=True)
-class TimingOptions:
-    """Options of measuring latency.
+class TimingOptions(OptionGroup):
+    """How latency is measured, and where measured times are kept."""
 
-    Attributes:
-        batch: number of samples in a timed inference.
-        limit: seconds to spend on timing chains, approximately.
-        cache: folder where times are kept between runs; None for the user's cache folder, empty
-            for no cache.
+    title: ClassVar[str] = "latency"
 
-    Raises:
-        OptionError: ``batch`` is below 1, or ``limit`` is negative or not finite.
-    """
-
-    batch: int = 1
-    limit: float = 120.0
-    cache: Path | str | None = None
+    batch: int = option(1, "Samples of an inference whose latency counts.", metavar="N")
+    timing_limit: float = option(
+        120.0,
+        "Seconds to measure chains for, about, where a target is on latency.",
+        metavar="S",
+    )
+    cache: str | os.PathLike[str] | None = option(
+        None,
+        "Folder where measured times are kept, and what an interrupted run goes on from; '' for "
+        "none. By default the user's own.",
+        metavar="FOLDER",
+    )
 
     def __post_init__(self) -> None:
         check_count("batch", self.batch)
-        check_seconds("timing limit", self.limit)
+        check_seconds("timing limit", self.timing_limit)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def latency_table(
     """
     folder = cache_folder(options.cache, "latency")
     cache = None if folder is None else LatencyCache(folder, machine(runtime))
-    return LatencyTable(timer, limit=options.limit, cache=cache, progress=progress)
+    return LatencyTable(timer, limit=options.timing_limit, cache=cache, progress=progress)
 
 
 def timed_choices(

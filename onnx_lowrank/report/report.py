@@ -15,8 +15,10 @@ from rich.text import Text
 from onnx_lowrank.analysis.cost import Cost
 from onnx_lowrank.judge.validation import Accuracy, OutputCheck, Validation
 from onnx_lowrank.latency.pairs import LatencyPair
+from onnx_lowrank.planning.notes import Note
 from onnx_lowrank.planning.plan import Decision, GroupDecision
 from onnx_lowrank.refit.refit import Refit
+from onnx_lowrank.report.wording import worded
 
 __all__ = ["Report", "model_table", "outputs_table", "short"]
 
@@ -51,7 +53,7 @@ class Report:
     refits: tuple[Refit, ...]
     validation: Validation
     latency: tuple[LatencyPair, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     seconds: dict[str, float]
     version: str
     plan: str
@@ -61,6 +63,11 @@ class Report:
     def macs_ratio(self) -> float:
         """MACs after over MACs before; 1 where none could be counted."""
         return self.after.macs / self.before.macs if self.before.macs else 1.0
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """The notes in words."""
+        return tuple(worded(note) for note in self.notes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as written by ``--report``."""
@@ -87,7 +94,7 @@ class Report:
                 {**asdict(p), "speedup": p.speedup, "median_speedup": p.median_speedup}
                 for p in self.latency
             ],
-            "notes": list(self.notes),
+            "notes": list(self.said),
             "seconds": self.seconds,
         }
 
@@ -116,7 +123,7 @@ class Report:
                 f"{pair.median_speedup:.2f}x, spread {pair.spread:.0%})",
                 highlight=False,
             )
-        for note in self.notes:
+        for note in self.said:
             console.print(Text(f"note: {note}", style="yellow"))
         console.print(Text(", ".join(f"{k} {v:.1f} s" for k, v in self.seconds.items()), "dim"))
 

@@ -24,7 +24,7 @@ _CPU_FIELDS = (
 )  # fmt: skip
 
 
-def cache_folder(named: Path | str | None, kind: str) -> Path | None:
+def cache_folder(named: str | os.PathLike[str] | None, kind: str) -> Path | None:
     """Return the folder of one kind of cache, or None where there is to be no cache.
 
     Args:

@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.errors import DataError, OptionError
 from onnx_lowrank.modelfile.file_kinds import other_kind
+from onnx_lowrank.option_values import read_numbers, read_size
+from onnx_lowrank.options import OptionGroup, option
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,31 +38,36 @@ LARGEST = 100_000_000
 
 
 @dataclass(frozen=True)
-class ImageOptions:
-    """Options of preparing images as inputs; all sizes are (height, width) in pixels.
+class ImageOptions(OptionGroup):
+    """How images become inputs; all sizes are (height, width) in pixels."""
 
-    An integer input takes the pixels as they are, without ``scale``, ``mean`` and ``std``.
+    title: ClassVar[str] = "folders of images"
 
-    Attributes:
-        resize: size to resize to, or length of the shorter side; None leaves the size.
-        crop: size of the part cut out of the centre, or its side; None takes the whole image.
-        mean: number to subtract, one for all channels or one each, in ``channel_order``.
-        std: number to divide by, one for all channels or one each, in ``channel_order``.
-        scale: factor on the pixels 0..255, before ``mean`` is subtracted.
-        layout: order of the axes.
-        channel_order: order of the channels.
-
-    Raises:
-        OptionError: a size, a factor or a name is out of range.
-    """
-
-    resize: tuple[int, int] | int | None = None
-    crop: tuple[int, int] | int | None = None
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    scale: float = 1 / 255
-    layout: Literal["NCHW", "NHWC"] = "NCHW"
-    channel_order: Literal["RGB", "BGR", "GRAY"] = "RGB"
+    resize: tuple[int, int] | int | None = option(
+        None, "Resize to this size; one number is the length of the shorter side.",
+        metavar="HxW|N", read=read_size,
+    )  # fmt: skip
+    crop: tuple[int, int] | int | None = option(
+        None, "Cut this size out of the centre; one number is a square.",
+        metavar="HxW|N", read=read_size,
+    )  # fmt: skip
+    mean: tuple[float, ...] = option(
+        (0.0,), "Subtract this after scaling; one number, or one for each channel.",
+        metavar="M,M,M", read=read_numbers,
+    )  # fmt: skip
+    std: tuple[float, ...] = option(
+        (1.0,), "Divide by this, last; one number, or one for each channel.",
+        metavar="S,S,S", read=read_numbers,
+    )  # fmt: skip
+    scale: float | None = option(
+        None,
+        "Multiply pixels (0 to 255) by this first; 1/255 by default. An integer input takes the "
+        "pixels as they are.",
+        metavar="F",
+        read=float,
+    )
+    layout: str = option("NCHW", "Order of the axes.", choices=("NCHW", "NHWC"))
+    channel_order: str = option("RGB", "Order of the channels.", choices=("RGB", "BGR", "GRAY"))
 
     def __post_init__(self) -> None:
         for name, size in (("resize", self.resize), ("crop", self.crop)):
@@ -76,8 +83,18 @@ class ImageOptions:
                 raise OptionError(
                     f"{name} must be 1 or {self.channels} finite numbers, not {values}"
                 )
-        if 0.0 in self.std or not self.scale > 0:
+        if 0.0 in self.std or not self.factor > 0:
             raise OptionError("std must not be 0 and scale must be positive")
+
+    @property
+    def given(self) -> ImageOptions | None:
+        """The options, or None where nothing was said of images."""
+        return None if self == ImageOptions() else self
+
+    @property
+    def factor(self) -> float:
+        """What pixels are multiplied by."""
+        return 1 / 255 if self.scale is None else self.scale
 
     @property
     def channels(self) -> int:
@@ -144,7 +161,7 @@ class Picture:
             pixels = pixels[..., ::-1]
         if self.dtype != np.uint8:
             mean, std = (np.array(v, np.float32) for v in (options.mean, options.std))
-            pixels = (pixels.astype(np.float32) * np.float32(options.scale) - mean) / std
+            pixels = (pixels.astype(np.float32) * np.float32(options.factor) - mean) / std
         return pixels.transpose(2, 0, 1) if options.layout == "NCHW" else pixels
 
 

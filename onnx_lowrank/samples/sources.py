@@ -192,8 +192,8 @@ class Loader:
         integer = spec.dtype.kind in "iu"
         if self.images is None and not integer:
             raise DataError(
-                f"{folder}: images need ImageOptions, and none were given; say how training "
-                "scaled and normalised its images"
+                f"{folder}: nothing was said of how training scaled and normalised its images; "
+                "give --resize, --crop, --scale, --mean or --std (--scale 0.00392157 for 0..1)"
             )
         options = self.images or ImageOptions()
         if integer and (options.mean, options.std) != (ImageOptions.mean, ImageOptions.std):

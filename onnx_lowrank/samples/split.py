@@ -6,13 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.option_values import check_count, read_shapes
+from onnx_lowrank.options import OptionGroup, option
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import (
     HELD_OUT,
@@ -26,7 +28,15 @@ from onnx_lowrank.samples.dataset import (
 )
 from onnx_lowrank.samples.row_trial import RowTrial
 
-__all__ = ["RunData", "check_shapes", "concrete_shape", "gather", "made_up"]
+__all__ = [
+    "DataOptions",
+    "DrawOptions",
+    "Samples",
+    "check_shapes",
+    "concrete_shape",
+    "gather",
+    "made_up",
+]
 
 #: samples that a validation looks at, at the most
 LARGEST_VALIDATION = 1000
@@ -35,8 +45,64 @@ LARGEST_RANDOM = 1 << 30
 
 
 @dataclass(frozen=True)
-class RunData:
-    """Samples of a run: to calibrate on (None without data), to validate on, and what to say."""
+class DataOptions(OptionGroup):
+    """Where samples come from."""
+
+    title: ClassVar[str] = "data"
+
+    calib: Any = option(
+        None,
+        "Typical inputs, without labels: an .npz or .npy file, a folder of these, of images or of "
+        "test_data_set_*, or file.py:function; in Python also arrays, feeds or a calibration data "
+        "reader. Without them weights are fitted instead of responses, at a price in accuracy.",
+        metavar="PATH",
+    )
+    input_shapes: Mapping[str, Sequence[int]] | None = option(
+        None,
+        "Shape of an input with dynamic axes beside the batch, where no data tells; may be "
+        "repeated for several inputs.",
+        metavar="NAME:1,3,224,224",
+        read=read_shapes,
+        repeat=True,
+        flag="--input-shape",
+    )
+
+    @property
+    def shapes(self) -> Mapping[str, Sequence[int]]:
+        """Shapes by name of the inputs that were given one."""
+        return self.input_shapes or {}
+
+
+@dataclass(frozen=True)
+class DrawOptions(OptionGroup):
+    """Which samples are drawn, and the seed of all draws."""
+
+    title: ClassVar[str] = "draws"
+
+    samples: int | None = option(
+        None,
+        "Number of calibration samples to draw. By default all, less a fifth for validation where "
+        "there are no others.",
+        metavar="N",
+        read=int,
+    )
+    seed: int = option(0, "Random seed of every draw.", metavar="N")
+
+    def __post_init__(self) -> None:
+        if self.samples is not None:
+            check_count("samples", self.samples)
+        check_count("seed", self.seed, least=0)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of a job.
+
+    Attributes:
+        calibration: samples to calibrate on; None without data.
+        validation: samples to validate on; made up at random without data.
+        notes: how they were read and split, one sentence each.
+    """
 
     calibration: Dataset | None
     validation: Dataset
@@ -50,51 +116,62 @@ class RunData:
 
 def gather(
     source: Model,
-    calib: Any,
-    samples: int | None,
-    images: ImageOptions | None,
-    input_shapes: Mapping[str, Sequence[int]] | None,
-    seed: int,
+    data: DataOptions,
+    draw: DrawOptions,
+    images: ImageOptions,
     runtime: Runtime,
-) -> RunData:
+) -> Samples:
     """Samples to calibrate on and others to validate on.
 
     Validation takes the held-out part of an archive, else samples that calibration did not draw,
     else a fifth of all.
+
+    Args:
+        source: the model.
+        data: where samples come from.
+        draw: how many are drawn, and the seed.
+        images: how pictures become inputs.
+        runtime: that shows whether rows are samples.
+
+    Raises:
+        DataError: the samples cannot be read, or do not fit the model.
+        OptionError: a shape is needed that was not given, or does not fit.
     """
+    calib, input_shapes = data.calib, data.shapes
+    samples, seed = draw.samples, draw.seed
     specs, trial = input_specs(source), RowTrial(source, runtime)
-    check_shapes(specs, input_shapes or {})
+    check_shapes(specs, input_shapes)
     if calib is None:
-        made = load_dataset(made_up(specs, input_shapes or {}, seed), specs, trial=trial)
-        return RunData(None, made, (
+        made = load_dataset(made_up(specs, input_shapes, seed), specs, trial=trial)
+        return Samples(None, made, (
             "no calibration data: weights are fitted instead of responses, and the check ran on "
             "random inputs; give --calib for better accuracy and a check that means something",
-            *_assumed(specs, made, input_shapes or {}),
+            *_assumed(specs, made, input_shapes),
         ))  # fmt: skip
     if has_part(calib):
         calibration = load_dataset(
-            calib, specs, samples=samples, seed=seed, images=images, trial=trial
+            calib, specs, samples=samples, seed=seed, images=images.given, trial=trial
         )
         held = load_dataset(
-            calib, specs, samples=LARGEST_VALIDATION, seed=seed, images=images, part=HELD_OUT,
+            calib, specs, samples=LARGEST_VALIDATION, seed=seed, images=images.given, part=HELD_OUT,
             trial=trial,
         )  # fmt: skip
-        check_shapes(specs, input_shapes or {}, calibration)
-        return RunData(calibration, held, calibration.notes)
-    everything = load_dataset(calib, specs, seed=seed, images=images, trial=trial)
-    check_shapes(specs, input_shapes or {}, everything)
+        check_shapes(specs, input_shapes, calibration)
+        return Samples(calibration, held, calibration.notes)
+    everything = load_dataset(calib, specs, seed=seed, images=images.given, trial=trial)
+    check_shapes(specs, input_shapes, everything)
     total = len(everything)
     if samples is not None and samples < total:
         rest, calibration = split(everything, samples, seed)
         if len(rest) > LARGEST_VALIDATION:
             _, rest = split(rest, LARGEST_VALIDATION, seed)
-        return RunData(calibration, rest, everything.notes)
+        return Samples(calibration, rest, everything.notes)
     if total < 2:
         note = "one sample only: it served to calibrate and to validate"
-        return RunData(everything, everything, (*everything.notes, note))
+        return Samples(everything, everything, (*everything.notes, note))
     calibration, held = split(everything, min(max(total // 5, 1), LARGEST_VALIDATION), seed)
     note = f"{len(held)} of {total} samples were held out of calibration to validate on"
-    return RunData(calibration, held, (*everything.notes, note))
+    return Samples(calibration, held, (*everything.notes, note))
 
 
 def _assumed(

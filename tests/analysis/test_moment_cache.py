@@ -181,6 +181,6 @@ def test_an_interrupted_command_goes_on(tmp_path: Path) -> None:
             fm.quick_compress(net, **data, cache=tmp_path, progress=Interrupting(2, task))
         assert list((tmp_path / "moments").iterdir())
     result = fm.quick_compress(net, **data, cache=tmp_path)
-    assert any("interrupted" in note for note in result.report.notes)
+    assert any("interrupted" in note for note in result.report.said)
     assert onnx.load_from_string(result.model.SerializeToString()) == whole.model
     assert list((tmp_path / "moments").iterdir()) == []

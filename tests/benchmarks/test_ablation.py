@@ -19,7 +19,7 @@ from benchmarks.rows import Row
 from benchmarks.tables import line
 from benchmarks.ways import WAYS, options_of
 from onnx_lowrank import compress
-from onnx_lowrank.engine.api import DEFAULT_PASSES
+from onnx_lowrank.engine.options import DEFAULT_PASSES
 from onnx_lowrank.planning.refit_modes import REPAIRS
 from onnx_lowrank.planning.registry import parse_list
 from tests import fixtures_models as fm

@@ -15,7 +15,7 @@ import pytest
 
 from onnx_lowrank.cli import commands as cli_commands
 from onnx_lowrank.cli import main as cli
-from onnx_lowrank.engine import run as engine
+from onnx_lowrank.engine import build, tell
 from onnx_lowrank.errors import ModelError
 from tests import fixtures_models as fm
 
@@ -84,9 +84,8 @@ def test_options_reach_the_library(arguments: list[str], monkeypatch: pytest.Mon
     assert got["input_shapes"] == {"x": (1, 3, 8, 8), "a:b": (2,)}
     assert got["target"] == ["macs=0.6", "latency=0.7"]
     assert (got["batch"], got["timing_limit"], got["cache"]) == (4, 9.5, "")
-    images = got["images"]
-    assert (images.resize, images.crop, images.mean) == ((32, 48), 24, (1.0, 2.0, 3.0))
-    assert images.channel_order == "BGR"
+    assert (got["resize"], got["crop"], got["mean"]) == ((32, 48), 24, (1.0, 2.0, 3.0))
+    assert got["channel_order"] == "BGR"
 
 
 # what goes wrong
@@ -194,9 +193,9 @@ def test_interruption(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    for place in ("refit", "validate_models"):
+    for module, place in ((build, "refit"), (tell, "validate_models")):
         with monkeypatch.context() as patch:
-            patch.setattr(engine, place, interrupted)
+            patch.setattr(module, place, interrupted)
             assert cli.main(arguments) == 130
         assert capsys.readouterr() == ("", "interrupted; nothing was written\n")
         assert list(tmp_path.iterdir()) == []
@@ -232,7 +231,7 @@ def test_python_m(arguments: list[str], tmp_path: Path) -> None:
     assert (tmp_path / "out.onnx").is_file()
     failed = python_m("inspect", "none.onnx")
     assert (failed.returncode, failed.stdout) == (3, "")
-    assert failed.stderr == "error: none.onnx: no such file\n"
+    assert failed.stderr == "error: none.onnx: no such file; check the path\n"
 
 
 # warnings

@@ -164,15 +164,15 @@ def test_the_repair_of_the_plan_is_done(both: Plan, repair: str) -> None:
 
 
 def test_a_repair_that_is_not_there() -> None:
-    with pytest.raises(OptionError, match="repair 'best'; it should be one of none, last, chain"):
+    with pytest.raises(OptionError, match="repair is 'best'; it should be one of none, last"):
         compress(NET, calib=CALIB, repair="best")
 
 
 def test_other_data_gives_other_weights_and_a_note(both: Plan) -> None:
     other = applied(both, calib={"x": fm.pictures(60, seed=9)})
-    assert any("not that of the plan" in note for note in other.report.notes)
+    assert any("not that of the plan" in note for note in other.report.said)
     ours = applied(both)
-    assert not any("not that of the plan" in note for note in ours.report.notes)
+    assert not any("not that of the plan" in note for note in ours.report.said)
     shapes = [[t.dims for t in r.model.graph.initializer] for r in (other, ours)]
     assert shapes[0] == shapes[1]
     assert bytes_of(other.model) != bytes_of(ours.model)
@@ -282,7 +282,7 @@ def _row(**changes: Any) -> dict[str, Any]:
     [
         (_row(decision="factorize", method="svd", rank=4), "method 'svd' is not among the plan's"),
         (_row(decision="factorize", method="prune_channels", rank=4), "'prune_channels' is not"),
-        (_row(decision="factorize", method="", rank=4), "pass '' is not among"),
+        (_row(decision="factorize", method="", rank=4), "method '' is not among the plan's"),
         (_row(decision="factorize", method="tucker2", variant="?", rank=4), "has no variant '?'"),
         (_row(decision="factorize", method="spatial_svd", variant="vh", rank=(4, 4)), "rank"),
         (_row(decision="factorize", method="spatial_svd", variant="vh", rank=2**62), "rank"),
@@ -325,7 +325,7 @@ def test_passes_that_cannot_be_so(both: Plan) -> None:
 
 
 def test_a_layer_that_is_not_spoken_of(both: Plan) -> None:
-    with pytest.raises(PlanError, match="says nothing of layer 'conv3'"):
+    with pytest.raises(PlanError, match="has no decision for layer 'conv3'"):
         applied(replace(both, decisions=both.decisions[:-1]))
 
 

@@ -317,12 +317,12 @@ def test_command_draws(command: list[str], tmp_path: Path, capsys: Capture) -> N
     assert err == ""
     assert out.replace("\n", "").endswith(f"wrote {picture}")
     assert "<svg" in picture.read_text(encoding="utf-8")
-    fm.refused([*command, "--plot", str(tmp_path / "no" / "a.svg")], capsys, 3, "does not exist")
+    fm.refused([*command, "--plot", str(tmp_path / "no" / "a.svg")], capsys, 2, "does not exist")
 
 
 def test_command_refuses(command: list[str], tiny: Path, capsys: Capture) -> None:
     fm.refused([*command, "--layer", "nope"], capsys, 2, "--layer 'nope' matches no layer")
-    fm.refused([*command, "--json", "--plot", "a.svg"], capsys, 2, "not allowed with")
+    fm.refused([*command, "--json", "--plot", "a.svg"], capsys, 2, "--json and --plot at once")
     fm.refused([*command[:-1], "absent.npz"], capsys, 4, "absent.npz")
     plain = ["inspect", str(tiny / "tiny.onnx")]
     for option in ("--calib", "--layer", "--passes", "--plot", "--samples"):

@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, helper
 
 from onnx_lowrank.cli import main as cli
-from onnx_lowrank.engine import run
+from onnx_lowrank.engine import build, take_back
 from onnx_lowrank.engine.api import Result, compress
 from onnx_lowrank.engine.guard import check_result
 from onnx_lowrank.errors import GuardError, OptionError
@@ -40,33 +40,33 @@ def test_what_does_not_pay_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> Non
     fm.without_clock(monkeypatch, 1.2)
     first = compress(fm.digits("vgg"), **options)
     made = [d.layer for d in first.plan.decisions if d.method]
-    monkeypatch.setattr(run, "losers", lambda *_: {made[0]})
+    monkeypatch.setattr(take_back, "losers", lambda *_: {made[0]})
     second = compress(fm.digits("vgg"), **options)
     decisions = {d.layer: d for d in second.plan.decisions}
     assert not decisions[made[0]].method
     assert second.report.macs_ratio <= 0.8
-    assert f"took more time than the layers: {made[0]}" in second.report.notes[-1]
+    assert f"taken back, slower than the layers: {made[0]}" in second.report.said[-1]
 
 
 def test_what_does_not_pay_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "losers", lambda _, chains, *__: set(chains))
-    with pytest.raises(GuardError, match=r"slower than the layers whose place they take: \w+"):
+    monkeypatch.setattr(take_back, "losers", lambda _, chains, *__: set(chains))
+    with pytest.raises(GuardError, match=r"slower than the layers that they replace: \w+"):
         slow(monkeypatch, 1.2)
-    monkeypatch.setattr(run, "losers", lambda *_: set())
+    monkeypatch.setattr(take_back, "losers", lambda *_: set())
     with pytest.raises(GuardError, match=r"\(batch 1\); nothing"):
         slow(monkeypatch, 1.2)
 
 
 def test_the_guard_refuses_what_is_bigger(monkeypatch: pytest.MonkeyPatch) -> None:
     proto = fm.classifier()
-    sign = run.sign
+    sign = build.sign
 
     def padded(*arguments: Any) -> Any:
         model = sign(*arguments)
         model.proto.doc_string = "x" * 10**5
         return model
 
-    monkeypatch.setattr(run, "sign", padded)
+    monkeypatch.setattr(build, "sign", padded)
     with pytest.raises(GuardError, match=r"bytes, the original .*--force writes it all the same"):
         fm.quick_compress(proto, calib={"x": X}, target="macs=0.6")
     assert fm.quick_compress(proto, calib={"x": X}, target="macs=0.6", force=True)

@@ -12,7 +12,6 @@ from onnx import helper
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.engine import api as pipeline
 from onnx_lowrank.engine import rounds
-from onnx_lowrank.engine.run import Run
 from onnx_lowrank.errors import DataError, OptionError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
@@ -84,7 +83,7 @@ def test_rounds_end_nearer_to_the_original_or_change_nothing() -> None:
     net = fm.digits("resnet")
     plain = fm.quick_compress(net, **OPTIONS)
     result = fm.quick_compress(net, **OPTIONS, rounds=2)
-    notes = [n for n in result.report.notes if n.startswith("round ")]
+    notes = [n for n in result.report.said if n.startswith("round ")]
     assert 1 <= len(notes) <= 2
     assert notes[0].endswith("kept")
     assert result.plan.decisions != plain.plan.decisions
@@ -118,12 +117,12 @@ def test_a_round_that_is_worse_is_dropped(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(rounds, "measured_factors", absurd)
     result = fm.quick_compress(net, **OPTIONS, rounds=3)
     assert result.model == plain.model
-    (note,) = [n for n in result.report.notes if n.startswith("round ")]
+    (note,) = [n for n in result.report.said if n.startswith("round ")]
     assert note.endswith("dropped")
 
 
 def said(result: Any) -> list[str]:
-    return [n for n in result.report.notes if n.startswith("round ")]
+    return [n for n in result.report.said if n.startswith("round ")]
 
 
 def test_one_round_is_made_unasked_where_layers_can_be_weighed() -> None:
@@ -156,12 +155,12 @@ def test_outputs_that_are_no_numbers_end_no_run_unasked() -> None:
 def test_what_foresees_no_less_loss_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "WORTH", 0.0)
     built: list[Any] = []
-    build = Run.build
+    build = rounds.build
     monkeypatch.setattr(
-        Run, "build", lambda run, plan, **o: (built.append(plan), build(run, plan, **o))[1]
+        rounds, "build", lambda found, plan, **o: (built.append(plan), build(found, plan, **o))[1]
     )
     result = fm.quick_compress(fm.digits("resnet"), **OPTIONS, rounds=2)
-    assert said(result) == ["round 1 with measured weights: no better plan"]
+    assert said(result) == ["round 1 with measured sensitivities: no plan that promises less loss"]
     assert built == [result.plan]
 
 
@@ -187,4 +186,4 @@ def test_rules_know_no_rounds() -> None:
 def test_without_data_there_is_nothing_to_measure() -> None:
     options = {k: v for k, v in OPTIONS.items() if k not in ("calib", "samples")}
     result = fm.quick_compress(fm.digits("resnet"), **options, rounds=1)
-    assert not [n for n in result.report.notes if n.startswith("round ")]
+    assert not [n for n in result.report.said if n.startswith("round ")]

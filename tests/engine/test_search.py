@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from onnx_lowrank.engine import search
-from onnx_lowrank.engine.search import FIRST, LEAST, MORE, STEPS, Found, smallest_within
-from onnx_lowrank.engine.timed_plan import timed_plan
+from onnx_lowrank.engine.search import FIRST, LEAST, MORE, STEPS, Found, judges_on, search
 from onnx_lowrank.errors import BudgetError, DataError, OptionError
 from onnx_lowrank.judge.requirement import Requirement
 from onnx_lowrank.modelfile.model import Model, load
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.progress import Progress
+from onnx_lowrank.report.wording import worded
 from tests import fixtures_models as fm
 
 SNR = Requirement("snr", 20.0)  # a relative error of 0.1
@@ -34,39 +33,32 @@ def scaled(searched: float, confirmed: float) -> Model:
     return load(fm.build(nodes, {"x": ["N", 2]}, {"y": ["N", 2]}, weights))
 
 
-@pytest.fixture(autouse=True)
-def _plan_by_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def planned(run: Any, target: Target) -> Any:
-        return run.timed_plan(target) if isinstance(run, Fake) else timed_plan(run, target)
-
-    monkeypatch.setattr(search, "timed_plan", planned)
-
-
 class Fake:
-    """A run whose models lose a known part at every ratio."""
+    """A job whose models lose a known part at every ratio."""
 
     def __init__(self, loss: Loss, confirming: Loss | None = None, least: float = 0.0) -> None:
         x = np.zeros((60, 2), np.float32)
         x[::2, 0] = x[1::2, 1] = 1  # samples of the search, samples to confirm
         self.source = scaled(0, 0)
-        self.data = SimpleNamespace(validation=fm.dataset(self.source.proto, {"x": x}))
-        self.prepared = SimpleNamespace(shapes={"x": (1, 2)})
-        self.runtime, self.progress = fm.ONE_THREAD, Progress()
+        self.data = fm.dataset(self.source.proto, {"x": x})
         self.losses, self.least = (loss, confirming or loss), least
         self.built: list[float] = []
 
-    def timed_plan(self, target: Target) -> Any:
-        if target.ratio < self.least:
+    def make(self, target: Target) -> Any:
+        ratio = dict(target.budgets)[target.searched[0]]
+        if ratio < self.least:
             raise BudgetError("out of reach")
-        return SimpleNamespace(plan=target.ratio)
+        self.built.append(ratio)
+        model = scaled(*(loss(ratio) for loss in self.losses))
+        return SimpleNamespace(plan=ratio), SimpleNamespace(model=model, plan=ratio)
 
-    def build(self, plan: float) -> Any:
-        self.built.append(plan)
-        return SimpleNamespace(model=scaled(*(loss(plan) for loss in self.losses)), plan=plan)
+    def search(self, requirement: Requirement = SNR, target: Target = TARGET) -> Found:
+        judges = judges_on(self.source, self.data, fm.ONE_THREAD, requirement, 32)
+        return search(self.make, target, judges, Progress())
 
-    def search(self, requirement: Requirement = SNR, **options: Any) -> Found:
-        run: Any = self
-        return smallest_within(run, TARGET, requirement, **options)
+
+def told(found: Found) -> str:
+    return worded(found.note(SNR))
 
 
 @pytest.mark.parametrize("crossing", [0.06, 0.11, 0.2, 0.37, 0.5, 0.62, 0.9, 0.95])
@@ -90,7 +82,7 @@ def test_the_crossing(crossing: float) -> None:
 def test_everything_holds() -> None:
     found = Fake(lambda _: 0.0).search()
     assert LEAST < found.target.ratio < LEAST * RESOLUTION + 0.001
-    assert found.text(SNR).count("equal outputs on 30 samples") == 2
+    assert told(found).count("equal outputs on 30 samples") == 2
 
 
 def test_one_half_disagrees() -> None:
@@ -105,7 +97,7 @@ def test_one_half_disagrees() -> None:
     assert 0.35 <= found.target.ratio < 0.35 * (1 / flattered) ** 0.5**MORE + 0.001
     assert found.built.plan == found.target.ratio in fake.built[STEPS:]
     assert found.searched.value > found.confirmed.value >= 20
-    text = found.text(SNR)
+    text = told(found)
     assert f"macs={found.target.ratio:g} is the least with an SNR of 20 dB at least" in text
     assert "30 samples of the search" in text
     assert "30 samples held back to confirm" in text
@@ -122,7 +114,7 @@ def test_nothing_holds() -> None:
 
 
 def test_nothing_is_confirmed() -> None:
-    with pytest.raises(BudgetError, match=r"those held back to confirm say 6\.02 dB .* at 0\."):
+    with pytest.raises(BudgetError, match=r"samples held back to confirm 6\.02 dB .* at 0\."):
         Fake(lambda _: 0.05, lambda _: 0.5).search()
 
 
@@ -137,7 +129,7 @@ def test_out_of_reach_does_not_hold() -> None:
 
 def test_too_few_samples() -> None:
     fake = Fake(lambda _: 0.0)
-    fake.data.validation = fake.data.validation.subset(range(39))
+    fake.data = fake.data.subset(range(39))
     with pytest.raises(DataError, match=r"39 samples .* 40 at least .* give --calib held-out"):
         fake.search()
     assert fake.built == []
@@ -145,14 +137,10 @@ def test_too_few_samples() -> None:
 
 def test_what_has_a_ratio_keeps_it() -> None:
     fake = Fake(lambda r: 0.09999 * 0.4 / r)
-    target = Target.parse(["size=0.3", "latency"], search=True)
-    run: Any = fake
-    fake.timed_plan = lambda t: SimpleNamespace(  # type: ignore[method-assign]
-        plan=dict(t.budgets)["latency"]
-    )
-    found = smallest_within(run, target, SNR)
-    assert dict(found.target.budgets) == {"size": 0.3, "latency": found.built.plan}
-    assert 0.4 <= found.built.plan <= 0.4 * RESOLUTION + 0.001
+    found = fake.search(target=Target.parse(["size=0.3", "latency"], search=True))
+    plan: Any = found.built.plan
+    assert dict(found.target.budgets) == {"size": 0.3, "latency": plan}
+    assert 0.4 <= plan <= 0.4 * RESOLUTION + 0.001
 
 
 # for real
@@ -160,14 +148,15 @@ def test_what_has_a_ratio_keeps_it() -> None:
 
 def test_a_real_model() -> None:
     result = fm.quick_compress(fm.digits("mlp"), calib=fm.DIGITS, max_drop=0.01)
-    (note,) = [n for n in result.report.notes if "is the least with" in n]
+    (note,) = [n for n in result.report.said if "is the least with" in n]
     assert "200 samples of the search" in note
     assert "597 samples held back to confirm" in note
     ratio = float(result.plan.target.removeprefix("macs="))
     tried = note.split("; tried ")[1].split(", ")
     assert len(tried) in (STEPS, STEPS + MORE)
     assert any(t.startswith(f"{ratio:g} (") and t.endswith(" points expected)") for t in tried)
-    assert note.startswith(f"macs={ratio:g} is the least with a drop of 1 points at most")
+    assert note.startswith("largest accuracy loss allowed: 1 % (0.01); ")
+    assert f"; macs={ratio:g} is the least with a drop of 1 points at most" in note
     assert ratio < FIRST
     assert result.report.macs_ratio <= ratio
     accuracy = result.report.validation.accuracy

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from onnx_lowrank.engine.api import sweep
-from onnx_lowrank.engine.sweep import RATIOS, Point, Sweep, front_of
+from onnx_lowrank.engine.options import DEFAULT_RATIOS
 from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.latency import timer as latency_timer
 from onnx_lowrank.latency.pairs import LatencyPair
+from onnx_lowrank.report.sweep import Point, Sweep, fronts
 from tests import fixtures_models as fm
 
 
@@ -41,7 +42,7 @@ def point(cost: float, accuracy: float | None, *, target: str = "", **more: Any)
 @settings(deadline=None, max_examples=200, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
 def test_front(places: Sequence[tuple[int, int]]) -> None:
-    front = [p for p, f in zip(places, front_of(places), strict=True) if f]
+    front = [p for p, f in zip(places, fronts(places), strict=True) if f]
     for cost, quality in front:  # nothing is at least as good in both, but its equals
         assert {p for p in places if p[0] <= cost and p[1] >= quality} == {(cost, quality)}
     for cost, quality in set(places) - set(front):  # something on the front is
@@ -56,7 +57,7 @@ def swept(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, 
     folder = tmp_path_factory.mktemp("swept") / "new" / "models"
     ratios = (0.9, 0.6, 0.4, 0.01)
     data = tiny / "data.npz"
-    return quick_sweep(tiny / "tiny.onnx", calib=data, ratios=ratios, folder=folder), folder
+    return quick_sweep(tiny / "tiny.onnx", calib=data, ratios=ratios, models=folder), folder
 
 
 def test_points(swept: tuple[Sweep, Path], tiny: Path) -> None:
@@ -137,17 +138,17 @@ def test_what_makes_no_sense(tiny: Path, tmp_path: Path) -> None:
     for options, part in (
         ({"ratios": []}, "no budget to try; give --ratios 0.9,0.5"),
         ({"ratios": [1.5]}, "write macs=R"),
-        ({"metric": "flops"}, r"target 'flops=0\.9'"),
+        ({"budget": "flops"}, r"target 'flops=0\.9'"),
     ):
         with pytest.raises(OptionError, match=part):
             quick_sweep(tiny / "tiny.onnx", **options)
     (tmp_path / "file").write_text("")
     with pytest.raises(OptionError, match=r"file: cannot be made .*; name another"):
-        quick_sweep(tiny / "tiny.onnx", folder=tmp_path / "file")
+        quick_sweep(tiny / "tiny.onnx", models=tmp_path / "file")
 
 
 def test_ratios_fall() -> None:
-    assert list(RATIOS) == sorted(RATIOS, reverse=True)
+    assert list(DEFAULT_RATIOS) == sorted(DEFAULT_RATIOS, reverse=True)
 
 
 # for people

@@ -13,11 +13,11 @@ import onnx
 import pytest
 
 from onnx_lowrank.cli import main as cli
+from onnx_lowrank.engine.validate import validate
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.judge.judge import Judge
 from onnx_lowrank.judge.labels import class_ids, doubt, refuse_doubt
 from onnx_lowrank.judge.requirement import Requirement
-from onnx_lowrank.judge.validation import validate
 from onnx_lowrank.modelfile.model import load
 from tests import fixtures_models as fm
 

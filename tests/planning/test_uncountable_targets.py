@@ -118,7 +118,7 @@ def test_what_is_left_out_stands_in_report_table_and_json() -> None:
     proto.graph.initializer.append(helper.make_tensor("last", 7, [1], [3]))
     said = "MACs of 1 node is not counted: waves (DFT: its work depends on the algorithm)"
     report = squeezed(proto, "macs=0.7").report
-    assert said in report.notes
+    assert said in report.said
     assert report.to_dict()["model"]["before"]["uncounted"] == [
         {"name": "waves", "op": "DFT", "reason": "its work depends on the algorithm"}
     ]

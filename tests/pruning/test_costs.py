@@ -11,18 +11,15 @@ from onnx import ModelProto
 from onnx_lowrank.analysis.cost import model_cost, other_cost
 from onnx_lowrank.analysis.preparation import prepare
 from onnx_lowrank.analysis.time_model import BLOCK, MOVED
-from onnx_lowrank.engine.run import Run
-from onnx_lowrank.engine.workbench import DataOptions
+from onnx_lowrank.engine.analyse import cut
 from onnx_lowrank.modelfile.model import load
-from onnx_lowrank.planning.registry import parse_list
-from onnx_lowrank.planning.timed_candidates import TimingOptions
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning.costs import Costs
 from onnx_lowrank.pruning.greedy import Removable
 from onnx_lowrank.pruning.prunable import find_prunables
-from onnx_lowrank.samples.split import gather
 from tests import fixtures_channels as fc
 from tests import fixtures_models as fm
+from tests.analyses import analysis_of, samples_of
 from tests.robustness.random_graphs import random_graph
 
 
@@ -30,7 +27,7 @@ def grids(proto: ModelProto, metric: str) -> list[dict[str, Removable]]:
     """What may go, grid by grid, by name."""
     source = load(proto)
     dims = [d.dim_value or 1 for d in proto.graph.input[0].type.tensor_type.shape.dim]
-    data = gather(source, None, None, None, {"x": dims}, 0, fm.ONE_THREAD)
+    data = samples_of(source, None, input_shapes={"x": dims})
     prepared = prepare(source, data, fm.ONE_THREAD, lambda _: None, 0, Progress(), every_shape=True)
     found = find_prunables(prepared, gather=True)
     losses = {n: np.linspace(1, 0, p.size + 1) for n, p in found.prunables.items()}
@@ -106,27 +103,24 @@ def test_what_is_foreseen_of_a_cut_is_what_it_leaves(metric: str) -> None:
     checked = transposed = 0
     for seed in (*range(30), 53, 83, 121, 155, 164, 183, 1562, 1802):
         case = random_graph(seed)
-        run = Run(
-            case.proto, parse_list("fold_batchnorm,svd,prune_channels"),
-            DataOptions({"x": case.samples(8, seed)}, None, None, None, 0),
-            fm.ONE_THREAD, TimingOptions(), None,
-        )  # fmt: skip
-        pruner = run.pruner(metric)
+        passes = "fold_batchnorm,svd,prune_channels"
+        found = analysis_of(case.proto, passes, {"x": case.samples(8, seed)})
+        pruner, prepared = found.pruner(metric), found.prepared
         for name, prunable in pruner.prunables.items():
             ledger = pruner._costs.ledger()
             ledger.change(prunable.sides, 1)
-            work = run.cut({name: np.arange(1, prunable.size)})[0]
-            now = model_cost(run.prepared.model, run.prepared.shapes)
-            whole = ledger.total + other_cost(now, run.prepared.shapes, run.prepared.layers, metric)
+            work = cut(found, {name: np.arange(1, prunable.size)}).work
+            now = model_cost(prepared.model, prepared.shapes)
+            whole = ledger.total + other_cost(now, prepared.shapes, prepared.layers, metric)
             left = model_cost(work.model, work.shapes).of(metric)
             # what becomes of vectors along the channels, and of nodes left alone, is not foreseen
             assert left <= whole, (seed, name)
-            if metric == "macs" and not run.prepared.left_out:
+            if metric == "macs" and not prepared.left_out:
                 assert left == whole, (seed, name)
                 checked += 1
             transposed += any(
                 la.value.depthwise and la.op == "ConvTranspose" and side.outputs
-                for side in prunable.sides for la in [run.prepared.layers[side.layer]]
+                for side in prunable.sides for la in [prepared.layers[side.layer]]
             )  # fmt: skip
     assert transposed
     assert metric != "macs" or checked > 100

@@ -15,9 +15,9 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 
 from onnx_lowrank.engine import timed_plan as module
 from onnx_lowrank.engine.api import Result
-from onnx_lowrank.engine.run import Run
+from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.errors import BudgetError, OptionError
-from onnx_lowrank.planning.plan import GroupDecision, Plan
+from onnx_lowrank.planning.plan import GroupDecision
 from onnx_lowrank.planning.targets import Target
 from tests import fixtures_channels as fc
 from tests import fixtures_models as fm
@@ -349,19 +349,19 @@ def test_time_is_planned_in_macs(plain: ModelProto, monkeypatch: pytest.MonkeyPa
     """Once more where that fell short, by the time that it took; the report says so."""
     took = {0.6: 0.8, 0.2: 0.55}  # of the time, by MACs asked
     asked: list[float] = []
-    original = Run.plan
+    original = module.plan_once
 
-    def plan(self: Run, target: Target, *rest: Any) -> Plan:
+    def plan(found: Any, target: Target, *rest: Any) -> Planned:
         asked.append(round(target.ratio, 6))
-        return original(self, target, *rest)
+        return original(found, target, *rest)
 
-    monkeypatch.setattr(Run, "plan", plan)
+    monkeypatch.setattr(module, "plan_once", plan)
     monkeypatch.setattr(module, "_measured", lambda run, made: took[asked[-1]])
     result = prune(plain, target="latency=0.6")
     assert asked == [0.6, 0.2]
     assert result.plan.target == "latency=0.6"
     assert result.report.macs_ratio <= 0.2
-    (note,) = [n for n in result.report.notes if "latency" in n]
+    (note,) = [n for n in result.report.said if "latency" in n]
     assert note.startswith("latency at batch 1: 0.550 of the original measured; pruning alone")
 
 

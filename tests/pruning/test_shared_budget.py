@@ -21,8 +21,8 @@ from onnx_lowrank.pruning import shared_budget as prune_split
 from onnx_lowrank.pruning.greedy import Budget
 from onnx_lowrank.pruning.pruner import Kept, Pruner
 from onnx_lowrank.pruning.shared_budget import SHARES, Factorizing, share_budget
-from onnx_lowrank.samples.split import gather
 from tests import fixtures_models as fm
+from tests.analyses import samples_of
 
 Case = tuple[Pruner, float]
 
@@ -35,7 +35,7 @@ class Split:
         self.factorizations: Sequence[Factorization] = chosen.factorizations
         self.pruning: Pruning = chosen.prunings[0]
         source = load(fm.residual_net(16))
-        self.data = gather(source, {"x": fm.pictures(60)}, None, None, None, 0, fm.ONE_THREAD)
+        self.data = samples_of(source, {"x": fm.pictures(60)})
         self.prepared = prepare(
             source, self.data, fm.ONE_THREAD, lambda _: None, 0, Progress(), every_shape=True
         )

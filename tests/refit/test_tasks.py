@@ -19,8 +19,8 @@ from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning.pruner import Kept, Pruner
 from onnx_lowrank.refit.refit import Task, refit
 from onnx_lowrank.refit.tasks import _input_of_last, refit_tasks
-from onnx_lowrank.samples.split import gather
 from tests import fixtures_models as fm
+from tests.analyses import samples_of
 
 NET = fm.residual_net(12)
 SEEN, UNSEEN = fm.pictures(80, seed=1), fm.pictures(40, seed=2)
@@ -34,7 +34,7 @@ class Case:
         self, proto: ModelProto, kept: Kept, ranks: dict[str, int], repair: str = "chain"
     ) -> None:
         self.source = load(proto)
-        self.data = gather(self.source, {"x": SEEN}, None, None, None, 0, fm.ONE_THREAD)
+        self.data = samples_of(self.source, {"x": SEEN})
         self.original = self._prepare(self.source)
         pruner = Pruner(self.original, parse("prune_channels"), "macs", Progress())  # type: ignore[arg-type]
         graph = Graph(self.source)

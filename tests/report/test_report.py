@@ -11,6 +11,7 @@ from rich.console import Console
 
 from onnx_lowrank.analysis.cost import Cost
 from onnx_lowrank.judge.validation import Accuracy, OutputCheck, Validation
+from onnx_lowrank.planning.notes import Remark
 from onnx_lowrank.planning.plan import Decision, GroupDecision
 from onnx_lowrank.refit.behind_relu import Behind
 from onnx_lowrank.refit.refit import Refit
@@ -32,7 +33,7 @@ REPORT = Report(
     refits=(Refit("a", math.inf, 0.02, 0.02),),
     validation=Validation(100, (CHECK,), Accuracy("y", 100, 0.95, 0.94)),
     latency=(fm.pair(),),
-    notes=("a note",),
+    notes=(Remark("a note"),),
     seconds={"calibrate": 0.1, "plan": 0.2, "rewrite": 0.3, "refit": 0.4, "validate": 0.5},
     version="0.1",
     plan="abc",

@@ -18,9 +18,9 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnx_lowrank.engine.inspection import inspect
+from onnx_lowrank.engine.validate import validate
 from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.judge.validation import validate
 from onnx_lowrank.modelfile import model as model_module
 from onnx_lowrank.modelfile.external_data import Place, layout, place, refer
 from onnx_lowrank.modelfile.model import Model, check_output, load, save

@@ -16,8 +16,8 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from onnx_lowrank.engine.api import DEFAULT_PASSES
 from onnx_lowrank.engine.inspection import inspect
+from onnx_lowrank.engine.options import DEFAULT_PASSES
 from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.modelfile.model import load
 from onnx_lowrank.passkit.base import Factorization

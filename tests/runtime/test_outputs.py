@@ -14,8 +14,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_lowrank.engine.api import Result, plan
 from onnx_lowrank.engine.inspection import inspect
+from onnx_lowrank.engine.validate import validate
 from onnx_lowrank.errors import DataError, GuardError, ModelError
-from onnx_lowrank.judge.validation import OutputCheck, validate
+from onnx_lowrank.judge.validation import OutputCheck
 from onnx_lowrank.runtime.outputs import arrays_of, difference, finite_classes, scores_in
 from tests import fixtures_models as fm
 
@@ -154,7 +155,7 @@ def test_what_boxes_are_chosen_from_is_compared() -> None:
     found = by_name(result)
     assert list(found) == ["boxes", "scores"]
     assert 0 < found["boxes"].relative_error < 0.5
-    (note,) = [n for n in result.report.notes if "'chosen'" in n]
+    (note,) = [n for n in result.report.said if "'chosen'" in n]
     assert "'boxes', 'scores'" in note
     # as computed by hand from the two models
     old, new = boxes_net(), result.model
@@ -254,7 +255,7 @@ def test_outputs_that_are_not_repeated_are_left_out() -> None:
     model = net(tail, [info("y", dims=["N", 16]), info("h", dims=["N", 16])])
     result = compressed(model)
     assert list(by_name(result)) == ["h"]
-    assert any("different values of 'y' each time" in n for n in result.report.notes)
+    assert any("different values of 'y' each time" in n for n in result.report.said)
     alone = net(tail, [info("y", dims=["N", 16])])
     with pytest.raises(
         GuardError, match=r"no output could be compared.*different values of 'y' each time"
@@ -352,8 +353,8 @@ def test_constant_samples_fit_the_weights(value: float) -> None:
     model = net([], [info("h", dims=["N", 16])])
     constant = np.full_like(X, value)
     result = compressed(model, calib={"x": constant}, rounds=1)
-    assert any("says nothing of 2 of 2 layers (fc1, fc2)" in n for n in result.report.notes)
-    assert any("the same on all 24 samples" in n for n in result.report.notes)
+    assert any("says nothing of 2 of 2 layers (fc1, fc2)" in n for n in result.report.said)
+    assert any("the same on all 24 samples" in n for n in result.report.said)
     plain = compressed(model, calib=None)
     ranks = [[d.rank for d in r.plan.decisions] for r in (result, plain)]
     assert ranks[0] == ranks[1]

@@ -152,7 +152,7 @@ def test_integer_input_takes_pixels_as_they_are(tmp_path):
 
 def test_float_input_needs_options(tmp_path):
     write(tmp_path / "a.png", noise(3, 3))
-    with pytest.raises(DataError, match="images need ImageOptions, and none were given; say how"):
+    with pytest.raises(DataError, match="nothing was said of how training scaled"):
         load_dataset(tmp_path, ANY)
 
 

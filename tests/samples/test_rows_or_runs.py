@@ -13,10 +13,10 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnx_lowrank import apply, compress, plan
 from onnx_lowrank.engine.curves import curves
+from onnx_lowrank.engine.validate import validate
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.judge.judge import Judge
 from onnx_lowrank.judge.requirement import Requirement
-from onnx_lowrank.judge.validation import validate
 from onnx_lowrank.modelfile.model import load
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset, input_specs, load_dataset
@@ -370,7 +370,7 @@ def test_errors_and_costs_are_those_of_runs() -> None:
     result = compress(model, calib=lambda: ({"x": x} for x in values(60, 12, WIDTH, seed=5)),
                       force=True, **options())  # fmt: skip
     assert result.report.before.macs == macs(12)
-    assert "60 runs of shape (12, 16), run one at a time" in result.report.notes[0]
+    assert "60 runs of shape (12, 16), run one at a time" in result.report.said[0]
     fresh = validate(model, result.model, {"x": values(400, 12, WIDTH, seed=6)}, threads=1)
     reported = result.report.validation
     assert reported.samples == 12
@@ -387,7 +387,7 @@ def test_plan_and_apply_and_curves_read_alike(tmp_path: Path) -> None:
     settings = {"calib": folder, "threads": 1, "cache": "", "force": True}
     made = apply(model, planned, **settings)
     assert made.plan.digest == planned.digest
-    assert not any("not that of the plan" in note for note in made.report.notes)
+    assert not any("not that of the plan" in note for note in made.report.said)
     assert made.report.before.macs in {macs(n) for n in (12, 5, 9)}
     seen = curves(model, calib=folder, passes="svd", threads=1)
     assert seen.samples == 24
@@ -400,7 +400,7 @@ def test_one_run_is_enough(tmp_path: Path, length: int) -> None:
     result = compress(attention(), calib=folder, force=True, **options())
     assert result.report.before.macs == macs(length)
     assert any("one sample only: it served to calibrate and to validate" in n
-               for n in result.report.notes)  # fmt: skip
+               for n in result.report.said)  # fmt: skip
     assert math.isfinite(result.report.validation.outputs[0].relative_error)
 
 
@@ -410,13 +410,13 @@ def test_without_data_the_shape_that_is_given_counts() -> None:
     assert result.report.before.macs == macs(12)
     result = compress(attention(), force=True, **options())
     assert result.report.before.macs == macs(1)
-    assert any("give --input-shape or --calib" in note for note in result.report.notes)
+    assert any("give --input-shape or --calib" in note for note in result.report.said)
 
 
 def test_batch_in_a_reshape_goes_the_whole_way() -> None:
     model = baked(4)
     result = compress(model, calib={"x": values(42, WIDTH)}, force=True,
                       **{**options(), "target": "macs=0.9"})  # fmt: skip
-    notes = " ".join(result.report.notes)
+    notes = " ".join(result.report.said)
     assert "10 runs of shape (4, 16), run one at a time, because the model runs on 4 rows" in notes
     assert "the last 2 of 42 samples" in notes

@@ -9,19 +9,19 @@ import pytest
 from onnx import helper
 
 from onnx_lowrank.chains.chain import Chain
-from onnx_lowrank.engine import planning
+from onnx_lowrank.engine import propose
+from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.api import Result, compressed
-from onnx_lowrank.engine.run import Run
-from onnx_lowrank.engine.workbench import DataOptions
+from onnx_lowrank.engine.plan_once import plan_once
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.latency.probe import Place
 from onnx_lowrank.latency.table import corrected_budget
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.planning.plan import Plan
-from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.planning.targets import Target
-from onnx_lowrank.planning.timed_candidates import Timed, TimingOptions
+from onnx_lowrank.planning.timed_candidates import Timed
 from tests import fixtures_models as fm
+from tests.analyses import analysis_of
 from tests.scripted_timer import ScriptedTimer
 
 #: seconds of a MAC and of a node
@@ -40,30 +40,26 @@ def seconds(place: Place, chain: Chain) -> float:
 def remembered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Timed]]:
     """Proposals and what was made of them."""
     found: list[tuple[Any, Timed]] = []
-    real = planning.timed_choices
+    real = propose.timed_choices
 
     def spy(work: Any, proposals: Any, *more: Any) -> Timed:
         timed = real(work, proposals, *more)
         found.append((proposals, timed))
         return timed
 
-    monkeypatch.setattr(planning, "timed_choices", spy)
+    monkeypatch.setattr(propose, "timed_choices", spy)
     return found
 
 
-def run_of(timer: ScriptedTimer | None = None, passes: str = "svd", **options: Any) -> Run:
-    data = DataOptions({"x": X}, None, None, None, 0)
-    timing = TimingOptions(**{"cache": "", **options})
-    return Run(
-        fm.classifier(128), parse_list(passes), data, fm.ONE_THREAD, timing, None,
-        timer=timer or ScriptedTimer(seconds),
-    )  # fmt: skip
+def analysis(timer: ScriptedTimer | None = None, passes: str = "svd", **timing: Any) -> Analysis:
+    timer = timer or ScriptedTimer(seconds)
+    return analysis_of(fm.classifier(128), passes, {"x": X}, timer, **timing)
 
 
 def planned(
     target: str = "latency=0.7", timer: ScriptedTimer | None = None, **options: Any
 ) -> Plan:
-    return run_of(timer, **options).plan(Target.parse(target)).plan
+    return plan_once(analysis(timer, **options), Target.parse(target)).plan
 
 
 # choices
@@ -153,13 +149,10 @@ def test_a_time_of_nothing_is_no_budget(passes: str) -> None:
 
 def test_a_model_without_layers_is_not_faster() -> None:
     nodes = [helper.make_node("Relu", ["x"], ["y"])]
-    data = DataOptions({"x": X}, None, None, None, 0)
-    run = Run(
-        fm.build(nodes, {"x": ["N", 128]}, {"y": ["N", 128]}, {}), parse_list("svd"), data,
-        fm.ONE_THREAD, TimingOptions(cache=""), None, timer=ScriptedTimer(seconds),
-    )  # fmt: skip
+    model = fm.build(nodes, {"x": ["N", 128]}, {"y": ["N", 128]}, {})
+    found = analysis_of(model, "svd", {"x": X}, ScriptedTimer(seconds))
     with pytest.raises(BudgetError, match=r"^latency: "):
-        run.plan(Target.parse("latency=0.5"))
+        plan_once(found, Target.parse("latency=0.5"))
 
 
 # the flow
@@ -167,8 +160,8 @@ def test_a_model_without_layers_is_not_faster() -> None:
 
 def finished(measured: Callable[[Model], float], target: Any = "latency=0.8") -> Result:
     """Where each model takes the part ``measured`` of the original's time."""
-    run = run_of(ScriptedTimer(seconds, measured))
-    return compressed(run, Target.parse(target), rounds=None, force=False)
+    found = analysis(ScriptedTimer(seconds, measured))
+    return compressed(found, Target.parse(target), rounds=None, force=False)
 
 
 def rank(result: Result) -> Any:
@@ -176,7 +169,7 @@ def rank(result: Result) -> Any:
 
 
 def note(result: Result) -> str:
-    (found,) = [n for n in result.report.notes if "predicted" in n]
+    (found,) = [n for n in result.report.said if "predicted" in n]
     return found
 
 

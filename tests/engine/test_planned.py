@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 
 from onnx_lowrank.chains.chain import Chain
+from onnx_lowrank.engine.analyse import Analysis, cut
 from onnx_lowrank.engine.api import compressed
+from onnx_lowrank.engine.build import build
+from onnx_lowrank.engine.choose import choose
 from onnx_lowrank.engine.plan_checks import kept_by
-from onnx_lowrank.engine.run import SLOWER_CHAINS, Run
-from onnx_lowrank.engine.workbench import DataOptions
+from onnx_lowrank.engine.plan_once import plan_once
+from onnx_lowrank.engine.take_back import without_slow_chains
 from onnx_lowrank.errors import GuardError
 from onnx_lowrank.latency.probe import Place
+from onnx_lowrank.planning.notes import ChainsAreSlower, ChainsTakenBack
 from onnx_lowrank.planning.plan import Plan
-from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.planning.targets import Target
-from onnx_lowrank.planning.timed_candidates import TimingOptions
 from tests import fixtures_models as fm
+from tests.analyses import analysis_of
 from tests.scripted_timer import ScriptedTimer, by_effort
 
 CHAINS = "spatial_svd,channel_svd"
@@ -28,12 +31,8 @@ UNPRUNED, PRUNED = Target.parse("macs=0.7"), Target.parse("macs=0.6")
 LAYERS = [f"conv{i}" for i in range(4)]
 
 
-def run_of(timer: ScriptedTimer, passes: str = BOTH) -> Run:
-    data = DataOptions({"x": fm.pictures(60)}, None, None, None, 0)
-    return Run(
-        fm.residual_net(16), parse_list(passes), data, fm.ONE_THREAD, TimingOptions(cache=""),
-        None, timer=timer,
-    )  # fmt: skip
+def analysis(timer: ScriptedTimer, passes: str = BOTH) -> Analysis:
+    return analysis_of(fm.residual_net(16), passes, {"x": fm.pictures(60)}, timer)
 
 
 def slower(seconds: Any = by_effort) -> ScriptedTimer:
@@ -77,19 +76,19 @@ def test_where_no_chain_is_to_blame_the_guard_decides(
     passes: str, target: str, seconds: Any
 ) -> None:
     with pytest.raises(GuardError, match=r"takes 1\.2 ms, the original 1 ms .*; nothing was"):
-        compressed(run_of(slower(seconds), passes), Target.parse(target), 0, force=False)
-    result = compressed(run_of(slower(seconds), passes), Target.parse(target), 0, force=True)
+        compressed(analysis(slower(seconds), passes), Target.parse(target), 0, force=False)
+    result = compressed(analysis(slower(seconds), passes), Target.parse(target), 0, force=True)
     assert result.report.after.macs < result.report.before.macs
-    assert not any(n.startswith(SLOWER_CHAINS) for n in result.report.notes)
+    assert not any(isinstance(n, ChainsAreSlower) for n in result.report.notes)
 
 
 def test_a_plan_that_only_prunes_is_not_timed_again() -> None:
     timer = slower()
-    run = run_of(timer, "prune_channels")
-    planned = run.plan(PRUNED)
-    built = run.build(planned.plan)
+    found = analysis(timer, "prune_channels")
+    planned = plan_once(found, PRUNED)
+    built = build(found, planned.plan)
     assert built.chains == {}
-    assert run.paying(planned, built) == (planned, built)
+    assert without_slow_chains(found, planned, built) == (planned, built)
     assert timer.asked == []
 
 
@@ -105,14 +104,14 @@ def test_what_does_not_pay_is_replaced_from_the_plans_own_proposals() -> None:
     """Whatever was planned since; a plan with other channels has other candidates."""
     results = []
     for since in ([], [PRUNED]):
-        run = run_of(slower(conv1_costs_more))
-        planned = run.plan(UNPRUNED)
+        found = analysis(slower(conv1_costs_more))
+        planned = plan_once(found, UNPRUNED)
         assert not kept_by(planned.plan)
         assert "conv1" in taken_apart(planned.plan)
-        built = run.build(planned.plan)
+        built = build(found, planned.plan)
         for target in since:
-            assert kept_by(run.plan(target).plan)
-        results.append(run.paying(planned, built))
+            assert kept_by(plan_once(found, target).plan)
+        results.append(without_slow_chains(found, planned, built))
     (planned, built), (_, again) = results
     assert again.plan == built.plan == planned.plan
     assert again.model.proto == built.model.proto
@@ -120,14 +119,14 @@ def test_what_does_not_pay_is_replaced_from_the_plans_own_proposals() -> None:
     assert len(taken_apart(built.plan)) > 1
     (decision,) = [d for d in built.plan.decisions if d.layer == "conv1"]
     assert decision.reason == "its chain takes more time than the layer"
-    assert planned.notes == ("taken back, for they took more time than the layers: conv1",)
+    assert planned.notes == (ChainsTakenBack(("conv1",)),)
 
 
 def test_what_does_not_pay_is_named_where_the_budget_needs_it() -> None:
-    run = run_of(slower(chain_costs_more), CHAINS)
-    planned = run.plan(UNPRUNED)
-    named, built = run.paying(planned, run.build(planned.plan))
-    assert named.notes == (f"{SLOWER_CHAINS} {', '.join(sorted(taken_apart(planned.plan)))}",)
+    found = analysis(slower(chain_costs_more), CHAINS)
+    planned = plan_once(found, UNPRUNED)
+    named, built = without_slow_chains(found, planned, build(found, planned.plan))
+    assert named.notes == (ChainsAreSlower(tuple(sorted(taken_apart(planned.plan)))),)
     assert built.plan == named.plan == planned.plan
 
 
@@ -144,25 +143,28 @@ class ChangingClock:
 def test_what_does_not_pay_is_taken_back_under_a_target_on_time() -> None:
     """The clock says another thing than at planning; the time that was planned for stays."""
     clock, target = ChangingClock(), Target.parse("latency=0.8")
-    run = run_of(slower(clock), CHAINS)
-    first = run.plan(target)
-    assert first.timed is not None
-    planned = run.plan(target, time=0.7 * first.timed.whole)
-    built = run.build(planned.plan)
+    found = analysis(slower(clock), CHAINS)
+    first = plan_once(found, target)
+    assert first.proposed.timed is not None
+    planned = choose(found, first.proposed, time=0.7 * first.proposed.timed.whole)
+    built = build(found, planned.plan)
     assert "conv1" in built.chains
     clock.slow = "b0"
-    fewer, rebuilt = run.paying(planned, built)
+    fewer, rebuilt = without_slow_chains(found, planned, built)
     assert rebuilt.plan == fewer.plan
     assert "conv1" not in rebuilt.chains
-    assert fewer.timed is not None
+    assert fewer.proposed.timed is not None
     made = {d.layer: (d.method, d.variant, d.rank) for d in fewer.plan.decisions}
     costs = [
         c.cost
-        for choice in fewer.timed.choices
+        for choice in fewer.proposed.timed.choices
         for c in choice.candidates
         if (c.method, c.variant, c.rank) == made[choice.layer]
     ]
-    assert fewer.timed.whole - fewer.timed.movable + sum(costs) <= 0.7 * fewer.timed.whole
+    assert (
+        fewer.proposed.timed.whole - fewer.proposed.timed.movable + sum(costs)
+        <= 0.7 * fewer.proposed.timed.whole
+    )
 
 
 # weights
@@ -172,20 +174,23 @@ def test_what_does_not_pay_is_taken_back_under_a_target_on_time() -> None:
 @pytest.mark.parametrize("target", [UNPRUNED, PRUNED])
 def test_equal_factors_are_none(target: Target, factor: float) -> None:
     """How much is pruned must not depend on the unit of the weights."""
-    run = run_of(ScriptedTimer())
-    assert run.plan(target, dict.fromkeys(LAYERS, factor)).plan == run.plan(target).plan
+    found = analysis(ScriptedTimer())
+    assert (
+        plan_once(found, target, dict.fromkeys(LAYERS, factor)).plan
+        == plan_once(found, target).plan
+    )
 
 
 def test_errors_of_a_plan_are_weighed_as_it_was_planned() -> None:
     """Weights are parts of what a response ends up in; fewer channels make other parts."""
-    run = run_of(ScriptedTimer())
-    plans = [run.plan(target) for target in (UNPRUNED, PRUNED)]
+    found = analysis(ScriptedTimer())
+    plans = [plan_once(found, target) for target in (UNPRUNED, PRUNED)]
     shared = set.intersection(*(set(p.errors) for p in plans))
     weights = []
     for planned in plans:
-        work = run.cut(kept_by(planned.plan))[0]
+        work = cut(found, kept_by(planned.plan)).work
         layers = {la.name: la for la in work.layers}
-        totals = run.prepared.moments.totals
+        totals = found.prepared.moments.totals
         expected = {}
         for d in planned.plan.decisions:
             if d.method:
@@ -200,7 +205,7 @@ def test_errors_of_a_plan_are_weighed_as_it_was_planned() -> None:
 
 
 def test_loss_is_by_the_weights_that_are_asked_about() -> None:
-    planned = run_of(ScriptedTimer()).plan(UNPRUNED)
+    planned = plan_once(analysis(ScriptedTimer()), UNPRUNED)
     assert len(planned.errors) > 1
     first = next(iter(planned.errors))
     assert planned.loss({}) == pytest.approx(sum(planned.errors.values()), rel=1e-12)

@@ -1,0 +1,204 @@
+"""From a job to its analysis: the canonical model, its layers, their moments and costs.
+
+analyse(job) -> Analysis
+cut(analysis, kept) -> Cut          the same without the channels that go
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
+from onnx_lowrank.analysis.moment_cache import MomentCache
+from onnx_lowrank.analysis.preparation import (
+    Prepared,
+    measured_shapes,
+    prepare,
+)
+from onnx_lowrank.channels.cut import Remains
+from onnx_lowrank.engine.job import Job
+from onnx_lowrank.engine.memo import Recent
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.layers.finder import find_layers
+from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.passkit.runner import canonicalise
+from onnx_lowrank.planning.chain_cutter import ChainCutter
+from onnx_lowrank.planning.layer_globs import check_globs, selected
+from onnx_lowrank.planning.proposals import Proposals
+from onnx_lowrank.planning.timed_candidates import Timed
+from onnx_lowrank.pruning.pruner import Kept, Pruner
+from onnx_lowrank.runtime.machine import cache_folder
+from onnx_lowrank.runtime.runtime import Feed
+
+__all__ = [
+    "Analysis",
+    "Cut",
+    "analyse",
+    "channels_key",
+    "cost_of_model",
+    "cut",
+    "feed_of_batch",
+    "timed_inference",
+]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A model without some of its channels, measured anew.
+
+    Attributes:
+        work: the model; the canonical one itself where no channel goes.
+        remains: what is left of its tensors.
+    """
+
+    work: Prepared
+    remains: Remains
+
+
+@dataclass(frozen=True)
+class Memo:
+    """What was computed once and may be asked for again; results never depend on it.
+
+    Attributes:
+        pruners: by metric.
+        cuts: by the channels that stay.
+        whole: proposals of the whole model, by metric and rule.
+        narrowed: proposals of models without some channels, by channels, metric and rule.
+        timed: proposals with times as costs, likewise.
+        chains: that were cut for layers.
+        unfinished: files of moments, which are kept until the job is done.
+    """
+
+    chains: ChainCutter
+    pruners: Recent[Hashable, Pruner] = field(default_factory=lambda: Recent(4))
+    cuts: Recent[Hashable, Cut] = field(default_factory=lambda: Recent(1))
+    whole: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(8))
+    narrowed: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(1))
+    timed: Recent[Hashable, Timed] = field(default_factory=lambda: Recent(2))
+    unfinished: list[MomentCache] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A job, and what one pass over its data says of its model.
+
+    Attributes:
+        job: what is worked on.
+        before: cost of the model as given, at one sample.
+        prepared: the canonical model, its layers and the moments of their inputs.
+        memo: what was computed once.
+    """
+
+    job: Job
+    before: Cost
+    prepared: Prepared
+    memo: Memo
+
+    def pruner(self, metric: str) -> Pruner:
+        """The pruner of the model, under budgets of a metric.
+
+        Args:
+            metric: ``macs | params | size``.
+        """
+        method = self.job.passes.prunings[0]
+        return self.memo.pruners.get(
+            metric, lambda: Pruner(self.prepared, method, metric, self.job.tools.progress)
+        )
+
+    @property
+    def resumed(self) -> bool:
+        """Whether an interrupted job had read some of the samples, which were not read again."""
+        return any(cache.resumed for cache in self.memo.unfinished)
+
+    def forget(self) -> None:
+        """Remove what an interrupted job would have gone on from: this one has done its work."""
+        for cache in self.memo.unfinished:
+            cache.clear()
+
+
+def analyse(job: Job) -> Analysis:
+    """Make the model canonical, find its layers, and stream the samples through them once.
+
+    Raises:
+        ModelError: the model does not run, or ONNX Runtime has laid it out for itself.
+        OptionError: a glob names no layer.
+    """
+    memo = Memo(ChainCutter(job.passes.factorizations))
+    with job.tools.stopwatch("calibrate"):
+        canonical = canonicalise(job.source, job.passes.rewrites)
+        _check_globs(job, canonical)
+        prepared = _measured(job, canonical, memo)
+        before = cost_of_model(job, job.source)
+    return Analysis(job, before, prepared, memo)
+
+
+def cut(analysis: Analysis, kept: Kept) -> Cut:
+    """The model without the channels that go, measured anew.
+
+    Args:
+        analysis: of the whole model.
+        kept: channels that stay.
+    """
+    if not kept:
+        return Cut(analysis.prepared, Remains({}, {}))
+
+    def make() -> Cut:
+        with analysis.job.tools.stopwatch("cut"):
+            graph = Graph(analysis.prepared.model)
+            remains = analysis.pruner("macs").apply(graph, kept)
+            return Cut(_measured(analysis.job, graph.to_model(), analysis.memo), remains)
+
+    return analysis.memo.cuts.get(channels_key(kept), make)
+
+
+def cost_of_model(job: Job, model: Model) -> Cost:
+    """Cost of a model at one sample."""
+    shapes = measured_shapes(model, Graph(model), [], job.samples.validation, job.tools.runtime)
+    return model_cost(model, shapes)
+
+
+def feed_of_batch(job: Job, batch: int) -> Feed:
+    """An inference of so many samples, where the data allows it; else of one."""
+    data = job.samples.validation
+    if batch == 1 or not data.batchable:
+        return data.feed(0)
+    return next(data.subset([i % len(data) for i in range(batch)]).batches(batch))
+
+
+def timed_inference(job: Job, work: Prepared) -> tuple[Feed, dict[str, tuple[int, ...]]]:
+    """An inference of the batch whose latency counts, and the shapes of all tensors at it."""
+    feed = feed_of_batch(job, job.tools.timing.batch)
+    inputs = {name: value.shape for name, value in feed.items()}
+    wished = [t.name for n in work.graph.nodes for t in n.outputs if t.name]
+    return feed, tensor_shapes(work.model, inputs, feed, job.tools.runtime, wished=wished)
+
+
+def channels_key(kept: Kept) -> Hashable:
+    """A key that is equal where the same channels stay."""
+    return tuple(sorted((name, tuple(left.tolist())) for name, left in kept.items()))
+
+
+def _check_globs(job: Job, canonical: Model) -> None:
+    options = job.options
+    if options.include or options.exclude:
+        found, others = find_layers(Graph(canonical))
+        names = [layer.name for layer in found] + [node.name for node in others]
+        check_globs("--include", options.include, names)
+        check_globs("--exclude", options.exclude, names)
+
+
+def _measured(job: Job, model: Model, memo: Memo) -> Prepared:
+    options = job.options
+
+    def refuse(name: str) -> str | None:
+        return options.skipped.get(name) or selected(name, options.include, options.exclude)
+
+    found = prepare(
+        model, job.samples, job.tools.runtime, refuse, job.seed, job.tools.progress,
+        every_shape=bool(job.passes.prunings),
+        cache=cache_folder(job.tools.timing.cache, "moments"),
+    )  # fmt: skip
+    if found.unfinished is not None:
+        memo.unfinished.append(found.unfinished)
+    return found

@@ -1,0 +1,140 @@
+"""From a plan to a model: cut, rewrite, solve again, sign, check.
+
+build(analysis, plan) -> Built
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from onnx_lowrank.analysis.collect import batch_size
+from onnx_lowrank.analysis.preparation import MEMORY
+from onnx_lowrank.chains.chain import Chain
+from onnx_lowrank.engine.analyse import Analysis, Cut, channels_key, cut
+from onnx_lowrank.engine.plan_checks import check_plan, kept_by
+from onnx_lowrank.engine.signing import check, sign
+from onnx_lowrank.errors import PlanError
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.layers.finder import find_layers
+from onnx_lowrank.layers.writer import Written, apply_chain
+from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.planning.decisions import after_cut
+from onnx_lowrank.planning.plan import Decision, Plan
+from onnx_lowrank.planning.sharing import cut_together, sharing, write_together
+from onnx_lowrank.refit.refit import Refit, refit
+from onnx_lowrank.refit.sensitivity import Repaired, recorded
+from onnx_lowrank.refit.tasks import refit_tasks
+
+__all__ = ["Built", "build"]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model as a plan describes it.
+
+    Attributes:
+        model: signed and checked.
+        plan: that it was built by.
+        decisions: with what was cut in fact.
+        refits: that were made.
+        chains: by layer name.
+        repaired: what became of the layers, by name, where that was to be kept.
+    """
+
+    model: Model
+    plan: Plan
+    decisions: tuple[Decision, ...]
+    refits: tuple[Refit, ...]
+    chains: Mapping[str, Chain]
+    repaired: Mapping[str, Repaired]
+
+
+def build(analysis: Analysis, plan: Plan, *, keep_repaired: bool = False) -> Built:
+    """The model that a plan describes, checked but not measured.
+
+    Args:
+        analysis: of the original model.
+        plan: what to do.
+        keep_repaired: keep the solved weights of all layers too; they take much memory.
+
+    Raises:
+        PlanError: the plan is of another model, or names what is not there.
+    """
+    job = analysis.job
+    pruner = partial(analysis.pruner, "macs") if job.passes.prunings else None
+    check_plan(plan, job.source.digest, analysis.prepared, pruner)
+    kept = kept_by(plan)
+    without = cut(analysis, kept)
+    compressed = Graph(without.work.model)
+    with job.tools.stopwatch("rewrite"):
+        decisions, written = _rewritten(analysis, plan, without, compressed)
+    repaired: dict[str, Repaired] = {}
+    refits: list[Refit] = []
+    if written or kept:
+        into = repaired if keep_repaired else None
+        with job.tools.stopwatch("refit"):
+            refits = _solved(analysis, plan, without, compressed, decisions, written, into)
+    model = sign(compressed.to_model(), plan)
+    check(job.source, model)
+    return Built(
+        model=model,
+        plan=plan,
+        decisions=tuple(decisions.values()),
+        refits=tuple(refits),
+        chains={name: w.chain for name, w in written.items()},
+        repaired=repaired,
+    )
+
+
+def _rewritten(
+    analysis: Analysis, plan: Plan, without: Cut, compressed: Graph
+) -> tuple[dict[str, Decision], dict[str, Written]]:
+    """Write the chains of a plan into ``compressed``; decisions and chains by layer name."""
+    work = without.work
+    decisions: dict[str, Decision] = {d.layer: d for d in plan.decisions}
+    if missing := [la.name for la in work.layers if la.name not in decisions]:
+        raise PlanError(f"the plan has no decision for layer {missing[0]!r}")
+    targets = {t.name: t for t in find_layers(compressed)[0]}
+    channels = channels_key(kept_by(plan))
+    written: dict[str, Written] = {}
+    for layer in work.layers:
+        decision = decisions[layer.name]
+        if decision.decision == "factorize":
+            moments = work.moments[layer.name]
+            chain = analysis.memo.chains.cut(channels, layer, decision, moments)
+            decisions[layer.name] = after_cut(layer, decision, chain, moments, work.shapes)
+            written[layer.name] = apply_chain(compressed, targets[layer.name], chain)
+    for tie in sharing(work, decisions):
+        chain, made = cut_together(work, tie, decisions, analysis.job.passes.factorizations)
+        decisions |= made
+        written |= write_together(compressed, [targets[la.name] for la in tie], chain)
+    return decisions, written
+
+
+def _solved(
+    analysis: Analysis,
+    plan: Plan,
+    without: Cut,
+    compressed: Graph,
+    decisions: Mapping[str, Decision],
+    written: Mapping[str, Written],
+    into: dict[str, Repaired] | None,
+) -> list[Refit]:
+    """Solve the layers of ``compressed`` again; ``into`` takes what becomes of them."""
+    job, work = analysis.job, without.work
+    data = job.samples.calibration if plan.repair != "none" else None
+    if data is None:
+        return []
+    tasks = refit_tasks(
+        analysis.prepared, work, without.remains, compressed, written, decisions,
+        job.passes.factorizations, plan.repair,
+    )  # fmt: skip
+    if into is not None:
+        tasks = [recorded(task, into) for task in tasks]
+    return refit(
+        analysis.prepared.graph, compressed, tasks, data, job.tools.runtime,
+        size=batch_size(list(work.shapes), work.shapes, MEMORY), seed=plan.seed,
+        memory=MEMORY // 8, progress=job.tools.progress, behind_relu=plan.repair == "relu",
+    )  # fmt: skip

@@ -1,0 +1,146 @@
+"""What a job works on: one model, its samples and passes, and how models are run and timed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnx_lowrank.engine.stopwatch import Stopwatch
+from onnx_lowrank.errors import OptionError
+from onnx_lowrank.judge.validation import check_classes
+from onnx_lowrank.latency.table import LatencyTable
+from onnx_lowrank.latency.timer import RuntimeTimer, Timer
+from onnx_lowrank.modelfile.model import Model, load
+from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR, check_repair
+from onnx_lowrank.planning.registry import Passes
+from onnx_lowrank.planning.timed_candidates import TimingOptions, latency_table
+from onnx_lowrank.progress import Progress
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.samples.images import ImageOptions
+from onnx_lowrank.samples.split import DataOptions, DrawOptions, Samples, gather
+
+__all__ = ["Job", "JobOptions", "Tools", "begin"]
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What a job is asked to do, whatever its budget.
+
+    Attributes:
+        passes: that may be applied.
+        data: where samples come from.
+        draw: which samples are drawn, and the seed of all draws.
+        images: how pictures become inputs.
+        runtime: that models are run in, and that latency counts in.
+        timing: how latency is measured, and where the cache is.
+        include: globs of layer names; only these layers are touched.
+        exclude: globs of layer names; these layers are not touched.
+        skipped: layers that are not touched, by name, with the reason.
+        repair: how weights are solved again, of :data:`~onnx_lowrank.planning.refit_modes.REPAIRS`.
+        labels_are_classes: whether labels of the data are class numbers; else a metric of the user
+            reads them.
+
+    Raises:
+        OptionError: no pass compresses, two of them prune, or there is no such repair.
+    """
+
+    passes: Passes
+    data: DataOptions
+    draw: DrawOptions = DrawOptions()
+    images: ImageOptions = ImageOptions()
+    runtime: Runtime = field(default_factory=Runtime)
+    timing: TimingOptions = field(default_factory=TimingOptions)
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    repair: str = DEFAULT_REPAIR
+    labels_are_classes: bool = True
+
+    def __post_init__(self) -> None:
+        check_repair(self.repair)
+        if len(self.passes.prunings) > 1:
+            raise OptionError("one pruning pass at a time; its options say how")
+        if not self.passes.factorizations and not self.passes.prunings:
+            raise OptionError("no factorization among the passes; add spatial_svd, for one")
+
+
+@dataclass(frozen=True)
+class Tools:
+    """How models are run and timed, and who is told of it.
+
+    Attributes:
+        runtime: that models are run in.
+        timing: how latency is measured.
+        timer: takes all times; a test has one whose times are written down.
+        progress: told of each step.
+        stopwatch: wall time of each step, for the report.
+    """
+
+    runtime: Runtime
+    timing: TimingOptions
+    timer: Timer
+    progress: Progress
+    stopwatch: Stopwatch
+
+    def latency_table(self) -> LatencyTable:
+        """An empty table of times of layers and chains."""
+        return latency_table(self.timer, self.runtime, self.timing, self.progress)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model, its samples, and what may be done with it.
+
+    Attributes:
+        source: the model as given.
+        samples: to calibrate on and to validate on.
+        options: what is asked for, whatever the budget.
+        tools: how models are run and timed.
+    """
+
+    source: Model
+    samples: Samples
+    options: JobOptions
+    tools: Tools
+
+    @property
+    def passes(self) -> Passes:
+        """The passes that may be applied."""
+        return self.options.passes
+
+    @property
+    def seed(self) -> int:
+        """Random seed of every draw."""
+        return self.options.draw.seed
+
+
+def begin(
+    model: Any,
+    options: JobOptions,
+    progress: Progress | None = None,
+    timer: Timer | None = None,
+) -> Job:
+    """Load a model and split its samples.
+
+    Args:
+        model: path, ModelProto or Model.
+        options: what is asked for, whatever the budget.
+        progress: told of each step.
+        timer: takes all times; None for one that runs models in ``options.runtime``.
+
+    Raises:
+        ModelError, DataError, OptionError: as the inputs deserve.
+    """
+    source = load(model)
+    tools = Tools(
+        options.runtime,
+        options.timing,
+        timer or RuntimeTimer(options.runtime),
+        progress or Progress(),
+        Stopwatch(),
+    )
+    samples = gather(source, options.data, options.draw, options.images, options.runtime)
+    if samples.validation.labels is not None and options.labels_are_classes:
+        check_classes(source, samples.validation, options.runtime)
+    return Job(source, samples, options, tools)

@@ -1,0 +1,317 @@
+"""The options of every command, each declared once; see :mod:`onnx_lowrank.options`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnx_lowrank.engine.job import JobOptions
+from onnx_lowrank.judge.requirement import Metric, Requirement, read_bound
+from onnx_lowrank.option_values import check_count, fraction
+from onnx_lowrank.options import OptionGroup, option
+from onnx_lowrank.passkit.base import Pass
+from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR, REPAIRS, check_repair
+from onnx_lowrank.planning.registry import parse_list
+from onnx_lowrank.planning.targets import DEFAULT_TARGET, METRICS
+from onnx_lowrank.planning.timed_candidates import TimingOptions
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.samples.images import ImageOptions
+from onnx_lowrank.samples.split import DataOptions, DrawOptions
+from onnx_lowrank.samples.user_code import python_function
+
+__all__ = [
+    "DEFAULT_PASSES",
+    "ApplyOptions",
+    "CompressOptions",
+    "CurvesOptions",
+    "KeepOptions",
+    "PassOptions",
+    "PlanOptions",
+    "ResultOptions",
+    "RuntimeOptions",
+    "SweepOptions",
+    "TargetOptions",
+    "ValidateOptions",
+]
+
+DEFAULT_PASSES = (
+    "fold_batchnorm,prune_channels{gain=2},svd,spatial_svd,channel_svd,cp{form=three},recurrent_svd"
+)
+#: parts of the original that a sweep tries
+DEFAULT_RATIOS = (0.9, 0.75, 0.6, 0.5, 0.4, 0.33, 0.25, 0.2)
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+    return tuple(fraction(t) for t in text.split(","))
+
+
+def _metric(text: str) -> Metric:
+    found = python_function(text)
+    if found is None:
+        raise ValueError(f"{text!r}; write file.py:function")
+    return found
+
+
+@dataclass(frozen=True)
+class TargetOptions(OptionGroup):
+    """What is asked for."""
+
+    title: ClassVar[str] = "target"
+
+    target: str | Sequence[str] | None = option(
+        None,
+        "What is left, as a part of the original: macs=R, params=R, size=R or latency=R; several "
+        f"are kept together. {DEFAULT_TARGET} by default.",
+        metavar="WHAT=R",
+        repeat=True,
+    )
+    ranks: str = option(
+        "planner",
+        "How ranks are found: planner chooses them under the target; fixed=R, ratio=R, energy=R, "
+        "error=R or evbmf is one rule for every layer, in the place of a target.",
+        metavar="RULE",
+    )
+    rounds: int | None = option(
+        None,
+        "Plan again up to N times, by how much the error of each layer reaches the outputs. Each "
+        "round takes another refit; 0 spares that. By default 1, where the refit solves layers.",
+        metavar="N",
+        read=int,
+    )
+
+    def __post_init__(self) -> None:
+        if self.rounds is not None:
+            check_count("rounds", self.rounds, least=0)
+
+
+@dataclass(frozen=True)
+class PassOptions(OptionGroup):
+    """Which methods may be used, and on which layers."""
+
+    title: ClassVar[str] = "methods"
+
+    passes: str | Sequence[str | Pass] = option(
+        DEFAULT_PASSES,
+        "Passes with their options, as svd,spatial_svd{split=vh}; see the command passes.",
+        metavar="LIST",
+    )
+    include: Sequence[str] = option(
+        (),
+        "Touch only layers whose name matches this glob; may be repeated.",
+        metavar="GLOB",
+        repeat=True,
+    )
+    exclude: Sequence[str] = option(
+        (),
+        "Leave layers alone whose name matches this glob; may be repeated.",
+        metavar="GLOB",
+        repeat=True,
+    )
+    repair: str = option(
+        DEFAULT_REPAIR,
+        "How layers are solved again behind layers that changed: none, the last stage of each "
+        "chain, each whole chain, or that and again for what a ReLU lets through.",
+        choices=tuple(REPAIRS),
+    )
+
+    def __post_init__(self) -> None:
+        check_repair(self.repair)
+
+
+@dataclass(frozen=True)
+class KeepOptions(OptionGroup):
+    """What must be kept, at the smallest budget that keeps it."""
+
+    title: ClassVar[str] = "the smallest model that keeps"
+
+    max_drop: float | str | None = option(
+        None,
+        "Largest accuracy loss allowed, for instance 1%, counted in labels of the data; with a "
+        "metric in its own units. The smallest budget that keeps it is searched: of what the "
+        "target names without a ratio, else of MACs.",
+        metavar="1%",
+    )
+    min_agreement: float | str | None = option(
+        None,
+        "Smallest part of samples that keep their first class, for instance 99%; searched alike.",
+        metavar="99%",
+    )
+    min_snr: float | str | None = option(
+        None,
+        "Smallest signal-to-noise ratio of the outputs in dB, for instance 30dB; searched alike.",
+        metavar="30dB",
+    )
+    metric: Metric | None = option(
+        None,
+        "For --max-drop, in the place of accuracy: a function of outputs by name and labels, and "
+        "of inputs where it has such a parameter, which returns a number; higher is better.",
+        metavar="FILE.py:FUNCTION",
+        read=_metric,
+    )
+
+    def requirement(self) -> Requirement | None:
+        """The requirement, or None where nothing must be kept.
+
+        Raises:
+            OptionError: more than one is given, or one is out of range.
+        """
+        own = self.metric is not None
+        return Requirement.of(
+            read_bound("drop", self.max_drop, own),
+            read_bound("agreement", self.min_agreement),
+            read_bound("snr", self.min_snr),
+            self.metric,
+        )
+
+
+@dataclass(frozen=True)
+class RuntimeOptions(OptionGroup):
+    """How models are run."""
+
+    title: ClassVar[str] = "runtime"
+
+    threads: int = option(0, "Threads of ONNX Runtime; 0 leaves the choice to it.", metavar="N")
+    provider: str = option(
+        "CPUExecutionProvider",
+        "ONNX Runtime execution provider that models run on and latency is measured on.",
+        metavar="NAME",
+    )
+
+    def runtime(self) -> Runtime:
+        """How to run models.
+
+        Raises:
+            OptionError: there is no such provider, or the number of threads is negative.
+        """
+        return Runtime(self.provider, self.threads)
+
+
+@dataclass(frozen=True)
+class ResultOptions(OptionGroup):
+    """What is done with a result that does not pay."""
+
+    title: ClassVar[str] = "result"
+
+    force: bool = option(
+        False, "Write the result even if it is slower or bigger, or says something else."
+    )
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Options of ``plan``."""
+
+    data: DataOptions = DataOptions()
+    draw: DrawOptions = DrawOptions()
+    target: TargetOptions = TargetOptions()
+    methods: PassOptions = PassOptions()
+    timing: TimingOptions = TimingOptions()
+    runtime: RuntimeOptions = RuntimeOptions()
+    images: ImageOptions = ImageOptions()
+
+    def job(self) -> JobOptions:
+        """What stays the same whatever the budget."""
+        return _job(self)
+
+
+@dataclass(frozen=True)
+class CompressOptions(PlanOptions):
+    """Options of ``compress``."""
+
+    keep: KeepOptions = KeepOptions()
+    result: ResultOptions = ResultOptions()
+
+
+@dataclass(frozen=True)
+class ApplyOptions:
+    """Options of ``apply``; the plan has the others."""
+
+    data: DataOptions = DataOptions()
+    timing: TimingOptions = TimingOptions()
+    runtime: RuntimeOptions = RuntimeOptions()
+    images: ImageOptions = ImageOptions()
+    result: ResultOptions = ResultOptions()
+
+
+@dataclass(frozen=True)
+class BudgetOptions(OptionGroup):
+    """Budgets that a sweep tries."""
+
+    title: ClassVar[str] = "budgets"
+
+    budget: str = option("macs", "What is left less and less of.", choices=METRICS)
+    ratios: Sequence[float] = option(
+        DEFAULT_RATIOS, "Parts of the original to try.", metavar="R,R,...", read=_ratios
+    )
+    models: str | None = option(None, "Write the models into this folder.", metavar="FOLDER")
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Options of ``sweep``."""
+
+    budgets: BudgetOptions = BudgetOptions()
+    data: DataOptions = DataOptions()
+    draw: DrawOptions = DrawOptions()
+    methods: PassOptions = PassOptions()
+    timing: TimingOptions = TimingOptions()
+    runtime: RuntimeOptions = RuntimeOptions()
+    images: ImageOptions = ImageOptions()
+
+    def job(self) -> JobOptions:
+        """What stays the same whatever the budget."""
+        return _job(self)
+
+
+@dataclass(frozen=True)
+class ValidateOptions:
+    """Options of ``validate``."""
+
+    draw: DrawOptions = DrawOptions()
+    runtime: RuntimeOptions = RuntimeOptions()
+    images: ImageOptions = ImageOptions()
+
+
+@dataclass(frozen=True)
+class LayerOptions(OptionGroup):
+    """Which layers and methods the curves are of."""
+
+    title: ClassVar[str] = "curves"
+
+    layers: str | Sequence[str] = option(
+        (),
+        "Only layers whose name matches this glob; may be repeated.",
+        metavar="GLOB",
+        repeat=True,
+        flag="--layer",
+    )
+    passes: str | Sequence[str | Pass] | None = option(
+        None, "Passes with their options; all of them by default.", metavar="LIST"
+    )
+
+
+@dataclass(frozen=True)
+class CurvesOptions:
+    """Options of ``curves``, the command ``inspect --curves``."""
+
+    data: DataOptions = DataOptions()
+    draw: DrawOptions = DrawOptions()
+    layers: LayerOptions = LayerOptions()
+    runtime: RuntimeOptions = RuntimeOptions()
+    images: ImageOptions = ImageOptions()
+
+
+def _job(options: PlanOptions | SweepOptions) -> JobOptions:
+    methods = options.methods
+    return JobOptions(
+        passes=parse_list(methods.passes),
+        data=options.data,
+        draw=options.draw,
+        images=options.images,
+        runtime=options.runtime.runtime(),
+        timing=options.timing,
+        include=methods.include,
+        exclude=methods.exclude,
+        repair=methods.repair,
+    )

@@ -1,0 +1,215 @@
+"""From an analysis and a target to everything that a plan may choose from.
+
+    propose(analysis, target) -> Proposed
+    propose_together(analysis, target, tied) -> Proposed      one chain for layers of one weight
+
+Channels come first: how many go depends on what factorization would lose on the rest. Then every
+pass is asked for candidates of every layer of what is left, which are timed where the target is on
+latency.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnx_lowrank.analysis.cost import other_cost
+from onnx_lowrank.analysis.preparation import measured_shapes
+from onnx_lowrank.engine.analyse import Analysis, Cut, channels_key, cut, timed_inference
+from onnx_lowrank.engine.constraints import chosen_under
+from onnx_lowrank.errors import BudgetError, OptionError
+from onnx_lowrank.planning.candidates import loss_of
+from onnx_lowrank.planning.countable import fixed_nodes
+from onnx_lowrank.planning.plan import GroupDecision
+from onnx_lowrank.planning.proposals import Proposals, make_choices
+from onnx_lowrank.planning.sharing import Tie, proposed_together
+from onnx_lowrank.planning.targets import Target
+from onnx_lowrank.planning.timed_candidates import Timed, timed_choices
+from onnx_lowrank.pruning.greedy import Budget
+from onnx_lowrank.pruning.pruner import Kept, Pruner
+from onnx_lowrank.pruning.shared_budget import share_budget
+from onnx_lowrank.pruning.top_down import top_down
+
+__all__ = ["Proposed", "propose", "propose_together", "whole_proposals"]
+
+#: loss of one layer, on average, below which pruning is not considered unasked
+_NO_NEED_TO_PRUNE = 0.01
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """What a plan may choose from.
+
+    Attributes:
+        target: what is asked for.
+        kept: channels that stay, by group.
+        groups: a decision for every group of channels, where pruning was considered.
+        cut: the model without the channels that go.
+        proposals: candidates of its layers, all layers weighing alike.
+        timed: the same with times as costs; None where no time is asked for.
+        tied: layers that use one weight and get one chain.
+    """
+
+    target: Target
+    kept: Kept
+    groups: tuple[GroupDecision, ...]
+    cut: Cut
+    proposals: Proposals
+    timed: Timed | None = None
+    tied: tuple[Tie, ...] = ()
+
+
+def propose(analysis: Analysis, target: Target) -> Proposed:
+    """Choose channels, and ask every pass for candidates of what is left.
+
+    Args:
+        analysis: of the model.
+        target: what is asked for.
+
+    Raises:
+        BudgetError: the target is out of reach.
+        OptionError: the target and the pruning pass contradict each other.
+    """
+    kept, groups = _channels(analysis, target)
+    without = cut(analysis, kept)
+    proposals = _proposals(analysis, without, kept, target)
+    timed = None
+    if target.latency is not None and analysis.job.passes.factorizations:
+        timed = _timed(analysis, without, kept, target, proposals)
+    return Proposed(target, kept, tuple(groups), without, proposals, timed)
+
+
+def propose_together(analysis: Analysis, target: Target, tied: Sequence[Tie]) -> Proposed:
+    """Ask every pass for one chain for all layers that use one weight; no channels go.
+
+    Args:
+        analysis: of the model.
+        target: what is asked for.
+        tied: layers that use one weight.
+    """
+    job, whole = analysis.job, cut(analysis, {})
+    apart = whole_proposals(analysis, target)
+    with job.tools.stopwatch("plan"):
+        proposals = proposed_together(
+            apart, whole.work, tied, job.passes.factorizations, _counted_in(target),
+            job.tools.progress,
+        )  # fmt: skip
+    return Proposed(target, {}, (), whole, proposals, tied=tuple(tied))
+
+
+def whole_proposals(analysis: Analysis, target: Target) -> Proposals:
+    """Candidates of every layer of the whole model, all layers weighing alike."""
+    return _proposals(analysis, cut(analysis, {}), {}, target)
+
+
+def _proposals(analysis: Analysis, without: Cut, kept: Kept, target: Target) -> Proposals:
+    """Candidates of every layer."""
+    job, work = analysis.job, without.work
+    metric = _counted_in(target)
+
+    def make() -> Proposals:
+        with job.tools.stopwatch("plan"):
+            return make_choices(
+                work.layers, job.passes.factorizations, work.moments, work.shapes, metric,
+                analysis.prepared.moments.totals, job.tools.progress, target.rule,
+            )  # fmt: skip
+
+    memo = analysis.memo.narrowed if kept else analysis.memo.whole
+    return memo.get((channels_key(kept), metric, target.rule), make)
+
+
+def _timed(
+    analysis: Analysis, without: Cut, kept: Kept, target: Target, proposals: Proposals
+) -> Timed:
+    """The candidates with measured or predicted times."""
+    job = analysis.job
+
+    def make() -> Timed:
+        with job.tools.stopwatch("time"):
+            feed, shapes = timed_inference(job, without.work)
+            table = job.tools.latency_table()
+            return timed_choices(without.work, proposals, feed, shapes, table)
+
+    key = (channels_key(kept), _counted_in(target), target.rule)
+    return analysis.memo.timed.get(key, make)
+
+
+def _counted_in(target: Target) -> str:
+    """The unit of candidates: several targets count one set of candidates anew."""
+    return target.metric if len(target.budgets) == 1 else "macs"
+
+
+def _channels(analysis: Analysis, target: Target) -> tuple[Kept, list[GroupDecision]]:
+    """Channels that stay, and a decision for every group where pruning was considered."""
+    passes = analysis.job.passes
+    if not passes.prunings:
+        return {}, []
+    options, alone = passes.prunings[0].options, not passes.factorizations
+    if alone and len(target.budgets) > 1:
+        raise OptionError("pruning alone keeps one target; give one, or add a factorization")
+    loss = None
+    if not alone and not options.keep:
+        if options.gain > 1 and _unfit_to_prune(analysis, target):
+            return {}, []
+        if target.rule is not None:
+            raise OptionError("ranks by rule leave pruning no budget; set prune_channels{keep=R}")
+        loss = _unpruned_loss(analysis, target)
+        if options.gain > 1 and loss <= _NO_NEED_TO_PRUNE * len(analysis.prepared.layers):
+            return {}, []
+    with analysis.job.tools.stopwatch("prune"):
+        pruner = analysis.pruner(target.metric)
+        kept = _ordered(analysis, pruner, _numbers(analysis, pruner, target, loss))
+        considered = kept or options.gain <= 1
+        return kept, pruner.decisions(kept) if considered else []
+
+
+def _unfit_to_prune(analysis: Analysis, target: Target) -> bool:
+    """Whether nobody asked for pruning in particular, and it can be of no use."""
+    job = analysis.job
+    return target.rule is not None or job.samples.calibration is None or job.source.large
+
+
+def _unpruned_loss(analysis: Analysis, target: Target) -> float:
+    """Predicted loss where factorizations make up the whole budget; infinite out of reach.
+
+    All layers weigh alike, as in the loss of pruning that it is compared with.
+    """
+    counted = Target(((target.metric, target.ratio),))
+    proposals = whole_proposals(analysis, counted)
+    try:
+        chosen = chosen_under(analysis, analysis.prepared, proposals, None, counted)
+    except BudgetError:
+        return math.inf
+    return loss_of(proposals.choices, chosen)
+
+
+def _numbers(analysis: Analysis, pruner: Pruner, target: Target, unpruned: float | None) -> Kept:
+    """How many channels stay in each group, and which by the first order."""
+    prepared, job = analysis.prepared, analysis.job
+    whole = analysis.before.of(target.metric)
+    fixed = other_cost(prepared.cost, prepared.shapes, prepared.layers, target.metric)
+    named = fixed_nodes(prepared, whole) if target.metric == "macs" else ""
+    budget = Budget(target.ratio * whole - fixed, str(target), whole, fixed, named)
+    if unpruned is None:
+        return pruner.plan(budget)[0]
+    return share_budget(
+        pruner, prepared, job.passes.factorizations, budget,
+        lambda model, graph, layers: measured_shapes(
+            model, graph, layers, job.samples.validation, job.tools.runtime
+        ),
+        target.metric, unpruned, job.passes.prunings[0].options.gain,
+    )  # fmt: skip
+
+
+def _ordered(analysis: Analysis, pruner: Pruner, kept: Kept) -> Kept:
+    """As many channels, chosen in the order that the pass asks for."""
+    job = analysis.job
+    chain, data = job.passes.prunings[0].options.chain, job.samples.calibration
+    if chain == "parallel":
+        return pruner.refined(kept)
+    if chain == "top_down" and data is not None:
+        return top_down(
+            pruner, analysis.prepared, kept, data, job.tools.runtime, job.seed, job.tools.progress
+        )
+    return kept

@@ -1,0 +1,93 @@
+"""From a model to its report: both models on samples that did not calibrate, and by the clock.
+
+tell(analysis, built, notes) -> Report
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnx_lowrank._version import __version__
+from onnx_lowrank.analysis.collect import batch_size
+from onnx_lowrank.analysis.preparation import MEMORY
+from onnx_lowrank.engine.analyse import Analysis, cost_of_model, feed_of_batch
+from onnx_lowrank.engine.build import Built
+from onnx_lowrank.engine.job import Job
+from onnx_lowrank.judge.validation import validate_models
+from onnx_lowrank.latency.pairs import LatencyPair
+from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.planning.notes import (
+    Note,
+    OtherData,
+    Remark,
+    Resumed,
+    SizeNotReached,
+)
+from onnx_lowrank.planning.targets import Target
+from onnx_lowrank.report.report import Report
+
+__all__ = ["tell", "timed_pairs"]
+
+
+def tell(analysis: Analysis, built: Built, notes: Sequence[Note] = ()) -> Report:
+    """Compare a model with the original, time both, and say what was done.
+
+    Args:
+        analysis: of the original model.
+        built: the new one.
+        notes: what else is to be said of it.
+
+    Raises:
+        ValidationError: outputs are missing, of other shapes, or not finite.
+    """
+    job, plan = analysis.job, built.plan
+    with job.tools.stopwatch("validate"):
+        shapes = analysis.prepared.shapes
+        validation = validate_models(
+            job.source, built.model, job.samples.validation, job.tools.runtime,
+            size=batch_size(list(shapes), shapes, MEMORY), progress=job.tools.progress,
+            labels_are_classes=job.options.labels_are_classes,
+        )  # fmt: skip
+        latency = timed_pairs(job, built.model, sorted({1, 16, job.tools.timing.batch}))
+        after = cost_of_model(job, built.model)
+    said: list[Note] = [Remark(text) for text in job.samples.notes]
+    if analysis.resumed:
+        said.append(Resumed())
+    said += [Remark(text) for text in validation.notes]
+    said += notes
+    said += [Remark(text) for text in (*analysis.before.remarks, *analysis.prepared.notes)]
+    if plan.data != job.samples.digest:
+        said.append(OtherData())
+    asked = dict(Target.from_text(plan.target).budgets).get("size")
+    if asked is not None and after.bytes > asked * analysis.before.bytes:
+        said.append(SizeNotReached(asked, after.bytes / analysis.before.bytes))
+    return Report(
+        before=analysis.before,
+        after=after,
+        target=plan.target,
+        decisions=built.decisions,
+        groups=plan.groups,
+        refits=built.refits,
+        validation=validation,
+        latency=latency,
+        notes=tuple(said),
+        seconds=dict(job.tools.stopwatch.seconds),
+        version=__version__,
+        plan=plan.digest,
+        seed=plan.seed,
+    )
+
+
+def timed_pairs(job: Job, model: Model, batches: Sequence[int]) -> tuple[LatencyPair, ...]:
+    """The original and a model in alternation, at the batches that the data allows.
+
+    Args:
+        job: whose model is the original.
+        model: the new one.
+        batches: samples of an inference.
+    """
+    data = job.samples.validation
+    most = len(data) if data.batchable else 1
+    allowed = [b for b in batches if b <= most] or [1]
+    feeds = [(b, feed_of_batch(job, b)) for b in allowed]
+    return job.tools.timer.models(job.source, model, feeds)

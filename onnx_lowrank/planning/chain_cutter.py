@@ -1,0 +1,54 @@
+"""Chains of layers as decisions have them; as many as there is room for are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.chains.chain import Chain
+from onnx_lowrank.layers import PlacedLayer
+from onnx_lowrank.passkit.base import Factorization
+from onnx_lowrank.planning.plan import Decision
+from onnx_lowrank.planning.proposals import cut_candidate
+
+__all__ = ["ChainCutter"]
+
+#: bytes of chains that are kept for the next plan, which may well have them too
+_ROOM = 512 << 20
+
+
+class ChainCutter:
+    """Cuts chains, each once as long as there is room.
+
+    Args:
+        passes: that may have made the decisions.
+    """
+
+    def __init__(self, passes: Sequence[Factorization]) -> None:
+        self._passes = tuple(passes)
+        self._chains: dict[Hashable, Chain] = {}
+        self._room = _ROOM
+
+    def cut(
+        self, channels: Hashable, layer: PlacedLayer, decision: Decision, moments: Moments
+    ) -> Chain:
+        """The chain that a decision puts in the place of a layer.
+
+        Args:
+            channels: equal where the same channels of the model stay.
+            layer: of the model without the others.
+            decision: what becomes of it.
+            moments: of its input.
+
+        Raises:
+            PlanError: the decision names no pass, form or rank that there is.
+        """
+        key = (channels, layer.name, decision)
+        if key in self._chains:
+            return self._chains[key]
+        chain = cut_candidate(layer.value, decision, self._passes, moments)
+        size = 8 * chain.parameters
+        if size <= self._room:
+            self._room -= size
+            self._chains[key] = chain
+        return chain

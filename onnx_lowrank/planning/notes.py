@@ -1,0 +1,154 @@
+"""What happened on the way to a model that its report should tell.
+
+Each is a value that other code may ask for by its type; :mod:`onnx_lowrank.report.wording` has the
+words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "ChainsAreSlower",
+    "ChainsTakenBack",
+    "LatencyOfPlan",
+    "LatencyOfPruning",
+    "Note",
+    "OtherData",
+    "Remark",
+    "Resumed",
+    "Round",
+    "SearchResult",
+    "SizeNotReached",
+]
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What a source of samples said, in its own words."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Moments that an interrupted job had collected were not collected again."""
+
+
+@dataclass(frozen=True)
+class OtherData:
+    """A plan was carried out on other calibration data than it was made on."""
+
+
+@dataclass(frozen=True)
+class SizeNotReached:
+    """A target on size was missed by what names and nodes take.
+
+    Attributes:
+        asked: part of the original's bytes.
+        left: part of them that is left.
+    """
+
+    asked: float
+    left: float
+
+
+@dataclass(frozen=True)
+class LatencyOfPlan:
+    """The time of a plan, predicted and measured, as parts of the original's.
+
+    Attributes:
+        batch: samples of an inference.
+        predicted: by the times of its chains.
+        measured: of its whole model.
+        coverage: how the times of chains came about.
+        again: whether another plan was made by the measured time.
+    """
+
+    batch: int
+    predicted: float
+    measured: float
+    coverage: str
+    again: bool
+
+
+@dataclass(frozen=True)
+class LatencyOfPruning:
+    """The time of a plan that only prunes, as a part of the original's.
+
+    Attributes:
+        batch: samples of an inference.
+        measured: of its whole model.
+    """
+
+    batch: int
+    measured: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """What became of a plan that was made again with measured sensitivities.
+
+    Attributes:
+        number: of the round, from 1 on.
+        outcome: ``same | no better | kept | dropped``; only the last two were built.
+        before: signal-to-noise ratio in dB of the plan at hand on held-out samples.
+        after: the same of the new one.
+        samples: that the ratios stand on.
+    """
+
+    number: int
+    outcome: str
+    before: float = 0.0
+    after: float = 0.0
+    samples: int = 0
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The smallest budget that keeps what is required.
+
+    Attributes:
+        understood: the bound as it was understood.
+        target: the budget that was found.
+        requirement: what it keeps.
+        searched: score on the samples of the search.
+        confirmed: score on those held back to confirm.
+        tried: all budgets, as parts of the original, and the scores there; None where one is out
+            of reach.
+    """
+
+    understood: str
+    target: str
+    requirement: str
+    searched: str
+    confirmed: str
+    tried: tuple[tuple[float, str | None], ...]
+
+
+@dataclass(frozen=True)
+class ChainsAreSlower:
+    """Chains that take more time than their layers, and that the budget cannot do without."""
+
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ChainsTakenBack:
+    """Chains that took more time than their layers, and were not used."""
+
+    layers: tuple[str, ...]
+
+
+Note = (
+    Remark
+    | Resumed
+    | OtherData
+    | SizeNotReached
+    | LatencyOfPlan
+    | LatencyOfPruning
+    | Round
+    | SearchResult
+    | ChainsAreSlower
+    | ChainsTakenBack
+)
