@@ -29,10 +29,8 @@ __all__ = ["MomentCache"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-#: seconds of work that are worth a file, and how much longer than its writing it must have been
-WORTH, SHARE = 5.0, 20.0
-#: seconds after which what nobody came back to is removed, and bytes that all of it may take
-STALE, LARGEST = 3 * 86400.0, 4 << 30
+#: seconds after which what nobody came back to is removed
+STALE = 3 * 86400.0
 #: what a folder of ours is named: no other is ever removed
 _NAME_LENGTH = 40
 
@@ -44,18 +42,29 @@ class MomentCache:
         folder: of all such caches; made when something is written.
         about: what the sums depend on.
         clock: seconds.
+        worth: seconds of work that are worth a file.
+        share: how many times longer than the last writing the work since must have been.
+        largest: bytes that all such caches may take together.
 
     Attributes:
         resumed: samples that need not be read again.
     """
 
     def __init__(
-        self, folder: Path, about: Mapping[str, Any], clock: Callable[[], float] = time.monotonic
+        self,
+        folder: Path,
+        about: Mapping[str, Any],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        worth: float = 5.0,
+        share: float = 20.0,
+        largest: int = 4 << 30,
     ) -> None:
         text = json.dumps({**about, "version": __version__}, sort_keys=True)
         self.path = folder / hashlib.sha256(text.encode()).hexdigest()[:_NAME_LENGTH]
         self._clock = clock
-        self._due = clock() + WORTH
+        self._worth, self._share, self._largest = worth, share, largest
+        self._due = clock() + worth
         self.resumed = 0
 
     def read(self, group: int) -> Arrays | None:
@@ -80,7 +89,7 @@ class MomentCache:
             with atomic_write(self._file(group)) as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
         now = self._clock()
-        self._due = now + max(WORTH, SHARE * (now - start))
+        self._due = now + max(self._worth, self._share * (now - start))
 
     def clear(self) -> None:
         """Remove it: the run is done."""
@@ -99,6 +108,6 @@ class MomentCache:
                 others.append((newest, sum(f.st_size for f in files), folder))
         held = size + sum(bytes_ for _, bytes_, _ in others)
         for newest, bytes_, folder in sorted(others):
-            if time.time() - newest > STALE or held > LARGEST:
+            if time.time() - newest > STALE or held > self._largest:
                 shutil.rmtree(folder, ignore_errors=True)
                 held -= bytes_

@@ -12,8 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_lowrank.analysis import collect
-from onnx_lowrank.analysis import moment_cache as module
+from onnx_lowrank.analysis import collect, preparation
 from onnx_lowrank.analysis.collect import MomentStore, collect_moments
 from onnx_lowrank.analysis.cost import tensor_shapes
 from onnx_lowrank.analysis.moment_cache import MomentCache
@@ -46,11 +45,14 @@ class Interrupting(Progress):
 
 
 @pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WORTH", 0.0)
-    monkeypatch.setattr(module, "SHARE", 0.0)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collect, "LARGEST_BATCH", 8)
     monkeypatch.setattr(collect, "LEAST_ROWS", 1000)  # so that positions are drawn
+
+
+def at_once(folder: Path, about: dict[str, Any], **options: Any) -> MomentCache:
+    """A cache that writes whatever it is given."""
+    return MomentCache(folder, about, worth=0.0, share=0.0, **options)
 
 
 def collected(
@@ -79,14 +81,14 @@ def equal(one: MomentStore, two: MomentStore) -> None:
 def test_it_goes_on_with_the_same_bits(tmp_path: Path, memory: int, calls: int) -> None:
     whole = collected(None, memory)
     with pytest.raises(KeyboardInterrupt):
-        collected(MomentCache(tmp_path, {}), memory, Interrupting(calls))
-    cache = MomentCache(tmp_path, {})
+        collected(at_once(tmp_path, {}), memory, Interrupting(calls))
+    cache = at_once(tmp_path, {})
     equal(collected(cache, memory), whole)
     # the batch that was interrupted is read again, those before are not
     assert cache.resumed == 8 * (calls - 1) if memory == WIDE else cache.resumed < 60 * calls
     assert bool(cache.resumed) == (calls > 1)
     # and once more, from what is there whole
-    again = MomentCache(tmp_path, {})
+    again = at_once(tmp_path, {})
     equal(collected(again, memory, Interrupting(10**9)), whole)
     assert again.resumed % len(DATA) == 0
     assert again.resumed > 0
@@ -95,15 +97,15 @@ def test_it_goes_on_with_the_same_bits(tmp_path: Path, memory: int, calls: int) 
 
 
 def test_other_origins_are_apart(tmp_path: Path) -> None:
-    collected(MomentCache(tmp_path, {"seed": 1}))
-    other = MomentCache(tmp_path, {"seed": 2})
+    collected(at_once(tmp_path, {"seed": 1}))
+    other = at_once(tmp_path, {"seed": 2})
     assert other.read(0) is None
-    assert MomentCache(tmp_path, {"seed": 1}).read(0) is not None
+    assert at_once(tmp_path, {"seed": 1}).read(0) is not None
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "noise", "other sums", "objects"])
 def test_what_cannot_be_read_is_computed_again(tmp_path: Path, damage: str) -> None:
-    first = MomentCache(tmp_path, {})
+    first = at_once(tmp_path, {})
     whole = collected(first)
     file = first.path / "0.npz"
     content = file.read_bytes()
@@ -121,16 +123,14 @@ def test_what_cannot_be_read_is_computed_again(tmp_path: Path, damage: str) -> N
     else:
         state: Any = {"done": np.array([{}], dtype=object)}
         np.savez(file, **state)
-    second = MomentCache(tmp_path, {})
+    second = at_once(tmp_path, {})
     equal(collected(second), whole)
     assert second.resumed == 0
 
 
-def test_short_work_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WORTH", 5.0)
-    monkeypatch.setattr(module, "SHARE", 20.0)
+def test_short_work_is_not_written(tmp_path: Path) -> None:
     now = [0.0]
-    cache = MomentCache(tmp_path, {}, lambda: now[0])
+    cache = MomentCache(tmp_path, {}, lambda: now[0], worth=5.0, share=20.0)
 
     def state() -> dict[str, Any]:
         now[0] += 1.0  # the writing takes a second
@@ -147,8 +147,8 @@ def test_short_work_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert written[4] is None
 
 
-def test_what_is_old_or_too_much_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old, new, mine = (MomentCache(tmp_path, {"number": i}) for i in range(3))
+def test_what_is_old_or_too_much_goes(tmp_path: Path) -> None:
+    old, new, mine = (at_once(tmp_path, {"number": i}) for i in range(3))
     stranger = tmp_path / "letters"
     stranger.mkdir()
     for age, cache in ((4 * 86400, old), (60, new)):
@@ -157,7 +157,7 @@ def test_what_is_old_or_too_much_goes(tmp_path: Path, monkeypatch: pytest.Monkey
         os.utime(cache.path / "0.npz", (stamp, stamp))
     mine.write(0, lambda: {"x": np.zeros(1000)})
     assert [c.path.exists() for c in (old, new, mine)] == [False, True, True]
-    monkeypatch.setattr(module, "LARGEST", 12_000)
+    mine = at_once(tmp_path, {"number": 2}, largest=12_000)
     mine.write(0, lambda: {"x": np.zeros(1000)})
     assert [c.path.exists() for c in (old, new, mine)] == [False, False, True]
     assert stranger.exists()
@@ -165,12 +165,13 @@ def test_what_is_old_or_too_much_goes(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_no_room_is_no_reason_to_fail(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    cache = MomentCache(tmp_path / "file", {})
+    cache = at_once(tmp_path / "file", {})
     equal(collected(cache), collected(None))
 
 
 @pytest.mark.full
-def test_an_interrupted_command_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "MomentCache", at_once)
     data: dict[str, Any] = {
         "calib": fm.DIGITS, "samples": 100, "passes": "fold_batchnorm,spatial_svd",
         "target": "macs=0.8", "threads": 1, "force": True,
