@@ -256,22 +256,22 @@ def _scaled_inputs(weight: Array, scale: Array, groups: int) -> Array:
 
 
 def one_rank(rank: Rank) -> int:
-    """``rank``, of a method that has one.
+    """Return ``rank`` as one number, for a method with one rank.
 
     Raises:
-        ValueError: it is several.
+        ValueError: ``rank`` has several numbers.
     """
     if not isinstance(rank, int):
-        raise ValueError(f"one rank is wanted, not {rank}")
+        raise ValueError(f"the method needs one rank, not {rank}")
     return rank
 
 
 def two_ranks(rank: Rank) -> tuple[int, int]:
-    """``rank``, of a method that has two.
+    """Return ``rank`` as a pair, for a method with two ranks.
 
     Raises:
-        ValueError: it is not a pair.
+        ValueError: ``rank`` is not a pair.
     """
     if isinstance(rank, int) or len(rank) != 2:
-        raise ValueError(f"two ranks are wanted, not {rank}")
+        raise ValueError(f"the method needs two ranks, not {rank}")
     return rank[0], rank[1]

@@ -38,7 +38,7 @@ def interleaved_latency(
     while, and would take the cores from the next one.
 
     Args:
-        sessions: one for each model.
+        sessions: a session of each model.
         feed: the inputs, the same for all of them.
         seconds: time to spend on all of them together.
         least: smallest number of turns that each takes.
@@ -80,12 +80,12 @@ class LatencyPair:
 
     @property
     def speedup(self) -> float:
-        """How many times faster the new model is, by the best times."""
+        """Ratio of the original's best time to the new model's."""
         return self.reference_ms / self.new_ms
 
     @property
     def median_speedup(self) -> float:
-        """How many times faster the new model is, by the median times."""
+        """Ratio of the original's median time to the new model's."""
         return self.reference_median_ms / self.new_median_ms
 
 

@@ -94,7 +94,7 @@ class Place:
 
 
 def place_of(graph: Graph, layer: PlacedLayer, shapes: Mapping[str, tuple[int, ...]]) -> Place:
-    """Where ``layer`` stands in ``graph``.
+    """Cut the place of ``layer`` out of ``graph``.
 
     Args:
         graph: the canonical network.

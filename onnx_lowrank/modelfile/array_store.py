@@ -31,13 +31,13 @@ _PIECE = 1 << 20
 
 
 class Slot(NamedTuple):
-    """Where in the file of an :class:`ArrayStore` an array lies.
+    """Place of an array in the file of an :class:`ArrayStore`.
 
     Attributes:
-        offset: in bytes.
-        dtype: type of the elements.
-        shape: of the array.
-        fortran: whether the first axis runs fastest, as a .npy file may have it.
+        offset: position of its first byte.
+        dtype: element type.
+        shape: shape of the array.
+        fortran: whether the first axis runs fastest, as it may in a .npy file.
     """
 
     offset: int
@@ -55,9 +55,9 @@ class ArrayStore:
     """Arrays that are added once and read many times, in any order.
 
     Args:
-        what: what the arrays are, for the message where the disk is full.
-        memory: bytes to hold in memory before the temporary file is begun.
-        error: type of the error where the disk is full.
+        what: name of the arrays, for the message if the disk is full.
+        memory: largest size of arrays stored in memory, in bytes; the rest goes to a file.
+        error: type of the error if the disk is full.
     """
 
     def __init__(self, what: str, memory: int = 0, error: type[LowRankError] = DataError) -> None:
@@ -85,7 +85,7 @@ class ArrayStore:
         """Write an array to the file, whatever its size.
 
         Raises:
-            TypeError: it holds Python objects.
+            TypeError: the array holds Python objects.
             LowRankError: the disk is full.
         """
         if values.dtype.hasobject:

@@ -57,7 +57,7 @@ class Candidate:
 
     @property
     def total(self) -> Cost:
-        """What it costs, in every unit."""
+        """Cost in every unit."""
         return Cost(self.macs, self.parameters, self.bytes)
 
     def __post_init__(self) -> None:
@@ -102,11 +102,11 @@ class Constraint:
     """A budget on one kind of cost.
 
     Attributes:
-        metric: what is counted: ``macs``, ``params``, ``size`` or ``latency``.
-        choices: all layers, whose candidates' costs are in the unit of the metric.
-        budget: the most that the candidates taken may cost together.
-        whole: the cost of the original model, which messages give parts of.
-        fixed: the cost of what no choice changes.
+        metric: quantity that is limited: ``macs``, ``params``, ``size`` or ``latency``.
+        choices: choices of all layers, with costs in the unit of the quantity.
+        budget: largest sum of the costs of the chosen candidates.
+        whole: cost of the original model.
+        fixed: cost of the nodes that no choice changes.
     """
 
     metric: str

@@ -24,7 +24,7 @@ def choose(constraints: Sequence[Constraint]) -> list[Candidate]:
     """Choose one candidate for each layer so that all budgets are kept at little loss.
 
     Args:
-        constraints: one or more, on the same layers and candidates.
+        constraints: one budget or more, on the same layers and candidates.
 
     Raises:
         BudgetError: even the cheapest candidates cost more; the message says what can be reached.

@@ -13,15 +13,15 @@ Array = npt.NDArray[np.floating[Any]]
 
 
 def best_step(gains: Array, prices: Array, allowed: npt.NDArray[np.bool_]) -> int | None:
-    """Choose the step of most gain for its price; of equal ones the first.
+    """Choose the step of most gain for its price, and among equals the first.
 
     Args:
-        gains: what each step wins, ``(steps,)``; below 0 where it loses.
-        prices: what it takes for that, ``(steps,)``, above 0 where it is allowed.
-        allowed: the steps to choose from, ``(steps,)``.
+        gains: gain of each step, ``(steps,)``; negative for a loss.
+        prices: price of each step, ``(steps,)``; positive where the step is allowed.
+        allowed: mask of the steps to choose from, ``(steps,)``.
 
     Returns:
-        Its number, or None where no step is allowed.
+        Number of the step; None where no step is allowed.
     """
     places = np.flatnonzero(allowed)
     if not len(places):

@@ -24,7 +24,7 @@ def check_repair(name: str) -> str:
     """Return ``name`` if it is a key of :data:`REPAIRS`.
 
     Raises:
-        OptionError: it is not.
+        OptionError: ``name`` is not a refit mode.
     """
     if name not in REPAIRS:
         raise OptionError(f"repair is {name!r}; it should be one of {', '.join(REPAIRS)}")

@@ -40,7 +40,7 @@ def allocate_all(constraints: Sequence[Constraint]) -> list[Candidate]:
     all budgets and no step within them lowers the loss; the plan of least loss is taken.
 
     Args:
-        constraints: one or more, on the same layers and candidates.
+        constraints: two budgets or more, on the same layers and candidates.
 
     Raises:
         BudgetError: no plan that was found keeps all budgets.

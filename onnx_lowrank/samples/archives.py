@@ -172,10 +172,10 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 def _copied(stream: IO[bytes], store: ArrayStore) -> Slot:
-    """Copy the array of an open .npy file into a store, without ever holding it.
+    """Copy the array of an open .npy file into a store, a part at a time.
 
     Raises:
-        ValueError: it is not a .npy file, or one that is longer or shorter than it declares.
+        ValueError: the file is not a .npy file, or is longer or shorter than it declares.
     """
     shape, fortran, dtype = _header(stream)
     return store.copy(stream, dtype, shape, fortran)
