@@ -17,6 +17,8 @@ from benchmarks.measuring import samples_used, validation_figures
 from benchmarks.nets import NETS
 from benchmarks.rows import Cell, Row
 from benchmarks.tables import Column, accuracy, asked, figure, model, seconds, speedup
+from onnx_lowrank.planning.notes import LatencyOfPlan, LatencyOfPruning, SearchResult
+from onnx_lowrank.report.wording import worded
 
 __all__ = ["COMMAND", "NEEDS", "Need", "begin", "cells"]
 
@@ -47,6 +49,9 @@ NEEDS = (
          {"target": ["macs=0.25", "params=0.1"]}),
     Need("cifar10_resnet56", "--target latency=0.5", {"target": "latency=0.5"}),
 )  # fmt: skip
+
+#: notes of a report that the table shows
+_TOLD = (LatencyOfPlan, LatencyOfPruning, SearchResult)
 
 _MODELS = sorted({need.model for need in NEEDS})
 _NAMES = list(dict.fromkeys(need.name for need in NEEDS))
@@ -82,7 +87,7 @@ def begin(name: str, folder: Path, arguments: argparse.Namespace) -> Measure:
             **{speedup_name(1, p.batch): round(p.speedup, 3) for p in report.latency},
             "seconds": round(spent, 1),
         }
-        told = [n for n in report.said if "is the least" in n or n.startswith("latency")]
+        told = [worded(note) for note in report.notes if isinstance(note, _TOLD)]
         return cell.measured(
             samples_used(result, archive), figures, found=result.plan.target, notes=told
         )
