@@ -27,7 +27,7 @@ from onnx_lowrank.planning.chain_cutter import ChainCutter
 from onnx_lowrank.planning.layer_globs import check_globs, selected
 from onnx_lowrank.planning.proposals import Proposals
 from onnx_lowrank.planning.timed_candidates import Timed
-from onnx_lowrank.pruning.pruner import Kept, Pruner
+from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
 from onnx_lowrank.runtime.machine import cache_folder
 from onnx_lowrank.runtime.runtime import Feed
 
@@ -133,7 +133,7 @@ def analyse(job: Job) -> Analysis:
     return Analysis(job, before, prepared, memo)
 
 
-def cut(analysis: Analysis, kept: Kept) -> Cut:
+def cut(analysis: Analysis, kept: KeptChannels) -> Cut:
     """The model without the channels that go, measured anew.
 
     Args:
@@ -174,7 +174,7 @@ def timed_inference(job: Job, work: Prepared) -> tuple[Feed, dict[str, tuple[int
     return feed, tensor_shapes(work.model, inputs, feed, job.tools.runtime, wished=wished)
 
 
-def channels_key(kept: Kept) -> Hashable:
+def channels_key(kept: KeptChannels) -> Hashable:
     """A key that is equal where the same channels stay."""
     return tuple(sorted((name, tuple(left.tolist())) for name, left in kept.items()))
 

@@ -9,12 +9,12 @@ import numpy as np
 from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.errors import PlanError
 from onnx_lowrank.planning.plan import GroupDecision, Plan
-from onnx_lowrank.pruning.pruner import Kept, Pruner
+from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
 
 __all__ = ["check_plan", "kept_by"]
 
 
-def kept_by(plan: Plan) -> Kept:
+def kept_by(plan: Plan) -> KeptChannels:
     """Channels that a plan keeps."""
     return {
         g.name: np.array(g.kept, np.intp) for g in plan.groups if g.decision in ("cut", "gather")

@@ -27,7 +27,7 @@ from onnx_lowrank.planning.sharing import Tie, proposed_together
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.planning.timed_candidates import Timed, timed_choices
 from onnx_lowrank.pruning.greedy import Budget
-from onnx_lowrank.pruning.pruner import Kept, Pruner
+from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
 from onnx_lowrank.pruning.shared_budget import share_budget
 from onnx_lowrank.pruning.top_down import top_down
 
@@ -52,7 +52,7 @@ class Proposed:
     """
 
     target: Target
-    kept: Kept
+    kept: KeptChannels
     groups: tuple[GroupDecision, ...]
     cut: Cut
     proposals: Proposals
@@ -103,7 +103,7 @@ def whole_proposals(analysis: Analysis, target: Target) -> Proposals:
     return _proposals(analysis, cut(analysis, {}), {}, target)
 
 
-def _proposals(analysis: Analysis, without: Cut, kept: Kept, target: Target) -> Proposals:
+def _proposals(analysis: Analysis, without: Cut, kept: KeptChannels, target: Target) -> Proposals:
     """Candidates of every layer."""
     job, work = analysis.job, without.work
     metric = _counted_in(target)
@@ -120,7 +120,7 @@ def _proposals(analysis: Analysis, without: Cut, kept: Kept, target: Target) -> 
 
 
 def _timed(
-    analysis: Analysis, without: Cut, kept: Kept, target: Target, proposals: Proposals
+    analysis: Analysis, without: Cut, kept: KeptChannels, target: Target, proposals: Proposals
 ) -> Timed:
     """The candidates with measured or predicted times."""
     job = analysis.job
@@ -140,7 +140,7 @@ def _counted_in(target: Target) -> str:
     return target.metric if len(target.budgets) == 1 else "macs"
 
 
-def _channels(analysis: Analysis, target: Target) -> tuple[Kept, list[GroupDecision]]:
+def _channels(analysis: Analysis, target: Target) -> tuple[KeptChannels, list[GroupDecision]]:
     """Channels that stay, and a decision for every group where pruning was considered."""
     passes = analysis.job.passes
     if not passes.prunings:
@@ -184,7 +184,9 @@ def _unpruned_loss(analysis: Analysis, target: Target) -> float:
     return loss_of(proposals.choices, chosen)
 
 
-def _numbers(analysis: Analysis, pruner: Pruner, target: Target, unpruned: float | None) -> Kept:
+def _numbers(
+    analysis: Analysis, pruner: Pruner, target: Target, unpruned: float | None
+) -> KeptChannels:
     """How many channels stay in each group, and which by the first order."""
     prepared, job = analysis.prepared, analysis.job
     whole = analysis.before.of(target.metric)
@@ -202,7 +204,7 @@ def _numbers(analysis: Analysis, pruner: Pruner, target: Target, unpruned: float
     )  # fmt: skip
 
 
-def _ordered(analysis: Analysis, pruner: Pruner, kept: Kept) -> Kept:
+def _ordered(analysis: Analysis, pruner: Pruner, kept: KeptChannels) -> KeptChannels:
     """As many channels, chosen in the order that the pass asks for."""
     job = analysis.job
     chain, data = job.passes.prunings[0].options.chain, job.samples.calibration

@@ -26,14 +26,14 @@ from onnx_lowrank.pruning.costs import Costs
 from onnx_lowrank.pruning.greedy import Budget, OutOfReachError, plan_counts
 from onnx_lowrank.pruning.prunable import Prunable, find_prunables, norms
 
-__all__ = ["ChannelOrder", "Kept", "Pruner", "ReaderTarget"]
+__all__ = ["ChannelOrder", "KeptChannels", "Pruner", "ReaderTarget"]
 
 Array = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
 
 #: numbers of the channels that stay, rising, by name of the prunable
-Kept = Mapping[str, Labels]
+KeptChannels = Mapping[str, Labels]
 
 #: ridge of the weights that are solved again, in units of the mean variance of the inputs
 _RIDGE = 1e-6
@@ -130,7 +130,7 @@ class Pruner:
         """Cost of all layers with all their channels."""
         return self._costs.ledger().total
 
-    def plan(self, budget: Budget) -> tuple[Kept, float]:
+    def plan(self, budget: Budget) -> tuple[KeptChannels, float]:
         """Choose the channels to keep under a budget on the cost of the layers.
 
         Returns:
@@ -167,7 +167,7 @@ class Pruner:
         found = [sum(float(losses[n][c]) for n, c in plan.items()) for plan in plans]
         return plans[0] if found[0] <= bearable(found[-1], len(self._layers)) else plans[-1]
 
-    def refined(self, kept: Kept) -> Kept:
+    def refined(self, kept: KeptChannels) -> KeptChannels:
         """Improve a choice by :meth:`Pruning.refined`; the numbers of channels stay the same."""
         found = {}
         with self._progress.task("swap channels", len(kept)) as advance:
@@ -177,7 +177,7 @@ class Pruner:
                 advance(1)
         return found
 
-    def _bottom_up(self, kept: Kept) -> dict[str, Labels]:
+    def _bottom_up(self, kept: KeptChannels) -> dict[str, Labels]:
         """Choose as many channels again from the output on, by the outputs that stay only."""
         chosen: dict[str, Labels] = {}
         rows: dict[str, Mask] = {}
@@ -198,7 +198,7 @@ class Pruner:
         layers = self._prepared.layers
         return frozenset(layers[side.layer].name for side in self.prunables[name].sides)
 
-    def decisions(self, kept: Kept) -> list[GroupDecision]:
+    def decisions(self, kept: KeptChannels) -> list[GroupDecision]:
         """List a decision with its reason for each cut and Gather, then for the other groups."""
         made = []
         for name, prunable in self.prunables.items():
@@ -227,7 +227,7 @@ class Pruner:
         )
 
     def apply(
-        self, graph: Graph, kept: Kept, targets: Mapping[str, ReaderTarget] | None = None
+        self, graph: Graph, kept: KeptChannels, targets: Mapping[str, ReaderTarget] | None = None
     ) -> Remains:
         """Cut ``graph``, a copy of the one that was planned on, and solve the readers again.
 
@@ -263,7 +263,7 @@ class Pruner:
             gather_input(graph, layer.name, positions[layer.name].tolist(), given)
         return remains
 
-    def positions(self, kept: Kept) -> dict[str, Labels]:
+    def positions(self, kept: KeptChannels) -> dict[str, Labels]:
         """Positions that stay on the axes of inputs of the readers, by layer name."""
         gone: dict[str, list[Labels]] = {}
         for name, left in kept.items():
@@ -276,7 +276,7 @@ class Pruner:
             for name, lost in gone.items()
         }
 
-    def moments(self, kept: Kept) -> dict[str, Moments]:
+    def moments(self, kept: KeptChannels) -> dict[str, Moments]:
         """Moments of the layers after the cut, if the channels that stay did not change."""
         positions = self.positions(kept)
         return {

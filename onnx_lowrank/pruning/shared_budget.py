@@ -33,7 +33,7 @@ from onnx_lowrank.planning.lagrangian import allocate
 from onnx_lowrank.planning.proposals import make_choices
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning.greedy import Budget, OutOfReachError
-from onnx_lowrank.pruning.pruner import Kept, Pruner
+from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
 
 __all__ = ["share_budget"]
 
@@ -61,7 +61,7 @@ def share_budget(
     metric: str,
     unpruned: float,
     gain: float,
-) -> Kept:
+) -> KeptChannels:
     """Choose the channels to keep, so that pruning and factorization lose least together.
 
     Args:
@@ -79,7 +79,7 @@ def share_budget(
         OutOfReachError: no share meets the budget.
     """
     rest = Factorizing(pruner, prepared, factorizations, measure, metric)
-    best: tuple[float, Kept] | None = (unpruned / gain, {}) if isfinite(unpruned) else None
+    best: tuple[float, KeptChannels] | None = (unpruned / gain, {}) if isfinite(unpruned) else None
     before = unpruned
     for share in SHARES:
         limit = pruner.cost - share * (pruner.cost - budget.limit)
@@ -99,7 +99,7 @@ def share_budget(
     return best[1] if best is not None else _first_within_budget(pruner, rest, budget)
 
 
-def _first_within_budget(pruner: Pruner, rest: Factorizing, budget: Budget) -> Kept:
+def _first_within_budget(pruner: Pruner, rest: Factorizing, budget: Budget) -> KeptChannels:
     """Find the least pruning with which factorization meets the budget.
 
     The levels of pruning do not depend on the budget, so a ratio that an error says can be reached
@@ -148,7 +148,7 @@ class Factorizing:
         self._metric = metric
         self._choices: dict[tuple[str, bytes], Choice] = {}
 
-    def loss(self, kept: Kept, budget: Budget) -> float:
+    def loss(self, kept: KeptChannels, budget: Budget) -> float:
         """Predict the loss of factorizing the pruned model within the whole budget.
 
         Raises:
@@ -162,7 +162,7 @@ class Factorizing:
         chosen = allocate(choices, limit)
         return sum(c.weight * p.error for c, p in zip(choices, chosen, strict=True))
 
-    def _proposed(self, kept: Kept) -> tuple[list[Choice], float]:
+    def _proposed(self, kept: KeptChannels) -> tuple[list[Choice], float]:
         """Choices of all layers of the pruned model, and the cost of its other nodes.
 
         The latter changes with pruning: vectors along the channels get shorter, biases are added.
@@ -188,7 +188,7 @@ class Factorizing:
         choices = [self._choices[keys[layer.name]] for layer in layers]
         return choices, other_cost(model_cost(model, shapes), shapes, layers, self._metric)
 
-    def _channels(self, layer: PlacedLayer, kept: Kept) -> bytes:
+    def _channels(self, layer: PlacedLayer, kept: KeptChannels) -> bytes:
         """Key of the channels that stay in the groups that a layer makes or reads."""
         return b"".join(
             name.encode() + b"\0" + left.tobytes()

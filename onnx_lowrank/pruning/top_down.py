@@ -28,7 +28,7 @@ from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Layer, PlacedLayer
 from onnx_lowrank.linalg.blas_threads import blas_for
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.pruning.pruner import Kept, Pruner, ReaderTarget
+from onnx_lowrank.pruning.pruner import KeptChannels, Pruner, ReaderTarget
 from onnx_lowrank.refit.refit import responses_of, solution
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset
@@ -44,7 +44,7 @@ _RIDGE = 1e-3
 def top_down(
     pruner: Pruner,
     prepared: Prepared,
-    kept: Kept,
+    kept: KeptChannels,
     calibration: Dataset,
     runtime: Runtime,
     seed: int,

@@ -19,7 +19,7 @@ from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning import shared_budget as prune_split
 from onnx_lowrank.pruning.greedy import Budget
-from onnx_lowrank.pruning.pruner import Kept, Pruner
+from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
 from onnx_lowrank.pruning.shared_budget import SHARES, Factorizing, share_budget
 from tests import fixtures_models as fm
 from tests.analyses import samples_of
@@ -46,7 +46,7 @@ class Split:
     ) -> Mapping[str, tuple[int, ...]]:
         return measured_shapes(model, graph, layers, self.data.validation, fm.ONE_THREAD)
 
-    def share(self, ratio: float, gain: float = 1.0) -> Kept:
+    def share(self, ratio: float, gain: float = 1.0) -> KeptChannels:
         return share_budget(
             self.pruner, self.prepared, self.factorizations, self.budget(ratio),
             self.measure, "macs", self.unpruned(ratio), gain,

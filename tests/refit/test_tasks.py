@@ -16,7 +16,7 @@ from onnx_lowrank.planning.plan import Decision
 from onnx_lowrank.planning.proposals import cut_candidate
 from onnx_lowrank.planning.registry import parse, parse_list
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.pruning.pruner import Kept, Pruner
+from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
 from onnx_lowrank.refit.refit import Task, refit
 from onnx_lowrank.refit.tasks import _input_of_last, refit_tasks
 from tests import fixtures_models as fm
@@ -31,7 +31,7 @@ class Case:
     """A net pruned and factorized, before its refit."""
 
     def __init__(
-        self, proto: ModelProto, kept: Kept, ranks: dict[str, int], repair: str = "chain"
+        self, proto: ModelProto, kept: KeptChannels, ranks: dict[str, int], repair: str = "chain"
     ) -> None:
         self.source = load(proto)
         self.data = samples_of(self.source, {"x": SEEN})
@@ -126,7 +126,7 @@ def test_rows_are_those_that_are_left() -> None:
     ],
     ids=["pruned", "both", "factorized", "gathered"],
 )
-def test_refit_lowers_the_error(kept: Kept, ranks: dict[str, int]) -> None:
+def test_refit_lowers_the_error(kept: KeptChannels, ranks: dict[str, int]) -> None:
     case = Case(NET, kept, ranks)
     before = case.error()
     case.refit()
