@@ -96,13 +96,13 @@ class PassOptions(OptionGroup):
         "Passes with their options, as svd,spatial_svd{split=vh}; see the command passes.",
         metavar="LIST",
     )
-    include: Sequence[str] = option(
+    include: str | Sequence[str] = option(
         (),
         "Touch only layers whose name matches this glob; may be repeated.",
         metavar="GLOB",
         repeat=True,
     )
-    exclude: Sequence[str] = option(
+    exclude: str | Sequence[str] = option(
         (),
         "Leave layers alone whose name matches this glob; may be repeated.",
         metavar="GLOB",
@@ -302,6 +302,11 @@ class CurvesOptions:
     images: ImageOptions = ImageOptions()
 
 
+def _listed(globs: str | Sequence[str]) -> Sequence[str]:
+    """Globs as a list; from Python one may be given alone."""
+    return [globs] if isinstance(globs, str) else globs
+
+
 def _job(options: PlanOptions | SweepOptions) -> JobOptions:
     methods = options.methods
     return JobOptions(
@@ -311,7 +316,7 @@ def _job(options: PlanOptions | SweepOptions) -> JobOptions:
         images=options.images,
         runtime=options.runtime.runtime(),
         timing=options.timing,
-        include=methods.include,
-        exclude=methods.exclude,
+        include=_listed(methods.include),
+        exclude=_listed(methods.exclude),
         repair=methods.repair,
     )

@@ -13,7 +13,7 @@ from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.choose import EQUAL, Planned, choose
 from onnx_lowrank.engine.propose import propose, propose_together, whole_proposals
 from onnx_lowrank.errors import BudgetError, NothingAppliesError
-from onnx_lowrank.planning.countable import check_countable
+from onnx_lowrank.planning.countable import check_countable, fixed_nodes
 from onnx_lowrank.planning.sharing import ties
 from onnx_lowrank.planning.targets import Target
 
@@ -47,7 +47,9 @@ def plan_once(
         return _better(analysis, target, sensitivity)
     except BudgetError as error:
         if reasons := _inapplicable(analysis, target):
-            raise NothingAppliesError(f"{target}: {reasons}") from error
+            fixed = fixed_nodes(analysis.prepared, analysis.before.macs)
+            named = f"; {fixed}" if fixed and "macs" in dict(target.budgets) else ""
+            raise NothingAppliesError(f"{target}: {reasons}{named}") from error
         raise
 
 
