@@ -284,6 +284,9 @@ def _save_external(model: Model, target: Path, source: Model | None) -> int:
     wide = [t for t in inside if t.name not in homes and len(t.raw_data) >= SMALLEST_EXTERNAL]
     if sum(len(t.raw_data) for t in wide) > LARGEST_PROTO:
         moves += [(t, rest) for t in wide]
+    # one order, wherever the values have been until now
+    order = {t.name: i for i, t in enumerate(proto.graph.initializer)}
+    moves.sort(key=lambda move: order.get(move[0].name, len(order)))
     names = list(dict.fromkeys(name for _, name in moves))
     moved: dict[Place, Place] = {}
     with atomic_writes(*map(target.with_name, names), target) as files:

@@ -509,7 +509,9 @@ def test_inspect_and_compress(name: str) -> None:
         else:
             assert decisions[layer].decision == "skip"
             assert wanted in decisions[layer].reason
-    for output in result.report.validation.outputs:
+    compared = [o for o in result.report.validation.outputs if o.places]
+    assert compared
+    for output in compared:
         assert output.relative_error < row.error, output
     # weights in the types they had: no model grows by a change of type
     kinds = {t.data_type for t in proto.graph.initializer} | {F32}

@@ -79,7 +79,7 @@ LAYOUTS: dict[str, tuple[Callable[[str], str], set[str]]] = {
     "one file, called after the model": (lambda _: "net.onnx_data", {"small.onnx_data"}),
     "two files": (
         lambda w: f"part{int(w[1]) // 3}.bin",
-        {"small.onnx.part0.bin", "small.onnx.part1.bin", "small.onnx.data"},
+        {"small.onnx.part0.bin", "small.onnx.part1.bin"},
     ),
     "numbered files": (
         lambda w: "net.onnx.data" + ".1" * (int(w[1]) > 2),
@@ -87,7 +87,7 @@ LAYOUTS: dict[str, tuple[Callable[[str], str], set[str]]] = {
     ),
     "a file for each weight": (
         lambda w: f"weights/{w}",
-        {f"small.onnx.weights_w{i}" for i in (2, 3, 4)} | {"small.onnx.data"},
+        {f"small.onnx.weights_w{i}" for i in range(5)},
     ),
 }
 
