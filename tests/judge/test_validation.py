@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, helper
 
+from onnx_lowrank.engine.validate import validate
 from onnx_lowrank.errors import DataError, ModelError, ValidationError
 from onnx_lowrank.judge.validation import (
     Accuracy,
@@ -15,7 +16,6 @@ from onnx_lowrank.judge.validation import (
     Validation,
     _Tally,
     top_hits,
-    validate,
 )
 from onnx_lowrank.runtime.outputs import looks_like_scores
 from tests import fixtures_models as fm

@@ -108,7 +108,7 @@ BROKEN: dict[str, tuple[Spoil, str]] = {
     "gigantic weight": (dims(2**40, 2**20), "declares 1099511627776x1048576"),
     "overflowing weight": (dims(2**32, 2**32), "declares 4294967296x4294967296"),
     "overflow to the true size": (dims(2**62 + 64, 64), "declares 4611686018427387968x64"),
-    "negative weight": (dims(-64, -64), "has the shape [-64, -64]"),
+    "negative weight": (dims(-64, -64), "has the negative shape [-64, -64]"),
     "longer weight": (dims(64, 63), "declares 64x63, 16128 bytes, and holds 16384"),
     "unknown type": (data_type(77), "has the unknown element type 77"),
     "undefined type": (data_type(0), "has the unknown element type 0"),
@@ -293,6 +293,8 @@ def test_external_data_of_constants_and_branches_moves_with_the_model(tmp_path: 
 @pytest.mark.parametrize("kind", ["pipe", "device", "large", "long name", "no permission"])
 def test_places_that_are_no_models(kind: str, tmp_path: Path, capsys: Capture) -> None:
     path, message = tmp_path / "bad.onnx", "cannot be read"
+    if kind in ("pipe", "device"):
+        message = "not a regular file"
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "device":
@@ -350,7 +352,7 @@ def test_a_long_line_of_views() -> None:
     ]
     nodes.append(helper.make_node("MatMul", ["x", f"i{count}"], ["y"], name="m"))
     proto = fm.build(nodes, {"x": ["N", 64]}, {"y": ["N", 64]}, {"i0": W})
-    result = fm.quick_compress(proto, calib={"x": X}, target="macs=0.6")
+    result = fm.quick_compress(proto, calib={"x": X}, target="macs=0.6", force=True)
     assert result.report.after.macs < 0.6 * 64 * 64
 
 
@@ -373,7 +375,7 @@ def test_the_default_domain_by_its_name() -> None:
     ]
     proto = fm.build(nodes, {"x": ["N", 64]}, {"y": ["N", 64]}, {"w": W})
     proto.opset_import[0].domain = "ai.onnx"
-    result = fm.quick_compress(proto, calib={"x": X}, target="macs=0.6")
+    result = fm.quick_compress(proto, calib={"x": X}, target="macs=0.6", force=True)
     assert result.report.after.macs < 0.6 * 64 * 64
 
 
