@@ -195,7 +195,7 @@ KINDS: dict[str, Callable[[int, Count], None]] = {
 }  # fmt: skip
 #: last seed of each kind in every run, and behind the marker full
 QUICK = {"full rank": 120, "any rank": 20, "budget": 20}
-FULL = {"full rank": 2000, "any rank": 400, "budget": 400}
+FULL = {"full rank": 1000, "any rank": 120, "budget": 120}
 
 
 def pieces(first: dict[str, int], last: dict[str, int]) -> list[tuple[str, int]]:
