@@ -14,7 +14,8 @@ Formula:     min_M  1/2 E||Y - M X||^2 + lambda sum_j ||M_j||     over all reade
              method=obs:    backward elimination of the channel whose removal, with all weights
                             solved again, adds least to the loss (default)
              method=lasso:  the order in which channels enter as lambda falls, each channel's norm
-                            weighed by 1 / ||W_j||
+                            weighed by 1 / ||W_j||; solver=fista|reweighted are the published
+                            solvers, which reach the same optimum later than newton
              method=l1|l2:  norms of the filters that make the channel
              method=energy: mean square of the channel
              method=random: by seed
@@ -37,7 +38,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.linalg.group_elimination import obs_elimination
-from onnx_lowrank.linalg.group_lasso_path import path, weight_penalties
+from onnx_lowrank.linalg.group_lasso_path import SOLVERS, path, weight_penalties
 from onnx_lowrank.linalg.group_scores import energy_scores, random_scores
 from onnx_lowrank.linalg.group_swaps import swap_groups
 from onnx_lowrank.passkit.base import Pruning, PruningOptions
@@ -71,10 +72,12 @@ class PruneChannels(Pruning):
     keep: float = 0.0
     gain: float = 1.0
     seed: int = 0
+    solver: str = "newton"
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {
         "method": ("obs", "lasso", "l1", "l2", "energy", "random"),
         "chain": ("parallel", "top_down", "bottom_up"),
+        "solver": SOLVERS,
     }
 
     @property
@@ -99,7 +102,7 @@ class PruneChannels(Pruning):
                 lambda ridge: np.array(obs_elimination(consumers, ridge).order[::-1])
             )
         if self.method == "lasso":
-            return _lasso(selection)
+            return _lasso(selection, self.solver)
         return np.argsort(-self._scores(selection), kind="stable")
 
     def _scores(self, selection: Selection) -> npt.NDArray[np.floating[Any]]:
@@ -121,7 +124,7 @@ def _with_least_ridge(solve: Callable[[float], Labels]) -> Labels:
     return solve(_RIDGES[-1])
 
 
-def _lasso(selection: Selection) -> Labels:
+def _lasso(selection: Selection, solver: str) -> Labels:
     """Order of the channels by when they enter the path, then by the energy of their part."""
     consumers = [p.consumer for p in selection.parts]
     if not consumers:
@@ -129,7 +132,8 @@ def _lasso(selection: Selection) -> Labels:
     penalties = weight_penalties(consumers, [p.weight for p in selection.parts])
     points = sorted(set(np.linspace(1, selection.size, _POINTS + 1).astype(int)[:-1].tolist()))
     rank = np.full(selection.size, len(points))
-    for place, support in reversed(list(enumerate(path(consumers, points, penalties=penalties)))):
+    supports = path(consumers, points, penalties=penalties, solver=solver)
+    for place, support in reversed(list(enumerate(supports))):
         rank[support] = place
     weight = np.sum([p.share * _alone(p.sigma, p.weight, p.width) for p in selection.parts], axis=0)
     return np.lexsort((-weight, rank))

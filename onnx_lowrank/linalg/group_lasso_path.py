@@ -26,14 +26,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnx_lowrank.linalg.group_lasso import fista
 from onnx_lowrank.linalg.group_lasso_newton import Solution
+from onnx_lowrank.linalg.group_lasso_reweighted import reweighted
 from onnx_lowrank.linalg.group_problem import TINY, GroupLasso, Problem
 from onnx_lowrank.linalg.groups import Consumer, Groups
 
-__all__ = ["path", "select_groups", "weight_penalties"]
+__all__ = ["SOLVERS", "path", "select_groups", "weight_penalties"]
 
 Array = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.intp]
+
+#: solvers that a walk may use; all reach the same optimum, the first by far the soonest
+SOLVERS = ("newton", "fista", "reweighted")
 
 #: smallest norm of a group's weights that counts, relative to the largest
 _WEAKEST = 1e-6
@@ -111,6 +116,7 @@ def path(
     penalties: Array | None = None,
     ratio: float = 0.85,
     tolerance: float = 1e-2,
+    solver: str = "newton",
 ) -> list[Indices]:
     """Find supports of several sizes in one walk down the penalties.
 
@@ -124,11 +130,14 @@ def path(
         penalties: factors ``p (G,)`` of the groups' penalties, positive; equal by default.
         ratio: ratio of each penalty to the one before.
         tolerance: certificate of each solve.
+        solver: one of :data:`SOLVERS`; those that are published are here to be compared with.
 
     Raises:
-        ValueError: shapes do not fit together, a weight or penalty is not positive, or a count is
-            not between 1 and G.
+        ValueError: shapes do not fit together, a weight or penalty is not positive, a count is not
+            between 1 and G, or there is no such solver.
     """
+    if solver not in SOLVERS:
+        raise ValueError(f"solver {solver!r}; it should be one of {', '.join(SOLVERS)}")
     problem = Problem.of(consumers, penalties)
     _require_counts(keeps, problem.groups)
     everything = problem.groups.count
@@ -136,7 +145,13 @@ def path(
     current = _nothing(problem)
     for keep in sorted(set(keeps) - {everything}):
         while current.count < keep and current.lam > current.top * _LEAST:
-            current = Solution(problem, current.lam * ratio, current.X, tolerance)
+            lam, start = current.lam * ratio, current.X
+            if solver != "newton":
+                solve = fista if solver == "fista" else reweighted
+                found = solve(consumers, lam, penalties=penalties, tolerance=tolerance)
+                start = problem.start(found.weights)
+            rounds = 30 if solver == "newton" else 0  # else it is solved already
+            current = Solution(problem, lam, start, tolerance, rounds)
         supports[keep] = current.leading(keep)
     return [supports[keep] for keep in keeps]
 

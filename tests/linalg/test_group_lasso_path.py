@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_lowrank.linalg.group_elimination import obs_elimination
-from onnx_lowrank.linalg.group_lasso_path import path, select_groups, weight_penalties
+from onnx_lowrank.linalg.group_lasso_path import SOLVERS, path, select_groups, weight_penalties
 from onnx_lowrank.linalg.group_problem import lambda_max
 from onnx_lowrank.linalg.group_scores import energy_scores
 from onnx_lowrank.linalg.groups import Consumer
@@ -103,6 +103,22 @@ def test_inputs_that_tell_nothing_come_last() -> None:
     nothing = select_groups([Consumer(np.zeros((12, 12)), np.zeros((4, 12)), [2] * 6)], 3)
     assert len(nothing.support) == 3
     assert not np.any(nothing.weights[0])
+
+
+@pytest.mark.parametrize("solver", SOLVERS[1:])
+def test_the_published_solvers_walk_to_the_same_supports(solver: str) -> None:
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((200, 12)) @ np.diag(np.linspace(1.0, 0.3, 12))
+    R, W = x.T @ x / 200, rng.standard_normal((4, 12))
+    consumers, keeps = [Consumer(R, W @ R, [2] * 6)], [1, 2, 4, 5]
+    wanted = path(consumers, keeps, tolerance=1e-4)
+    found = path(consumers, keeps, tolerance=1e-4, solver=solver)
+    assert [list(s) for s in found] == [list(s) for s in wanted]
+
+
+def test_an_unknown_solver_is_refused() -> None:
+    with pytest.raises(ValueError, match="solver 'magic'; it should be one of newton, fista"):
+        path([Consumer(np.eye(2), np.eye(2), [1, 1])], [1], solver="magic")
 
 
 def test_a_walk_serves_all_counts() -> None:
