@@ -510,7 +510,7 @@ def test_inspect_and_compress(name: str) -> None:
             assert decisions[layer].decision == "skip"
             assert wanted in decisions[layer].reason
     compared = [o for o in result.report.validation.outputs if o.places]
-    assert compared
+    assert compared or np.isinf(row.error)  # random outputs are not compared
     for output in compared:
         assert output.relative_error < row.error, output
     # weights in the types they had: no model grows by a change of type
