@@ -59,7 +59,7 @@ class Prepared:
 
     @cached_property
     def cost(self) -> Cost:
-        """Of the model, at one sample."""
+        """Cost of the model at one sample."""
         return model_cost(self.model, self.shapes)
 
     @property

@@ -205,7 +205,7 @@ def _numbers(
 
 
 def _ordered(analysis: Analysis, pruner: Pruner, kept: KeptChannels) -> KeptChannels:
-    """As many channels, chosen in the order that the pass asks for."""
+    """Choose the same numbers of channels again, in the order that the pass asks for."""
     job = analysis.job
     chain, data = job.passes.prunings[0].options.chain, job.samples.calibration
     if chain == "parallel":

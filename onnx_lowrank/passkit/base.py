@@ -139,7 +139,7 @@ class Pruning(Pass):
         """Channels of a group ``(G,)``, the ones to keep longest first."""
 
     def refined(self, selection: Selection, kept: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-        """As many as ``kept``, of no greater loss: orders are nested, the best sets are not."""
+        """Choose as many channels as ``kept`` at no greater loss; the best sets are not nested."""
         return kept
 
     @property

@@ -94,7 +94,7 @@ class TwoStage:
         return aligned_ranks(self.max_rank, len(self._groups))
 
     def unfoldings(self) -> Sequence[Sequence[Array]]:
-        """Of each group, first stage's patch by outputs with the other taps."""
+        """Unfold each group: the first stage's patch by outputs with the other taps."""
         kernel = self._geometries[0].kernel
         first = [1, *(a + 2 for a, k in enumerate(kernel) if k > 1)]
         return [[unfolded(k, first)] for k in self._kernels]

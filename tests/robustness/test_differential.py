@@ -195,7 +195,7 @@ KINDS: dict[str, Callable[[int, Count], None]] = {
 }  # fmt: skip
 #: last seed of each kind in every run, and behind the marker full
 QUICK = {"full rank": 120, "any rank": 20, "budget": 20}
-FULL = {"full rank": 1000, "any rank": 120, "budget": 120}
+FULL = {"full rank": 500, "any rank": 60, "budget": 60}
 
 
 def pieces(first: dict[str, int], last: dict[str, int]) -> list[tuple[str, int]]:
