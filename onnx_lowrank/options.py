@@ -61,7 +61,6 @@ class Option:
         flag: its name on the command line, where that is not the field's name with dashes.
         short: another, of one letter.
         needed: whether the command line must have it.
-        keyword_only: whether only Python has it.
     """
 
     help: str
@@ -72,7 +71,6 @@ class Option:
     flag: str = ""
     short: str = ""
     needed: bool = False
-    keyword_only: bool = False
 
 
 def option(default: Any, help: str, **more: Any) -> Any:  # noqa: A002 - as argparse calls it
@@ -132,9 +130,8 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
         section = parser.add_argument_group(group.title) if group.title else parser
         for f in fields(group):
             about = _about(f)
-            if not about.keyword_only:
-                names = [about.short, flag_of(f)] if about.short else [flag_of(f)]
-                section.add_argument(*names, dest=f.name, **_settings(f, about))
+            names = [about.short, flag_of(f)] if about.short else [flag_of(f)]
+            section.add_argument(*names, dest=f.name, **_settings(f, about))
 
 
 def keywords_from(cls: type[Any], arguments: argparse.Namespace) -> dict[str, Any]:

@@ -25,7 +25,9 @@ from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.passkit.runner import canonicalise
 from onnx_lowrank.planning.chain_cutter import ChainCutter
 from onnx_lowrank.planning.layer_globs import check_globs, selected
+from onnx_lowrank.planning.plan import GroupDecision
 from onnx_lowrank.planning.proposals import Proposals
+from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.planning.timed_candidates import Timed
 from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
 from onnx_lowrank.runtime.machine import cache_folder
@@ -33,6 +35,7 @@ from onnx_lowrank.runtime.runtime import Feed
 
 __all__ = [
     "Analysis",
+    "Channels",
     "Cut",
     "analyse",
     "channels_key",
@@ -56,12 +59,17 @@ class Cut:
     remains: Remains
 
 
+#: channels that stay, and a decision for every group where pruning was considered
+Channels = tuple[KeptChannels, tuple[GroupDecision, ...]]
+
+
 @dataclass(frozen=True)
 class Memo:
     """What was computed once and may be asked for again; results never depend on it.
 
     Attributes:
         pruners: by metric.
+        channels: channels that stay and decisions on all groups, by target.
         cuts: by the channels that stay.
         whole: proposals of the whole model, by metric and rule.
         narrowed: proposals of models without some channels, by channels, metric and rule.
@@ -72,6 +80,7 @@ class Memo:
 
     chains: ChainCutter
     pruners: Recent[Hashable, Pruner] = field(default_factory=lambda: Recent(4))
+    channels: Recent[Target, Channels] = field(default_factory=lambda: Recent(1))
     cuts: Recent[Hashable, Cut] = field(default_factory=lambda: Recent(1))
     whole: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(8))
     narrowed: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(1))

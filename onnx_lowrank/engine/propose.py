@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from onnx_lowrank.analysis.cost import other_cost
 from onnx_lowrank.analysis.preparation import measured_shapes
-from onnx_lowrank.engine.analyse import Analysis, Cut, channels_key, cut, timed_inference
+from onnx_lowrank.engine.analyse import Analysis, Channels, Cut, channels_key, cut, timed_inference
 from onnx_lowrank.engine.constraints import chosen_under
 from onnx_lowrank.errors import BudgetError, OptionError
 from onnx_lowrank.planning.candidates import loss_of
@@ -71,13 +71,14 @@ def propose(analysis: Analysis, target: Target) -> Proposed:
         BudgetError: the target is out of reach.
         OptionError: the target and the pruning pass contradict each other.
     """
-    kept, groups = _channels(analysis, target)
+    # they depend on the target alone: rounds ask again with other sensitivities
+    kept, groups = analysis.memo.channels.get(target, lambda: _channels(analysis, target))
     without = cut(analysis, kept)
     proposals = _proposals(analysis, without, kept, target)
     timed = None
     if target.latency is not None and analysis.job.passes.factorizations:
         timed = _timed(analysis, without, kept, target, proposals)
-    return Proposed(target, kept, tuple(groups), without, proposals, timed)
+    return Proposed(target, kept, groups, without, proposals, timed)
 
 
 def propose_together(analysis: Analysis, target: Target, tied: Sequence[Tie]) -> Proposed:
@@ -140,28 +141,28 @@ def _counted_in(target: Target) -> str:
     return target.metric if len(target.budgets) == 1 else "macs"
 
 
-def _channels(analysis: Analysis, target: Target) -> tuple[KeptChannels, list[GroupDecision]]:
+def _channels(analysis: Analysis, target: Target) -> Channels:
     """Channels that stay, and a decision for every group where pruning was considered."""
     passes = analysis.job.passes
     if not passes.prunings:
-        return {}, []
+        return {}, ()
     options, alone = passes.prunings[0].options, not passes.factorizations
     if alone and len(target.budgets) > 1:
         raise OptionError("pruning alone keeps one target; give one, or add a factorization")
     loss = None
     if not alone and not options.keep:
         if options.gain > 1 and _unfit_to_prune(analysis, target):
-            return {}, []
+            return {}, ()
         if target.rule is not None:
             raise OptionError("ranks by rule leave pruning no budget; set prune_channels{keep=R}")
         loss = _unpruned_loss(analysis, target)
         if options.gain > 1 and loss <= _NO_NEED_TO_PRUNE * len(analysis.prepared.layers):
-            return {}, []
+            return {}, ()
     with analysis.job.tools.stopwatch("prune"):
         pruner = analysis.pruner(target.metric)
         kept = _ordered(analysis, pruner, _numbers(analysis, pruner, target, loss))
         considered = kept or options.gain <= 1
-        return kept, pruner.decisions(kept) if considered else []
+        return kept, tuple(pruner.decisions(kept)) if considered else ()
 
 
 def _unfit_to_prune(analysis: Analysis, target: Target) -> bool:
