@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import dropwhile, groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.nets import NETS
-from benchmarks.rows import Cell, Results, Row
+from benchmarks.rows import Cell, FormError, Results, Row
 from benchmarks.tables import Column, head, line
 
 __all__ = ["Command", "Measure", "add_common_arguments", "measured", "run"]
@@ -74,6 +74,11 @@ def add_common_arguments(parser: argparse.ArgumentParser, command: Command) -> N
         "--again", action="store_true", help="measure cells again that have a row already"
     )
     parser.add_argument(
+        "--page", type=Path, metavar="FILE",
+        help=f"measure nothing; write the rows that are known into the table of this page that "
+        f"stands below <!-- benchmark {command.name} -->",
+    )  # fmt: skip
+    parser.add_argument(
         "--out", type=Path, default=Path(f"benchmarks/results/{command.name}.json"),
         metavar="FILE", help="file of the rows; default: %(default)s",
     )  # fmt: skip
@@ -82,6 +87,9 @@ def add_common_arguments(parser: argparse.ArgumentParser, command: Command) -> N
 def run(command: Command, arguments: argparse.Namespace) -> None:
     """Measure what the arguments name, print the table, and keep the rows."""
     results = Results(arguments.out)
+    if arguments.page is not None:
+        arguments.page.write_text(_filled(command, arguments, results.rows), encoding="utf-8")
+        return
     known = {} if arguments.again else dict(results.rows)
     print(head(command.columns))
     told = []
@@ -90,6 +98,18 @@ def run(command: Command, arguments: argparse.Namespace) -> None:
         told.append(row)
         print(line(row, command.columns), flush=True)
     command.close(told, arguments)
+
+
+def _filled(command: Command, arguments: argparse.Namespace, known: Mapping[str, Row]) -> str:
+    """The text of the page with the table of all cells; those without a row are not filled in."""
+    told = [known.get(c.key, c.measured({}, {})) for c in command.cells(arguments)]
+    table = "\n".join([head(command.columns), *(line(row, command.columns) for row in told)])
+    mark = f"<!-- benchmark {command.name} -->\n\n"
+    before, found, after = arguments.page.read_text(encoding="utf-8").partition(mark)
+    if not found:
+        raise FormError(f"{arguments.page} has no line {mark.strip()} with an empty one below it")
+    rest = "".join(dropwhile(lambda text: text.startswith("|"), after.splitlines(keepends=True)))
+    return f"{before}{mark}{table}\n\n{rest.lstrip()}"
 
 
 def measured(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["PART", "UNITS", "speedup_name"]
+__all__ = ["PART", "UNITS", "promise_name", "speedup_name"]
 
 #: unit of ratios to the original
 PART = "part of the original"
@@ -14,6 +14,11 @@ _RATIO = "times the speed of the original"
 def speedup_name(threads: int, batch: int) -> str:
     """Name of the speed-up at so many threads and samples."""
     return f"speedup_threads{threads}_batch{batch}"
+
+
+def promise_name(batch: int) -> str:
+    """Name of the part of the promised speed-up that one thread brings with so many samples."""
+    return f"promise_batch{batch}"
 
 
 #: unit by name
@@ -28,10 +33,23 @@ UNITS: dict[str, str] = {
     "wrong": "test samples",
     "differ": "test samples",
     "snr": "dB",
+    "snr_boxes": "dB",
+    "snr_scores": "dB",
+    "lines_before": _OF_TESTED,
+    "lines": _OF_TESTED,
+    "sts_before": "100 times Spearman's correlation",
+    "sts": "100 times Spearman's correlation",
+    "boxes": "boxes",
+    "boxes_matched": "part of the boxes of the original",
+    "scores_kept": _OF_TESTED,
     **{speedup_name(t, b): _RATIO for t in (1, 2) for b in (1, 16)},
+    **{promise_name(b): "part of the speed-up that MACs promise" for b in (1, 16)},
     "spread": "part of the best time",
     "planned_error": "sum of relative response errors",
     "seconds": "s",
+    "cpu_seconds": "s",
+    "pass_seconds": "s",
+    "passes": "runs of the original over the calibration samples",
     "peak_bytes": "bytes",
     "layers": "layers",
     "eligible": "layers",

@@ -114,6 +114,17 @@ def _mnist() -> Samples:
         }
 
 
+def _keywords() -> Samples:
+    """Half of the recordings calibrate, the other half tests."""
+    with np.load(SHARED / "data" / "speech_commands_mfcc.npz", allow_pickle=False) as z:
+        x = (z["x"].astype(np.float32) - float(z["zero_point"])) * float(z["scale"])
+        return {
+            "input": x[:500],
+            "test.input": x[500:],
+            "test.labels": z["y"][500:].astype(np.int64),
+        }
+
+
 _RESNET = _cifar10([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 _VGG = _cifar10([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
 
@@ -135,6 +146,7 @@ NETS: dict[str, Net] = {
     **_shared("cifar10_vgg16_bn", _VGG, 500),
     **_shared("mnist_mlp_300_100", _mnist, 10_000),
     **_shared("mnist_lenet5_caffe", _mnist, 10_000),
+    **_shared("speech_commands_dscnn", _keywords, None),
 }
 
 

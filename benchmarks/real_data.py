@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.nets import NETS, SHARED, Array, Samples
 
-__all__ = ["REAL", "Real"]
+__all__ = ["REAL", "Real", "photographs"]
 
 _DATA = SHARED / "data"
 
@@ -73,35 +73,41 @@ def _cifar_raw() -> Samples:
         return _columns("input", train[:1000], test, z["y_test"])
 
 
+def photographs(part: str, count: int, size: tuple[int, int]) -> Array:
+    """Photographs of Imagenette in RGB, stretched to ``size``.
+
+    Args:
+        part: ``train`` or ``test``.
+        count: how many, drawn at random.
+        size: width and height.
+
+    Returns:
+        Pixels from 0 to 255, (count, height, width, 3).
+    """
+    from PIL import Image
+
+    with np.load(_DATA / "imagenette.npz", allow_pickle=False) as z:
+        data, at = z[f"{part}_jpeg"], z[f"{part}_offsets"]
+    order = np.random.default_rng(0).permutation(len(at) - 1)[:count]
+    files = list(pairwise(at))
+    pictures = [
+        Image.open(io.BytesIO(data[slice(*files[i])].tobytes())).convert("RGB") for i in order
+    ]
+    return np.stack([np.asarray(p.resize(size)) for p in pictures]).astype(np.float32)
+
+
 def _pictures(
     name: str, prepare: Callable[[Array], Array], size: tuple[int, int], counts: tuple[int, int]
 ) -> Callable[[], Samples]:
-    """Photographs of Imagenette, stretched to ``size`` (width, height): train and test part."""
+    """Photographs stretched to ``size`` (width, height): train and test part."""
 
     def read() -> Samples:
-        from PIL import Image
-
         def part(key: str, count: int) -> Array:
-            with np.load(_DATA / "imagenette.npz", allow_pickle=False) as z:
-                data, at = z[f"{key}_jpeg"], z[f"{key}_offsets"]
-            order = np.random.default_rng(0).permutation(len(at) - 1)[:count]
-            files = list(pairwise(at))
-            pictures = [
-                Image.open(io.BytesIO(data[slice(*files[i])].tobytes())).convert("RGB")
-                for i in order
-            ]
-            pixels = np.stack([np.asarray(p.resize(size)) for p in pictures]).astype(np.float32)
-            return prepare(pixels).transpose(0, 3, 1, 2)
+            return prepare(photographs(key, count, size)).transpose(0, 3, 1, 2)
 
         return _columns(name, part("train", counts[0]), part("test", counts[1]))
 
     return read
-
-
-def _keywords() -> Samples:
-    with np.load(_DATA / "speech_commands_mfcc.npz", allow_pickle=False) as z:
-        x = (z["x"].astype(np.float32) - float(z["zero_point"])) * float(z["scale"])
-        return _columns("input", x[:500], x[500:], z["y"][500:])
 
 
 def _spoken_digits() -> Samples:
@@ -181,7 +187,7 @@ REAL: dict[str, Real] = {
     "style_candy_raw_opset7": Real(_pictures("inputImage", _as_it_is, (720, 720), (2, 2)), 2),
     "coco_fastestdet": Real(_pictures("input.1", _backwards, (352, 352), (64, 64)), 64),
     "face_ultralight_rfb320": Real(_pictures("input", _centred, (320, 240), (64, 64)), 64),
-    "speech_commands_dscnn": Real(_keywords),
+    "speech_commands_dscnn": Real(_known("speech_commands_dscnn")),
     "spoken_digits_m5_conv1d": Real(_spoken_digits),
     "pitch_crepe_tiny_conv1d": Real(_pitch),
     "silero_vad_16k": Real(_voice),

@@ -7,16 +7,20 @@ from benchmarks.commands import (
     ablation,
     alone,
     effort,
+    kept,
     layers,
     models,
     pruning,
     real_models,
     search,
+    times,
 )
 
 __all__ = ["COMMANDS"]
 
 COMMANDS: dict[str, Command] = {
     module.COMMAND.name: module.COMMAND
-    for module in (models, ablation, layers, alone, pruning, search, effort, real_models)
-}
+    for module in (
+        models, ablation, layers, alone, pruning, search, effort, real_models, kept, times,
+    )
+}  # fmt: skip

@@ -18,7 +18,7 @@ from benchmarks.__main__ import main, parser
 from benchmarks.command import Command, measured, run
 from benchmarks.commands import COMMANDS
 from benchmarks.figures import UNITS
-from benchmarks.rows import SCHEMA, STATUSES, Cell, Results, Row
+from benchmarks.rows import SCHEMA, STATUSES, Cell, FormError, Results, Row
 from benchmarks.tables import accuracy, asked, figure, head, line, model
 
 ROOT = Path(__file__).parents[2]
@@ -129,7 +129,7 @@ def test_known_cells_are_told_and_others_measured(
         (tmp_path / name).touch()
     seen: list[str] = []
     command = _command(tmp_path, seen)
-    arguments = argparse.Namespace(models=["a"], again=False, out=tmp_path / "rows.json")
+    arguments = argparse.Namespace(models=["a"], again=False, out=tmp_path / "rows.json", page=None)
     run(command, arguments)
     assert seen == ["a", "2 rows"]
     (tmp_path / "a").unlink()  # what is known needs no model
@@ -138,6 +138,23 @@ def test_known_cells_are_told_and_others_measured(
     assert seen == ["a", "2 rows", "b", "4 rows"]
     assert len(Results(arguments.out).rows) == 4
     assert capsys.readouterr().out.splitlines()[-1] == "| b | 0.25 |"
+
+
+PAGE = "# Page\n\n<!-- benchmark x -->\n\n{}Text.\n\n| other |\n"
+
+
+def test_a_page_shows_what_is_known(tmp_path: Path) -> None:
+    page, rows = tmp_path / "page.md", tmp_path / "rows.json"
+    Results(rows).add(Cell("x", "b", {"target": 0.25}).measured({}, {"macs": 0.2}))
+    arguments = argparse.Namespace(models=["a", "b"], again=False, out=rows, page=page)
+    table = "| model | MACs |\n|---|---|\n| a |  |\n| a |  |\n| b |  |\n| b | 0.20 |\n"
+    for before in ("", "| model |\n| a |\n\n", table + "\n"):
+        page.write_text(PAGE.format(before), encoding="utf-8")
+        run(_command(tmp_path, []), arguments)
+        assert page.read_text(encoding="utf-8") == PAGE.format(table + "\n")
+    page.write_text("# Page\n", encoding="utf-8")
+    with pytest.raises(FormError, match="has no line <!-- benchmark x -->"):
+        run(_command(tmp_path, []), arguments)
 
 
 def test_models_that_are_not_at_hand_are_left_out(
