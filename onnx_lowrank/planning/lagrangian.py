@@ -27,6 +27,7 @@ from onnx_lowrank.planning.greedy_steps import best_step
 __all__ = ["allocate", "allocate_blocked", "bearable"]
 
 Array = npt.NDArray[np.floating[Any]]
+Places = npt.NDArray[np.intp]
 
 #: parts of the budget, and weights of the effort against the MACs, that are tried
 _SCALES, _BLOCKED = tuple(k / 20 for k in range(20, 11, -1)), (0.0, 0.5, 0.8, 1.0)
@@ -55,26 +56,7 @@ def allocate(choices: Sequence[Choice], budget: int, blocked: float = 0.0) -> li
     Raises:
         BudgetError: even the cheapest candidates cost more.
     """
-    least = least_cost(choices)
-    if least > budget:
-        raise BudgetError(
-            f"these passes cannot cost less than {least}, and the budget is {budget}; ask for a "
-            "larger part, or allow more passes or layers"
-        )
-    low, high = 0.0, 1.0 / max([1, *(c.keep.effort for c in choices)])
-    chosen = _at(choices, low, blocked)
-    if _cost(chosen) > budget:
-        while _cost(_at(choices, high, blocked)) > budget:
-            low, high = high, high * 2
-            if high > 1e6:  # what is cheapest by effort is not what is cheapest by cost
-                chosen = [cheapest(c) for c in choices]
-                return _fill(choices, chosen, budget, blocked)
-        for _ in range(40):
-            middle = (low + high) / 2
-            over = _cost(_at(choices, middle, blocked)) > budget
-            low, high = (middle, high) if over else (low, middle)
-        chosen = _at(choices, high, blocked)
-    return _fill(choices, chosen, budget, blocked)
+    return _Table(choices).allocated(budget, blocked)
 
 
 def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list[Candidate]:
@@ -102,7 +84,8 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
     def effort(plan: Sequence[Candidate]) -> int:
         return sum(p.effort for p in plan) + fixed
 
-    free = allocate(choices, budget)
+    table = _Table(choices)
+    free = table.allocated(budget, 0.0)
     most = bearable(loss(free), len(choices))
     whole = max(sum(c.keep.cost for c in choices) + fixed, 1)
     time = sum(c.keep.effort for c in choices) + fixed
@@ -113,7 +96,7 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
     plans = [free]
     for scale, blocked in product(_SCALES, _BLOCKED):
         if scale * budget >= least:
-            plan = allocate(choices, int(scale * budget), blocked)
+            plan = table.allocated(int(scale * budget), blocked)
             if loss(plan) <= most:
                 plans.append(plan)
     fast = [plan for plan in plans if effort(plan) <= wanted]
@@ -125,49 +108,82 @@ def bearable(loss: float, layers: int) -> float:
     return max(_LOSS_FACTOR * loss, loss + _LOSS_PER_LAYER * layers)
 
 
-def _effort(candidate: Candidate, blocked: float) -> float:
-    return (1 - blocked) * candidate.cost + blocked * candidate.effort
+class _Table:
+    """All candidates of all layers as arrays, layer after layer in the order of the choices.
 
-
-def _at(choices: Sequence[Choice], multiplier: float, blocked: float) -> list[Candidate]:
-    return [
-        min(
-            choice.candidates,
-            key=lambda c: (choice.weight * c.error + multiplier * _effort(c, blocked), c.cost),
-        )
-        for choice in choices
-    ]
-
-
-def _cost(chosen: Sequence[Candidate]) -> int:
-    return sum(c.cost for c in chosen)
-
-
-def _fill(
-    choices: Sequence[Choice], chosen: list[Candidate], budget: int, blocked: float
-) -> list[Candidate]:
-    """Spend what is left of the budget on the steps that lower the loss most for their effort.
-
-    Each step gives one layer a candidate of less error, so no candidate is taken twice and there
-    are fewer steps than candidates.
+    Args:
+        choices: the layers with their candidates.
     """
-    candidates = [c for choice in choices for c in choice.candidates]
-    layers = np.repeat(np.arange(len(choices)), [len(c.candidates) for c in choices])
-    weights = np.array([c.weight for c in choices])
-    errors, costs, efforts = _columns(candidates, blocked)
-    for _ in candidates:
-        error, cost, effort = _columns(chosen, blocked)
-        gains = weights[layers] * (error[layers] - errors)
-        allowed = (costs - cost[layers] <= budget - _cost(chosen)) & (gains > 0)
-        step = best_step(gains, np.maximum(efforts - effort[layers], 1.0), allowed)
-        if step is None:
-            break
-        chosen[layers[step]] = candidates[step]
-    return chosen
 
+    def __init__(self, choices: Sequence[Choice]) -> None:
+        self._choices = choices
+        self._candidates = [c for choice in choices for c in choice.candidates]
+        sizes = np.array([len(choice.candidates) for choice in choices], np.intp)
+        self._layers = np.repeat(np.arange(len(sizes)), sizes)
+        self._starts = np.cumsum(sizes) - sizes
+        self._errors = np.array([c.error for c in self._candidates], np.float64)
+        self._costs = np.array([c.cost for c in self._candidates], np.int64)
+        self._efforts = np.array([c.effort for c in self._candidates], np.float64)
+        self._weights = np.array([choice.weight for choice in choices], np.float64)
+        # (layers, most): numbers of the candidates of each layer, the least cost first; where it
+        # has fewer, the number behind the last candidate
+        most = int(sizes.max(initial=1))
+        self._rising = np.full((len(sizes), most), len(self._candidates), np.intp)
+        order = np.lexsort((self._costs, self._layers))
+        self._rising[self._layers, np.arange(len(order)) - self._starts[self._layers]] = order
 
-def _columns(candidates: Sequence[Candidate], blocked: float) -> tuple[Array, Array, Array]:
-    """Errors, costs and efforts of candidates, each ``(candidates,)``."""
-    errors, costs = [c.error for c in candidates], [c.cost for c in candidates]
-    efforts = [_effort(c, blocked) for c in candidates]
-    return np.array(errors), np.array(costs, float), np.array(efforts)
+    def allocated(self, budget: int, blocked: float) -> list[Candidate]:
+        """One candidate for each layer; see :func:`allocate`."""
+        least = least_cost(self._choices)
+        if least > budget:
+            raise BudgetError(
+                f"these passes cannot cost less than {least}, and the budget is {budget}; ask for "
+                "a larger part, or allow more passes or layers"
+            )
+        efforts = (1 - blocked) * self._costs + blocked * self._efforts
+        places = self._filled(self._relaxed(budget, efforts), budget, efforts)
+        return [self._candidates[place] for place in places]
+
+    def _relaxed(self, budget: int, efforts: Array) -> Places:
+        """Choose at the smallest multiplier with which the budget is kept."""
+        low, high = 0.0, 1.0 / max([1, *(c.keep.effort for c in self._choices)])
+        chosen = self._at(low, efforts)
+        if self._cost(chosen) <= budget:
+            return chosen
+        while self._cost(self._at(high, efforts)) > budget:
+            low, high = high, high * 2
+            if high > 1e6:  # what is cheapest by effort is not what is cheapest by cost
+                inside = [c.candidates.index(cheapest(c)) for c in self._choices]
+                return self._starts + np.array(inside, np.intp)
+        for _ in range(40):
+            middle = (low + high) / 2
+            over = self._cost(self._at(middle, efforts)) > budget
+            low, high = (middle, high) if over else (low, middle)
+        return self._at(high, efforts)
+
+    def _at(self, multiplier: float, efforts: Array) -> Places:
+        """The best candidate of each layer at a multiplier, and of equals the one of least cost."""
+        losses = self._weights[self._layers] * self._errors + multiplier * efforts
+        rows = np.append(losses, np.inf)[self._rising]
+        return self._rising[np.arange(len(rows)), np.argmin(rows, axis=1)]
+
+    def _cost(self, places: Places) -> int:
+        return int(self._costs[places].sum())
+
+    def _filled(self, places: Places, budget: int, efforts: Array) -> Places:
+        """Spend what is left of the budget on the steps that lower the loss most for their effort.
+
+        Each step gives one layer a candidate of less error, so no candidate is taken twice and
+        there are fewer steps than candidates.
+        """
+        layers, places = self._layers, places.copy()
+        for _ in self._candidates:
+            now = places[layers]
+            gains = self._weights[layers] * (self._errors[now] - self._errors)
+            left = budget - self._cost(places)
+            allowed = (self._costs - self._costs[now] <= left) & (gains > 0)
+            step = best_step(gains, np.maximum(efforts - efforts[now], 1.0), allowed)
+            if step is None:
+                break
+            places[layers[step]] = step
+        return places
