@@ -15,8 +15,8 @@ Formula:     W[n, c, i, j] ~ sum_r B[n, r] A[c, r] H[i, r] V[j, r]  by alternati
              Response metric: A, H, V once from the kernel as it is and once with its input
              channels under S^(1/2), S = sum_s Sigma[(., s), (., s)], the better of them improved
              under the full Sigma. Ranks are not nested: each is a decomposition of its own.
-             Plans use estimates: the second start only, with fewer sweeps; on wide layers at some
-             ranks only, with log(error) interpolated monotonically. A chain that is written is
+             Plans use estimates: the second start only, with fewer sweeps, at some ranks only,
+             with log(error) interpolated monotonically. A chain that is written is
              solved in full, and its true error is reported.
 
 Reference:   Lebedev, Ganin, Rakhuba, Oseledets & Lempitsky 2015, Speeding-up convolutional neural
@@ -38,10 +38,10 @@ from onnx_lowrank.analysis.moments import Moments, corrected_bias, response_erro
 from onnx_lowrank.chains.chain import Chain, Rank, Stage, one_rank
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.layers import Layer
-from onnx_lowrank.linalg.cp_regression import CpRegression, cp_regression, outer_rows
+from onnx_lowrank.linalg.cp_regression import CpProblem, CpRegression, outer_rows
 from onnx_lowrank.linalg.error_interpolation import interpolated_errors
 from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip
-from onnx_lowrank.passkit.rank_grid import aligned_ranks
+from onnx_lowrank.passkit.rank_grid import aligned_ranks, spread
 from onnx_lowrank.passkit.two_stage import METRICS
 
 __all__ = ["Cp"]
@@ -57,15 +57,14 @@ _WORK = 2e9
 #: smallest and largest number of sweeps, and the largest for an estimate
 _SWEEPS, _ESTIMATED = (10, 100), 50
 
-#: elements of a kernel times the sum of its ranks: up to the first number every rank is solved in
-#: full for a plan, beyond the second errors are estimated at some ranks only
-_SMALL, _WIDE = 1e5, 2e7
+#: elements of a kernel times the sum of its ranks up to which a plan solves every rank in full
+_SMALL = 1e5
 
-#: number of ranks of a wide layer at which errors are estimated; the others are interpolated
+#: number of ranks of a larger layer at which errors are estimated; the others are interpolated
 _NODES = 4
 
-#: once the error of a wide layer is below this, errors at larger ranks, which are the slowest to
-#: compute, are extrapolated
+#: once its error is below this, errors at larger ranks, which are the slowest to compute, are
+#: extrapolated
 _ENOUGH = 3e-3
 
 #: largest rank times squared patch length at which the terms are improved under the full Sigma
@@ -155,7 +154,7 @@ class _Terms:
         most = whole if self._max_parameters is None else min(self._max_parameters, whole)
         limit = min(most // (groups * sum(self._modes)), self.max_rank)
         found = [r for r in aligned_ranks(limit, groups) if r >= limit * _LEAST]
-        yield from sorted({found[i] for i in _spread(len(found), _RANKS)})
+        yield from spread(found, _RANKS)
 
     def error(self, rank: Rank) -> float:
         """Relative response error at ``rank``; estimated for a large layer at the ranks offered.
@@ -169,7 +168,7 @@ class _Terms:
         left = response_error(self._stage.matrices - self._composed(rank), self._moments)
         return left / energy if energy > 0 else 0.0
 
-    @property
+    @cached_property
     def _energy(self) -> float:
         return response_error(self._stage.matrices, self._moments)
 
@@ -180,12 +179,12 @@ class _Terms:
         work = math.prod(self._modes) * sum(ranks)
         if work <= _SMALL or energy == 0:
             return {}
-        nodes = [ranks[i] for i in _spread(len(ranks), _NODES if work > _WIDE else len(ranks))]
+        nodes = spread(ranks, _NODES)
         errors: list[float] = []
         for rank in nodes:
             found = self._left(self._groups(rank, final=False)) / energy
             errors.append(max(min([found, *errors[-1:]]), np.finfo(np.float64).tiny))
-            if len(nodes) < len(ranks) and len(errors) > 1 and errors[-1] < _ENOUGH:
+            if len(errors) > 1 and errors[-1] < _ENOUGH:
                 break
         figures = interpolated_errors(nodes[: len(errors)], errors, ranks)
         return dict(zip(ranks, figures.tolist(), strict=True))
@@ -230,24 +229,28 @@ class _Terms:
             self._found[rank] = rows, np.stack([x.last for x in groups])
         return self._found[rank]
 
+    @cached_property
+    def _problems(self) -> list[CpProblem]:
+        """The kernel of every group, with what its terms are fitted under."""
+        own = self._options.metric == "covariance"
+        kernels = self._stage.weight.reshape(self._layer.groups, *self._modes)
+        sigmas = [self._moments.sigma(g) if own else None for g in range(len(kernels))]
+        return [CpProblem(k, sigma) for k, sigma in zip(kernels, sigmas, strict=True)]
+
     def _groups(self, rank: int, final: bool) -> list[CpRegression]:
         """Solve the terms of every group, for a chain (``final``) or for an estimate."""
-        own, (least, most) = self._options.metric == "covariance", _SWEEPS
-        kernels = self._stage.weight.reshape(self._layer.groups, *self._modes)
-        affordable = rank * self._layer.patch**2 <= _REFINABLE
-        sweeps = min(_WORK / (kernels[0].size * rank * kernels[0].ndim), most)
+        least, most = _SWEEPS
+        sweeps = min(_WORK / (math.prod(self._modes) * rank * len(self._modes)), most)
         return [
-            cp_regression(
-                kernel,
-                self._moments.sigma(g) if own else None,
+            problem.solve(
                 rank,
                 starts=self._options.starts,
                 seed=self._options.seed,
                 sweeps=int(max(sweeps if final else min(sweeps, _ESTIMATED), least)),
                 powers=(0.0, 0.5) if final else (0.5,),
-                rounds=1 if affordable else 0,
+                rounds=1 if rank * self._layer.patch**2 <= _REFINABLE else 0,
             )
-            for g, kernel in enumerate(kernels)
+            for problem in self._problems
         ]
 
     def _composed(self, rank: int) -> Array:
@@ -274,11 +277,6 @@ class _Terms:
 
 def _wide(layer: Layer) -> list[int]:
     return [a for a, k in enumerate(layer.geometry.kernel) if k > 1]
-
-
-def _spread(count: int, at_most: int) -> list[int]:
-    """Choose at most ``at_most`` of ``count`` places, evenly spread and with both ends."""
-    return [round(x) for x in np.linspace(0, count - 1, min(count, at_most))]
 
 
 def _kernels(values: Array, geometry: ConvGeometry) -> Array:

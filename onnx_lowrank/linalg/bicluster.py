@@ -13,7 +13,7 @@ exact regression of its outputs on them under the full ``Sigma``:
 
 Clusters come from :mod:`onnx_lowrank.linalg.block_clusters`.
 
-Factors: each block by :class:`Tucker` or :func:`cp_regression` under its own part of ``Sigma``,
+Factors: each block by :class:`Tucker` or :class:`CpProblem` under its own part of ``Sigma``,
 then ``E``; then in turn ``V`` and ``A`` of all blocks by conjugate gradients on the true error and
 ``E`` exactly, which never raises it. With a ``Sigma`` the blocks of weight space, their ``E`` under
 ``Sigma``, are tried as well and the better result kept.
@@ -37,7 +37,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.linalg.block_clusters import Clusters, check_blocks, find_clusters
 from onnx_lowrank.linalg.block_regression import BlockRegression, Blocks
-from onnx_lowrank.linalg.cp_regression import cp_regression
+from onnx_lowrank.linalg.cp_regression import CpProblem
 from onnx_lowrank.linalg.tucker import Tucker
 
 __all__ = ["Bicluster", "Clusters", "bicluster", "find_clusters"]
@@ -169,7 +169,7 @@ def _alone(
     for i, j in np.ndindex(h, g):
         block, own = problem.block(i, j, measured)
         if isinstance(ranks, int):
-            terms = cp_regression(block, own, ranks, starts=starts, seed=seed, sweeps=_SWEEPS)
+            terms = CpProblem(block, own).solve(ranks, starts=starts, seed=seed, sweeps=_SWEEPS)
             reduce.append(terms.rows[0])
             core.append(terms.rows[1])
         else:

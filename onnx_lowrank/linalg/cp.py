@@ -157,11 +157,14 @@ class _Run:
         self.weights: Array = np.ones(len(rows[0]))
         self.history: list[float] = []
         self.converged = False
+        second = np.moveaxis(tensor, 1, 0)
+        self._second: Array = second.reshape(len(second), -1)
+        self._behind = second.shape[1:]
         self._grams = [r @ r.T for r in rows]
 
     def iterate(self, tolerance: float, limit: int) -> None:
         """Sweep until ``f`` rests."""
-        self._solve(0, self._contracted(1, 0))
+        self._solve(0, self._leading())
         before: list[Array] | None = None
         momentum = _MOMENTUM[0]
         for _ in range(limit):
@@ -194,23 +197,26 @@ class _Run:
         shared = np.tensordot(self.rows[0], self.tensor, 1)
         for mode in range(1, self.tensor.ndim):
             self._solve(mode, _reduced(shared, self.rows[1:], mode - 1))
-        cross = self._contracted(1, 0)
+        cross = self._leading()
         return self._objective(cross, self._solve(0, cross))
 
-    def _contracted(self, other: int, mode: int) -> Array:
-        """The tensor times the terms of all modes but ``mode``, ``(R, I_mode)``."""
-        moved = np.moveaxis(self.tensor, other, 0)
-        product = (self.rows[other] @ moved.reshape(len(moved), -1)).reshape(-1, *moved.shape[1:])
-        rest = [r for n, r in enumerate(self.rows) if n != other]
-        return _reduced(product, rest, mode - (other < mode))
+    def _leading(self) -> Array:
+        """The tensor times the terms of all modes but the first, ``(R, I_0)``."""
+        product = (self.rows[1] @ self._second).reshape(-1, *self._behind)
+        return _reduced(product, [self.rows[0], *self.rows[2:]], 0)
 
     def _solve(self, mode: int, cross: Array) -> Array:
         """Minimise ``f`` over one mode; return the Gram matrix of the others."""
-        gram: Array = np.prod([g for n, g in enumerate(self._grams) if n != mode], axis=0)
-        factor = linalg.cho_factor(
-            gram + self.ridge * np.eye(len(cross)), lower=True, check_finite=False
-        )
-        solution = linalg.cho_solve(factor, cross, check_finite=False)
+        first, *rest = (g for n, g in enumerate(self._grams) if n != mode)
+        gram = first.copy()
+        for other in rest:
+            gram *= other
+        ridged = gram.copy()
+        ridged[np.diag_indices(len(ridged))] += self.ridge
+        # without the checks of scipy's wrappers, which take longer than small systems
+        solution, failed = linalg.lapack.dposv(ridged, cross, lower=1, overwrite_a=1)[1:]
+        if failed:
+            raise linalg.LinAlgError("the terms of a decomposition cannot be told apart")
         self.rows[mode], self.weights = _unit(solution)
         self._grams[mode] = self.rows[mode] @ self.rows[mode].T
         return gram
@@ -241,7 +247,7 @@ def _split(product: Array, at: int) -> Array:
 
 def _unit(rows: Array) -> tuple[Array, Array]:
     """Rows at unit length, and their norms; rows of zeros stay so."""
-    norms: Array = np.linalg.norm(rows, axis=1)
+    norms: Array = np.sqrt(np.einsum("ri,ri->r", rows, rows))
     unit: Array = rows / np.where(norms > 0, norms, 1.0)[:, None]
     return unit, norms
 

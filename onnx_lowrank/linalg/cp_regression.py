@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from scipy import linalg
 from onnx_lowrank.linalg.conjugate_gradients import conjugate_gradients
 from onnx_lowrank.linalg.cp import cp_als
 
-__all__ = ["CpRegression", "cp_regression", "outer_rows"]
+__all__ = ["CpProblem", "CpRegression", "outer_rows"]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -47,58 +48,130 @@ class CpRegression:
     error: float
 
 
-def cp_regression(
-    kernel: Array,
-    sigma: Array | None,
-    rank: int,
-    *,
-    starts: int,
-    seed: int,
-    sweeps: int,
-    powers: Sequence[float] = (0.0, 0.5),
-    rounds: int = 0,
-    steps: int = 8,
-) -> CpRegression:
-    """Write ``kernel`` with ``rank`` terms.
+class CpProblem:
+    """One group's kernel, to be written with any number of terms; what all numbers need is shared.
 
     Args:
         kernel: ``(N, C, I_2, ...)``.
         sigma: covariance ``(d, d)`` of the flattened patch, positive definite; None is the
             identity.
-        rank: number of terms.
-        starts: number of starts of the alternating least squares.
-        seed: random seed of the starts.
-        sweeps: largest number of sweeps of the alternating least squares.
-        powers: powers of the channels' covariance, each giving another start; ignored without
-            ``sigma``.
-        rounds: number of rounds of refinement under ``sigma``.
-        steps: number of conjugate-gradient steps for each input factor.
     """
-    best: CpRegression | None = None
-    for power in (0.0,) if sigma is None else powers:
-        root = None if sigma is None or power == 0 else _roots(sigma, kernel.shape[1], power)
-        seen = kernel
-        if root is not None:
-            seen = np.moveaxis(np.tensordot(kernel, root[0], (1, 0)), -1, 1)
-        terms = cp_als(seen, rank, starts=starts, seed=seed, tolerance=1e-4, max_iterations=sweeps)
-        rows = [f.T for f in terms.factors[1:]]
-        if root is not None:
-            rows[0] = rows[0] @ root[1].T
-        found = _regressed(kernel, rows, sigma)
-        if best is None or found.error < best.error:
+
+    def __init__(self, kernel: Array, sigma: Array | None) -> None:
+        self._kernel, self._sigma = kernel, sigma
+        self._weight: Array = kernel.reshape(len(kernel), -1)
+        self._roots: dict[float, tuple[Array, Array]] = {}
+
+    @cached_property
+    def _weighted(self) -> Array:
+        """``W Sigma (N, d)``."""
+        return self._seen(self._weight)
+
+    def solve(
+        self,
+        rank: int,
+        *,
+        starts: int,
+        seed: int,
+        sweeps: int,
+        powers: Sequence[float] = (0.0, 0.5),
+        rounds: int = 0,
+        steps: int = 8,
+    ) -> CpRegression:
+        """Write the kernel with ``rank`` terms.
+
+        Args:
+            rank: number of terms.
+            starts: number of starts of the alternating least squares.
+            seed: random seed of the starts.
+            sweeps: largest number of sweeps of the alternating least squares.
+            powers: powers of the channels' covariance, each giving another start; ignored without
+                ``sigma``.
+            rounds: number of rounds of refinement under ``sigma``.
+            steps: number of conjugate-gradient steps for each input factor.
+        """
+        best: CpRegression | None = None
+        for power in (0.0,) if self._sigma is None else powers:
+            root = None if power == 0 else self._root(power)
+            seen = self._kernel
+            if root is not None:
+                seen = np.moveaxis(np.tensordot(seen, root[0], (1, 0)), -1, 1)
+            terms = cp_als(
+                seen, rank, starts=starts, seed=seed, tolerance=1e-4, max_iterations=sweeps
+            )
+            rows = [f.T for f in terms.factors[1:]]
+            if root is not None:
+                rows[0] = rows[0] @ root[1].T
+            found = self._regressed(rows)
+            if best is None or found.error < best.error:
+                best = found
+        assert best is not None
+        if self._sigma is None:
+            return best
+        for _ in range(rounds):
+            rows = list(best.rows)
+            for mode in range(len(rows)):
+                rows[mode] = self._improved(rows, best.last, mode, steps)
+            found = self._regressed(rows)
+            if found.error >= best.error:
+                break
             best = found
-    assert best is not None
-    if sigma is None:
         return best
-    for _ in range(rounds):
-        rows = list(best.rows)
-        for mode in range(len(rows)):
-            rows[mode] = _improved(kernel, rows, best.last, sigma, mode, steps)
-        found = _regressed(kernel, rows, sigma)
-        if found.error >= best.error:
-            break
-        best = found
-    return best
+
+    def _seen(self, rows: Array) -> Array:
+        """Rows ``(n, d)`` times ``Sigma``."""
+        return rows if self._sigma is None else rows @ self._sigma
+
+    def _regressed(self, rows: Sequence[Array]) -> CpRegression:
+        norms = [np.linalg.norm(r, axis=1, keepdims=True) for r in rows]
+        unit = tuple(r / np.where(n > 0, n, 1.0) for r, n in zip(rows, norms, strict=True))
+        features = outer_rows(unit)
+        seen = self._seen(features)
+        gram = seen @ features.T
+        # terms that nearly cancel leave the Gram matrix singular to float64
+        gram[np.diag_indices(len(gram))] += max(1e-13 * np.trace(gram), np.finfo(np.float64).tiny)
+        factor = linalg.cho_factor(gram, lower=True, check_finite=False)
+        last = linalg.cho_solve(factor, features @ self._weighted.T, check_finite=False).T
+        left, left_seen = self._weight - last @ features, self._weighted - last @ seen
+        return CpRegression(unit, last, float(np.sum(left_seen * left)))
+
+    def _improved(self, rows: Sequence[Array], last: Array, mode: int, steps: int) -> Array:
+        """Lower the error by conjugate gradients in the rows of one input mode."""
+        gram = last.T @ last
+        letters = "abcdefgh"[: len(rows)]
+        others = [m for m in range(len(rows)) if m != mode]
+        equation = ",".join(["r" + letters, *("r" + letters[m] for m in others)])
+        equation += "->r" + letters[mode]
+        operands = [rows[m] for m in others]
+        shape = [r.shape[1] for r in rows]
+
+        def expanded(v: Array) -> Array:
+            return outer_rows([v if m == mode else r for m, r in enumerate(rows)])
+
+        def contracted(gradient: Array) -> Array:
+            # einsum is fastest with one operand at a time
+            result: Array = np.einsum(
+                equation, gradient.reshape(-1, *shape), *operands, optimize=len(operands) > 1
+            )
+            return result
+
+        def normal(v: Array) -> Array:
+            return contracted(gram @ self._seen(expanded(v)))
+
+        target = contracted(last.T @ self._weighted)
+        return conjugate_gradients(normal, target, rows[mode], steps)
+
+    def _root(self, power: float) -> tuple[Array, Array]:
+        """Roots ``L``, ``L^-T (C, C)``, ``L L^T = S^power``; ``S`` sums over kernel positions."""
+        if power not in self._roots:
+            assert self._sigma is not None
+            channels = self._kernel.shape[1]
+            taps = len(self._sigma) // channels
+            blocks = self._sigma.reshape(channels, taps, channels, taps)
+            values, vectors = np.linalg.eigh(np.einsum("asbs->ab", blocks))
+            scale = np.maximum(values, 1e-9 * values[-1]) ** (power / 2)
+            self._roots[power] = vectors * scale, vectors / scale
+        return self._roots[power]
 
 
 def outer_rows(rows: Sequence[Array]) -> Array:
@@ -107,56 +180,3 @@ def outer_rows(rows: Sequence[Array]) -> Array:
     for other in rows[1:]:
         product = (product[:, :, None] * other[:, None]).reshape(len(product), -1)
     return product
-
-
-def _regressed(kernel: Array, rows: Sequence[Array], sigma: Array | None) -> CpRegression:
-    norms = [np.linalg.norm(r, axis=1, keepdims=True) for r in rows]
-    unit = tuple(r / np.where(n > 0, n, 1.0) for r, n in zip(rows, norms, strict=True))
-    weight, features = kernel.reshape(len(kernel), -1), outer_rows(unit)
-    seen = features if sigma is None else features @ sigma
-    gram = seen @ features.T
-    # terms that nearly cancel leave the Gram matrix singular to float64
-    gram[np.diag_indices(len(gram))] += max(1e-13 * np.trace(gram), np.finfo(np.float64).tiny)
-    factor = linalg.cho_factor(gram, lower=True, check_finite=False)
-    last = linalg.cho_solve(factor, seen @ weight.T, check_finite=False).T
-    left = weight - last @ features
-    error = float(np.sum((left if sigma is None else left @ sigma) * left))
-    return CpRegression(unit, last, error)
-
-
-def _improved(
-    kernel: Array, rows: Sequence[Array], last: Array, sigma: Array, mode: int, steps: int
-) -> Array:
-    """Lower the error by conjugate gradients in the rows of one input mode."""
-    gram, weight = last.T @ last, kernel.reshape(len(kernel), -1)
-    letters = "abcdefgh"[: len(rows)]
-    others = [m for m in range(len(rows)) if m != mode]
-    equation = ",".join(["r" + letters, *("r" + letters[m] for m in others)])
-    equation += "->r" + letters[mode]
-    operands = [rows[m] for m in others]
-    shape = [r.shape[1] for r in rows]
-
-    def expanded(v: Array) -> Array:
-        return outer_rows([v if m == mode else r for m, r in enumerate(rows)])
-
-    def contracted(gradient: Array) -> Array:
-        # einsum is fastest with one operand at a time
-        result: Array = np.einsum(
-            equation, gradient.reshape(-1, *shape), *operands, optimize=len(operands) > 1
-        )
-        return result
-
-    def normal(v: Array) -> Array:
-        return contracted(gram @ (expanded(v) @ sigma))
-
-    target = contracted(last.T @ weight @ sigma)
-    return conjugate_gradients(normal, target, rows[mode], steps)
-
-
-def _roots(sigma: Array, channels: int, power: float) -> tuple[Array, Array]:
-    """Roots ``L``, ``L^-T (C, C)`` with ``L L^T = S^power``; ``S`` sums over kernel positions."""
-    taps = len(sigma) // channels
-    marginal = np.einsum("asbs->ab", sigma.reshape(channels, taps, channels, taps))
-    values, vectors = np.linalg.eigh(marginal)
-    scale = np.maximum(values, 1e-9 * values[-1]) ** (power / 2)
-    return vectors * scale, vectors / scale

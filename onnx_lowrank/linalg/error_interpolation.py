@@ -11,6 +11,7 @@ Reference:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import PchipInterpolator
 
-__all__ = ["interpolated_errors"]
+__all__ = ["interpolated_errors", "interpolated_gain"]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -51,3 +52,16 @@ def interpolated_errors(
     slope = _CAUTION * (logs[-1] - logs[-2]) / (known[-1] - known[-2])
     curve: Array = np.exp(inside + slope * np.maximum(x - known[-1], 0.0))
     return curve
+
+
+def interpolated_gain(at: Sequence[float], gains: Sequence[float], wanted: float) -> float:
+    """Interpolate what refinement leaves of an error: its logarithm, straight in that of the rank.
+
+    Refinement leaves nearly the same part at all ranks.
+
+    Args:
+        at: positive ranks at which it is known, rising; one or more.
+        gains: refined error over that in closed form, positive.
+        wanted: positive rank at which it is wanted; beyond the known ones the nearest counts.
+    """
+    return float(np.exp(np.interp(math.log(wanted), np.log(at), np.log(gains))))

@@ -8,11 +8,15 @@ contracted by a basis ``V[k, a]``, the axes ``b`` by a second map ``H[n, k, b]``
 ``b`` empty is reduced-rank regression; ``b`` one kernel axis is the spatial decomposition of
 Tai et al.; ``a`` the channels alone is a 1x1 convolution in front of a narrower one.
 
+With ``b`` empty all is known in closed form. Let ``P`` be the leading eigenvectors of
+``W Sigma W^T``, orthonormal; then ``V = P^T W``, ``H = P``, and the error of rank r is what
+``P^T W Sigma W^T P`` lacks of the energy (Izenman 1975). Else:
+
 Basis: right singular vectors ``Q`` of ``S^(1/2) M`` with ``M[a, (n, b)] = W[n, a, b]`` and
 ``S = sum_b Sigma[(., b), (., b)]``, brought back as ``V = (M Q)^T``: no inverse root is needed.
-With ``b`` empty or ``Sigma = I`` it is optimal (Eckart & Young 1936), else the optimum of a bound,
-and :meth:`PatchProjection.refined` goes on from there: ``V`` by conjugate gradients, ``H`` exactly,
-in turn. On trained networks the first round takes most of what there is, 10 to 50 % of the error.
+With ``Sigma = I`` it is optimal (Eckart & Young 1936), else the optimum of a bound, and
+:meth:`PatchProjection.refined` goes on from there: ``V`` by conjugate gradients, ``H`` exactly,
+in turn. On trained networks the first round takes most of what there is, 1 to 30 % of the error.
 
 Regression: ``H`` is the exact least-squares solution under the full ``Sigma``. The features of
 rank r are the first r of those of any larger rank, so one Cholesky factor serves all ranks: the
@@ -24,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -81,8 +86,12 @@ class PatchProjection:
         flat = tensor.reshape(len(kernel), a * b)
         self._weighted = flat if metric is None else flat @ metric  # W Sigma
         self.energy = float(np.sum(self._weighted * flat))
-        self._basis = _basis(tensor, metric, self._weighted, max_rank)
-        self._factor, self._cross, gains = self._regression(self._basis)
+        self._last: Array | None = None  # (N, R), where it is that of all ranks
+        if b == 1:
+            self._basis, self._last, gains = _reduced_rank(flat, metric, self._weighted, max_rank)
+        else:
+            self._basis = _basis(tensor, metric, max_rank)
+            gains = self._features[2]
         self._explained = np.concatenate([[0.0], np.cumsum(gains)])
 
     @property
@@ -97,7 +106,11 @@ class PatchProjection:
     def factors(self, rank: int) -> Factors:
         """Basis and last map of ``rank``, before refinement; zeros beyond :attr:`max_rank`."""
         width = min(rank, self.max_rank) * self._b
-        last = _solved(self._factor[:width, :width], self._cross[:, :width])
+        if self._last is not None:
+            last = self._last[:, :width]
+        else:
+            factor, cross, _ = self._features
+            last = _solved(factor[:width, :width], cross[:, :width])
         return self._shaped(self._basis[:rank], last, self.error(rank), rank)
 
     def refined(self, rank: int, rounds: int, steps: int = 8) -> Factors:
@@ -139,6 +152,11 @@ class PatchProjection:
         target = np.tensordot(last, self._weighted.reshape(-1, a, b), ((0, 2), (0, 2)))
         return conjugate_gradients(normal, target, basis, steps)
 
+    @cached_property
+    def _features(self) -> tuple[Array, Array, Array]:
+        """What :meth:`_regression` gives for the basis of all ranks."""
+        return self._regression(self._basis)
+
     def _regression(self, basis: Array) -> tuple[Array, Array, Array]:
         """Cholesky factor of the features' Gram matrix, ``W Sigma Z^T``, and gain of each rank."""
         cross = _contract(self._weighted.T, basis, self._b).T
@@ -170,14 +188,42 @@ def _unit_rows(rows: Array) -> Array:
     return unit
 
 
-def _basis(tensor: Array, metric: Array | None, seen: Array, max_rank: int | None) -> Array:
-    """Compute the basis ``V (R, a)`` with unit rows; ``seen (N, a b)`` is ``W Sigma``."""
+def _reduced_rank(
+    weight: Array, metric: Array | None, weighted: Array, max_rank: int | None
+) -> tuple[Array, Array, Array]:
+    """Compute the maps of all ranks where the basis contracts the whole patch.
+
+    Args:
+        weight: ``W (N, a)``.
+        metric: covariance ``(a, a)``; None is the identity.
+        weighted: ``W Sigma (N, a)``.
+        max_rank: largest rank; by default the numerical rank.
+
+    Returns:
+        Basis ``(R, a)`` with unit rows, last map ``(N, R)``, and gain ``(R,)`` of each rank.
+    """
+    outputs, a = weight.shape
+    if outputs <= a:
+        values, vectors = np.linalg.eigh(weight @ weighted.T)
+        leading = vectors[:, ::-1][:, : _rank(values, weight.shape, max_rank)]
+    else:
+        rotated = weight if metric is None else weight @ cholesky(metric)
+        values, vectors = np.linalg.eigh(rotated.T @ rotated)
+        leading = rotated @ vectors[:, ::-1][:, : _rank(values, weight.shape, max_rank)]
+        leading = np.linalg.qr(leading)[0]  # weak directions are orthogonal only up to rounding
+    rows: Array = leading.T @ weight
+    gains: Array = np.sum((leading.T @ weighted) * rows, axis=1)
+    norms = np.linalg.norm(rows, axis=1)
+    return _unit_rows(rows), leading * norms, gains
+
+
+def _basis(tensor: Array, metric: Array | None, max_rank: int | None) -> Array:
+    """Compute the basis ``V (R, a)`` with unit rows."""
     outputs, a, b = tensor.shape
     stacked = tensor.transpose(1, 0, 2).reshape(a, outputs * b)
     marginal = None if metric is None else np.einsum("ibjb->ij", metric.reshape(a, b, a, b))
     if outputs * b <= a:
-        apart = stacked if marginal is None or b == 1 else marginal @ stacked
-        weighted = seen.T if b == 1 else apart
+        weighted = stacked if marginal is None else marginal @ stacked
         values, vectors = np.linalg.eigh(stacked.T @ weighted)
         directions = stacked @ vectors
     else:
@@ -185,11 +231,14 @@ def _basis(tensor: Array, metric: Array | None, seen: Array, max_rank: int | Non
         rotated = stacked if root is None else root.T @ stacked
         values, vectors = np.linalg.eigh(rotated @ rotated.T)
         directions = stacked @ (rotated.T @ vectors)
-    values, directions = values[::-1], directions[:, ::-1]
-    # smaller eigenvalues are rounding errors of the Gram matrix
-    floor = max(values[0], 0.0) * max(a, outputs * b) * np.finfo(np.float64).eps
+    return _unit_rows(directions[:, ::-1][:, : _rank(values, stacked.shape, max_rank)].T)
+
+
+def _rank(values: Array, shape: Sequence[int], most: int | None) -> int:
+    """Number of rising eigenvalues of the Gram matrix of ``shape`` above its errors of rounding."""
+    floor = max(values[-1], 0.0) * max(shape) * np.finfo(np.float64).eps
     rank = max(int(np.sum(values > floor)), 1)
-    return _unit_rows(directions[:, : rank if max_rank is None else min(rank, max_rank)].T)
+    return rank if most is None else min(rank, most)
 
 
 def _contract(matrix: Array, basis: Array, b: int) -> Array:

@@ -71,6 +71,7 @@ class Tucker(PatchProjection):
     def __init__(self, kernel: Array, sigma: Array | None, max_inputs: int | None = None) -> None:
         super().__init__(kernel, sigma, (0,), max_inputs)
         self._kernel = kernel.reshape(len(kernel), self._a, self._b)
+        self._factor, self._cross, _ = self._features
         self._whitened = _whitened(self._factor, self._cross)
         self._spectra: dict[int, Array] = {}
 

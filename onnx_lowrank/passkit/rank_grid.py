@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-__all__ = ["aligned_ranks"]
+import numpy as np
+
+__all__ = ["aligned_ranks", "spread"]
 
 
 def aligned_ranks(limit: int, groups: int = 1) -> Iterator[int]:
@@ -23,3 +25,9 @@ def aligned_ranks(limit: int, groups: int = 1) -> Iterator[int]:
         step = 4 if channels < 16 else 8 if channels < 64 else 2 ** (channels.bit_length() - 3)
         if channels % step == 0:
             yield rank
+
+
+def spread(ranks: Sequence[int], most: int) -> list[int]:
+    """Choose at most ``most`` of some ranks, evenly over their places, the ends among them."""
+    count = len(ranks)
+    return [ranks[round(x)] for x in np.linspace(0, count - 1, min(count, most))]

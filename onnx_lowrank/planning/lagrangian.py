@@ -165,7 +165,8 @@ class _Table:
         """The best candidate of each layer at a multiplier, and of equals the one of least cost."""
         losses = self._weights[self._layers] * self._errors + multiplier * efforts
         rows = np.append(losses, np.inf)[self._rising]
-        return self._rising[np.arange(len(rows)), np.argmin(rows, axis=1)]
+        best: Places = self._rising[np.arange(len(rows)), np.argmin(rows, axis=1)]
+        return best
 
     def _cost(self, places: Places) -> int:
         return int(self._costs[places].sum())

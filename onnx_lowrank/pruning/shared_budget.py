@@ -4,30 +4,23 @@ Both lose response in the same unit: the error of a layer relative to the sum th
 enters. So growing shares are planned until the predicted loss of both rises, and the share of least
 loss is taken, if that is less than the loss of factorization without pruning. The moments of the
 narrower layers are those of the original without the channels that go. To save time, slow methods
-(which solve every rank anew) are left out of these shares, but not of the plan; errors of wide
-layers are computed at every third rank and interpolated; and a layer that keeps the same channels
-at two shares is factorized once.
+(which solve every rank anew) are left out of these shares, but not of the plan, and a layer that
+keeps the same channels at two shares is factorized once.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import isfinite
-from typing import ClassVar
-
-import numpy as np
 
 from onnx_lowrank.analysis.cost import model_cost, other_cost
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.analysis.preparation import Prepared
-from onnx_lowrank.chains.chain import Chain, Rank
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import Layer, PlacedLayer, find_layers
+from onnx_lowrank.layers import PlacedLayer, find_layers
 from onnx_lowrank.modelfile.model import Model
-from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip
+from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.candidates import Choice, least_cost
 from onnx_lowrank.planning.lagrangian import allocate
 from onnx_lowrank.planning.proposals import make_choices
@@ -42,12 +35,6 @@ SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 #: parts of the cost that pruning leaves, tried where no share meets the budget
 LEVELS = tuple(k / 20 for k in range(19, 0, -1))
-
-#: errors are computed at one of this many ranks, where a patch has more than this many elements
-_STRIDE, _WIDE = 3, 600
-
-#: smallest error, so that logarithms are finite
-_EXACT = 1e-12
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -143,8 +130,7 @@ class Factorizing:
         metric: str,
     ) -> None:
         self._pruner, self._prepared, self._measure = pruner, prepared, measure
-        quick = [f for f in factorizations if not f.slow] or factorizations
-        self._passes = [_Quicker(f) for f in quick]
+        self._passes = [f for f in factorizations if not f.slow] or factorizations
         self._metric = metric
         self._choices: dict[tuple[str, bytes], Choice] = {}
 
@@ -195,71 +181,3 @@ class Factorizing:
             for name, left in kept.items()
             if layer.name in self._pruner.layers_of(name)
         )
-
-
-@dataclass(frozen=True)
-class _Quicker(Factorization):
-    """Another factorization, whose errors are interpolated between ranks in wide layers."""
-
-    name: ClassVar[str] = "quicker"
-    ops: ClassVar[frozenset[str]] = Factorization.ops | {"LSTM", "GRU", "RNN"}
-
-    whole: Factorization
-
-    @property
-    def spec(self) -> str:
-        return self.whole.spec
-
-    def refuses(self, layer: Layer) -> Skip | None:
-        return self.whole.skips(layer)
-
-    def propose(
-        self, layer: Layer, moments: Moments, max_parameters: int | None = None
-    ) -> Sequence[Decomposition]:
-        found = self.whole.propose(layer, moments, max_parameters)
-        return [_Interpolated(d) for d in found] if layer.patch > _WIDE else found
-
-
-@dataclass(frozen=True)
-class _Interpolated:
-    """A decomposition whose errors are computed at every :data:`_STRIDE`-th of its ranks."""
-
-    whole: Decomposition
-    known: dict[int, float] = field(default_factory=dict)
-
-    @property
-    def variant(self) -> str:
-        return self.whole.variant
-
-    def ranks(self) -> Iterable[Rank]:
-        return self.whole.ranks()
-
-    def error(self, rank: Rank) -> float:
-        if not isinstance(rank, int):
-            return self.whole.error(rank)
-        low, high = self._neighbours(rank)
-        ends = [max(self._known(r), _EXACT) for r in (low, high)]
-        return float(np.exp(np.interp(rank, [low, high], np.log(ends))))
-
-    def outline(self, rank: Rank) -> Chain:
-        return self.whole.outline(rank)
-
-    def cut(self, rank: Rank) -> Chain:
-        return self.whole.cut(rank)
-
-    def _known(self, rank: int) -> float:
-        if rank not in self.known:
-            self.known[rank] = self.whole.error(rank)
-        return self.known[rank]
-
-    @cached_property
-    def _grid(self) -> list[int]:
-        """The ranks at which errors are computed."""
-        grid = [rank for rank in self.whole.ranks() if isinstance(rank, int)]
-        return sorted({*grid[::_STRIDE], *grid[-1:]})
-
-    def _neighbours(self, rank: int) -> tuple[int, int]:
-        place = bisect_left(self._grid, rank)
-        if place == len(self._grid) or self._grid[place] == rank:
-            return rank, rank
-        return self._grid[max(place - 1, 0)], self._grid[place]

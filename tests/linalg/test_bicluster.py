@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from onnx_lowrank.linalg.bicluster import Bicluster, bicluster
 from onnx_lowrank.linalg.block_clusters import Clusters
-from onnx_lowrank.linalg.cp_regression import cp_regression
+from onnx_lowrank.linalg.cp_regression import CpProblem
 from onnx_lowrank.linalg.tucker import Tucker
 from tests.support import Array, quick, relative, rng
 
@@ -181,7 +181,7 @@ def test_one_cluster_on_either_side_is_tucker_or_cp(data: bool) -> None:
         found = bicluster(kernel, sigma, (1, 1), (q, p), rounds=0)
         assert found.error <= Tucker(kernel, sigma).pair(q, p, 4).error + 1e-10 * energy
     found = bicluster(kernel, sigma, (1, 1), 3, starts=2, rounds=0)
-    terms = cp_regression(kernel, sigma, 3, starts=2, seed=0, sweeps=50)
+    terms = CpProblem(kernel, sigma).solve(3, starts=2, seed=0, sweeps=50)
     assert found.error <= terms.error + 1e-10 * energy
 
 

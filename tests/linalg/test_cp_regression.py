@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_lowrank.linalg.cp import cp_als, cp_compose
-from onnx_lowrank.linalg.cp_regression import CpRegression, cp_regression, outer_rows
+from onnx_lowrank.linalg.cp_regression import CpProblem, CpRegression, outer_rows
 from tests.support import Array, quick, relative, rng
 
 SHAPES = [(4, 3, 9), (5, 4, 3, 3), (3, 6, 2), (2, 3, 2, 3, 2)]
@@ -23,7 +23,7 @@ def example(shape: tuple[int, ...], seed: int) -> tuple[Array, Array]:
 
 
 def solve(kernel: Array, sigma: Array | None, rank: int, rounds: int = 0) -> CpRegression:
-    return cp_regression(kernel, sigma, rank, starts=1, seed=0, sweeps=60, rounds=rounds)
+    return CpProblem(kernel, sigma).solve(rank, starts=1, seed=0, sweeps=60, rounds=rounds)
 
 
 def distance(difference: Array, sigma: Array) -> float:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_lowrank.linalg.error_interpolation import interpolated_errors
+from onnx_lowrank.linalg.error_interpolation import interpolated_errors, interpolated_gain
 from tests.support import quick, rng
 
 
@@ -49,3 +49,11 @@ def test_one_point_is_a_bound() -> None:
 def test_misuse(at: list[float], errors: list[float], wanted: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         interpolated_errors(at, errors, wanted)
+
+
+def test_a_gain_is_geometric_between_ranks_and_that_of_the_nearest_beyond() -> None:
+    at, gains = [8, 24, 64], [0.4, 0.9, 0.8]
+    assert [interpolated_gain(at, gains, r) for r in at] == pytest.approx(gains, rel=1e-14)
+    assert interpolated_gain(at, gains, 192**0.5) == pytest.approx(0.6, rel=1e-14)
+    assert [interpolated_gain(at, gains, r) for r in (1, 100)] == pytest.approx([0.4, 0.8])
+    assert interpolated_gain([8], [0.7], 3) == pytest.approx(0.7)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from onnx_lowrank.passkit.rank_grid import aligned_ranks
+from onnx_lowrank.passkit.rank_grid import aligned_ranks, spread
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,17 @@ from onnx_lowrank.passkit.rank_grid import aligned_ranks
 )
 def test_aligned_ranks(limit: int, groups: int, ranks: list[int]) -> None:
     assert list(aligned_ranks(limit, groups)) == ranks
+
+
+@pytest.mark.parametrize(
+    ("ranks", "most", "chosen"),
+    [
+        ([], 3, []),
+        ([4], 3, [4]),
+        ([4, 8], 3, [4, 8]),
+        ([4, 8, 12, 16, 24], 3, [4, 12, 24]),
+        ([4, 8, 12, 16, 24, 32], 4, [4, 12, 16, 32]),
+    ],
+)
+def test_spread_keeps_both_ends(ranks: list[int], most: int, chosen: list[int]) -> None:
+    assert spread(ranks, most) == chosen

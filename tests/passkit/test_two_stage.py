@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from onnx_lowrank.analysis.moments import Moments, relative_error
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.layers import Layer
+from onnx_lowrank.linalg.patch_projection import Factors, PatchProjection
 from onnx_lowrank.passes import ChannelSvd, SpatialSvd, Svd
 from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.registry import parse
@@ -143,3 +144,33 @@ def test_the_option_is_named() -> None:
     for factorization in DIAGONAL:
         assert parse(factorization.spec) == factorization
         assert factorization.spec == f"{factorization.name}{{metric=diagonal}}"
+
+
+@pytest.mark.parametrize(("condition", "within"), [(1e2, 0.08), (1e4, 0.12)])
+def test_a_plan_refines_four_ranks_and_knows_nearly_what_a_round_leaves_at_all(
+    monkeypatch: pytest.MonkeyPatch, condition: float, within: float
+) -> None:
+    geometry = ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+    weight = rng(5).normal(size=(24, 24, 3, 3)) * np.geomspace(1, 0.1, 24)[:, None, None, None]
+    layer = only_layer(conv_model(geometry, weight.astype(np.float32), None))
+    moments = random_moments(layer, 5, condition=condition)
+    asked: list[int] = []
+    whole = PatchProjection.refined
+
+    def refined(self: PatchProjection, rank: int, rounds: int, steps: int = 8) -> Factors:
+        asked.append(rank)
+        return whole(self, rank, rounds, steps)
+
+    monkeypatch.setattr(PatchProjection, "refined", refined)
+    for form in SpatialSvd().propose(layer, moments):
+        asked.clear()
+        (group,) = form._groups  # type: ignore[attr-defined]
+        told = {rank: form.error(rank) for rank in form.ranks()}  # type: ignore[arg-type]
+        assert len(asked) == 4
+        for rank, error in told.items():
+            plain, left = group.error(rank), whole(group, rank, 1).error
+            if 1e-4 < plain / group.energy < 0.6:
+                assert left < 0.99 * plain
+                assert error == pytest.approx(left / group.energy, rel=within)
+            else:
+                assert error == pytest.approx(plain / group.energy, rel=1e-12)

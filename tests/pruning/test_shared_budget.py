@@ -147,30 +147,3 @@ def test_a_budget_that_no_share_meets() -> None:
         case.share(0.001)
     reached = float(str(caught.value).split("below ")[1].split()[0])
     assert case.share(reached)
-
-
-class Falling:
-    """A decomposition whose error is known, and counted when asked for."""
-
-    variant = ""
-
-    def __init__(self) -> None:
-        self.asked: list[int] = []
-
-    def ranks(self) -> Sequence[int]:
-        return range(4, 100, 4)
-
-    def error(self, rank: int) -> float:
-        self.asked.append(rank)
-        return float(np.exp(-0.03 * rank - 0.0002 * rank**2))
-
-
-def test_errors_are_read_off_between_ranks() -> None:
-    whole = Falling()
-    quick = prune_split._Interpolated(whole)  # type: ignore[arg-type]
-    found = [quick.error(rank) for rank in quick.ranks()]  # type: ignore[arg-type]
-    assert len(whole.asked) == len(set(whole.asked)) <= len(found) // 3 + 1
-    exact = [Falling().error(rank) for rank in whole.ranks()]
-    np.testing.assert_allclose(found, exact, rtol=0.02)
-    assert found[::3] == pytest.approx(exact[::3], rel=1e-12)
-    assert found == sorted(found, reverse=True)
