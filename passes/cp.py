@@ -61,7 +61,7 @@ _SWEEPS, _ESTIMATED = (10, 100), 50
 _SMALL = 1e5
 
 #: number of ranks of a larger layer at which errors are estimated; the others are interpolated
-_NODES = 4
+_NODES = 5
 
 #: once its error is below this, errors at larger ranks, which are the slowest to compute, are
 #: extrapolated
