@@ -97,11 +97,21 @@ def test_a_gather_takes_the_time_of_its_numbers() -> None:
     assert len(costs) == sum(name.endswith("(input)") for name in blocks) > 0
 
 
+#: graphs with transposed depthwise layers, a recurrent one, one behind a Concat
+RARE = (53, 83, 121, 155, 164, 183, 1562, 1802)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "least"),
+    [((*range(4), *RARE), 40), pytest.param(range(4, 30), 100, marks=pytest.mark.full)],
+    ids=["sample", "rest"],
+)
 @pytest.mark.parametrize("metric", ["macs", "params"])
-def test_what_is_foreseen_of_a_cut_is_what_it_leaves(metric: str) -> None:
-    # the last ones have transposed depthwise layers, a recurrent one, one behind a Concat
+def test_what_is_foreseen_of_a_cut_is_what_it_leaves(
+    metric: str, seeds: Sequence[int], least: int
+) -> None:
     checked = transposed = 0
-    for seed in (*range(30), 53, 83, 121, 155, 164, 183, 1562, 1802):
+    for seed in seeds:
         case = random_graph(seed)
         passes = "fold_batchnorm,svd,prune_channels"
         found = analysis_of(case.proto, passes, {"x": case.samples(8, seed)})
@@ -122,5 +132,5 @@ def test_what_is_foreseen_of_a_cut_is_what_it_leaves(metric: str) -> None:
                 la.value.depthwise and la.op == "ConvTranspose" and side.outputs
                 for side in prunable.sides for la in [prepared.layers[side.layer]]
             )  # fmt: skip
-    assert transposed
-    assert metric != "macs" or checked > 100
+    assert transposed or 53 not in seeds
+    assert metric != "macs" or checked > least

@@ -53,7 +53,7 @@ def compression(folder: Path, target: str = "macs=0.5", out: str = "out.onnx") -
         fm.external(folder, onnx.load(fm.digits("mlp")))
     return [
         "compress", str(path), str(folder / out), "--calib", str(fm.DIGITS),
-        "--target", target, "--threads", "1", "--samples", "200", "-q",
+        "--target", target, "--threads", "1", "--samples", "200", "--rounds", "0", "-q",
     ]  # fmt: skip
 
 
@@ -76,8 +76,12 @@ def whole(path: Path) -> None:
 INPUTS = ("big.onnx", "weights.bin")
 
 
-def kill_at_random(folder: Path, times: int, count: Count) -> None:
-    arguments = compression(folder)
+@pytest.mark.parametrize(
+    "times",
+    [2, pytest.param(6, marks=pytest.mark.full), pytest.param(100, marks=pytest.mark.slow)],
+)
+def test_kill_at_random(times: int, tmp_path: Path, count: Count) -> None:
+    folder, arguments = tmp_path, compression(tmp_path)
     before = digests(folder, *INPUTS)
     begin = time.perf_counter()
     with start(*arguments) as process:
@@ -108,15 +112,6 @@ def kill_at_random(folder: Path, times: int, count: Count) -> None:
     assert digests(folder, "out.onnx", "out.onnx.data") == results
     assert left_over(folder) == []
     whole(folder / "out.onnx")
-
-
-def test_kill_at_random(tmp_path: Path, count: Count) -> None:
-    kill_at_random(tmp_path, 6, count)
-
-
-@pytest.mark.slow
-def test_kill_at_random_many_times(tmp_path: Path, count: Count) -> None:
-    kill_at_random(tmp_path, 100, count)
 
 
 #: writes a model with external data over one of other weights, and is killed at the n-th call
@@ -319,6 +314,7 @@ def test_permission_lost_while_writing(tmp_path: Path, monkeypatch: pytest.Monke
 # two at once
 
 
+@pytest.mark.full
 def test_two_runs_to_one_output(tmp_path: Path) -> None:
     """The last one wins with all of its files, whichever that is."""
     targets = ("macs=0.5", "macs=0.7")
