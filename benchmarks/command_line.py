@@ -19,6 +19,9 @@ from benchmarks.rows import Cell, Row
 
 __all__ = ["Ended", "compress", "failure", "parts_left", "resident_bytes", "write_samples"]
 
+#: how the message of an error begins
+_ERROR = "error: "
+
 #: exit codes that come with a message for the user
 _SAID = (2, 3, 4, 5, 6)
 
@@ -73,7 +76,7 @@ def compress(
     seconds = time.perf_counter() - start
     return Ended(
         process.returncode,
-        errors.read_text(encoding="utf-8").strip().removeprefix("error: "),
+        _error(errors.read_text(encoding="utf-8")) if process.returncode else "",
         seconds,
         _cpu_seconds() - before,
         peak or math.nan,
@@ -115,6 +118,12 @@ def resident_bytes(process: int) -> int:
     """
     everyone = [_memory(one) for one in _family(process)]
     return max(everyone[0].get("VmHWM", 0), sum(memory.get("VmRSS", 0) for memory in everyone))
+
+
+def _error(said: str) -> str:
+    """The message of an error without the warnings before it, or all that was said."""
+    messages = [line for line in said.splitlines() if line.startswith(_ERROR)]
+    return messages[-1].removeprefix(_ERROR) if messages else said.strip()
 
 
 def _family(process: int) -> list[int]:

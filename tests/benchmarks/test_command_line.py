@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,22 @@ def test_a_traceback_is_broken() -> None:
     assert row.status == "broken"
     assert row.message.endswith("KeyError: 'a'")
     assert "exit code -9" in failure(CELL, Ended(-9, "", 1.0, 1.0, 1.0, {})).message
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("warning: a\nerror: b: c\n", "b: c"),
+        ("Traceback\nKeyError: 'error: x'\n", "Traceback\nKeyError: 'error: x'"),
+    ],
+)
+def test_messages(said: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "command"
+    script.write_text(f"#!/bin/sh\nprintf '%s' {shlex.quote(said)} >&2\nexit 3\n")
+    script.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(script))
+    ended = compress(MLP, tmp_path / "out.onnx", [])
+    assert (ended.code, ended.message) == (3, message)
 
 
 @on_linux
