@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_lowrank.analysis.moments import Accumulator, Moments
+from onnx_lowrank.analysis.accumulator import Accumulator
+from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.layers import destination, find_layers

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from onnx_lowrank.analysis.accumulator import Accumulator
 from onnx_lowrank.analysis.moment_cache import MomentCache
-from onnx_lowrank.analysis.moments import Accumulator, Moments, Spread
+from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.chains.geometry import Geometry
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer, destination
 from onnx_lowrank.linalg.blas_threads import blas_for
@@ -39,15 +42,15 @@ class MomentStore(Mapping[str, Moments]):
     """
 
     def __init__(self, memory: int = 0) -> None:
-        #: variance, summed over channels, of the tensor that each layer's response ends up in
+        #: variance, summed over channels, of the residual sum that a layer's response enters
         self.totals: dict[str, float] = {}
         #: layers that the data says nothing of
         self.silent: set[str] = set()
         self._arrays = ArrayStore("the moments of the layers", memory)
         self._found: dict[str, tuple[int, _Stored, _Stored]] = {}
 
-    def add(self, name: str, moments: Moments) -> None:
-        """Take the moments of one layer.
+    def add(self, moments: Moments, *names: str) -> None:
+        """Take the moments of layers that read the same patches.
 
         Raises:
             DataError: they have to wait on disk, and it is full.
@@ -55,7 +58,7 @@ class MomentStore(Mapping[str, Moments]):
         mean, covariance = (
             None if a is None else self._arrays.add(a) for a in (moments.mean, moments.covariance)
         )
-        self._found[name] = moments.count, mean, covariance
+        self._found |= dict.fromkeys(names, (moments.count, mean, covariance))
 
     def __getitem__(self, name: str) -> Moments:
         count, *stored = self._found[name]
@@ -81,7 +84,7 @@ def collect_moments(
     progress: Progress,
     cache: MomentCache | None = None,
 ) -> MomentStore:
-    """Moments of the inputs of ``layers``, and the variance of what they end up in.
+    """Moments of the inputs of ``layers``, and the variance of the residual sums that they enter.
 
     Args:
         graph: the model.
@@ -96,7 +99,7 @@ def collect_moments(
         cache: what an interrupted run has done of it, and this one does.
     """
     store = MomentStore(memory)
-    groups = list(_grouped(layers, memory // 2))
+    groups = list(_grouped(_inputs(graph, layers), memory // 2))
     with progress.task("calibrate", len(groups) * len(dataset)) as advance:
         for number, group in enumerate(groups):
             begin = partial(_Reader, graph, group, [seed, number], len(dataset))
@@ -106,10 +109,13 @@ def collect_moments(
                 cache.resumed += done
             advance(done)
             if done < len(dataset):
-                session = runtime.session(reader.part, lean=True)
+                part = reader.part
+                # layers that read inputs of the model need no run of it
+                session = runtime.session(part, lean=True) if part.proto.graph.node else None
                 rest = dataset.subset(range(done, len(dataset)))
                 for feed in rest.batches(size):
-                    reader.read({**feed, **session.run(feed)})
+                    made = session.run(feed) if session is not None else {}
+                    reader.read({**feed, **made})
                     more = len(next(iter(feed.values()))) if dataset.batchable else 1
                     done += more
                     advance(more)
@@ -136,15 +142,46 @@ def drawn_positions(
     return np.sort(rng.choice(positions, wanted, replace=False)).astype(np.intp)
 
 
-def _grouped(layers: Sequence[PlacedLayer], memory: int) -> Iterator[list[PlacedLayer]]:
-    group: list[PlacedLayer] = []
-    held = 0
+@dataclass(frozen=True)
+class _Input:
+    """Patches that layers read.
+
+    Attributes:
+        tensor: name of the tensor that they are cut out of.
+        geometry: how.
+        width: length ``d`` of a group's patch.
+        layers: that read them.
+        sums: residual sums that the responses enter, by name of the layer.
+    """
+
+    tensor: str
+    geometry: Geometry
+    width: int
+    layers: Sequence[PlacedLayer]
+    sums: Mapping[str, str]
+
+
+def _inputs(graph: Graph, layers: Sequence[PlacedLayer]) -> list[_Input]:
+    """What ``layers`` read; layers that read the same have one set of moments."""
+    found: dict[tuple[str, Geometry, int], list[PlacedLayer]] = {}
     for layer in layers:
-        need = 12 * layer.groups * layer.patch**2  # the sums, and rows that wait
+        found.setdefault((layer.input, layer.geometry, layer.patch), []).append(layer)
+    inputs = []
+    for key, readers in found.items():
+        ends = {la.name: destination(graph, la) for la in readers}
+        inputs.append(_Input(*key, readers, {n: e.total for n, e in ends.items() if e.skip}))
+    return inputs
+
+
+def _grouped(inputs: Sequence[_Input], memory: int) -> Iterator[list[_Input]]:
+    group: list[_Input] = []
+    held = 0
+    for each in inputs:
+        need = 12 * each.geometry.groups * each.width**2  # the sums, and rows that wait
         if group and held + need > memory:
             yield group
             group, held = [], 0
-        group.append(layer)
+        group.append(each)
         held += need
     if group:
         yield group
@@ -164,38 +201,41 @@ def _resumed(
 
 
 class _Reader:
-    """Accumulators of a group of layers, and the part of the model that feeds them."""
+    """Accumulators of a group of inputs, and the part of the model that feeds them."""
 
     def __init__(
-        self, graph: Graph, layers: Sequence[PlacedLayer], seed: Sequence[int], samples: int
+        self, graph: Graph, inputs: Sequence[_Input], seed: Sequence[int], samples: int
     ) -> None:
-        self._layers, self._samples = layers, samples
+        self._inputs, self._samples = inputs, samples
         self._rng = np.random.default_rng(seed)
-        self._ends = {la.name: destination(graph, la).total for la in layers}
-        self._inputs = {la.name: Accumulator(la.groups, la.patch) for la in layers}
-        self._totals = {la.name: Spread() for la in layers if self._ends[la.name]}
-        ends = filter(None, self._ends.values())
-        self.tensors = list(dict.fromkeys([*(la.input for la in layers), *ends]))
+        self._moments = [Accumulator(i.geometry.groups, i.width) for i in inputs]
+        # of responses only, by residual sum
+        self._totals = [
+            {i.sums[la.name]: Accumulator(la.groups, 0, la.shape[0] // la.groups)
+             for la in i.layers if la.name in i.sums}
+            for i in inputs
+        ]  # fmt: skip
+        self.tensors = list(dict.fromkeys(t for i in inputs for t in (i.tensor, *i.sums.values())))
         self.part = graph.extract(graph.input_types(), self.tensors)
 
     def read(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
-        for layer in self._layers:
-            x = values[layer.input].astype(np.float32, copy=False)
-            geometry = layer.geometry
+        for each, moments, totals in zip(self._inputs, self._moments, self._totals, strict=True):
+            x = values[each.tensor].astype(np.float32, copy=False)
+            geometry = each.geometry
             index = drawn_positions(
-                geometry.positions(x.shape), layer.patch, self._samples, self._rng
+                geometry.positions(x.shape), each.width, self._samples, self._rng
             )
-            with blas_for(layer.patch):
-                self._inputs[layer.name].update(geometry.patches(x, index))
-            if layer.name in self._totals:
-                total = values[self._ends[layer.name]].astype(np.float32, copy=False)
-                self._totals[layer.name].update(geometry.responses(total, index))
+            with blas_for(each.width):
+                moments.update(geometry.patches(x, index))
+            for name, total in totals.items():
+                y = values[name].astype(np.float32, copy=False)
+                total.update(geometry.responses(y, index))
 
     def state(self, done: int) -> dict[str, npt.NDArray[Any]]:
         """All there is to it after ``done`` samples."""
         drawn = json.dumps(self._rng.bit_generator.state)
         state = {"done": np.array(done), "drawn": np.array(drawn)}
-        for start, part in self._sums():
+        for start, part in self._parts():
             state |= {start + k: v for k, v in part.state().items()}
         return state
 
@@ -205,25 +245,34 @@ class _Reader:
         Raises:
             KeyError, ValueError, TypeError: it is of other layers.
         """
-        for start, part in self._sums():
+        for start, part in self._parts():
             part.restore(
                 {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
             )
         self._rng.bit_generator.state = json.loads(str(state["drawn"]))
         return int(state["done"])
 
-    def _sums(self) -> Iterator[tuple[str, Accumulator | Spread]]:
+    def _parts(self) -> Iterator[tuple[str, Accumulator]]:
         """All sums, and how their names in a state begin."""
-        for number, name in enumerate(self._inputs):
-            yield f"inputs.{number}.", self._inputs[name]
-        for number, name in enumerate(self._totals):
-            yield f"totals.{number}.", self._totals[name]
+        for number, (moments, totals) in enumerate(zip(self._moments, self._totals, strict=True)):
+            yield f"inputs.{number}.", moments
+            for place, total in enumerate(totals.values()):
+                yield f"totals.{number}.{place}.", total
 
     def finish(self, store: MomentStore) -> None:
-        for layer in self._layers:
-            moments = self._inputs.pop(layer.name).moments()
-            store.add(layer.name, moments)
-            if moments.covariance is None:
-                store.silent.add(layer.name)
-            if layer.name in self._totals and moments.covariance is not None:
-                store.totals[layer.name] = self._totals[layer.name].variance
+        """Put the moments and variances into ``store``; nothing is left here."""
+        for number, each in enumerate(self._inputs):
+            sums, totals = self._moments[number], self._totals[number]
+            self._moments[number] = Accumulator(each.geometry.groups, 0)
+            found = sums.moments()
+            names = [layer.name for layer in each.layers]
+            store.add(found, *names)
+            if found.covariance is None:
+                store.silent.update(names)
+                continue
+            for layer in each.layers:
+                if layer.name in each.sums:
+                    store.totals[layer.name] = float(totals[each.sums[layer.name]].variances.sum())
+                elif not layer.value.recurrent:
+                    response = Moments(1, None, sums.scatter).energy(layer.stage.matrices)
+                    store.totals[layer.name] = response / sums.count

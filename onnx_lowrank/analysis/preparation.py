@@ -159,7 +159,7 @@ def moments_of(
     if calibration is None:
         store = MomentStore()
         for layer in layers:
-            store.add(layer.name, Moments())
+            store.add(Moments(), layer.name)
         return store
     return collect_moments(
         graph, layers, calibration, runtime, shapes,

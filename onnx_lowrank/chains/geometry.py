@@ -142,41 +142,45 @@ class ConvGeometry:
             ``(groups, batch * positions, C / groups * prod(kernel))``, columns in the order
             (channel, kernel positions).
         """
-        spatial = x.shape[2:]
-        out = self.output_spatial(spatial)
+        batch, channels, *spatial = x.shape
         if index is None:
-            index = np.arange(math.prod(out))
-        padded = self._stuffed(x) if self.transposed else _padded(x, self.padding(spatial))
-        strides = (1,) * self.axes if self.transposed else self.strides
-        where = np.unravel_index(index, out)
-        offsets = np.meshgrid(
-            *(np.arange(k) * d for k, d in zip(self.kernel, self.dilations, strict=True)),
-            indexing="ij",
-        )
-        at = tuple(
-            (w * s)[:, None] + o.reshape(1, -1)
-            for w, s, o in zip(where, strides, offsets, strict=True)
-        )
-        selection: tuple[Any, ...] = (slice(None), slice(None), *at)
-        read: Array = padded[selection]
-        batch, channels, count, taps = read.shape
-        grouped = read.reshape(batch, self.groups, channels // self.groups, count, taps)
-        rows: Array = grouped.transpose(1, 0, 3, 2, 4).reshape(self.groups, batch * count, -1)
-        return rows
+            index = np.arange(math.prod(self.output_spatial(spatial)))
+        places, inside = self._places(spatial, index)
+        last = np.ascontiguousarray(x.reshape(batch, channels, -1).swapaxes(1, 2))
+        read = last.take(places.reshape(-1), axis=1)
+        if not inside.all():
+            read[:, np.flatnonzero(~inside)] = 0
+        grouped = read.reshape(batch, *places.shape, self.groups, channels // self.groups)
+        rows: Array = grouped.transpose(3, 0, 1, 4, 2)
+        return rows.reshape(self.groups, batch * len(places), -1)
 
-    def _stuffed(self, x: Array) -> Array:
-        """The input of the plain convolution that equals a transposed one."""
-        extents = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], self.strides, strict=True)]
-        wide = np.zeros((*x.shape[:2], *extents), x.dtype)
-        sparse = [slice(None), slice(None), *(slice(None, None, s) for s in self.strides)]
-        wide[tuple(sparse)] = x
-        extra = self.output_padding or (0,) * self.axes
-        reach = [(k - 1) * d for k, d in zip(self.kernel, self.dilations, strict=True)]
-        pads = [
-            (r - lo, r - hi + more)
-            for r, (lo, hi), more in zip(reach, self.padding(x.shape[2:]), extra, strict=True)
-        ]
-        return _padded(wide, pads)
+    def _places(
+        self, spatial: Sequence[int], index: npt.NDArray[np.intp]
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+        """Flat input positions of patches, and which of them are no padding.
+
+        Args:
+            spatial: extent of the input.
+            index: flat output positions.
+
+        Returns:
+            Both ``(positions, prod(kernel))``; a position in the padding is any that exists.
+        """
+        taps = np.indices(self.kernel).reshape(self.axes, -1)
+        places = np.zeros((len(index), taps.shape[1]), np.intp)
+        inside = np.ones(places.shape, bool)
+        where = np.unravel_index(index, self.output_spatial(spatial))
+        for axis, (size, (low, _)) in enumerate(zip(spatial, self.padding(spatial), strict=True)):
+            stride, reach = self.strides[axis], self.dilations[axis] * taps[axis]
+            if self.transposed:  # the elements of the input are ``stride`` apart
+                low = (self.kernel[axis] - 1) * self.dilations[axis] - low
+                at, between = np.divmod(where[axis][:, None] + reach - low, stride)
+                inside &= between == 0
+            else:
+                at = stride * where[axis][:, None] + reach - low
+            inside &= (at >= 0) & (at < size)
+            places = places * size + at.clip(0, size - 1)
+        return places, inside
 
     def responses(self, y: Array, index: npt.NDArray[np.intp] | None = None) -> Array:
         """Responses ``(groups, rows, N / groups)`` in an output ``(batch, N, *spatial)``."""
@@ -246,16 +250,6 @@ class LinearGeometry:
         if index is not None:
             batched = batched[:, index]
         return batched.reshape(1, -1, moved.shape[-1])
-
-
-def _padded(x: Array, pads: Sequence[tuple[int, int]]) -> Array:
-    """``x`` with zeros around its spatial axes; a negative pad removes positions."""
-    whole: list[slice] = [slice(None), slice(None)]
-    inner = [
-        slice(max(-lo, 0), n - max(-hi, 0)) for n, (lo, hi) in zip(x.shape[2:], pads, strict=True)
-    ]
-    outer = [(max(lo, 0), max(hi, 0)) for lo, hi in pads]
-    return np.pad(x[tuple(whole + inner)], [(0, 0), (0, 0), *outer])
 
 
 Geometry = ConvGeometry | LinearGeometry

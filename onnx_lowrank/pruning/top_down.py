@@ -21,15 +21,17 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from onnx_lowrank.analysis.accumulator import Accumulator
 from onnx_lowrank.analysis.collect import batch_size, drawn_positions
-from onnx_lowrank.analysis.moments import Accumulator, Moments
+from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.analysis.preparation import MEMORY, Prepared
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Layer, PlacedLayer
 from onnx_lowrank.linalg.blas_threads import blas_for
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning.pruner import KeptChannels, Pruner, ReaderTarget
-from onnx_lowrank.refit.refit import responses_of, solution
+from onnx_lowrank.refit.regression import solution
+from onnx_lowrank.refit.shared import responses_of
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset
 
@@ -96,7 +98,7 @@ def _measured(
     inputs = list(dict.fromkeys(layer.input for layer in readers))
     parts = [g.extract(g.input_types(), inputs) for g in (prepared.graph, current)]
     sessions = [runtime.session(p, lean=True) if p.proto.graph.node else None for p in parts]
-    sums = {la.name: Accumulator(la.groups, la.patch + la.shape[0] // la.groups) for la in readers}
+    sums = {la.name: Accumulator(la.groups, la.patch, la.shape[0] // la.groups) for la in readers}
     stages = {la.name: la.stage for la in readers}
     size = batch_size(inputs * 2, prepared.shapes, MEMORY // 4)
     for feed in calibration.batches(size):
@@ -112,23 +114,24 @@ def _measured(
                 continue  # the number of rows depends on data: rows of both models do not match
             y = responses_of(stages[layer.name], first[layer.input], index)
             with blas_for(layer.patch):
-                rows = layer.geometry.patches(x, index)
-                sums[layer.name].update(np.concatenate([rows, y], axis=2))
+                sums[layer.name].update(layer.geometry.patches(x, index), y)
     return {la.name: _solved(la.value, sums[la.name]) for la in readers}
 
 
 def _solved(layer: Layer, both: Accumulator) -> ReaderTarget:
     stage, width = layer.stage, layer.patch
-    if both.says_nothing(width) or not np.isfinite(both.covariance).all():
-        return ReaderTarget(layer, both.leading(width).moments())
+    moments: Moments = both.moments()
+    if moments.covariance is None or not np.isfinite(both.cross).all():
+        return ReaderTarget(layer, moments)
     with blas_for(width):
         weights = np.stack(
             [
-                solution(matrix, covariance, _RIDGE)
-                for matrix, covariance in zip(stage.matrices, both.covariance, strict=True)
+                solution(matrix, inputs, cross, _RIDGE)
+                for matrix, inputs, cross in zip(
+                    stage.matrices, both.scatter, both.cross_scatter, strict=True
+                )
             ]
         )
     inputs, outputs = both.mean[:, :width], both.mean[:, width:]
     bias = (outputs - np.einsum("gnd,gd->gn", weights, inputs)).reshape(-1)
-    moments: Moments = both.leading(width).moments()
     return ReaderTarget(layer.with_stage(stage.with_matrices(weights, bias)), moments)

@@ -79,8 +79,13 @@ class DrawnRows:
         self._rng = rng
         self._parts: dict[bool, list[tuple[Array, Array, Array]]] = {False: [], True: []}
 
+    def draw(self, count: int) -> npt.NDArray[np.intp]:
+        """Draw rows from a batch of ``count``, for :meth:`add`."""
+        at = self._rng.choice(count, min(self._each, count), replace=False)
+        return np.sort(at).astype(np.intp)
+
     def add(self, patches: Array, total: Array, skip: Array, held: bool) -> None:
-        """Draw rows from a batch.
+        """Take the rows that were drawn from a batch.
 
         Args:
             patches: inputs ``(groups, rows, d)``.
@@ -88,9 +93,7 @@ class DrawnRows:
             skip: given part of these sums, ``(groups, rows, n)``.
             held: whether the batch is held out.
         """
-        count = patches.shape[1]
-        at = np.sort(self._rng.choice(count, min(self._each, count), replace=False))
-        drawn = patches[:, at], total[:, at], skip[:, at]
+        drawn = patches, total, skip
         known = np.logical_and.reduce([np.isfinite(part).all(axis=(0, 2)) for part in drawn])
         if known.any():
             x, y, s = drawn if known.all() else (part[:, known] for part in drawn)

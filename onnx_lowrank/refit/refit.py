@@ -1,20 +1,16 @@
 """Refit of each chain, from input to output, with the layers before it already compressed.
 
 Every layer is fitted to the responses ``y`` of the original model on its input ``x`` in the
-compressed model:
-
-    W* = W + (E[y x^T] - W E[x x^T]) (E[x x^T] + lambda I)^-1,     b* = E[y] - W* E[x]
-
-(moments centred) and ``W*`` is factorized again, in the metric of that input, by the method and
-rank of the plan; so errors of earlier layers are repaired rather than passed on. Solving the whole
-chain instead of its last stage needs larger moments and gains more: on CIFAR-10 ResNet-56 at half
-its MACs one point of accuracy. Layers that the plan keeps are solved in the same way where a layer
-before them changed. In front of a residual Add the target is the original sum minus the current
-skip branch. ``lambda`` shrinks towards the present weights and is chosen on calibration samples
-that the fit did not see; keeping the weights is among the choices.
+compressed model (:mod:`onnx_lowrank.refit.regression`), and the solution ``W*`` is factorized
+again, in the metric of that input, by the method and rank of the plan; so errors of earlier layers
+are repaired rather than passed on. Solving the whole chain instead of its last stage needs larger
+moments and gains more: on CIFAR-10 ResNet-56 at half its MACs one point of accuracy. Layers that
+the plan keeps are solved in the same way where a layer before them changed. In front of a residual
+Add the target is the original sum minus the current skip branch.
 
 Both models advance layer by layer from stored tensors of the last step, so the whole costs about
-one run of each, and only the tensors that are still needed are stored.
+one run of each, and only the tensors that are still needed are stored. Layers that read the same
+tensor are solved in one step.
 
 Reference:
     Zhang et al. 2015, section 3.2 (asymmetric reconstruction); He et al. 2017.
@@ -23,60 +19,30 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
-from scipy import linalg
 
-from onnx_lowrank.analysis.collect import drawn_positions
-from onnx_lowrank.analysis.moments import Accumulator, Moments
-from onnx_lowrank.chains.chain import Chain, Stage
+from onnx_lowrank.analysis.accumulator import Accumulator
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import Destination, destination
-from onnx_lowrank.layers.writer import Written, update_chain
+from onnx_lowrank.layers import Destination
+from onnx_lowrank.layers.writer import update_chain
 from onnx_lowrank.linalg.blas_threads import blas_for
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.refit.behind_relu import Behind, DrawnRows, ceiling_behind, fitted_behind_relu
+from onnx_lowrank.refit.regression import best_ridge
+from onnx_lowrank.refit.shared import Batch, Shared, shared_tasks
 from onnx_lowrank.refit.stepwise import Walker
+from onnx_lowrank.refit.task import Task
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset
 
-__all__ = ["Refit", "Task", "refit", "responses_of", "solution"]
-
-Array = npt.NDArray[np.floating[Any]]
-Rows = dict[str, npt.NDArray[Any]]
+__all__ = ["Refit", "refit"]
 
 #: one of this many batches is held out to choose the ridge
 HELD_OUT = 5
-#: ridges tried, in units of the mean variance of the inputs
-RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, np.inf)
-
-
-@dataclass(frozen=True)
-class Task:
-    """A chain to solve again.
-
-    Attributes:
-        written: the chain in the compressed graph.
-        stage: the stage to solve: the layer before it was replaced, or the chain's last stage.
-        cut: makes the chain from the solved stage and the moments of its input.
-        reads: name of the tensor that ``stage`` reads in the compressed graph.
-        original: the layer of the original model, with all its channels.
-        source: name of the tensor that the layer reads in the original model.
-        rows: mask of the outputs that stay; None for all.
-    """
-
-    written: Written
-    stage: Stage
-    cut: Callable[[Stage, Moments], Chain]
-    reads: str
-    original: Stage
-    source: str
-    rows: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,87 +93,45 @@ def refit(
         behind_relu: whether to fit chains behind the ReLU that follows, where one does.
 
     Returns:
-        A result for each chain that could be solved.
+        A result for each chain that could be solved, in the order of the tasks.
     """
     size = min(size, max(1, len(dataset) // (2 * HELD_OUT)))
-    targets = [destination(compressed, t.written.layer) for t in tasks]
+    groups = shared_tasks(compressed, tasks)
     reference = Walker(original, dataset, size, runtime, memory)
-    # a response that is not a tensor is computed from the input of the original layer
-    seen = [g.total or t.source for t, g in zip(tasks, targets, strict=True)]
-    reference.plan([(tensor,) for tensor in seen])
+    reference.plan([group.wanted for group in groups], [() for _ in groups])
     current = Walker(compressed, dataset, size, runtime, memory)
-    current.plan([(t.reads, *g.skip) for t, g in zip(tasks, targets, strict=True)])
-    done = []
+    # a skip branch may hold layers that are solved later, and is computed again then
+    current.plan([group.reads[:1] for group in groups], [group.reads[1:] for group in groups])
+    done: dict[str, Refit] = {}
     with progress.task("refit", len(tasks)) as advance:
-        for number, (task, target) in enumerate(zip(tasks, targets, strict=True)):
-            pairs = zip(reference.advance(), current.advance(), strict=True)
-            rng = np.random.default_rng([seed, number])
-            drawn = None
-            if behind_relu and task.written.biased:
-                drawn = _drawn(compressed, task, target, len(dataset) / size, [seed, number, 1])
-            with blas_for(task.written.layer.patch):
-                fit, held = _accumulate(task, target, pairs, len(dataset), rng, drawn)
-                if fit.count:
-                    done.append(_solve(compressed, task, fit, held, drawn))
-            advance(1)
-    return done
+        for group in groups:
+            batches = _batches(reference, current)
+            own = [[seed, zlib.crc32(task.name.encode())] for task in group.tasks]
+            drawn = [
+                _drawn(compressed, *pair, len(dataset) / size, [*own[n], 1])
+                if behind_relu and pair[0].written.biased
+                else None
+                for n, pair in enumerate(zip(group.tasks, group.ends, strict=True))
+            ]
+            rng = np.random.default_rng(own[0])
+            with blas_for(group.width):
+                fit, held = group.sums(batches, len(dataset), rng, drawn)
+                done |= _solved(compressed, group, fit, held, drawn)
+            advance(len(group.tasks))
+    return [done[task.name] for task in tasks if task.name in done]
 
 
-def _accumulate(
-    task: Task,
-    target: Destination,
-    pairs: Iterator[tuple[Rows, Rows]],
-    samples: int,
-    rng: np.random.Generator,
-    drawn: DrawnRows | None,
-) -> tuple[Accumulator, Accumulator]:
-    """Accumulate the moments of ``[x, y]`` over the batches to fit on, and over those held out."""
-    geometry = task.stage.geometry
-    groups, outputs, width = task.stage.matrices.shape
-    fit, held = (Accumulator(groups, width + outputs) for _ in range(2))
-    for number, (reference, current) in enumerate(pairs):
-        x = current[task.reads].astype(np.float32, copy=False)
-        index = drawn_positions(geometry.positions(x.shape), width, samples, rng)
-        if target.total:
-            y = reference[target.total].astype(np.float32, copy=False)
-            if task.rows is not None:
-                y = y.compress(task.rows, geometry.channel_axis)
-            whole = y
-            for skip in target.skip:
-                y = y - current[skip].astype(np.float32, copy=False)
-            responses = geometry.responses(y, index)
-        else:
-            responses = responses_of(task.original, reference[task.source], index)
-            if task.rows is not None:
-                responses = responses[:, :, task.rows]
-        rows = (geometry.patches(x, index), responses)
-        last = number % HELD_OUT == HELD_OUT - 1
-        (held if last else fit).update(np.concatenate(rows, axis=2))
-        if drawn is not None:
-            total = geometry.responses(whole, index)
-            drawn.add(rows[0], total, total - responses, last)
-    if not fit.count:
-        return held, held
-    return fit, held if held.count else fit
-
-
-def responses_of(
-    stage: Stage, values: npt.NDArray[Any], index: npt.NDArray[np.intp] | None
-) -> Array:
-    """Responses ``(groups, rows, N / groups)`` of ``stage`` to its input ``values``."""
-    patches = stage.geometry.patches(values.astype(np.float32, copy=False), index)
-    weights = stage.matrices.astype(np.float32)
-    made: Array = patches @ weights.swapaxes(1, 2)
-    if stage.bias is not None:
-        made += stage.bias.astype(np.float32).reshape(len(weights), 1, -1)
-    return made
+def _batches(reference: Walker, current: Walker) -> Iterator[Batch]:
+    pairs = zip(reference.advance(), current.advance(), strict=True)
+    for number, (original, compressed) in enumerate(pairs):
+        yield Batch(original, compressed, number % HELD_OUT == HELD_OUT - 1)
 
 
 def _drawn(
-    graph: Graph, task: Task, target: Destination, batches: float, seed: list[int]
+    graph: Graph, task: Task, end: Destination, batches: float, seed: list[int]
 ) -> DrawnRows | None:
     """Make an empty collection of rows where a ReLU follows; None where none does."""
-    ceiling = ceiling_behind(graph, target.total) if target.total else None
+    ceiling = ceiling_behind(graph, end.total) if end.total else None
     if ceiling is None:
         return None
     groups, outputs, width = task.stage.matrices.shape
@@ -216,84 +140,39 @@ def _drawn(
     )
 
 
-def _solve(
-    graph: Graph, task: Task, fit: Accumulator, held: Accumulator, drawn: DrawnRows | None
-) -> Refit:
-    start = task.stage.matrices.astype(np.float64)
-    width = start.shape[2]
+def _solved(
+    graph: Graph,
+    group: Shared,
+    fit: Accumulator,
+    held: Accumulator,
+    drawn: Sequence[DrawnRows | None],
+) -> dict[str, Refit]:
+    """Solve the tasks of a group, and write their chains; results by layer name."""
+    if not fit.count or not held.count:
+        fit = held = fit if fit.count else held
+    if not fit.count:
+        return {}
     both = fit if held is fit else fit.merge(held)
-    silent = fit.says_nothing(width) or not np.isfinite(both.covariance).all()
-
-    @cache
-    def error(ridge: float) -> float:
-        return sum(
-            _held_error(solution(start[g], fit.covariance[g], ridge), seen, held.mean[g] - mean)
-            for g, (seen, mean) in enumerate(zip(held.covariance, fit.mean, strict=True))
-        )
-
-    ridge = np.inf if silent else _least(error)
-    weights = np.stack([
-        solution(start[g], covariance, ridge) for g, covariance in enumerate(both.covariance)
-    ])  # fmt: skip
-    inputs, outputs = both.mean[:, :width], both.mean[:, width:]
-    bias = None
-    if task.written.biased:
-        bias = (outputs - np.einsum("gnd,gd->gn", weights, inputs)).reshape(-1)
-    solved = task.stage.with_matrices(weights, bias)
-    moments = both.leading(width).moments()
-    chain, behind = task.cut(solved, moments), None
-    if drawn is not None and drawn.any:
-        better = fitted_behind_relu(chain, solved, task.cut, moments, drawn)
-        if better is not None:
-            chain, behind = better
-    update_chain(graph, task.written, chain)
-    energy = float(np.trace(held.covariance[:, width:, width:], axis1=1, axis2=2).sum()) or 1.0
-    name = task.written.layer.name
-    return Refit(name, ridge, error(np.inf) / energy, error(ridge) / energy, behind)
-
-
-def _least(error: Callable[[float], float]) -> float:
-    """Find the ridge of least error, downhill from the middle, as each one costs a solve."""
-    best = len(RIDGES) // 2
-    for step in (-1, 1):
-        while 0 <= best + step < len(RIDGES) and error(RIDGES[best + step]) < error(RIDGES[best]):
-            best += step
-    return min(RIDGES[best], np.inf, key=error)
-
-
-def solution(start: Array, covariance: Array, ridge: float) -> Array:
-    """Weights ``W*`` of one group under a ridge, by the module's formula.
-
-    Args:
-        start: present weights, ``(n, d)``.
-        covariance: covariance of ``[x, y]``, ``(d + n, d + n)``.
-        ridge: ridge in units of the mean variance of ``x``; infinite keeps the present weights.
-    """
-    width = start.shape[1]
-    inputs = covariance[:width, :width]
-    unit = float(np.trace(inputs)) / width
-    if not np.isfinite(ridge) or unit <= 0:
-        return start
-    shifted = inputs.copy()
-    shifted[np.diag_indices(width)] += ridge * unit
-    residual = (covariance[width:, :width] - start @ inputs).T
-    try:
-        step: Array = linalg.solve(shifted, residual, assume_a="pos", check_finite=False)
-    except linalg.LinAlgError:  # the ridge is smaller than the rounding of the sums
-        return start
-    return start + step.T
-
-
-def _held_error(weight: Array, covariance: Array, shift: Array) -> float:
-    """Error ``E ||y - W x - b||^2`` on the held-out part, with ``b`` from the fitted part.
-
-    Args:
-        weight: weights ``W (n, d)``.
-        covariance: covariance of the held-out ``[x, y]``, ``(d + n, d + n)``.
-        shift: mean of the held-out ``[x, y]`` minus that of the fitted part, ``(d + n,)``.
-    """
-    width = weight.shape[1]
-    inputs, cross = covariance[:width, :width], covariance[width:, :width]
-    offset = shift[width:] - weight @ shift[:width]
-    spread = np.trace(covariance[width:, width:]) - 2 * np.sum(weight * cross)
-    return float(spread + np.sum((weight @ inputs) * weight) + offset @ offset)
+    silent = fit.says_nothing(group.width) or not both.finite
+    found = []
+    for place, task in enumerate(group.tasks):
+        start = task.stage.matrices.astype(np.float64)
+        seen = group.regression(place, held)
+        ridge, before, after = best_ridge(group.regression(place, fit), seen, start, not silent)
+        energy = seen.energy / seen.count or 1.0
+        found.append(Refit(task.name, ridge, before / energy, after / energy))
+    del fit, held, seen
+    moments = both.leading(group.width).moments()
+    for place, task in enumerate(group.tasks):
+        problem = group.regression(place, both)
+        weights = problem.solved(task.stage.matrices.astype(np.float64), found[place].ridge)
+        bias = problem.bias(weights).reshape(-1) if task.written.biased else None
+        solved = task.stage.with_matrices(weights, bias)
+        chain, rows = task.cut(solved, moments), drawn[place]
+        if rows is not None and rows.any:
+            better = fitted_behind_relu(chain, solved, task.cut, moments, rows)
+            if better is not None:
+                chain, behind = better
+                found[place] = replace(found[place], behind_relu=behind)
+        update_chain(graph, task.written, chain)
+    return {result.layer: result for result in found}

@@ -27,7 +27,7 @@ from onnx_lowrank.layers import find_layers
 from onnx_lowrank.layers.writer import apply_chain
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.refit.refit import Task
+from onnx_lowrank.refit.task import Task
 from onnx_lowrank.runtime.outputs import Values, difference, is_float
 from onnx_lowrank.runtime.runtime import Feed, Runtime
 from onnx_lowrank.samples.dataset import Dataset

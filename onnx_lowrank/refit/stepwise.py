@@ -33,7 +33,7 @@ class Walker:
     ) -> None:
         self._graph, self._dataset, self._size = graph, dataset, size
         self._runtime, self._memory = runtime, memory
-        self._steps: list[tuple[str, ...]] = []
+        self._steps: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
         #: sequences, strings and other values that are computed again in each step, not stored
         self._unkept = no_tensors(graph)
         self._done = set(graph.inputs)
@@ -42,15 +42,21 @@ class Walker:
         self._store = ArrayStore("the tensors between layers")
         self._kept: list[dict[str, npt.NDArray[Any] | Slot]] = []
 
-    def plan(self, steps: Sequence[tuple[str, ...]]) -> None:
-        """Set the tensors of each step: the one to stop at, then others to return."""
-        self._steps = list(steps)
+    def plan(self, ends: Sequence[tuple[str, ...]], others: Sequence[tuple[str, ...]]) -> None:
+        """Set what each step returns.
+
+        Args:
+            ends: tensors to stop at; what is before them does not change any more.
+            others: tensors that later steps compute again.
+        """
+        self._steps = list(zip(ends, others, strict=True))
 
     def advance(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """Run the next step; yield its tensors batch by batch."""
-        graph, step = self._graph, self._steps.pop(0)
-        self._done |= graph.ancestors(step[:1], self._done) - self._unkept
-        ahead = {t for s in self._steps for t in s}
+        graph, (ends, others) = self._graph, self._steps.pop(0)
+        step = (*ends, *others)
+        self._done |= graph.ancestors(ends, self._done) - self._unkept
+        ahead = {t for s in self._steps for part in s for t in part}
         keep = self._done & (graph.reads_between(self._done, ahead) | ahead)
         part = graph.extract(self._types, sorted(keep | set(step)))
         session = self._runtime.session(part, lean=True) if part.proto.graph.node else None

@@ -20,7 +20,7 @@ from onnx_lowrank.planning.plan import Decision
 from onnx_lowrank.planning.proposals import cut_candidate
 from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR
 from onnx_lowrank.planning.sharing import SHARE
-from onnx_lowrank.refit.refit import Task
+from onnx_lowrank.refit.task import Task
 
 __all__ = ["refit_tasks"]
 

@@ -10,9 +10,10 @@ import pytest
 from onnx import ModelProto
 
 from onnx_lowrank.analysis import collect
+from onnx_lowrank.analysis.accumulator import Accumulator
 from onnx_lowrank.analysis.collect import MomentStore, batch_size, collect_moments, drawn_positions
 from onnx_lowrank.analysis.cost import tensor_shapes
-from onnx_lowrank.analysis.moments import Accumulator, Moments
+from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer, find_layers
 from onnx_lowrank.modelfile.array_store import Slot
@@ -58,7 +59,8 @@ def expected(layer: PlacedLayer, x: fm.AnyArray) -> Moments:
     centred = rows - mean[:, None]
     scatter = np.einsum("gnd,gne->gde", centred, centred)
     count = np.array(rows.shape[1])
-    everything.restore({"count": count, "mean": mean, "scatter": scatter, "waiting": rows[:, :0]})
+    sums = {"count": count, "mean": mean, "scatter": scatter}
+    everything.restore(everything.state() | sums)
     return everything.moments()
 
 
@@ -143,6 +145,7 @@ def test_what_is_held_does_not_grow_with_the_samples(monkeypatch: pytest.MonkeyP
         sizes.append(rows.nbytes + held)
 
     monkeypatch.setattr(Accumulator, "update", recorded)
+    monkeypatch.setattr(Accumulator, "_ELEMENTS", 1024)  # so that few rows wait
     peaks = []
     for count in (64, 256):
         sizes.clear()
@@ -156,7 +159,7 @@ def test_spilled_moments_are_those_that_were_held() -> None:
     _, held = collected(data)
     spilled = MomentStore(memory=0)
     for name in held:
-        spilled.add(name, held[name])
+        spilled.add(held[name], name)
     assert all(isinstance(spilled._found[name][2], Slot) for name in held)
     assert list(spilled) == list(held)
     for name in held:
@@ -167,10 +170,10 @@ def test_the_store_spills_what_is_over_its_memory() -> None:
     moments = Moments(3, np.zeros((1, 10)), np.eye(10)[None])
     store = MomentStore(memory=2 * moments.bytes)
     for name in "abcd":
-        store.add(name, moments)
+        store.add(moments, name)
     on_disk = [isinstance(store._found[name][2], Slot) for name in "abcd"]
     assert on_disk == [False, False, True, True]
-    store.add("none", Moments())
+    store.add(Moments(), "none")
     assert store["none"] == Moments()
     with pytest.raises(KeyError):
         store["e"]

@@ -5,15 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_lowrank.analysis.moments import Accumulator, Moments, Spread, response_error
+from onnx_lowrank.analysis.accumulator import Accumulator
+from onnx_lowrank.analysis.moments import Moments, response_error
 from tests.support import Array, quick, relative, rng
 
 
 def correlated(seed: int, groups: int, count: int, width: int) -> Array:
-    """Rows ``(groups, count, width)`` with covariance and mean."""
+    """Rows ``(groups, count, width)`` with covariance and mean, in float32 as those of models."""
     random = rng(seed)
     mixing = random.normal(size=(groups, width, width))
-    return random.normal(size=(groups, count, width)) @ mixing + 3 * random.normal(size=width)
+    rows = random.normal(size=(groups, count, width)) @ mixing + 3 * random.normal(size=width)
+    return rows.astype(np.float32).astype(np.float64)
 
 
 def accumulated(rows: Array, cuts: list[int] | None = None) -> Accumulator:
@@ -111,20 +113,43 @@ def test_float32_with_a_large_offset(offset: float) -> None:
 def test_means_that_drift_between_chunks() -> None:
     rows = correlated(3, 1, 400, 3)
     rows[:, 200:] += 50
+    rows = rows.astype(np.float32).astype(np.float64)
     assert_measures(accumulated(rows, [200]), rows)
 
 
 @quick(20)
 @given(st.lists(st.integers(0, 30), max_size=4).map(sorted), st.integers(0, 99))
-def test_spread_is_the_total_variance(cuts: list[int], seed: int) -> None:
-    rows = correlated(seed, 2, 30, 3).astype(np.float32)
-    spread = Spread()
+def test_responses_alone_have_variances(cuts: list[int], seed: int) -> None:
+    rows = correlated(seed, 2, 30, 3)
+    sums = Accumulator(2, 0, 3)
     for part in np.split(rows, cuts, axis=1):
-        if part.shape[1]:
-            spread.update(part)
-    wanted = float(rows.astype(np.float64).var(axis=1).sum())
-    assert abs(spread.variance - wanted) < 1e-6 * wanted
-    assert Spread().variance == 0.0
+        sums.update(part)
+    wanted = rows.var(axis=1)
+    np.testing.assert_allclose(sums.variances, wanted, rtol=1e-6)
+    assert not Accumulator(2, 0, 3).variances.any()
+
+
+@quick(30)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.lists(st.integers(0, 60), max_size=5).map(sorted),
+    st.integers(0, 99),
+)
+def test_responses_beside_inputs(
+    groups: int, width: int, outputs: int, cuts: list[int], seed: int
+) -> None:
+    rows = correlated(seed, groups, 60, width + outputs)
+    first, second = (Accumulator(groups, width, outputs) for _ in range(2))
+    for number, part in enumerate(np.split(rows, cuts, axis=1)):
+        (second if number % 2 else first).update(part[:, :, :width], part[:, :, width:])
+    whole, sums = covariances(rows), first.merge(second)
+    assert relative(rows.mean(axis=1), sums.mean) < 1e-12
+    assert relative(whole[:, :width, :width], sums.covariance) < 1e-6
+    assert relative(whole[:, width:, :width], sums.cross) < 1e-6
+    variances = whole[:, range(width, width + outputs), range(width, width + outputs)]
+    np.testing.assert_allclose(sums.variances, variances, rtol=1e-6)
 
 
 @pytest.mark.parametrize("count", [2, 5, 20, 500])

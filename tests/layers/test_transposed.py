@@ -10,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import helper
 
-from onnx_lowrank.analysis.moments import Accumulator, Moments, relative_error
+from onnx_lowrank.analysis.accumulator import Accumulator
+from onnx_lowrank.analysis.moments import Moments, relative_error
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.layers import find_layers

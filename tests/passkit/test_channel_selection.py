@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_lowrank.analysis.moments import Accumulator, Moments
+from onnx_lowrank.analysis.accumulator import Accumulator
+from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.passkit.channel_selection import Part, Selection, parts_of, solved_weights
 from tests import fixtures_channels as fc

@@ -10,7 +10,7 @@ import pytest
 from onnx import ModelProto, helper
 
 from onnx_lowrank import apply, plan
-from onnx_lowrank.analysis.moments import Accumulator
+from onnx_lowrank.analysis.accumulator import Accumulator
 from onnx_lowrank.errors import BudgetError, PlanError
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.planning.sharing import pooled, ties

@@ -19,9 +19,11 @@ from onnx_lowrank.planning.candidates import Candidate
 from onnx_lowrank.planning.proposals import cut_candidate
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.refit import refit as module
-from onnx_lowrank.refit.refit import RIDGES, Refit, Task, _least, refit, solution
+from onnx_lowrank.refit import shared
+from onnx_lowrank.refit.refit import Refit, refit
+from onnx_lowrank.refit.regression import RIDGES, _least, solution
 from onnx_lowrank.refit.stepwise import Walker
+from onnx_lowrank.refit.task import Task
 from onnx_lowrank.runtime.runtime import Runtime
 from tests import fixtures_models as fm
 
@@ -143,7 +145,7 @@ def test_the_residual_sum_is_the_target(monkeypatch: pytest.MonkeyPatch) -> None
     before = summed.error()
     summed.refit()
     branch = Case(doubtful_skip(), {"conv0": 6}, kept=("conv1",))
-    monkeypatch.setattr(module, "destination", lambda _, layer: Destination(layer.output, ()))
+    monkeypatch.setattr(shared, "destination", lambda _, layer: Destination(layer.output, ()))
     branch.refit()
     assert summed.error() < 0.9 * branch.error()
     assert summed.error() < 0.9 * before
@@ -211,7 +213,7 @@ def test_the_walker_keeps_only_what_is_alive() -> None:
     graph = Graph(load(fm.residual_net()))
     walker = Walker(graph, fm.dataset(fm.residual_net(), SEEN[:16]), 8, fm.ONE_THREAD, 0)
     steps: list[tuple[str, ...]] = [("a0",), ("b1", "a"), ("c1",), ("y",)]
-    walker.plan(steps)
+    walker.plan([step[:1] for step in steps], [step[1:] for step in steps])
     whole = ModelProto()
     whole.CopyFrom(fm.residual_net())
     del whole.graph.output[:]
@@ -251,13 +253,12 @@ def test_a_ridge_below_the_rounding_of_the_sums_is_none() -> None:
     random = np.random.default_rng(0)
     x = random.standard_normal((500, 3))
     w = random.standard_normal((2, 3))
-    rows = np.hstack([x, x @ w.T])
-    covariance = rows.T @ rows / len(rows)
-    start = np.zeros((2, 3))
-    exact = solution(start, covariance, 1e-9)
+    covariance = x.T @ x / len(x)
+    cross, start = w @ covariance, np.zeros((2, 3))
+    exact = solution(start, covariance, cross, 1e-9)
     np.testing.assert_allclose(exact, w, rtol=1e-6)
-    covariance[:3, :3] = np.diag([1.0, 1.0, -1e-4])
-    below, above = (solution(start, covariance, ridge) for ridge in (1e-5, 1e-3))
+    indefinite = np.diag([1.0, 1.0, -1e-4])
+    below, above = (solution(start, indefinite, cross, ridge) for ridge in (1e-5, 1e-3))
     assert below is start
     assert np.isfinite(above).all()
     assert (above != start).all()

@@ -17,7 +17,8 @@ from onnx_lowrank.planning.proposals import cut_candidate
 from onnx_lowrank.planning.registry import parse, parse_list
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
-from onnx_lowrank.refit.refit import Task, refit
+from onnx_lowrank.refit.refit import refit
+from onnx_lowrank.refit.task import Task
 from onnx_lowrank.refit.tasks import _input_of_last, refit_tasks
 from tests import fixtures_models as fm
 from tests.analyses import samples_of

@@ -1,0 +1,134 @@
+"""Regression of a layer's responses on its inputs, from their covariances alone.
+
+    W* = W + (E[y x^T] - W E[x x^T]) (E[x x^T] + lambda I)^-1,     b* = E[y] - W* E[x]
+
+``lambda`` shrinks towards the present weights ``W``. It is the one of least error on rows that the
+fit did not see; keeping the weights is among the choices.
+
+Reference:
+    Zhang et al. 2015, section 3.2 (asymmetric reconstruction).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import linalg
+
+__all__ = ["RIDGES", "Regression", "best_ridge", "solution"]
+
+Array = npt.NDArray[np.floating[Any]]
+
+#: ridges tried, in units of the mean variance of the inputs
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, np.inf)
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Sums over rows of inputs ``x`` and responses ``y``, centred.
+
+    Attributes:
+        count: number of rows.
+        inputs: sum of ``x x^T``, ``(groups, d, d)``.
+        cross: sum of ``y x^T``, ``(groups, n, d)``.
+        energy: sum of ``||y||^2``.
+        input_mean: ``E[x]``, ``(groups, d)``.
+        output_mean: ``E[y]``, ``(groups, n)``.
+    """
+
+    count: int
+    inputs: Array
+    cross: Array
+    energy: float
+    input_mean: Array
+    output_mean: Array
+
+    def solved(self, start: Array, ridge: float) -> Array:
+        """Weights ``W* (groups, n, d)`` under a ridge.
+
+        Args:
+            start: present weights, ``(groups, n, d)``.
+            ridge: in units of the mean variance of ``x``; infinite keeps the present weights.
+        """
+        parts = zip(start, self.inputs, self.cross, strict=True)
+        return np.stack([solution(w, inputs, cross, ridge) for w, inputs, cross in parts])
+
+    def bias(self, weights: Array) -> Array:
+        """Bias ``E[y] - W E[x]``, ``(groups, n)``."""
+        made: Array = np.einsum("gnd,gd->gn", weights, self.input_mean)
+        return self.output_mean - made
+
+    def error(self, weights: Array, bias: Array) -> float:
+        """Mean squared error ``E ||y - W x - b||^2``.
+
+        Args:
+            weights: ``W (groups, n, d)``.
+            bias: ``b (groups, n)``.
+        """
+        offset = self.bias(weights) - bias
+        left = weights @ self.inputs
+        left -= 2 * self.cross
+        total = self.energy + float(np.vdot(left, weights))
+        return total / self.count + float(np.vdot(offset, offset))
+
+
+def solution(start: Array, inputs: Array, cross: Array, ridge: float) -> Array:
+    """Weights ``W*`` of one group under a ridge, by the module's formula.
+
+    Args:
+        start: present weights, ``(n, d)``.
+        inputs: covariance of ``x``, or a multiple of it, ``(d, d)``.
+        cross: covariance of ``y`` with ``x``, or the same multiple, ``(n, d)``.
+        ridge: ridge in units of the mean variance of ``x``; infinite keeps the present weights.
+    """
+    width = start.shape[1]
+    unit = float(np.trace(inputs)) / width
+    if not np.isfinite(ridge) or unit <= 0:
+        return start
+    shifted = inputs.copy()
+    shifted[np.diag_indices(width)] += ridge * unit
+    residual = (cross - start @ inputs).T
+    try:
+        factor = linalg.cho_factor(shifted, lower=True, overwrite_a=True, check_finite=False)
+    except linalg.LinAlgError:  # the ridge is smaller than the rounding of the sums
+        return start
+    step: Array = linalg.cho_solve(factor, residual, overwrite_b=True, check_finite=False)
+    return start + step.T
+
+
+def best_ridge(
+    fit: Regression, held: Regression, start: Array, any_change: bool = True
+) -> tuple[float, float, float]:
+    """Choose the ridge by the error on held-out rows.
+
+    Args:
+        fit: rows to solve with.
+        held: rows that are held out.
+        start: present weights, ``(groups, n, d)``.
+        any_change: whether the weights may change.
+
+    Returns:
+        The ridge, and the errors on the held-out rows with the present weights and with it.
+    """
+
+    @cache
+    def error(ridge: float) -> float:
+        weights = fit.solved(start, ridge)
+        return held.error(weights, fit.bias(weights))
+
+    ridge = _least(error) if any_change else np.inf
+    return ridge, error(np.inf), error(ridge)
+
+
+def _least(error: Callable[[float], float]) -> float:
+    """Find the ridge of least error, downhill from the middle, as each one costs a solve."""
+    best = len(RIDGES) // 2
+    for step in (-1, 1):
+        while 0 <= best + step < len(RIDGES) and error(RIDGES[best + step]) < error(RIDGES[best]):
+            best += step
+    return min(RIDGES[best], np.inf, key=error)

@@ -1,0 +1,274 @@
+"""Tasks whose layers read the same patches, and the covariances that solve them.
+
+Patches ``x`` are read and summed once for all of them. The responses ``y`` that a layer should give
+are a tensor of the original model, or where it has one of its own, its response ``W0 x0 + b0`` to
+its input there. Then the covariances of ``y`` follow from those of ``[x, x0]``:
+
+    E[y x^T] = W0 E[x0 x^T],     E[y] = W0 E[x0] + b0,     E||y||^2 = tr(W0 E[x0 x0^T] W0^T)
+
+and ``y`` need not be read, which is much less work where layers have more outputs than inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.analysis.accumulator import Accumulator
+from onnx_lowrank.analysis.collect import drawn_positions
+from onnx_lowrank.analysis.moments import Moments, response_error
+from onnx_lowrank.chains.chain import Stage
+from onnx_lowrank.chains.geometry import Geometry
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.layers import Destination, destination
+from onnx_lowrank.refit.behind_relu import DrawnRows
+from onnx_lowrank.refit.regression import Regression
+from onnx_lowrank.refit.task import Task
+
+__all__ = ["Batch", "Shared", "responses_of", "shared_tasks"]
+
+Array = npt.NDArray[np.floating[Any]]
+Rows = Mapping[str, npt.NDArray[Any]]
+#: input of a layer of the original model: the tensor, how patches are cut out of it, their length
+Source = tuple[str, Geometry, int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of one batch.
+
+    Attributes:
+        original: of the original model.
+        current: of the compressed model.
+        held: whether the batch is held out of the fit.
+    """
+
+    original: Rows
+    current: Rows
+    held: bool
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Tasks whose layers read the same patches.
+
+    Attributes:
+        tasks: the tasks.
+        ends: where their responses go, in both models.
+    """
+
+    tasks: Sequence[Task]
+    ends: Sequence[Destination]
+
+    @property
+    def geometry(self) -> Geometry:
+        """Geometry of the patches."""
+        return self.tasks[0].stage.geometry
+
+    @cached_property
+    def width(self) -> int:
+        """Length ``d`` of a group's patch."""
+        return int(self.tasks[0].stage.matrices.shape[2])
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Tensors of the compressed model: what all read, then skip branches of residual sums."""
+        return (self.tasks[0].reads, *(skip for end in self.ends for skip in end.skip))
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Tensors of the original model."""
+        totals = (e.total for n, e in enumerate(self.ends) if n not in self._by_input)
+        return tuple(dict.fromkeys([*(source[0] for source in self._sources), *totals]))
+
+    @cached_property
+    def _by_input(self) -> Mapping[int, Source]:
+        """Inputs of the tasks, by place, whose responses are computed instead of read."""
+        own = {n: _source(t) for n, t in enumerate(self.tasks) if _by_itself(t, self.ends[n])}
+        width = self.width + sum(source[2] for source in set(own.values()))
+        outputs = sum(self.tasks[n].stage.matrices.shape[1] for n in own)
+        if width**2 < self.width * (self.width + 2 * outputs):  # products for each row
+            return own
+        return {n: s for n, s in own.items() if not self.ends[n].total}
+
+    @cached_property
+    def _sources(self) -> Mapping[Source, int]:
+        """Inputs in the original model, and the column of ``[x, x0]`` at which each begins."""
+        places, column = {}, self.width
+        for source in self._by_input.values():
+            if source not in places:
+                places[source] = column
+                column += source[2]
+        return places
+
+    @cached_property
+    def _outputs(self) -> Mapping[int, int]:
+        """Columns at which the responses of tasks begin, by place, where they are read."""
+        places, column = {}, self.width + sum(source[2] for source in self._sources)
+        for n, task in enumerate(self.tasks):
+            if n not in self._by_input:
+                places[n] = column
+                column += task.stage.matrices.shape[1]
+        return places
+
+    def sums(
+        self,
+        batches: Iterator[Batch],
+        samples: int,
+        rng: np.random.Generator,
+        drawn: Sequence[DrawnRows | None],
+    ) -> tuple[Accumulator, Accumulator]:
+        """Sum over the batches to fit on, and over those held out.
+
+        Args:
+            batches: the data.
+            samples: number of all samples.
+            rng: draws the positions that are read.
+            drawn: takes rows for tasks that are fitted behind a ReLU.
+        """
+        groups = self.tasks[0].stage.groups
+        inputs = self.width + sum(source[2] for source in self._sources)
+        outputs = sum(self.tasks[n].stage.matrices.shape[1] for n in self._outputs)
+        fit, held = (Accumulator(groups, inputs, outputs) for _ in range(2))
+        for batch in batches:
+            x = batch.current[self.tasks[0].reads].astype(np.float32, copy=False)
+            index = drawn_positions(self.geometry.positions(x.shape), self.width, samples, rng)
+            patches = self.geometry.patches(x, index)
+            before = {s: _patches(s, batch.original, index) for s in self._sources}
+            pairs = {n: self._responses(n, batch, index) for n in self._outputs}
+            responses = [total if skip is None else total - skip for total, skip in pairs.values()]
+            (held if batch.held else fit).update(patches, *before.values(), *responses)
+            for n, rows in enumerate(drawn):
+                if rows is not None:
+                    at = rows.draw(patches.shape[1])
+                    if n in self._by_input:
+                        seen = before[self._by_input[n]][:, at]
+                        total, skip = _response(self.tasks[n], seen), None
+                    else:
+                        total, skip = pairs[n]
+                        total, skip = total[:, at], None if skip is None else skip[:, at]
+                    given = np.zeros_like(total) if skip is None else skip
+                    rows.add(patches[:, at], total, given, batch.held)
+        return fit, held
+
+    def regression(self, place: int, sums: Accumulator) -> Regression:
+        """The regression of one of the tasks."""
+        task, width, mean = self.tasks[place], self.width, sums.mean
+        inputs = sums.scatter[:, :width, :width]
+        if place in self._by_input:
+            first = self._sources[self._by_input[place]]
+            last = first + self._by_input[place][2]
+            weights, bias = _map(task)
+            source = sums.scatter[:, first:last, first:last]
+            return Regression(
+                sums.count,
+                inputs,
+                weights @ sums.scatter[:, first:last, :width],
+                response_error(weights, Moments(1, None, source)),
+                mean[:, :width],
+                np.einsum("gnd,gd->gn", weights, mean[:, first:last]) + bias,
+            )
+        outputs = task.stage.matrices.shape[1]
+        start = self._outputs[place] - sums.scatter.shape[2]
+        here = slice(start, start + outputs)
+        return Regression(
+            sums.count,
+            inputs,
+            sums.cross_scatter[:, here, :width],
+            float(sums.variances[:, here].sum()) * sums.count,
+            mean[:, :width],
+            mean[:, self._outputs[place] :][:, :outputs],
+        )
+
+    def _responses(
+        self, place: int, batch: Batch, index: npt.NDArray[np.intp] | None
+    ) -> tuple[Array, Array | None]:
+        """What a task should answer, residual sum and all, and the skip branch as it is now."""
+        task, end = self.tasks[place], self.ends[place]
+        y = batch.original[end.total].astype(np.float32, copy=False)
+        if task.rows is not None:
+            y = y.compress(task.rows, self.geometry.channel_axis)
+        total = self.geometry.responses(y, index)
+        if not end.skip:
+            return total, None
+        # a skip branch of fewer elements is repeated by the sum
+        skip = batch.current[end.skip[0]].astype(np.float32, copy=False)
+        return total, self.geometry.responses(np.broadcast_to(skip, y.shape), index)
+
+
+def shared_tasks(compressed: Graph, tasks: Sequence[Task]) -> list[Shared]:
+    """Put tasks together that read the same patches, in topological order.
+
+    A task behind a residual sum whose other branch waits for a later task stays where it is.
+
+    Args:
+        compressed: the model with chains in the place of layers.
+        tasks: in topological order.
+    """
+    groups: list[tuple[list[Task], list[Destination]]] = []
+    first: dict[Any, int] = {}
+    for task in tasks:
+        end = destination(compressed, task.written.layer)
+        key = task.reads, task.stage.geometry, task.stage.matrices.shape[::2]
+        if end.skip or key not in first:
+            if not end.skip:
+                first[key] = len(groups)
+            groups.append(([], []))
+            place = len(groups) - 1
+        else:
+            place = first[key]
+        groups[place][0].append(task)
+        groups[place][1].append(end)
+    return [Shared(*group) for group in groups]
+
+
+def responses_of(
+    stage: Stage, values: npt.NDArray[Any], index: npt.NDArray[np.intp] | None
+) -> Array:
+    """Responses ``(groups, rows, N / groups)`` of ``stage`` to its input ``values``."""
+    patches = stage.geometry.patches(values.astype(np.float32, copy=False), index)
+    return _answer(stage.matrices, stage.bias, patches)
+
+
+def _answer(weights: Array, bias: Array | None, patches: Array) -> Array:
+    made: Array = patches @ weights.astype(np.float32).swapaxes(1, 2)
+    if bias is not None:
+        made += bias.astype(np.float32).reshape(len(weights), 1, -1)
+    return made
+
+
+def _response(task: Task, patches: Array) -> Array:
+    """Responses ``(groups, rows, n)`` of a task's original layer to patches of its input."""
+    return _answer(*_map(task), patches)
+
+
+def _map(task: Task) -> tuple[Array, Array]:
+    """Map ``W0 (groups, n, d0)`` of a task's original layer and its bias ``(groups, n)``."""
+    stage = task.original
+    weights = stage.matrices
+    bias = np.zeros(weights.shape[:2]) if stage.bias is None else stage.bias
+    bias = bias.reshape(weights.shape[:2])
+    if task.rows is not None:
+        weights, bias = weights[:, task.rows], bias[:, task.rows]
+    return weights, bias
+
+
+def _source(task: Task) -> Source:
+    stage = task.original
+    return task.source, stage.geometry, int(stage.matrices.shape[2])
+
+
+def _by_itself(task: Task, end: Destination) -> bool:
+    """Whether what a task should answer can be computed from its original layer's input."""
+    alike = task.original.groups == task.stage.groups
+    return not end.skip and alike and (task.rows is None or task.original.groups == 1)
+
+
+def _patches(source: Source, values: Rows, index: npt.NDArray[np.intp] | None) -> Array:
+    tensor, geometry, _ = source
+    return geometry.patches(values[tensor].astype(np.float32, copy=False), index)

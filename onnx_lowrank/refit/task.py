@@ -1,0 +1,43 @@
+"""A task of the refit: a chain to solve again, and what it should answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.chains.chain import Chain, Stage
+from onnx_lowrank.layers.writer import Written
+
+__all__ = ["Task"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A chain to solve again.
+
+    Attributes:
+        written: the chain in the compressed graph.
+        stage: the stage to solve: the layer before it was replaced, or the chain's last stage.
+        cut: makes the chain from the solved stage and the moments of its input.
+        reads: name of the tensor that ``stage`` reads in the compressed graph.
+        original: the layer of the original model, with all its channels.
+        source: name of the tensor that the layer reads in the original model.
+        rows: mask of the outputs that stay; None for all.
+    """
+
+    written: Written
+    stage: Stage
+    cut: Callable[[Stage, Moments], Chain]
+    reads: str
+    original: Stage
+    source: str
+    rows: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the layer."""
+        return self.written.layer.name
