@@ -15,11 +15,11 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_lowrank.cli import main as cli
 from onnx_lowrank.engine.api import Result, compress
-from onnx_lowrank.latency import timer as latency_timer
-from onnx_lowrank.latency.pairs import LatencyPair
+from onnx_lowrank.latency.timer import RuntimeTimer
 from onnx_lowrank.modelfile.model import load
 from onnx_lowrank.runtime.runtime import Feed, Runtime
 from onnx_lowrank.samples.dataset import Dataset, input_specs, load_dataset
+from tests.scripted_timer import pair, taking
 
 AnyArray = npt.NDArray[Any]
 
@@ -140,25 +140,15 @@ def relative(new: AnyArray, reference: AnyArray) -> float:
     return float(np.linalg.norm(difference) / np.linalg.norm(reference))
 
 
-def pair(ratio: float = 0.5) -> LatencyPair:
-    """What a clock would say of a model that takes ``ratio`` of the time."""
-    return LatencyPair(1, 1.0, ratio, 1.0, ratio, 0.0)
-
-
 def without_clock(patch: pytest.MonkeyPatch, ratio: float = 0.5) -> None:
-    """Let the pipeline think that the result takes ``ratio`` of the original's time."""
-
-    def measured(*_: Any, **__: Any) -> tuple[LatencyPair, ...]:
-        return (pair(ratio),)
-
-    patch.setattr(latency_timer, "measure_latency", measured)
+    """Let a command, which takes no timer, think that results take ``ratio`` of the time."""
+    patch.setattr(RuntimeTimer, "models", lambda *_: (pair(ratio),))
 
 
 def quick_compress(model: Path | ModelProto, **options: Any) -> Result:
-    """:func:`compress` on one thread, without timing anything, planned once."""
-    with pytest.MonkeyPatch.context() as patch:
-        without_clock(patch)
-        return compress(model, **{"threads": 1, "rounds": 0, **options})
+    """:func:`compress` on one thread, without timing or caching anything, planned once."""
+    usual: dict[str, Any] = {"timer": taking(0.5), "threads": 1, "rounds": 0, "cache": ""}
+    return compress(model, **{**usual, **options})
 
 
 def external(folder: Path, proto: ModelProto) -> Path:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy.typing as npt
 
 from onnx_lowrank.analysis.time_model import effort
 from onnx_lowrank.chains.chain import Chain
@@ -11,9 +14,13 @@ from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.latency.probe import Place
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.runtime.runtime import Feed, Session
-from tests import fixtures_models as fm
 
-__all__ = ["ScriptedSession", "ScriptedTimer", "by_effort"]
+__all__ = ["ScriptedSession", "ScriptedTimer", "by_effort", "pair", "taking"]
+
+
+def pair(ratio: float = 0.5) -> LatencyPair:
+    """What a clock would say of a model that takes ``ratio`` of the time."""
+    return LatencyPair(1, 1.0, ratio, 1.0, ratio, 0.0)
 
 
 def by_effort(place: Place, chain: Chain) -> float:
@@ -68,7 +75,12 @@ class ScriptedTimer:
     def models(
         self, reference: Model, new: Model, feeds: Sequence[tuple[int, Feed]]
     ) -> tuple[LatencyPair, ...]:
-        return (fm.pair(self._models(new)),)
+        return (pair(self._models(new)),)
+
+
+def taking(ratio: float) -> ScriptedTimer:
+    """A timer that finds every whole model to take ``ratio`` of the original's time."""
+    return ScriptedTimer(models=lambda _: ratio)
 
 
 class ScriptedSession(Session):
@@ -83,7 +95,7 @@ class ScriptedSession(Session):
     def __init__(self, name: str, seconds: float, log: list[str]) -> None:
         self._name, self._seconds, self._log = name, seconds, log
 
-    def run(self, *_: object) -> dict[str, fm.AnyArray]:
+    def run(self, *_: object) -> dict[str, npt.NDArray[Any]]:
         self._log.append(self._name)
         time.sleep(self._seconds)
         return {}

@@ -41,6 +41,7 @@ from onnx_lowrank.engine.sweep import swept
 from onnx_lowrank.engine.take_back import without_slow_chains
 from onnx_lowrank.engine.tell import tell
 from onnx_lowrank.errors import OptionError
+from onnx_lowrank.latency.timer import Timer
 from onnx_lowrank.modelfile.model import Model, save
 from onnx_lowrank.options import documented, from_keywords
 from onnx_lowrank.planning.notes import Note
@@ -83,12 +84,19 @@ class Result:
 
 
 @documented(CompressOptions)
-def compress(model: AnyModel, *, progress: Progress | None = None, **keywords: Any) -> Result:
+def compress(
+    model: AnyModel,
+    *,
+    progress: Progress | None = None,
+    timer: Timer | None = None,
+    **keywords: Any,
+) -> Result:
     """Compress a model to a budget, without labels or retraining.
 
     Args:
         model: path or ModelProto; it is not changed.
         progress: told of each step.
+        timer: takes all times; None for one that runs models in ONNX Runtime.
         **keywords: options by name:
             {options}
 
@@ -104,7 +112,7 @@ def compress(model: AnyModel, *, progress: Progress | None = None, **keywords: A
         raise OptionError("rounds are for one target; first search, then give rounds what it found")
     own = requirement is not None and requirement.metric is not None
     job = replace(options.job(), labels_are_classes=not own)
-    analysis = analyse(begin(model, job, progress))
+    analysis = analyse(begin(model, job, progress, timer))
     if requirement is None:
         return compressed(analysis, target, options.target.rounds, options.result.force)
     found = smallest_within(analysis, target, requirement)
@@ -133,12 +141,19 @@ def compressed(
 
 
 @documented(PlanOptions)
-def plan(model: AnyModel, *, progress: Progress | None = None, **keywords: Any) -> Plan:
+def plan(
+    model: AnyModel,
+    *,
+    progress: Progress | None = None,
+    timer: Timer | None = None,
+    **keywords: Any,
+) -> Plan:
     """Say what :func:`compress` would do, to be looked at, edited, and applied.
 
     Args:
         model: path or ModelProto; it is not changed.
         progress: told of each step.
+        timer: takes all times; None for one that runs models in ONNX Runtime.
         **keywords: options by name:
             {options}
 
@@ -147,13 +162,18 @@ def plan(model: AnyModel, *, progress: Progress | None = None, **keywords: Any) 
     """
     options = from_keywords(PlanOptions, keywords)
     target = Target.parse(options.target.target, options.target.ranks)
-    analysis = analyse(begin(model, options.job(), progress))
+    analysis = analyse(begin(model, options.job(), progress, timer))
     return plan_in_rounds(analysis, target, options.target.rounds)[0].plan
 
 
 @documented(ApplyOptions)
 def apply(
-    model: AnyModel, plan: Plan, *, progress: Progress | None = None, **keywords: Any
+    model: AnyModel,
+    plan: Plan,
+    *,
+    progress: Progress | None = None,
+    timer: Timer | None = None,
+    **keywords: Any,
 ) -> Result:
     """Do what a plan says: on the same model and data the same bytes as :func:`compress`.
 
@@ -161,6 +181,7 @@ def apply(
         model: path or ModelProto; it is not changed.
         plan: from :func:`plan` or :meth:`Plan.load`, edited or not.
         progress: told of each step.
+        timer: takes all times; None for one that runs models in ONNX Runtime.
         **keywords: options by name:
             {options}
 
@@ -180,17 +201,24 @@ def apply(
         skipped=skipped,
         repair=plan.repair,
     )
-    analysis = analyse(begin(model, job, progress))
+    analysis = analyse(begin(model, job, progress, timer))
     return _finished(analysis, build(analysis, plan), (), options.result.force)
 
 
 @documented(SweepOptions)
-def sweep(model: AnyModel, *, progress: Progress | None = None, **keywords: Any) -> Sweep:
+def sweep(
+    model: AnyModel,
+    *,
+    progress: Progress | None = None,
+    timer: Timer | None = None,
+    **keywords: Any,
+) -> Sweep:
     """Compress to several budgets and measure each: the whole trade of cost for accuracy.
 
     Args:
         model: path or ModelProto; it is not changed.
         progress: told of each step.
+        timer: takes all times; None for one that runs models in ONNX Runtime.
         **keywords: options by name:
             {options}
 
@@ -200,7 +228,7 @@ def sweep(model: AnyModel, *, progress: Progress | None = None, **keywords: Any)
     options = from_keywords(SweepOptions, keywords)
     budgets = options.budgets
     targets = [Target.parse(f"{budgets.budget}={ratio:g}") for ratio in budgets.ratios]
-    analysis = analyse(begin(model, options.job(), progress))
+    analysis = analyse(begin(model, options.job(), progress, timer))
     made = swept(analysis, targets, budgets.models)
     analysis.forget()
     return made

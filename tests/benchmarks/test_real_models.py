@@ -27,17 +27,12 @@ def told(row: Row) -> str:
     return line(row, COMMAND.columns)
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    fm.without_clock(monkeypatch)
-
-
 def data(count: int = 40) -> dict[str, Any]:
     with np.load(fm.DIGITS) as z:
         return {k: z[k][:count] for k in z.files}
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("no_clock")
 def test_compressed() -> None:
     row = examine(MLP, CELL, Real(data, 30))
     figures = {k: v or 0.0 for k, v in row.figures.items()}
@@ -54,14 +49,14 @@ def test_compressed() -> None:
     assert cells[-2:] == ["2.00x", f"{figures['seconds']:.0f} |"]
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("no_clock")
 def test_without_data() -> None:
     row = examine(MLP, CELL, Real())
     assert (row.status, row.samples["calibration"]) == ("measured", 0)
     assert "8 random" in told(row)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("no_clock")
 def test_refused() -> None:
     row = examine(MLP, Cell("real_models", "digits_mlp", {"target": "macs=0.0001"}), Real())
     assert row.status == "refused"
@@ -69,7 +64,7 @@ def test_refused() -> None:
     assert told(row).startswith("| digits_mlp | 3 | refused: BudgetError: ")
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("no_clock")
 def test_a_traceback_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("nothing to divide by")
@@ -81,7 +76,7 @@ def test_a_traceback_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "broken: ZeroDivisionError: nothing to divide by" in told(row)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("no_clock")
 def test_a_contract_not_kept_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def renamed(self: Result, path: Path) -> None:
         other = onnx.load(MLP)

@@ -25,9 +25,7 @@ Change = Callable[[dict[str, Any]], Any]
 PASSES = "fold_batchnorm,svd,prune_channels"
 
 
-@pytest.fixture(autouse=True)
-def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    fm.without_clock(monkeypatch)
+pytestmark = pytest.mark.usefixtures("no_clock")
 
 
 class Files:

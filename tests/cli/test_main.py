@@ -22,9 +22,7 @@ from tests import fixtures_models as fm
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(autouse=True)
-def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    fm.without_clock(monkeypatch)
+pytestmark = pytest.mark.usefixtures("no_clock")
 
 
 @pytest.fixture

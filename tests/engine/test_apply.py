@@ -21,6 +21,7 @@ from onnx_lowrank.errors import LowRankError, OptionError, PlanError
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.planning.plan import Decision, GroupDecision, Plan
 from tests import fixtures_models as fm
+from tests.scripted_timer import taking
 from tests.support import layers_of
 
 CALIB = {"x": fm.pictures(60)}
@@ -28,22 +29,21 @@ PASSES = "fold_batchnorm,spatial_svd,channel_svd,tucker2,prune_channels"
 NET = fm.residual_net(16)
 
 
-@pytest.fixture(autouse=True)
-def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    fm.without_clock(monkeypatch)
+#: options of every run
+RUN: dict[str, Any] = {"threads": 1, "timer": taking(0.5)}
 
 
 @pytest.fixture(scope="module")
 def both() -> Plan:
     """Of pruning and factorization under one budget."""
-    made = plan(NET, calib=CALIB, target="macs=0.45", passes=PASSES, threads=1, rounds=0)
+    made = plan(NET, calib=CALIB, target="macs=0.45", passes=PASSES, rounds=0, **RUN)
     assert {d.decision for d in made.decisions} == {"keep", "factorize"}
     assert [g.decision for g in made.groups] == ["cut", "frozen"]
     return made
 
 
 def applied(to: Plan, model: Any = NET, **options: Any) -> Result:
-    return apply(model, to, **{"calib": CALIB, "threads": 1, "force": True, **options})
+    return apply(model, to, **{"calib": CALIB, "force": True, **RUN, **options})
 
 
 def bytes_of(model: ModelProto) -> bytes:
@@ -73,11 +73,9 @@ def factorized(to: Plan) -> Decision:
 
 def test_apply_is_compress(both: Plan, tmp_path: Path) -> None:
     onnx.save(NET, tmp_path / "in.onnx")
-    whole = compress(
-        tmp_path / "in.onnx", calib=CALIB, target="macs=0.45", passes=PASSES, threads=1
-    )
+    whole = compress(tmp_path / "in.onnx", calib=CALIB, target="macs=0.45", passes=PASSES, **RUN)
     again = Plan.from_json(whole.plan.to_json())
-    parts = apply(tmp_path / "in.onnx", again, calib=CALIB, threads=1)
+    parts = apply(tmp_path / "in.onnx", again, calib=CALIB, **RUN)
     for result, name in ((whole, "a"), (parts, "b")):
         result.save(tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -100,7 +98,7 @@ def test_apply_is_compress(both: Plan, tmp_path: Path) -> None:
     ids=str,
 )
 def test_whatever_the_options(options: dict[str, Any]) -> None:
-    options = {"calib": CALIB, "target": "macs=0.6", "passes": PASSES, "threads": 1, **options}
+    options = {"calib": CALIB, "target": "macs=0.6", "passes": PASSES, **RUN, **options}
     whole = compress(NET, **options, force=True)
     made = plan(NET, **options)
     assert made == whole.plan
@@ -111,23 +109,21 @@ def test_whatever_the_options(options: dict[str, Any]) -> None:
 SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
-import pytest
 from onnx_lowrank import Plan, apply
 from tests import fixtures_models as fm
+from tests.scripted_timer import taking
 folder = sys.argv[1]
-fm.without_clock(pytest.MonkeyPatch())
 data = {{"x": fm.pictures(60)}}
 plan = Plan.load(folder + "/plan.json")
-apply(folder + "/in.onnx", plan, calib=data, threads=1, force=True).save(folder + "/out.onnx")
+result = apply(folder + "/in.onnx", plan, calib=data, threads=1, timer=taking(0.5), force=True)
+result.save(folder + "/out.onnx")
 """
 
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_in_another_process(hash_seed: str, tmp_path: Path) -> None:
     onnx.save(NET, tmp_path / "in.onnx")
-    whole = compress(
-        tmp_path / "in.onnx", calib=CALIB, target="macs=0.45", passes=PASSES, threads=1
-    )
+    whole = compress(tmp_path / "in.onnx", calib=CALIB, target="macs=0.45", passes=PASSES, **RUN)
     whole.save(tmp_path / "wanted.onnx")
     (tmp_path / "plan.json").write_text(whole.plan.to_json(), encoding="utf-8")
     subprocess.run(
@@ -155,7 +151,7 @@ def test_the_repair_of_the_plan_is_done(both: Plan, repair: str) -> None:
     done = applied(Plan.from_json(replace(both, repair=repair).to_json()))
     whole = compress(
         NET, calib=CALIB, target=both.target, passes=list(both.passes), repair=repair, rounds=0,
-        threads=1, force=True,
+        force=True, **RUN,
     )  # fmt: skip
     assert whole.plan == replace(both, repair=repair)
     assert bytes_of(done.model) == bytes_of(whole.model)

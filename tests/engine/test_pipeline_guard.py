@@ -10,67 +10,81 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto, helper
 
+from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.cli import main as cli
-from onnx_lowrank.engine import build, take_back
 from onnx_lowrank.engine.api import Result, compress
 from onnx_lowrank.engine.guard import check_result
 from onnx_lowrank.errors import GuardError, OptionError
 from onnx_lowrank.judge.validation import OutputCheck, Validation
+from onnx_lowrank.latency.probe import Place
+from tests import fixtures_channels as fc
 from tests import fixtures_models as fm
+from tests.scripted_timer import ScriptedTimer, taking
 
 X, _ = fm.classified(300)
 
 
-def slow(monkeypatch: pytest.MonkeyPatch, ratio: float, **options: Any) -> Result:
-    fm.without_clock(monkeypatch, ratio)
-    return compress(fm.classifier(), calib={"x": X}, target="macs=0.6", threads=1, **options)
+def small(timer: ScriptedTimer, **options: Any) -> Result:
+    return fm.quick_compress(
+        fm.classifier(), calib={"x": X}, target="macs=0.6", timer=timer, **options
+    )
 
 
-def test_the_guard_refuses_what_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guard_refuses_what_is_slower() -> None:
     with pytest.raises(GuardError, match=r"takes 1\.2 ms, the original 1 ms \(batch 1\)"):
-        slow(monkeypatch, 1.2)
-    assert slow(monkeypatch, 1.2, force=True).report.latency[0].new_ms == 1.2
-    assert slow(monkeypatch, 1.01).report.latency[0].new_ms == 1.01
+        small(taking(1.2))
+    assert small(taking(1.2), force=True).report.latency[0].new_ms == 1.2
+    assert small(taking(1.01)).report.latency[0].new_ms == 1.01
 
 
-def test_what_does_not_pay_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def slow_chains(inputs: int) -> ScriptedTimer:
+    """Finds the model slow, and of its layers only those of so many inputs to lose by a chain."""
+
+    def seconds(place: Place, chain: Chain) -> float:
+        loses = chain.nodes > 1 and place.shape[1] == inputs
+        return 1e-9 * chain.macs(place.shape) * (100 if loses else 1)
+
+    return ScriptedTimer(seconds, lambda _: 1.2)
+
+
+def test_what_does_not_pay_is_taken_back() -> None:
     """The layer stays, and another saves what is asked for."""
-    net, x = fm.residual_net(16), {"x": fm.pictures(60)}
-    options: dict[str, Any] = {"calib": x, "target": "macs=0.8", "threads": 1}
+    net = fc.Net(0)
+    x, inputs = "x", 3
+    for width in (16, 24, 20):
+        x, inputs = net.relu(net.conv(x, inputs, width)), width
+    net.head(x, inputs)
+    data = fm.float32(np.random.default_rng(0).standard_normal((60, 3, 8, 8)))
+    options: dict[str, Any] = {"calib": {"x": data}, "target": "macs=0.8"}
     options |= {"passes": "spatial_svd", "force": True}
-    fm.without_clock(monkeypatch, 1.2)
-    first = compress(net, **options)
-    made = [d.layer for d in first.plan.decisions if d.method]
-    monkeypatch.setattr(take_back, "losers", lambda *_: {made[0]})
-    second = compress(net, **options)
-    decisions = {d.layer: d for d in second.plan.decisions}
-    assert not decisions[made[0]].method
-    assert second.report.macs_ratio <= 0.8
-    assert f"taken back, slower than the layers: {made[0]}" in second.report.said[-1]
+
+    def made(timer: ScriptedTimer) -> tuple[set[str], Result]:
+        result = fm.quick_compress(net.model(), timer=timer, **options)
+        assert result.report.macs_ratio <= 0.8
+        return {d.layer for d in result.plan.decisions if d.method}, result
+
+    first, plain = made(slow_chains(0))
+    assert "conv3" in first
+    assert not [n for n in plain.report.said if "taken back" in n]
+    second, result = made(slow_chains(24))
+    assert second == {"conv2"}
+    assert "taken back, slower than the layers: conv3" in result.report.said[-1]
 
 
-def test_what_does_not_pay_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(take_back, "losers", lambda _, chains, *__: set(chains))
-    with pytest.raises(GuardError, match=r"slower than the layers that they replace: \w+"):
-        slow(monkeypatch, 1.2)
-    monkeypatch.setattr(take_back, "losers", lambda *_: set())
+def test_what_does_not_pay_is_named() -> None:
+    with pytest.raises(GuardError, match=r"slower than the layers that they replace: first"):
+        small(slow_chains(64))
     with pytest.raises(GuardError, match=r"\(batch 1\); nothing"):
-        slow(monkeypatch, 1.2)
+        small(slow_chains(0))
 
 
-def test_the_guard_refuses_what_is_bigger(monkeypatch: pytest.MonkeyPatch) -> None:
-    proto = fm.classifier()
-    sign = build.sign
-
-    def padded(*arguments: Any) -> Any:
-        model = sign(*arguments)
-        model.proto.doc_string = "x" * 10**5
-        return model
-
-    monkeypatch.setattr(build, "sign", padded)
+def test_the_guard_refuses_what_is_bigger() -> None:
+    """Names of nodes and tensors take more room than so few weights."""
+    options: dict[str, Any] = {"calib": {"x": fm.classified(300, 12)[0]}, "target": "macs=0.75"}
     with pytest.raises(GuardError, match=r"bytes, the original .*--force writes it all the same"):
-        fm.quick_compress(proto, calib={"x": X}, target="macs=0.6")
-    assert fm.quick_compress(proto, calib={"x": X}, target="macs=0.6", force=True)
+        fm.quick_compress(fm.classifier(12), **options)
+    forced = fm.quick_compress(fm.classifier(12), **options, force=True).report
+    assert forced.after.bytes > forced.before.bytes
 
 
 def test_the_clock_itself() -> None:
@@ -122,6 +136,7 @@ def test_the_guard_refuses_what_says_other_things() -> None:
     check((0.1, -3.0), calibrated=False)  # random inputs prove nothing
 
 
+@pytest.mark.usefixtures("no_clock")
 def test_a_collapse_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """White inputs and weights: nothing of them is redundant, and a tenth tells little."""
     random = np.random.default_rng(0)
@@ -135,8 +150,6 @@ def test_a_collapse_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtur
     onnx.save(net, tmp_path / "in.onnx")
     command = ["compress", str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), "--calib",
                str(tmp_path / "data.npz"), "--target", "params=0.15", "--threads", "1"]  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        fm.without_clock(patch)
-        fm.refused(command, capsys, GuardError.exit_code, "keeps of the", "--min-agreement")
-        assert not (tmp_path / "out.onnx").exists()
-        assert cli.main([*command, "--force", "--quiet"]) == 0
+    fm.refused(command, capsys, GuardError.exit_code, "keeps of the", "--min-agreement")
+    assert not (tmp_path / "out.onnx").exists()
+    assert cli.main([*command, "--force", "--quiet"]) == 0

@@ -19,16 +19,14 @@ from rich.console import Console
 from onnx_lowrank.engine.api import sweep
 from onnx_lowrank.engine.options import DEFAULT_RATIOS
 from onnx_lowrank.errors import ModelError, OptionError
-from onnx_lowrank.latency import timer as latency_timer
 from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.report.sweep import Point, Sweep, fronts
 from tests import fixtures_models as fm
+from tests.scripted_timer import ScriptedTimer, pair, taking
 
 
 def quick_sweep(model: Any, **options: Any) -> Sweep:
-    with pytest.MonkeyPatch.context() as patch:
-        fm.without_clock(patch)
-        return sweep(model, **{"threads": 1, **options})
+    return sweep(model, **{"timer": taking(0.5), "threads": 1, **options})
 
 
 def point(cost: float, accuracy: float | None, *, target: str = "", **more: Any) -> Point:
@@ -118,19 +116,21 @@ def test_no_classes_and_no_labels() -> None:
     assert found.points[0].quality > found.points[1].quality
 
 
-def test_the_batch_that_counts(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measured(*_: Any, **__: Any) -> tuple[LatencyPair, ...]:
-        return tuple(replace(fm.pair(0.9 / b), batch=b) for b in (1, 4, 16))
+class ByBatch(ScriptedTimer):
+    """Finds models to gain with the batch."""
 
-    monkeypatch.setattr(latency_timer, "measure_latency", measured)
-    (first,) = sweep(tiny / "tiny.onnx", ratios=[0.6], threads=1).points
+    def models(self, *_: Any) -> tuple[LatencyPair, ...]:
+        return tuple(replace(pair(0.9 / b), batch=b) for b in (1, 4, 16))
+
+
+def test_the_batch_that_counts(tiny: Path) -> None:
+    (first,) = quick_sweep(tiny / "tiny.onnx", ratios=[0.6], timer=ByBatch()).points
     assert first.latency == pytest.approx(0.9, rel=1e-12, abs=0)
 
 
 def test_slower_and_worse_than_the_original_is_not_on_the_front(tiny: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        fm.without_clock(patch, 1.5)
-        found = sweep(tiny / "tiny.onnx", calib=tiny / "data.npz", ratios=[0.6], threads=1)
+    data = tiny / "data.npz"
+    found = quick_sweep(tiny / "tiny.onnx", calib=data, ratios=[0.6], timer=taking(1.5))
     assert [p.front for p in found.points] == [False]
 
 

@@ -140,10 +140,8 @@ def test_labels_of_other_classes_stop_a_run_before_the_work(
 
 
 @pytest.mark.parametrize("name", EMPTY_LABELS)
-def test_reports_say_it(
-    name: str, folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fm.without_clock(monkeypatch)
+@pytest.mark.usefixtures("no_clock")
+def test_reports_say_it(name: str, folder: Path, capsys: Capture) -> None:
     labels, said = EMPTY_LABELS[name]
     data, model, report = with_labels(folder, labels), str(folder / "in.onnx"), folder / "r.json"
     argv = ["compress", model, str(folder / "out.onnx"), "--calib", data, "--target", "macs=0.9"]
@@ -216,8 +214,8 @@ def test_metrics_may_ask_for_the_inputs() -> None:
         assert judged(None, metric) == pytest.approx(0.0, abs=1e-5)
 
 
-def test_a_search_by_a_metric_of_texts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fm.without_clock(monkeypatch)
+@pytest.mark.usefixtures("no_clock")
+def test_a_search_by_a_metric_of_texts(folder: Path) -> None:
     (folder / "own.py").write_text(
         "import numpy as np\n"
         "def right(outputs, labels, inputs):\n"

@@ -16,7 +16,7 @@ from onnx_lowrank.planning.plan import Decision, GroupDecision
 from onnx_lowrank.refit.behind_relu import Behind
 from onnx_lowrank.refit.refit import Refit
 from onnx_lowrank.report.report import Report
-from tests import fixtures_models as fm
+from tests.scripted_timer import pair
 
 DECISIONS = (
     Decision("a", "Conv", "factorize", "svd", "", 8, 0.01, 1000, 400, 100, 40, "0.40 of its MACs"),
@@ -32,7 +32,7 @@ REPORT = Report(
     groups=(GroupDecision("g", "cut", 8, (1, 3), 0.01, "2 of 8 channels are left"),),
     refits=(Refit("a", math.inf, 0.02, 0.02),),
     validation=Validation(100, (CHECK,), Accuracy("y", 100, 0.95, 0.94)),
-    latency=(fm.pair(),),
+    latency=(pair(),),
     notes=(Remark("a note"),),
     seconds={"calibrate": 0.1, "plan": 0.2, "rewrite": 0.3, "refit": 0.4, "validate": 0.5},
     version="0.1",
