@@ -28,7 +28,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,6 +37,7 @@ from onnx_lowrank.analysis.moments import Moments, corrected_bias, response_erro
 from onnx_lowrank.chains.chain import Chain, Rank, Stage, one_rank
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.layers import Layer
+from onnx_lowrank.lazily import lazy
 from onnx_lowrank.linalg.cp_regression import CpProblem, CpRegression, outer_rows
 from onnx_lowrank.linalg.error_interpolation import interpolated_errors
 from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip
@@ -168,11 +168,11 @@ class _Terms:
         left = response_error(self._stage.matrices - self._composed(rank), self._moments)
         return left / energy if energy > 0 else 0.0
 
-    @cached_property
+    @lazy
     def _energy(self) -> float:
         return response_error(self._stage.matrices, self._moments)
 
-    @cached_property
+    @lazy
     def _grid_errors(self) -> Mapping[int, float]:
         """Estimates by rank; empty for a small layer, whose ranks are all solved in full."""
         ranks, energy = list(self.ranks()), self._energy
@@ -229,7 +229,7 @@ class _Terms:
             self._found[rank] = rows, np.stack([x.last for x in groups])
         return self._found[rank]
 
-    @cached_property
+    @lazy
     def _problems(self) -> list[CpProblem]:
         """The kernel of every group, with what its terms are fitted under."""
         own = self._options.metric == "covariance"

@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import product
 from typing import Any, ClassVar
 
@@ -31,6 +30,7 @@ from onnx_lowrank.analysis.moments import Moments, corrected, relative_error
 from onnx_lowrank.chains.chain import Chain, Rank, Stage, two_ranks
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.layers import Layer
+from onnx_lowrank.lazily import lazy
 from onnx_lowrank.linalg.tucker import Tucker
 from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip, no_dense_kernel
 from onnx_lowrank.passkit.rank_grid import aligned_ranks
@@ -108,7 +108,7 @@ class _Form:
         width = int(self._stage.matrices.shape[2])
         return max(min(_AFFORDABLE // width**2, self.max_rank[0]), 1)
 
-    @cached_property
+    @lazy
     def _gain(self) -> float:
         """Factor on the error by one round, at the widest pair where a round is affordable."""
         q, most = self._affordable, self.max_rank

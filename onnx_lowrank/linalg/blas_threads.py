@@ -2,19 +2,24 @@
 
 Most layers give thousands of small matrices. A BLAS that splits each over all cores spends its time
 waiting (five times as long on a busy machine), and may add up in another order from run to run. So
-one thread is the rule, and only wide layers use all of them.
+one thread is the rule, and only wide layers use all of them. Narrow ones are worked on side by side
+instead, each on a thread of its own, and give the same bits with any number of threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["blas_for"]
+__all__ = ["blas_for", "side_by_side"]
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 #: smallest number of columns of a product that is worth splitting
 WIDE = 2048
@@ -28,6 +33,45 @@ def blas_for(width: int) -> Iterator[None]:
         return
     with _controller().limit(limits=1, user_api="blas"):
         yield
+
+
+def side_by_side(
+    work: Callable[[T], R],
+    items: Sequence[T],
+    widths: Sequence[int],
+    done: Callable[[int], object] = lambda count: None,
+) -> list[R]:
+    """Do independent work with each item, on as many threads as linear algebra may use.
+
+    Args:
+        work: what is to be done with an item; its result must depend on nothing else.
+        items: the items.
+        widths: number of columns of the widest matrices that the work on each item has. Wide items
+            are done one after the other, with all threads for each.
+        done: told of the number of items that have been done since it was told last.
+
+    Returns:
+        The results, in the order of the items.
+    """
+    found: dict[int, R] = {}
+    narrow = [i for i, width in enumerate(widths) if width < WIDE]
+    workers = max([1, *(library["num_threads"] for library in _controller().info())])
+    if min(workers, len(narrow)) > 1:
+        with _controller().limit(limits=1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
+            try:
+                for i, result in zip(
+                    narrow, pool.map(work, [items[i] for i in narrow]), strict=True
+                ):
+                    found[i] = result
+                    done(1)
+            finally:  # after a failure nothing more is begun
+                pool.shutdown(cancel_futures=True)
+    for i, item in enumerate(items):
+        if i not in found:
+            with blas_for(widths[i]):
+                found[i] = work(item)
+            done(1)
+    return [found[i] for i in range(len(items))]
 
 
 @cache

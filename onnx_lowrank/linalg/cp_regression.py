@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from onnx_lowrank.lazily import lazy
 from onnx_lowrank.linalg.conjugate_gradients import conjugate_gradients
 from onnx_lowrank.linalg.cp import cp_als
 
@@ -62,7 +62,7 @@ class CpProblem:
         self._weight: Array = kernel.reshape(len(kernel), -1)
         self._roots: dict[float, tuple[Array, Array]] = {}
 
-    @cached_property
+    @lazy
     def _weighted(self) -> Array:
         """``W Sigma (N, d)``."""
         return self._seen(self._weight)

@@ -43,7 +43,7 @@ Array = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.intp]
 
 #: updates are applied when they have this many columns, and removed columns are dropped then
-_GATHERED = 256
+_GATHERED = 128
 
 #: the inverse is computed afresh when this part of its columns is left
 _AFRESH = 0.5
@@ -120,8 +120,8 @@ class _State:
     _map: Array  # M^T
     _own: Array  # P_jj (G, w, w)
     _grams: Array  # M_j^T M_j (G, w, w)
-    _left: Array
-    _right: Array
+    _updates: tuple[Array, Array]  # left (d, u), right (k, u), of which the first are in use
+    _used: int
 
     def __init__(self, regular: Array, cross: Array, groups: Groups) -> None:
         self._regular, self._cross, self._all = regular, cross, groups
@@ -146,20 +146,27 @@ class _State:
             self._names = self._names[~self._gone]
             self._compute()
             self._downdate(j)
-        if self._left.shape[1] >= _GATHERED:
+        if self._used >= _GATHERED:
             self._apply()
+
+    @property
+    def _pending(self) -> tuple[Array, Array]:
+        """Updates that are not yet applied: left ``(d, u)`` and right ``(k, u)``."""
+        left, right = self._updates
+        return left[:, : self._used], right[:, : self._used]
 
     def _downdate(self, j: int) -> None:
         local = int(np.searchsorted(self._names, j))
         own = self._groups.columns(np.array([local]))
-        inverse = self._inverse[:, own] - self._left @ self._left[own].T
-        rows = self._map[own] - self._left[own] @ self._right.T
+        before, beside = self._pending
+        inverse = self._inverse[:, own] - before @ before[own].T
+        rows = self._map[own] - before[own] @ beside.T
         factor = linalg.cholesky(inverse[own], lower=True, check_finite=False)
         # with P_jj = L L^T:  left = P_j^T L^-T,  right = M_j L^-T
         back = linalg.solve_triangular(factor, np.eye(len(own)), lower=True, check_finite=False).T
         left, right = inverse @ back, rows.T @ back
         # M^T right now, for the change of M_j^T M_j
-        read = self._map @ right - self._left @ (self._right.T @ right)
+        read = self._map @ right - before @ (beside.T @ right)
         u = left[self._at] * self._inside[:, :, None]
         v = (read - 0.5 * left @ (right.T @ right))[self._at] * self._inside[:, :, None]
         change = u @ v.transpose(0, 2, 1)
@@ -167,8 +174,10 @@ class _State:
         self._own -= u @ u.transpose(0, 2, 1)
         self._gone[local] = True
         self._own[local], self._grams[local] = np.eye(self._own.shape[1]), 0.0
-        self._left = np.concatenate([self._left, left], axis=1)
-        self._right = np.concatenate([self._right, right], axis=1)
+        end = self._used + len(own)
+        for held, new in zip(self._updates, (left, right), strict=True):
+            held[:, self._used : end] = new
+        self._used = end
 
     def _apply(self) -> None:
         """Apply the gathered updates and drop the groups already removed."""
@@ -178,9 +187,10 @@ class _State:
         if len(columns) <= _AFRESH * self._fresh:
             self._compute()
             return
-        left = self._left[columns]
+        left, right = self._pending
+        left = left[columns]
         self._inverse = self._inverse[np.ix_(columns, columns)] - left @ left.T
-        self._map = self._map[columns] - left @ self._right.T
+        self._map = self._map[columns] - left @ right.T
         self._settle()
 
     def _compute(self) -> None:
@@ -201,9 +211,10 @@ class _State:
         self._groups = groups = self._all.restricted(self._names)
         self._gone = np.zeros(groups.count, dtype=bool)
         d, k = self._map.shape
-        # P = inverse - left left^T,  M^T = map - left right^T
-        self._left, self._right = np.zeros((d, 0)), np.zeros((k, 0))
         offsets = np.arange(groups.widths.max())
+        # P = inverse - left left^T,  M^T = map - left right^T
+        most = _GATHERED - 1 + len(offsets)
+        self._updates, self._used = (np.empty((d, most)), np.empty((k, most))), 0
         self._inside = offsets < groups.widths[0, :, None]
         # (G, w): columns of each group; beyond its width its first one again, masked below
         self._at = groups.starts[0, :, None] + np.where(self._inside, offsets, 0)

@@ -12,6 +12,9 @@ the blocks of D, so that trying every exchange of i costs O(d (w + k)) for w col
     A_jj' = A_jj + A_ij^T P_ii^-1 A_ij,  C_j' = C_j + A_ij^T P_ii^-1 C_i
     gain_j = tr(C_j'^T A_jj'^-1 C_j')
 
+and of single columns from ``||C_j'||^2 = ||C_j||^2 + 2 l <C_j, m> + l^2 ||m||^2``, with numbers l
+and one row m, so that C is read once.
+
 The exchange that gains most is made, by sweeping i out and j in, O(d (d + k) w). A pass tries every
 kept group, the one of least cost first; the matrix is computed again for each pass.
 
@@ -125,6 +128,7 @@ class _Swept:
         self._A[np.ix_(S, S)] = -linalg.cho_solve(factor, np.eye(len(S)), check_finite=False)
         self._A[np.ix_(S, D)], self._A[np.ix_(D, S)] = solved, solved.T
         self._A[np.ix_(D, D)] = regular[np.ix_(D, D)] - both.T @ solved
+        self._squares = np.einsum("ij,ij->i", self._C, self._C)
 
     def cost(self, i: int) -> float:
         """Rise of the error by removing group i."""
@@ -140,13 +144,16 @@ class _Swept:
             np.eye(own.stop - own.start),
             lower=True,
         )
-        left = self._A[columns, own] @ back.T  # (D, w):  left left^T = A_ij^T P_ii^-1 A_ij
-        cross = self._C[columns] + left @ (back @ self._C[own])
+        # A is symmetric, and its rows are together in memory
+        left = (back @ self._A[own])[:, columns].T  # (D, w):  left left^T = A_ij^T P_ii^-1 A_ij
+        moved = back @ self._C[own]
         widths = self._groups.widths[0, dropped]
-        if widths.max() == 1:
-            diagonal = self._A[columns, columns] + np.einsum("ij,ij->i", left, left)
-            gains: Array = np.einsum("ij,ij->i", cross, cross) / diagonal
-            return gains
+        if widths.max() == 1:  # without changing C:  ||C_j + l m||^2 for numbers l
+            step = left[:, 0]
+            both = 2 * (self._C @ moved[0])[columns] + step * (moved[0] @ moved[0])
+            gains: Array = np.maximum(self._squares[columns] + step * both, 0.0)
+            return gains / (self._A[columns, columns] + step**2)
+        cross = self._C[columns] + left @ moved
         return _block_gains(self._A, columns, widths, left, cross)
 
     def sweep(self, j: int, sign: int) -> None:
@@ -161,6 +168,7 @@ class _Swept:
         self._C -= scaled @ cross
         self._A[:, own], self._A[own] = sign * scaled, sign * scaled.T
         self._A[own, own], self._C[own] = -pivot, sign * pivot @ cross
+        self._squares = np.einsum("ij,ij->i", self._C, self._C)
 
     def _own(self, j: int) -> slice:
         start = int(self._groups.starts[0, j])

@@ -28,13 +28,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from onnx_lowrank.lazily import lazy
 from onnx_lowrank.linalg.cholesky import cholesky
 from onnx_lowrank.linalg.conjugate_gradients import conjugate_gradients
 
@@ -152,7 +152,7 @@ class PatchProjection:
         target = np.tensordot(last, self._weighted.reshape(-1, a, b), ((0, 2), (0, 2)))
         return conjugate_gradients(normal, target, basis, steps)
 
-    @cached_property
+    @lazy
     def _features(self) -> tuple[Array, Array, Array]:
         """What :meth:`_regression` gives for the basis of all ranks."""
         return self._regression(self._basis)

@@ -123,6 +123,8 @@ class Factorization(Pass):
     ) -> Sequence[Decomposition]:
         """Take ``layer``, which is not refused, apart, in each form that the method has.
 
+        Several layers may be taken apart at once, on threads of their own.
+
         Args:
             layer: the layer; it is not changed.
             moments: of its input.

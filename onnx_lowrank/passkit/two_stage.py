@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +13,7 @@ from onnx_lowrank.analysis.moments import Moments, corrected, relative_error
 from onnx_lowrank.chains.chain import Chain, Rank, Stage, one_rank
 from onnx_lowrank.chains.geometry import ConvGeometry, Geometry
 from onnx_lowrank.layers import Layer
+from onnx_lowrank.lazily import lazy
 from onnx_lowrank.linalg.error_interpolation import interpolated_gain
 from onnx_lowrank.linalg.patch_projection import Factors, PatchProjection
 from onnx_lowrank.passkit.rank_grid import aligned_ranks, spread
@@ -114,7 +114,7 @@ class TwoStage:
         plain = self._plain(rank)
         return plain * interpolated_gain(*self._gains, rank) if worth_refining(plain) else plain
 
-    @cached_property
+    @lazy
     def _gains(self) -> tuple[list[int], list[float]]:
         """Ranks that a plan refines, and what that leaves of the error there.
 

@@ -14,7 +14,7 @@ from onnx_lowrank.analysis.time_model import time_in_macs
 from onnx_lowrank.chains.chain import Chain, Rank
 from onnx_lowrank.errors import PlanError
 from onnx_lowrank.layers import Layer, PlacedLayer
-from onnx_lowrank.linalg.blas_threads import blas_for
+from onnx_lowrank.linalg.blas_threads import blas_for, side_by_side
 from onnx_lowrank.linalg.rank_rules import RankRule, evbmf_rank
 from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip, Unfolded
 from onnx_lowrank.passkit.runner import cut, naming
@@ -82,25 +82,25 @@ def make_choices(
         rule: rule for ranks; where it gives the ranks itself (``fixed``, ``evbmf``), only these
             are candidates.
     """
-    choices: list[Choice] = []
-    skips: dict[str, tuple[str, ...]] = {}
-    outlines: dict[str, tuple[Chain, ...]] = {}
+
+    def proposed(layer: PlacedLayer) -> tuple[Choice, list[str], list[Chain]]:
+        own = moments[layer.name]
+        choice, reasons, found = _choice(layer, passes, own, shapes, metric, rule)
+        total = totals.get(layer.name, 0.0)
+        if total > 0:
+            weight = own.energy(layer.stage.matrices) / total
+            if math.isfinite(weight):  # a weight that cannot be measured stays 1
+                choice = replace(choice, weight=weight)
+        return choice, reasons, found
+
     with progress.task("plan", len(layers)) as advance:
-        for layer in layers:
-            with blas_for(layer.patch):
-                choice, reasons, found = _choice(
-                    layer, passes, moments[layer.name], shapes, metric, rule
-                )
-                total = totals.get(layer.name, 0.0)
-                if total > 0:
-                    energy = moments[layer.name].energy(layer.stage.matrices)
-                    weight = energy / total
-                    if math.isfinite(weight):  # a weight that cannot be measured stays 1
-                        choice = replace(choice, weight=weight)
-            choices.append(choice)
-            skips[layer.name], outlines[layer.name] = tuple(reasons), tuple(found)
-            advance(1)
-    return Proposals(tuple(choices), skips, outlines)
+        answers = side_by_side(proposed, layers, [layer.patch for layer in layers], advance)
+    names = [layer.name for layer in layers]
+    return Proposals(
+        tuple(choice for choice, _, _ in answers),
+        {name: tuple(reasons) for name, (_, reasons, _) in zip(names, answers, strict=True)},
+        {name: tuple(found) for name, (_, _, found) in zip(names, answers, strict=True)},
+    )
 
 
 def cut_candidate(

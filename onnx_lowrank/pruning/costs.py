@@ -3,8 +3,9 @@
 MACs are not time. A runtime with channel blocks computes each block whole: 24 of 32 channels take
 the time of 32. So under a budget on MACs convolutions make or read channels in whole blocks. Below
 one block only half a block saves time, and only where the next kernel is wider than 1 x 1. Finer
-numbers are used where these do not reach the budget. A Gather takes time and no MACs; under such a
-budget it counts as the MACs that could be done meanwhile.
+numbers are used where these do not reach the budget. Between dense layers numbers of features are
+multiples of 8, as ranks are, since a product is computed in tiles. A Gather takes time and no MACs;
+under such a budget it counts as the MACs that could be done meanwhile.
 
 For parameters and bytes blocks do not matter.
 """
@@ -12,7 +13,7 @@ For parameters and bytes blocks do not matter.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,14 +27,13 @@ from onnx_lowrank.passkit.rank_grid import aligned_ranks
 from onnx_lowrank.pruning.greedy import Ledger, Removable
 from onnx_lowrank.pruning.prunable import Found, Prunable
 
-__all__ = ["Costs"]
+__all__ = ["TILE", "Costs"]
 
 Array = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.intp]
 
-#: returns numbers of channels below a size; the flag says whether a kernel wider than 1 x 1 reads
-#: the channels
-Grid = Callable[[int, bool], Iterable[int]]
+#: features of a dense layer that products are computed for at a time
+TILE = 8
 
 #: largest number of counts that are tried in a group, where any number of channels is allowed
 _COUNTS = 128
@@ -68,29 +68,39 @@ class Costs:
     def grids(self, losses: Mapping[str, Array]) -> Iterator[list[Removable]]:
         """Yield the groups with the numbers of channels they may be left with, ever finer.
 
-        There is one list only where there are no blocks.
+        There is one list only under budgets that blocks do not matter for.
 
         Args:
             losses: losses ``(size + 1,)`` by number of channels left, for each prunable.
         """
-        grids = (_in_blocks, _aligned, _all_counts) if any(self._blocked) else (_all_counts,)
-        for grid in grids:
+        counts = self._coarse, self._aligned, self._finest
+        for counted in counts if self._metric == "macs" else counts[-1:]:
             yield [
                 Removable(
-                    name, losses[name], self._counts(p, grid), p.sides,
+                    name, losses[name], counted(p), p.sides,
                     self._found.excludes(p), self._uncounted_cost(p),
                 )
                 for name, p in self._found.prunables.items()
             ]  # fmt: skip
 
-    def _counts(self, prunable: Prunable, grid: Grid) -> Labels:
-        """Numbers of channels that may be left, falling from all of them."""
-        layers = self._prepared.layers
+    def _coarse(self, prunable: Prunable) -> Labels:
+        """Numbers of channels that fill whole blocks or tiles, falling from all of them."""
+        layers, size = self._prepared.layers, prunable.size
         blocked = [side for side in prunable.sides if self._blocked[side.layer]]
         if not blocked:
-            return _falling(prunable.size, _all_counts(prunable.size, False))
+            return _falling(size, _in_tiles(prunable))
         wide = any(not s.outputs and max(layers[s.layer].shape[2:]) > 1 for s in blocked)
-        return _falling(prunable.size, grid(prunable.size, wide))
+        return _falling(size, _in_blocks(size, wide))
+
+    def _aligned(self, prunable: Prunable) -> Labels:
+        """The numbers of channels that ranks may have too."""
+        if any(self._blocked[side.layer] for side in prunable.sides):
+            return _falling(prunable.size, aligned_ranks(prunable.size - 1))
+        return self._coarse(prunable)
+
+    def _finest(self, prunable: Prunable) -> Labels:
+        """All numbers of channels; some of very many."""
+        return _falling(prunable.size, range(1, prunable.size, max(prunable.size // _COUNTS, 1)))
 
     def _uncounted_cost(self, prunable: Prunable) -> Array | None:
         """MACs in the time of a Gather, ``(size + 1,)`` by number of channels left; else None."""
@@ -129,9 +139,12 @@ def _in_blocks(size: int, wide: bool) -> Iterable[int]:
         yield BLOCK // 2
 
 
-def _aligned(size: int, wide: bool) -> Iterable[int]:
-    return aligned_ranks(size - 1)
+def _in_tiles(prunable: Prunable) -> Iterable[int]:
+    """Numbers of channels with which every dense layer has a multiple of :data:`TILE`; half a tile.
 
-
-def _all_counts(size: int, wide: bool) -> Iterable[int]:
-    return range(1, size, max(size // _COUNTS, 1))
+    A channel may stand for several rows of a layer.
+    """
+    step = max((TILE // math.gcd(TILE, side.units) for side in prunable.sides), default=TILE)
+    yield from range(step, prunable.size, step)
+    if 1 < step // 2 < prunable.size:
+        yield step // 2

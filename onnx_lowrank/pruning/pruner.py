@@ -15,7 +15,7 @@ from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.channels.cut import Remains, cut_groups, gather_input
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Layer
-from onnx_lowrank.linalg.blas_threads import blas_for
+from onnx_lowrank.linalg.blas_threads import blas_for, side_by_side
 from onnx_lowrank.passkit.base import Pruning
 from onnx_lowrank.passkit.channel_selection import Selection, parts_of, solved_weights
 from onnx_lowrank.passkit.runner import order, refined
@@ -86,12 +86,12 @@ class Pruner:
     @cached_property
     def orders(self) -> dict[str, ChannelOrder]:
         """Orders and losses of all prunables, by name."""
-        found = {}
-        with self._progress.task("prune", len(self.prunables)) as advance:
-            for name, prunable in self.prunables.items():
-                found[name] = self.order_of(prunable, {})
-                advance(1)
-        return found
+        prunables = list(self.prunables.values())
+        with self._progress.task("prune", len(prunables)) as advance:
+            orders = side_by_side(
+                lambda p: self.order_of(p, {}), prunables, list(map(_width, prunables)), advance
+            )
+        return dict(zip(self.prunables, orders, strict=True))
 
     def order_of(
         self,
@@ -169,13 +169,15 @@ class Pruner:
 
     def refined(self, kept: KeptChannels) -> KeptChannels:
         """Improve a choice by :meth:`Pruning.refined`; the numbers of channels stay the same."""
-        found = {}
-        with self._progress.task("swap channels", len(kept)) as advance:
-            for name, left in kept.items():
-                selection = self._selection(self.prunables[name], {}, {})
-                found[name] = refined(self._method, selection, left, f"channels {name!r}")
-                advance(1)
-        return found
+
+        def better(name: str) -> Labels:
+            selection = self._selection(self.prunables[name], {}, {})
+            return refined(self._method, selection, kept[name], f"channels {name!r}")
+
+        names = list(kept)
+        widths = [_width(self.prunables[name]) for name in names]
+        with self._progress.task("swap channels", len(names)) as advance:
+            return dict(zip(names, side_by_side(better, names, widths, advance), strict=True))
 
     def _bottom_up(self, kept: KeptChannels) -> dict[str, Labels]:
         """Choose as many channels again from the output on, by the outputs that stay only."""
@@ -283,6 +285,11 @@ class Pruner:
             name: _restricted(self._prepared.moments[name], layer.value, positions.get(name))
             for name, layer in self._layers.items()
         }
+
+
+def _width(prunable: Prunable) -> int:
+    """Number of columns of the widest reader."""
+    return max((layer.patch for layer, _ in prunable.readers), default=0)
 
 
 def _restricted(moments: Moments, layer: Layer, positions: Labels | None) -> Moments:

@@ -14,7 +14,7 @@ from onnx_lowrank.analysis.time_model import BLOCK, MOVED
 from onnx_lowrank.engine.analyse import cut
 from onnx_lowrank.modelfile.model import load
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.pruning.costs import Costs
+from onnx_lowrank.pruning.costs import TILE, Costs
 from onnx_lowrank.pruning.greedy import Removable
 from onnx_lowrank.pruning.prunable import find_prunables
 from tests import fixtures_channels as fc
@@ -79,14 +79,19 @@ def dense() -> ModelProto:
     return net.model()
 
 
-def test_dense_layers_are_cut_anywhere() -> None:
-    (only,) = grids(dense(), "macs")
+def test_dense_layers_are_cut_in_tiles_of_eight_and_anywhere_if_that_is_not_enough() -> None:
+    tiles, again, finest = grids(dense(), "macs")
+    assert TILE == 8
+    assert fewer(tiles["gemm1"]) == fewer(again["gemm1"]) == [16, 8, 4]
+    assert fewer(tiles["gemm1 (input)"]) == [56, 48, 40, 32, 24, 16, 8, 4]
+    assert fewer(finest["gemm1"]) == list(range(23, 0, -1))
+    (only,) = grids(dense(), "params")
     assert fewer(only["gemm1"]) == list(range(23, 0, -1))
 
 
 def test_a_gather_takes_the_time_of_its_numbers() -> None:
     """Of single numbers three times that of whole planes; nothing where all are read."""
-    (mlp,) = grids(dense(), "macs")
+    mlp, *_ = grids(dense(), "macs")
     cost = mlp["gemm1 (input)"].uncounted_cost
     assert cost is not None
     np.testing.assert_allclose(cost[[0, 32, 63]], 3 * MOVED * np.array([0, 32, 63]))

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from onnx_lowrank.linalg.blas_threads import WIDE, side_by_side
+from tests.support import Array, rng
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    with threadpool_limits(limits=request.param, user_api="blas"):
+        yield request.param
+
+
+def in_use() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info()}
+
+
+def test_results_have_the_order_of_the_items_and_the_same_bits(threads: int) -> None:
+    matrices = [rng(i).normal(size=(40 + i, 40 + i)) for i in range(12)]
+
+    def inverse(matrix: Array) -> bytes:
+        assert in_use() == {1}
+        return np.linalg.inv(matrix @ matrix.T).tobytes()
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        expected = [inverse(m) for m in matrices]
+    told: list[int] = []
+    assert side_by_side(inverse, matrices, [len(m) for m in matrices], told.append) == expected
+    assert sum(told) == len(matrices)
+    assert in_use() == {threads}
+
+
+def test_narrow_items_are_worked_on_at_once(threads: int) -> None:
+    together = threading.Barrier(threads, timeout=20)
+    side_by_side(lambda _: together.wait(), range(2 * threads), [1] * (2 * threads))
+
+
+def test_a_wide_item_has_all_threads_and_nothing_beside_it(threads: int) -> None:
+    busy: set[int] = set()
+
+    def work(i: int) -> int:
+        if i == 2:
+            assert not busy
+            assert in_use() == {threads}
+        busy.add(i)
+        busy.discard(i)
+        return i
+
+    widths = [8, 8, WIDE, 8, 8]
+    assert side_by_side(work, range(5), widths) == list(range(5))
+
+
+def test_a_failure_is_told_and_nothing_more_is_begun(threads: int) -> None:
+    begun: list[int] = []
+
+    def work(i: int) -> None:
+        begun.append(i)
+        if i == 0:
+            raise ValueError("0 cannot be done")
+        threading.Event().wait(0.02)
+
+    with pytest.raises(ValueError, match="0 cannot be done"):
+        side_by_side(work, range(100), [1] * 100)
+    assert len(begun) < 100
+    assert in_use() == {threads}
+    assert side_by_side(work, [], []) == []
