@@ -25,9 +25,10 @@ import scipy
 from onnx import ModelProto, helper
 from threadpoolctl import threadpool_info
 
-from onnx_lowrank import apply, plan
+from onnx_lowrank import compress
 from onnx_lowrank.planning.plan import Plan
 from tests import fixtures_models as fm
+from tests.scripted_timer import taking
 from tests.support import make_model, rng
 
 RECORD = Path(__file__).parent / "pinned" / "plans.json"
@@ -129,9 +130,9 @@ def made(name: str) -> dict[str, Any]:
     """What a case comes to: its decisions, and the digest of its model."""
     source, options = CASES[name]
     model, data = source()
-    found = plan(model, threads=1, cache="", **data, **options)
-    result = apply(model, found, threads=1, cache="", force=True, calib=data.get("calib"))
-    return {"decisions": decisions(found), "model": digest(result.model)}
+    run: dict[str, Any] = {"threads": 1, "cache": "", "force": True, "timer": taking(0.5)}
+    result = compress(model, **run, **data, **options)
+    return {"decisions": decisions(result.plan), "model": digest(result.model)}
 
 
 def decisions(found: Plan) -> list[list[Any]]:

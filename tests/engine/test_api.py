@@ -13,11 +13,14 @@ import onnx
 import pytest
 
 import onnx_lowrank
+from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.api import Result
 from onnx_lowrank.engine.inspection import inspect
+from onnx_lowrank.engine.plan_once import plan_once
 from onnx_lowrank.errors import BudgetError, DataError, OptionError
-from onnx_lowrank.planning.targets import parse_target
+from onnx_lowrank.planning.targets import Target, parse_target
 from tests import fixtures_models as fm
+from tests.analyses import analysis_of
 
 Compressed = Callable[..., Result]
 NETS = ("mlp", *(pytest.param(n, marks=pytest.mark.full) for n in ("vgg", "resnet")))
@@ -96,17 +99,15 @@ def test_the_plan_names_every_layer_and_says_why(compressed: Compressed) -> None
     assert plan.model == hashlib.sha256(fm.digits("resnet").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        "fixed=10",
-        *(pytest.param(rule, marks=pytest.mark.full)
-          for rule in ("ratio=0.4", "energy=0.99", "error=0.02", "evbmf")),
-    ],
-)  # fmt: skip
-def test_ranks_by_rule(rule: str, compressed: Compressed) -> None:
+@pytest.fixture(scope="module")
+def convolutions() -> Analysis:
     passes = "fold_batchnorm,svd,spatial_svd,tucker2"
-    plan = compressed("vgg", passes=passes, ranks=rule, target=None, repair="none").plan
+    return analysis_of(fm.residual_net(24), passes, {"x": fm.pictures(60)})
+
+
+@pytest.mark.parametrize("rule", ["fixed=10", "ratio=0.4", "energy=0.85", "error=0.1", "evbmf"])
+def test_ranks_by_rule(rule: str, convolutions: Analysis) -> None:
+    plan = plan_once(convolutions, Target.parse(None, rule)).plan
     assert plan.target == f"ranks {rule}"
     made = [d for d in plan.decisions if d.method]
     assert made
@@ -116,7 +117,7 @@ def test_ranks_by_rule(rule: str, compressed: Compressed) -> None:
         elif rule == "ratio=0.4":
             assert decision.macs_after <= 0.4 * decision.macs_before
         elif rule != "evbmf":
-            assert decision.error <= 0.02 if rule == "error=0.02" else 0.01
+            assert decision.error <= (0.1 if rule == "error=0.1" else 0.15)
 
 
 # the same again
@@ -144,7 +145,7 @@ def test_two_runs_give_the_same_bytes(hash_seed: str, compressed: Compressed) ->
 
 def test_the_same_convolutions_in_the_same_process() -> None:
     data = fm.pictures(60)
-    one, two = (fm.quick_compress(fm.residual_net(24), calib={"x": data}).model for _ in range(2))
+    one, two = (fm.quick_compress(fm.residual_net(12), calib={"x": data}).model for _ in range(2))
     assert one.SerializeToString(deterministic=True) == two.SerializeToString(deterministic=True)
 
 
