@@ -28,7 +28,7 @@ from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.planning.timed_candidates import Timed, timed_choices
 from onnx_lowrank.pruning.greedy import Budget
 from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
-from onnx_lowrank.pruning.shared_budget import share_budget
+from onnx_lowrank.pruning.shared_budget import Factorizing, share_budget
 from onnx_lowrank.pruning.top_down import top_down
 
 __all__ = ["Proposed", "propose", "propose_together", "whole_proposals"]
@@ -176,13 +176,18 @@ def _unpruned_loss(analysis: Analysis, target: Target) -> float:
 
     All layers weigh alike, as in the loss of pruning that it is compared with.
     """
-    counted = Target(((target.metric, target.ratio),))
+    counted = _alone(target)
     proposals = whole_proposals(analysis, counted)
     try:
         chosen = chosen_under(analysis, analysis.prepared, proposals, None, counted)
     except BudgetError:
         return math.inf
     return loss_of(proposals.choices, chosen)
+
+
+def _alone(target: Target) -> Target:
+    """The first of a target's budgets, which pruning shares with factorization."""
+    return Target(((target.metric, target.ratio),))
 
 
 def _numbers(
@@ -196,13 +201,14 @@ def _numbers(
     budget = Budget(target.ratio * whole - fixed, str(target), whole, fixed, named)
     if unpruned is None:
         return pruner.plan(budget)[0]
-    return share_budget(
-        pruner, prepared, job.passes.factorizations, budget,
+    rest = Factorizing(
+        pruner, prepared, job.passes.factorizations,
         lambda model, graph, layers: measured_shapes(
             model, graph, layers, job.samples.validation, job.tools.runtime
         ),
-        target.metric, unpruned, job.passes.prunings[0].options.gain,
+        target.metric, whole_proposals(analysis, _alone(target)).choices,
     )  # fmt: skip
+    return share_budget(pruner, rest, budget, unpruned, job.passes.prunings[0].options.gain)
 
 
 def _ordered(analysis: Analysis, pruner: Pruner, kept: KeptChannels) -> KeptChannels:

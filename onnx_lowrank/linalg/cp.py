@@ -35,7 +35,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-__all__ = ["CpResult", "cp_als", "cp_compose"]
+from onnx_lowrank.lazily import lazy
+
+__all__ = ["CpResult", "CpTensor", "cp_compose"]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -74,66 +76,104 @@ class CpResult:
     history: tuple[float, ...]
 
 
-def cp_als(
-    tensor: Array,
-    rank: int,
-    *,
-    ridge: float = 1e-6,
-    starts: int = 2,
-    seed: int = 0,
-    tolerance: float = 1e-6,
-    max_iterations: int = 500,
-) -> CpResult:
-    """Approximate ``tensor`` by ``rank`` rank-one terms.
+class CpTensor:
+    """A tensor that is approximated by rank-one terms, of any number.
 
     Args:
         tensor: ``(I_1, ..., I_d)``, two modes or more.
-        rank: number of terms.
-        ridge: penalty on squared weights, in units of ``||T|| = 1``.
-        starts: number of starts to try.
-        seed: random seed of the starts.
-        tolerance: relative change of ``f`` by one sweep at which to stop.
-        max_iterations: largest number of sweeps of a start.
 
     Raises:
-        ValueError: the tensor has fewer than two modes, or ``rank`` or ``starts`` is below 1.
+        ValueError: the tensor has fewer than two modes.
     """
-    if tensor.ndim < 2:
-        raise ValueError(f"the tensor has {tensor.ndim} modes; it needs 2 or more")
-    if rank < 1 or starts < 1:
-        raise ValueError(f"rank {rank} and starts {starts} must be 1 or more")
-    norm = float(np.linalg.norm(tensor))
-    if norm == 0:
-        dead = tuple(np.zeros((n, rank)) for n in tensor.shape)
-        return CpResult(dead, np.zeros(rank), 0.0, 0, True, 0, 0.0, ())
-    # the widest mode first: one product with it serves all others
-    order = np.argsort([-n for n in tensor.shape], kind="stable")
-    scaled = np.ascontiguousarray(tensor.transpose(order), dtype=np.float64) / norm
-    best: tuple[float, int, _Run] | None = None
-    for start in range(starts):
-        rng = np.random.default_rng([seed, start])
-        rows = _svd_start(scaled, rank, rng) if start == 0 else _random(scaled.shape, rank, rng)
-        run = _Run(scaled, rows, max(ridge, _FLOOR))
-        run.iterate(tolerance, max_iterations)
-        if best is None or run.history[-1] < best[0]:
-            best = (run.history[-1], start, run)
-        if run.history[-1] <= run.ridge + _EXACT:
-            break  # no start can end lower than an exact fit with terms this small
-    assert best is not None
-    _, start, run = best
-    back = np.argsort(order)
-    factors = tuple(run.rows[n].T.copy() for n in back)
-    weights = run.weights * norm
-    return CpResult(
-        factors,
-        weights,
-        float(np.linalg.norm(tensor - cp_compose(factors, weights))) / norm,
-        len(run.history),
-        run.converged,
-        start,
-        float(run.weights.max()),
-        tuple(run.history),
-    )
+
+    def __init__(self, tensor: Array) -> None:
+        if tensor.ndim < 2:
+            raise ValueError(f"the tensor has {tensor.ndim} modes; it needs 2 or more")
+        self._tensor = tensor
+        self._norm = float(np.linalg.norm(tensor))
+        # the widest mode first: one product with it serves all others
+        self._order = np.argsort([-n for n in tensor.shape], kind="stable")
+
+    def fitted(
+        self,
+        rank: int,
+        *,
+        ridge: float = 1e-6,
+        starts: int = 2,
+        seed: int = 0,
+        tolerance: float = 1e-6,
+        max_iterations: int = 500,
+    ) -> CpResult:
+        """Approximate the tensor by ``rank`` rank-one terms.
+
+        Args:
+            rank: number of terms.
+            ridge: penalty on squared weights, in units of ``||T|| = 1``.
+            starts: number of starts to try.
+            seed: random seed of the starts.
+            tolerance: relative change of ``f`` by one sweep at which to stop.
+            max_iterations: largest number of sweeps of a start.
+
+        Raises:
+            ValueError: ``rank`` or ``starts`` is below 1.
+        """
+        tensor, norm = self._tensor, self._norm
+        if rank < 1 or starts < 1:
+            raise ValueError(f"rank {rank} and starts {starts} must be 1 or more")
+        if norm == 0:
+            dead = tuple(np.zeros((n, rank)) for n in tensor.shape)
+            return CpResult(dead, np.zeros(rank), 0.0, 0, True, 0, 0.0, ())
+        best: tuple[float, int, _Run] | None = None
+        for start in range(starts):
+            rows = _random(self._scaled.shape, rank, np.random.default_rng([seed, start]))
+            if start == 0:
+                for row, triples in zip(rows, self._triples, strict=True):
+                    row[: len(triples)] = triples[:rank]
+            run = _Run(self._scaled, rows, max(ridge, _FLOOR))
+            run.iterate(tolerance, max_iterations)
+            if best is None or run.history[-1] < best[0]:
+                best = (run.history[-1], start, run)
+            if run.history[-1] <= run.ridge + _EXACT:
+                break  # no start can end lower than an exact fit with terms this small
+        assert best is not None
+        _, start, run = best
+        factors = tuple(run.rows[n].T.copy() for n in np.argsort(self._order))
+        weights = run.weights * norm
+        return CpResult(
+            factors,
+            weights,
+            float(np.linalg.norm(tensor - cp_compose(factors, weights))) / norm,
+            len(run.history),
+            run.converged,
+            start,
+            float(run.weights.max()),
+            tuple(run.history),
+        )
+
+    @lazy
+    def _scaled(self) -> Array:
+        """The tensor at unit norm, its widest mode first."""
+        return np.ascontiguousarray(self._tensor.transpose(self._order), np.float64) / self._norm
+
+    @lazy
+    def _triples(self) -> list[Array]:
+        """Rows ``(S, I)`` of each mode of :attr:`_scaled`, of the first start.
+
+        They are the singular triples of all slices in the singular bases of the thin modes, the
+        strongest first.
+        """
+        first, second, *thin = self._scaled.shape
+        core, bases = self._scaled, []
+        for mode in range(2, core.ndim):
+            flat = np.moveaxis(self._scaled, mode, 0).reshape(core.shape[mode], -1)
+            bases.append(np.linalg.eigh(flat @ flat.T)[1])
+            core = np.moveaxis(np.tensordot(core, bases[-1], (mode, 0)), -1, mode)
+        slices = np.moveaxis(core.reshape(first, second, -1), -1, 0)
+        u, s, vt = np.linalg.svd(slices, full_matrices=False)
+        at, number = np.unravel_index(np.argsort(-s, axis=None, kind="stable"), s.shape)
+        places = np.unravel_index(at, thin) if thin else ()
+        others = [base[:, index].T for base, index in zip(bases, places, strict=True)]
+        return [u[at, :, number], vt[at, number], *others]
 
 
 def cp_compose(factors: Sequence[Array], weights: Array) -> Array:
@@ -254,23 +294,3 @@ def _unit(rows: Array) -> tuple[Array, Array]:
 
 def _random(shape: Sequence[int], rank: int, rng: np.random.Generator) -> list[Array]:
     return [_unit(rng.normal(size=(rank, n)))[0] for n in shape]
-
-
-def _svd_start(tensor: Array, rank: int, rng: np.random.Generator) -> list[Array]:
-    """The strongest singular triples of all slices, in the singular bases of the thin modes."""
-    first, second, *thin = tensor.shape
-    core, bases = tensor, []
-    for mode in range(2, tensor.ndim):
-        flat = np.moveaxis(tensor, mode, 0).reshape(tensor.shape[mode], -1)
-        bases.append(np.linalg.eigh(flat @ flat.T)[1])
-        core = np.moveaxis(np.tensordot(core, bases[-1], (mode, 0)), -1, mode)
-    slices = np.moveaxis(core.reshape(first, second, -1), -1, 0)
-    u, s, vt = np.linalg.svd(slices, full_matrices=False)
-    count = min(rank, s.size)
-    chosen = np.argsort(-s, axis=None, kind="stable")[:count]
-    at, number = np.unravel_index(chosen, s.shape)
-    rows = _random(tensor.shape, rank, rng)
-    rows[0][:count], rows[1][:count] = u[at, :, number], vt[at, number]
-    for mode, index in enumerate(np.unravel_index(at, thin) if thin else ()):
-        rows[2 + mode][:count] = bases[mode][:, index].T
-    return rows

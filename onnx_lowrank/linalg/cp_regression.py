@@ -26,7 +26,7 @@ from scipy import linalg
 
 from onnx_lowrank.lazily import lazy
 from onnx_lowrank.linalg.conjugate_gradients import conjugate_gradients
-from onnx_lowrank.linalg.cp import cp_als
+from onnx_lowrank.linalg.cp import CpTensor
 
 __all__ = ["CpProblem", "CpRegression", "outer_rows"]
 
@@ -60,7 +60,7 @@ class CpProblem:
     def __init__(self, kernel: Array, sigma: Array | None) -> None:
         self._kernel, self._sigma = kernel, sigma
         self._weight: Array = kernel.reshape(len(kernel), -1)
-        self._roots: dict[float, tuple[Array, Array]] = {}
+        self._starts: dict[float, tuple[CpTensor, Array | None]] = {}
 
     @lazy
     def _weighted(self) -> Array:
@@ -92,16 +92,13 @@ class CpProblem:
         """
         best: CpRegression | None = None
         for power in (0.0,) if self._sigma is None else powers:
-            root = None if power == 0 else self._root(power)
-            seen = self._kernel
-            if root is not None:
-                seen = np.moveaxis(np.tensordot(seen, root[0], (1, 0)), -1, 1)
-            terms = cp_als(
-                seen, rank, starts=starts, seed=seed, tolerance=1e-4, max_iterations=sweeps
+            tensor, back = self._start(power)
+            terms = tensor.fitted(
+                rank, starts=starts, seed=seed, tolerance=1e-4, max_iterations=sweeps
             )
             rows = [f.T for f in terms.factors[1:]]
-            if root is not None:
-                rows[0] = rows[0] @ root[1].T
+            if back is not None:
+                rows[0] = rows[0] @ back
             found = self._regressed(rows)
             if best is None or found.error < best.error:
                 best = found
@@ -161,17 +158,25 @@ class CpProblem:
         target = contracted(last.T @ self._weighted)
         return conjugate_gradients(normal, target, rows[mode], steps)
 
-    def _root(self, power: float) -> tuple[Array, Array]:
-        """Roots ``L``, ``L^-T (C, C)``, ``L L^T = S^power``; ``S`` sums over kernel positions."""
-        if power not in self._roots:
-            assert self._sigma is not None
-            channels = self._kernel.shape[1]
-            taps = len(self._sigma) // channels
-            blocks = self._sigma.reshape(channels, taps, channels, taps)
-            values, vectors = np.linalg.eigh(np.einsum("asbs->ab", blocks))
-            scale = np.maximum(values, 1e-9 * values[-1]) ** (power / 2)
-            self._roots[power] = vectors * scale, vectors / scale
-        return self._roots[power]
+    def _start(self, power: float) -> tuple[CpTensor, Array | None]:
+        """The kernel with its channels under ``L``, and ``L^-1`` to bring their rows back.
+
+        ``L L^T = S^power``, where ``S (C, C)`` sums over kernel positions; None where ``L = I``.
+        """
+        if power not in self._starts:
+            self._starts[power] = self._rotated(power)
+        return self._starts[power]
+
+    def _rotated(self, power: float) -> tuple[CpTensor, Array | None]:
+        if power == 0 or self._sigma is None:
+            return CpTensor(self._kernel), None
+        channels = self._kernel.shape[1]
+        taps = len(self._sigma) // channels
+        blocks = self._sigma.reshape(channels, taps, channels, taps)
+        values, vectors = np.linalg.eigh(np.einsum("asbs->ab", blocks))
+        scale = np.maximum(values, 1e-9 * values[-1]) ** (power / 2)
+        rotated = np.moveaxis(np.tensordot(self._kernel, vectors * scale, (1, 0)), -1, 1)
+        return CpTensor(rotated), (vectors / scale).T
 
 
 def outer_rows(rows: Sequence[Array]) -> Array:

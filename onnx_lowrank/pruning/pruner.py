@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.channels.cut import Remains, cut_groups, gather_input
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import Layer
+from onnx_lowrank.layers import Layer, PlacedLayer
 from onnx_lowrank.linalg.blas_threads import blas_for, side_by_side
 from onnx_lowrank.passkit.base import Pruning
 from onnx_lowrank.passkit.channel_selection import Selection, parts_of, solved_weights
@@ -278,13 +278,34 @@ class Pruner:
             for name, lost in gone.items()
         }
 
-    def moments(self, kept: KeptChannels) -> dict[str, Moments]:
-        """Moments of the layers after the cut, if the channels that stay did not change."""
-        positions = self.positions(kept)
-        return {
-            name: _restricted(self._prepared.moments[name], layer.value, positions.get(name))
-            for name, layer in self._layers.items()
-        }
+    def moments(self, kept: KeptChannels) -> Mapping[str, Moments]:
+        """Moments of the layers after the cut, if the channels that stay did not change.
+
+        Each is made when it is read: those of all layers together may take gigabytes. Those of
+        depthwise layers, which no pass factorizes, are left out.
+        """
+        return _RestrictedMoments(self._prepared.moments, self._layers, self.positions(kept))
+
+
+@dataclass(frozen=True)
+class _RestrictedMoments(Mapping[str, Moments]):
+    """Moments of layers that some of their inputs are left of."""
+
+    _whole: Mapping[str, Moments]
+    _layers: Mapping[str, PlacedLayer]
+    _positions: Mapping[str, Labels]
+
+    def __getitem__(self, name: str) -> Moments:
+        layer = self._layers[name].value
+        if layer.depthwise:
+            return Moments()
+        return _restricted(self._whole[name], layer, self._positions.get(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
 
 
 def _width(prunable: Prunable) -> int:

@@ -5,7 +5,7 @@ enters. So growing shares are planned until the predicted loss of both rises, an
 loss is taken, if that is less than the loss of factorization without pruning. The moments of the
 narrower layers are those of the original without the channels that go. To save time, slow methods
 (which solve every rank anew) are left out of these shares, but not of the plan, and a layer that
-keeps the same channels at two shares is factorized once.
+keeps the same channels at two shares, or all of them, is factorized once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dataclasses import replace
 from math import isfinite
 
 from onnx_lowrank.analysis.cost import model_cost, other_cost
-from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer, find_layers
@@ -28,7 +27,7 @@ from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning.greedy import Budget, OutOfReachError
 from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
 
-__all__ = ["share_budget"]
+__all__ = ["Factorizing", "share_budget"]
 
 #: parts of the saving by pruning that are tried
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -40,24 +39,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def share_budget(
-    pruner: Pruner,
-    prepared: Prepared,
-    factorizations: Sequence[Factorization],
-    budget: Budget,
-    measure: Callable[[Model, Graph, Sequence[PlacedLayer]], Shapes],
-    metric: str,
-    unpruned: float,
-    gain: float,
+    pruner: Pruner, rest: Factorizing, budget: Budget, unpruned: float, gain: float
 ) -> KeptChannels:
     """Choose the channels to keep, so that pruning and factorization lose least together.
 
     Args:
         pruner: prunes the model.
-        prepared: the model.
-        factorizations: passes that factorize the pruned model.
+        rest: predicts what factorizing the pruned model loses.
         budget: budget on the cost of all layers.
-        measure: returns the shapes of the tensors of a model.
-        metric: unit of the budget: ``macs | params | size``.
         unpruned: predicted loss of factorization without pruning; infinite where that does not
             meet the budget.
         gain: factor by which the loss with pruning must be smaller than ``unpruned``.
@@ -65,7 +54,6 @@ def share_budget(
     Raises:
         OutOfReachError: no share meets the budget.
     """
-    rest = Factorizing(pruner, prepared, factorizations, measure, metric)
     best: tuple[float, KeptChannels] | None = (unpruned / gain, {}) if isfinite(unpruned) else None
     before = unpruned
     for share in SHARES:
@@ -119,6 +107,7 @@ class Factorizing:
         factorizations: passes that factorize the pruned model.
         measure: returns the shapes of the tensors of a model.
         metric: unit of costs: ``macs | params | size``.
+        known: choices of the layers with all their channels, as far as they are known.
     """
 
     def __init__(
@@ -128,11 +117,12 @@ class Factorizing:
         factorizations: Sequence[Factorization],
         measure: Callable[[Model, Graph, Sequence[PlacedLayer]], Shapes],
         metric: str,
+        known: Sequence[Choice] = (),
     ) -> None:
         self._pruner, self._prepared, self._measure = pruner, prepared, measure
         self._passes = [f for f in factorizations if not f.slow] or factorizations
         self._metric = metric
-        self._choices: dict[tuple[str, bytes], Choice] = {}
+        self._choices = {(c.layer, b""): _of_methods(c, self._passes) for c in known}
 
     def loss(self, kept: KeptChannels, budget: Budget) -> float:
         """Predict the loss of factorizing the pruned model within the whole budget.
@@ -160,14 +150,9 @@ class Factorizing:
         keys = {la.name: (la.name, self._channels(la, kept)) for la in self._prepared.layers}
         layers = [layer for layer in find_layers(graph)[0] if layer.name in keys]
         new = [layer for layer in layers if keys[layer.name] not in self._choices]
-        moments = self._pruner.moments(kept)
-        for layer in new:
-            covariance = moments[layer.name].covariance
-            if covariance is not None and len(covariance) != layer.groups:
-                moments[layer.name] = Moments()  # depthwise: no pass factorizes it
         shapes = self._measure(model, graph, layers)
         found = make_choices(
-            new, self._passes, moments, shapes, self._metric,
+            new, self._passes, self._pruner.moments(kept), shapes, self._metric,
             self._prepared.moments.totals, Progress(),
         )  # fmt: skip
         self._choices |= {keys[choice.layer]: choice for choice in found.choices}
@@ -181,3 +166,9 @@ class Factorizing:
             for name, left in kept.items()
             if layer.name in self._pruner.layers_of(name)
         )
+
+
+def _of_methods(choice: Choice, passes: Sequence[Factorization]) -> Choice:
+    """The candidates that some of the passes found, and the layer as it is."""
+    specs = {"", *(p.spec for p in passes)}
+    return replace(choice, candidates=tuple(c for c in choice.candidates if c.method in specs))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from onnx_lowrank.linalg.cp import CpResult, cp_als, cp_compose
+from onnx_lowrank.linalg.cp import CpResult, CpTensor, cp_compose
 from tests.support import Array, quick, relative, rng
 
 #: shape, planted rank: below, at and above the extents; matrices and five modes too
@@ -54,7 +54,7 @@ def border() -> Array:
 @pytest.mark.parametrize("seed", range(3))
 def test_planted_terms_are_found(shape: tuple[int, ...], rank: int, seed: int) -> None:
     factors, weights, tensor = planted(shape, rank, seed)
-    result = cp_als(tensor, rank, starts=5, max_iterations=3000, tolerance=1e-9)
+    result = CpTensor(tensor).fitted(rank, starts=5, max_iterations=3000, tolerance=1e-9)
     assert result.converged
     assert result.error < 1e-4
     assert match(result, factors, weights) > 1 - 1e-3
@@ -64,7 +64,7 @@ def test_planted_terms_are_found(shape: tuple[int, ...], rank: int, seed: int) -
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=5), st.integers(1, 6), st.integers(0, 99))
 def test_a_result_is_what_it_says(shape: list[int], rank: int, seed: int) -> None:
     tensor = rng(seed).normal(size=shape) * 10.0 ** rng(seed, 1).integers(-6, 6)
-    result = cp_als(tensor, rank, max_iterations=50, seed=seed)
+    result = CpTensor(tensor).fitted(rank, max_iterations=50, seed=seed)
     assert [f.shape for f in result.factors] == [(n, rank) for n in shape]
     for factor in result.factors:
         norms = np.linalg.norm(factor, axis=0)
@@ -85,7 +85,7 @@ def test_a_result_is_what_it_says(shape: list[int], rank: int, seed: int) -> Non
 )
 def test_the_objective_never_rises(shape: list[int], rank: int, ridge: float, seed: int) -> None:
     tensor = rng(seed).normal(size=shape)
-    result = cp_als(tensor, rank, ridge=ridge, seed=seed, max_iterations=60, tolerance=0.0)
+    result = CpTensor(tensor).fitted(rank, ridge=ridge, seed=seed, max_iterations=60, tolerance=0.0)
     assert all(b <= a + 1e-12 for a, b in itertools.pairwise(result.history))
     # and it is the one that the docstring names
     square = float(np.sum(result.weights**2) / np.sum(tensor**2))
@@ -96,7 +96,7 @@ def test_the_objective_never_rises(shape: list[int], rank: int, ridge: float, se
 def test_enough_terms_are_exact(shape: tuple[int, ...]) -> None:
     tensor = rng(3).normal(size=shape)
     full = int(np.prod(shape)) // max(shape)
-    assert cp_als(tensor, full).error < 1e-5
+    assert CpTensor(tensor).fitted(full).error < 1e-5
 
 
 @quick(10)
@@ -106,7 +106,7 @@ def test_of_a_matrix_it_is_the_truncated_svd(rows: int, columns: int, seed: int)
     s = np.linalg.svd(matrix, compute_uv=False)
     for rank in range(1, len(s) + 1):
         wanted = np.sqrt(np.sum(s[rank:] ** 2) / np.sum(s**2))
-        assert abs(cp_als(matrix, rank, ridge=1e-10, starts=1).error - wanted) < 1e-8
+        assert abs(CpTensor(matrix).fitted(rank, ridge=1e-10, starts=1).error - wanted) < 1e-8
 
 
 def test_one_term_of_a_symmetric_positive_tensor_is_known() -> None:
@@ -114,14 +114,16 @@ def test_one_term_of_a_symmetric_positive_tensor_is_known() -> None:
     tensor = np.zeros((3, 3, 3))
     for i, s in enumerate((3.0, 2.0, 1.0)):
         tensor[i, i, i] = s
-    result = cp_als(tensor, 1, ridge=1e-10)
+    result = CpTensor(tensor).fitted(1, ridge=1e-10)
     assert abs(result.error - np.sqrt(5 / 14)) < 1e-8
     assert abs(result.weights[0] - 3) < 1e-6
 
 
 @pytest.mark.parametrize("ridge", [1e-2, 1e-3, 1e-4, 1e-5])
 def test_the_penalty_bounds_terms_that_cancel(ridge: float) -> None:
-    result = cp_als(border(), 2, ridge=ridge, starts=3, max_iterations=20_000, tolerance=1e-9)
+    result = CpTensor(border()).fitted(
+        2, ridge=ridge, starts=3, max_iterations=20_000, tolerance=1e-9
+    )
     # the optimum of e^2 + 2 ridge / (c e)^2 grows no faster than ridge^(-1/4)
     assert result.largest < 0.5 * ridge**-0.25
     assert result.error < 2 * ridge**0.25
@@ -129,7 +131,7 @@ def test_the_penalty_bounds_terms_that_cancel(ridge: float) -> None:
 
 def test_without_a_penalty_the_terms_diverge() -> None:
     free, bound = (
-        cp_als(border(), 2, ridge=r, starts=3, max_iterations=2000, tolerance=0.0)
+        CpTensor(border()).fitted(2, ridge=r, starts=3, max_iterations=2000, tolerance=0.0)
         for r in (0.0, 1e-3)
     )
     assert free.largest > 10
@@ -138,7 +140,7 @@ def test_without_a_penalty_the_terms_diverge() -> None:
 
 def test_the_same_seed_gives_the_same_terms() -> None:
     tensor = rng(0).normal(size=(5, 4, 6))
-    one, two = (cp_als(tensor, 7, starts=3, seed=4) for _ in range(2))
+    one, two = (CpTensor(tensor).fitted(7, starts=3, seed=4) for _ in range(2))
     assert one.start == two.start
     for a, b in zip((*one.factors, one.weights), (*two.factors, two.weights), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -147,18 +149,18 @@ def test_the_same_seed_gives_the_same_terms() -> None:
 def test_more_starts_are_never_worse() -> None:
     for seed in range(5):
         tensor = rng(seed).normal(size=(4, 4, 4))
-        errors = [cp_als(tensor, 4, starts=n, seed=seed).history[-1] for n in (1, 2, 6)]
+        errors = [CpTensor(tensor).fitted(4, starts=n, seed=seed).history[-1] for n in (1, 2, 6)]
         assert errors == sorted(errors, reverse=True)
 
 
 def test_a_limit_reached_is_not_called_convergence() -> None:
     tensor = rng(0).normal(size=(6, 6, 6))
-    result = cp_als(tensor, 8, starts=1, max_iterations=3, tolerance=1e-12)
+    result = CpTensor(tensor).fitted(8, starts=1, max_iterations=3, tolerance=1e-12)
     assert (result.converged, result.iterations) == (False, 3)
 
 
 def test_nothing_gives_nothing() -> None:
-    result = cp_als(np.zeros((3, 4, 2)), 2)
+    result = CpTensor(np.zeros((3, 4, 2))).fitted(2)
     assert (result.error, result.converged, result.largest) == (0.0, True, 0.0)
     assert not cp_compose(result.factors, result.weights).any()
 
@@ -166,7 +168,7 @@ def test_nothing_gives_nothing() -> None:
 def test_the_tensor_is_left_alone() -> None:
     tensor = rng(0).normal(size=(3, 4, 2)).astype(np.float32)
     before = tensor.copy()
-    cp_als(tensor, 2)
+    CpTensor(tensor).fitted(2)
     np.testing.assert_array_equal(tensor, before)
 
 
@@ -176,4 +178,4 @@ def test_the_tensor_is_left_alone() -> None:
 )
 def test_misuse(shape: tuple[int, ...], rank: int, starts: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        cp_als(np.ones(shape), rank, starts=starts)
+        CpTensor(np.ones(shape)).fitted(rank, starts=starts)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_lowrank.linalg.cp import cp_als, cp_compose
+from onnx_lowrank.linalg.cp import CpTensor, cp_compose
 from onnx_lowrank.linalg.cp_regression import CpProblem, CpRegression, outer_rows
 from tests.support import Array, quick, relative, rng
 
@@ -55,7 +55,7 @@ def test_never_worse_than_the_terms_it_started_from(
     shape: tuple[int, ...], rank: int, seed: int
 ) -> None:
     kernel, sigma = example(shape, seed)
-    terms = cp_als(kernel, rank, starts=1, seed=0, tolerance=1e-4, max_iterations=60)
+    terms = CpTensor(kernel).fitted(rank, starts=1, seed=0, tolerance=1e-4, max_iterations=60)
     before = distance(kernel - cp_compose(terms.factors, terms.weights), sigma)
     errors = [before, *(solve(kernel, sigma, rank, rounds).error for rounds in range(4))]
     assert all(b <= a * (1 + 1e-9) for a, b in itertools.pairwise(errors))
@@ -97,7 +97,7 @@ def test_rounds_end_where_the_gradient_vanishes() -> None:
 def test_without_a_covariance_it_is_the_weight_space_fit(shape: tuple[int, ...]) -> None:
     kernel, _ = example(shape, 1)
     found = solve(kernel, None, 2, rounds=3)
-    terms = cp_als(kernel, 2, starts=1, seed=0, tolerance=1e-4, max_iterations=60)
+    terms = CpTensor(kernel).fitted(2, starts=1, seed=0, tolerance=1e-4, max_iterations=60)
     for rows, factor in zip(found.rows, terms.factors[1:], strict=True):
         np.testing.assert_allclose(rows, factor.T, atol=1e-12)
     assert found.error <= (terms.error * np.linalg.norm(kernel)) ** 2 * (1 + 1e-12)

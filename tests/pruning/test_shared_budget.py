@@ -14,7 +14,8 @@ from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.modelfile.model import Model, load
 from onnx_lowrank.passkit.base import Factorization, Pruning
-from onnx_lowrank.planning.proposals import make_choices
+from onnx_lowrank.planning.candidates import Choice
+from onnx_lowrank.planning.proposals import Proposals, make_choices
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning import shared_budget as prune_split
@@ -47,10 +48,8 @@ class Split:
         return measured_shapes(model, graph, layers, self.data.validation, fm.ONE_THREAD)
 
     def share(self, ratio: float, gain: float = 1.0) -> KeptChannels:
-        return share_budget(
-            self.pruner, self.prepared, self.factorizations, self.budget(ratio),
-            self.measure, "macs", self.unpruned(ratio), gain,
-        )  # fmt: skip
+        rest, unpruned = self.rest(), self.unpruned(ratio)
+        return share_budget(self.pruner, rest, self.budget(ratio), unpruned, gain)
 
     def unpruned(self, ratio: float) -> float:
         try:
@@ -61,8 +60,17 @@ class Split:
     def budget(self, ratio: float) -> Budget:
         return Budget(ratio * self.pruner.cost, f"macs={ratio:g}", self.pruner.cost)
 
-    def rest(self) -> Factorizing:
-        return Factorizing(self.pruner, self.prepared, self.factorizations, self.measure, "macs")
+    def rest(self, known: Sequence[Choice] = ()) -> Factorizing:
+        return Factorizing(
+            self.pruner, self.prepared, self.factorizations, self.measure, "macs", known
+        )
+
+    def whole(self) -> Proposals:
+        """Candidates of all passes for the layers with all their channels."""
+        return make_choices(
+            self.prepared.layers, self.factorizations, self.prepared.moments,
+            self.prepared.shapes, "macs", self.prepared.moments.totals, Progress(),
+        )  # fmt: skip
 
     def totals(self, ratio: float) -> list[tuple[float, dict[str, int]]]:
         """Loss and numbers of channels at each share that can be, nothing kept between them."""
@@ -125,6 +133,24 @@ def test_layers_are_taken_apart_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked[whole:] == [gather.readers[0][0].name]
     assert again != whole_loss
     assert again == pytest.approx(case.rest().loss(kept, budget), rel=1e-12)
+
+
+def test_layers_with_all_their_channels_are_not_taken_apart_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor do what slow passes found for them count, which are not asked about the others."""
+    case = Split("spatial_svd,cp,prune_channels")
+    budget = case.budget(0.35)
+    expected = case.rest().loss({}, budget)
+    known = case.whole().choices
+    assert any(c.method == "cp" for choice in known for c in choice.candidates)
+    rest = case.rest(known)
+    monkeypatch.setattr(
+        prune_split,
+        "make_choices",
+        lambda layers, *rest: None if layers else make_choices([], *rest),
+    )
+    assert rest.loss({}, budget) == expected
 
 
 def test_where_factorization_cannot_pruning_does_all() -> None:
