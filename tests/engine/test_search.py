@@ -147,7 +147,7 @@ def test_what_has_a_ratio_keeps_it() -> None:
 
 
 def test_a_real_model() -> None:
-    result = fm.quick_compress(fm.digits("mlp"), calib=fm.DIGITS, max_drop=0.01)
+    result = fm.quick_compress(fm.digits("mlp"), calib=fm.DIGITS, samples=200, max_drop=0.01)
     (note,) = [n for n in result.report.said if "is the least with" in n]
     assert "200 samples of the search" in note
     assert "597 samples held back to confirm" in note
