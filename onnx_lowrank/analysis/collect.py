@@ -7,18 +7,21 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.analysis.accumulator import Accumulator
+from onnx_lowrank.analysis.class_shares import ClassShares
 from onnx_lowrank.analysis.moment_cache import MomentCache
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.chains.geometry import Geometry
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import PlacedLayer, destination
+from onnx_lowrank.layers import Head, PlacedLayer, destination
 from onnx_lowrank.linalg.blas_threads import blas_for
+from onnx_lowrank.linalg.output_metric import OutputMetric
 from onnx_lowrank.modelfile.array_store import ArrayStore, Slot
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.runtime import Runtime
@@ -29,6 +32,8 @@ __all__ = ["MomentStore", "batch_size", "collect_moments", "drawn_positions"]
 #: rows that a covariance is made of: enough for any layer, and so many times its width
 LEAST_ROWS, ROWS_PER_COLUMN = 100_000, 16
 LARGEST_BATCH = 32
+#: a model without class scores
+NO_HEADS: Mapping[str, Head] = MappingProxyType({})
 
 #: an array of moments, as its store gave it out
 _Stored: TypeAlias = npt.NDArray[Any] | Slot | None
@@ -44,6 +49,8 @@ class MomentStore(Mapping[str, Moments]):
     def __init__(self, memory: int = 0) -> None:
         #: variance, summed over channels, of the residual sum that a layer's response enters
         self.totals: dict[str, float] = {}
+        #: metrics of the outputs of layers that make class scores
+        self.outputs: dict[str, OutputMetric] = {}
         #: layers that the data says nothing of
         self.silent: set[str] = set()
         self._arrays = ArrayStore("the moments of the layers", memory)
@@ -63,7 +70,7 @@ class MomentStore(Mapping[str, Moments]):
     def __getitem__(self, name: str) -> Moments:
         count, *stored = self._found[name]
         mean, covariance = (None if s is None else self._arrays.read(s) for s in stored)
-        return Moments(count, mean, covariance)
+        return Moments(count, mean, covariance, self.outputs.get(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._found)
@@ -83,6 +90,7 @@ def collect_moments(
     memory: int,
     progress: Progress,
     cache: MomentCache | None = None,
+    heads: Mapping[str, Head] = NO_HEADS,
 ) -> MomentStore:
     """Moments of the inputs of ``layers``, and the variance of the residual sums that they enter.
 
@@ -97,12 +105,13 @@ def collect_moments(
             more, the data is read several times. Peak memory does not grow with the samples.
         progress: is told of every sample.
         cache: what an interrupted run has done of it, and this one does.
+        heads: class scores that layers make, by layer name, for the metrics of their outputs.
     """
     store = MomentStore(memory)
     groups = list(_grouped(_inputs(graph, layers), memory // 2))
     with progress.task("calibrate", len(groups) * len(dataset)) as advance:
         for number, group in enumerate(groups):
-            begin = partial(_Reader, graph, group, [seed, number], len(dataset))
+            begin = partial(_Reader, graph, group, [seed, number], len(dataset), heads)
             reader, done = _resumed(begin, cache.read(number) if cache is not None else None)
             size = batch_size(reader.tensors, shapes, memory // 4)
             if cache is not None:
@@ -115,8 +124,8 @@ def collect_moments(
                 rest = dataset.subset(range(done, len(dataset)))
                 for feed in rest.batches(size):
                     made = session.run(feed) if session is not None else {}
-                    reader.read({**feed, **made})
                     more = len(next(iter(feed.values()))) if dataset.batchable else 1
+                    reader.read({**feed, **made}, more)
                     done += more
                     advance(more)
                     if cache is not None:
@@ -204,7 +213,12 @@ class _Reader:
     """Accumulators of a group of inputs, and the part of the model that feeds them."""
 
     def __init__(
-        self, graph: Graph, inputs: Sequence[_Input], seed: Sequence[int], samples: int
+        self,
+        graph: Graph,
+        inputs: Sequence[_Input],
+        seed: Sequence[int],
+        samples: int,
+        heads: Mapping[str, Head],
     ) -> None:
         self._inputs, self._samples = inputs, samples
         self._rng = np.random.default_rng(seed)
@@ -215,10 +229,19 @@ class _Reader:
              for la in i.layers if la.name in i.sums}
             for i in inputs
         ]  # fmt: skip
-        self.tensors = list(dict.fromkeys(t for i in inputs for t in (i.tensor, *i.sums.values())))
+        layers = [layer for i in inputs for layer in i.layers if layer.name in heads]
+        self._scores = {layer.name: heads[layer.name].scores for layer in layers}
+        self._shares = {
+            la.name: ClassShares(la.shape[0], heads[la.name].axis, samples) for la in layers
+        }
+        read = [t for i in inputs for t in (i.tensor, *i.sums.values())]
+        self.tensors = list(dict.fromkeys([*read, *self._scores.values()]))
         self.part = graph.extract(graph.input_types(), self.tensors)
 
-    def read(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
+    def read(self, values: Mapping[str, npt.NDArray[Any]], samples: int) -> None:
+        """Add the tensors of a batch of so many samples."""
+        for name, shares in self._shares.items():
+            shares.update(values[self._scores[name]], samples)
         for each, moments, totals in zip(self._inputs, self._moments, self._totals, strict=True):
             x = values[each.tensor].astype(np.float32, copy=False)
             geometry = each.geometry
@@ -252,12 +275,14 @@ class _Reader:
         self._rng.bit_generator.state = json.loads(str(state["drawn"]))
         return int(state["done"])
 
-    def _parts(self) -> Iterator[tuple[str, Accumulator]]:
+    def _parts(self) -> Iterator[tuple[str, Accumulator | ClassShares]]:
         """All sums, and how their names in a state begin."""
         for number, (moments, totals) in enumerate(zip(self._moments, self._totals, strict=True)):
             yield f"inputs.{number}.", moments
             for place, total in enumerate(totals.values()):
                 yield f"totals.{number}.{place}.", total
+        for number, shares in enumerate(self._shares.values()):
+            yield f"shares.{number}.", shares
 
     def finish(self, store: MomentStore) -> None:
         """Put the moments and variances into ``store``; nothing is left here."""
@@ -276,3 +301,7 @@ class _Reader:
                 elif not layer.value.recurrent:
                     response = Moments(1, None, sums.scatter).energy(layer.stage.matrices)
                     store.totals[layer.name] = response / sums.count
+        for name, shares in self._shares.items():
+            metric = shares.metric()
+            if metric is not None and name not in store.silent:
+                store.outputs[name] = metric

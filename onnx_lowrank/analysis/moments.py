@@ -9,6 +9,10 @@ exact relative response error
 
 so that the data is read once and its memory does not grow with the number of samples. Without data
 ``Sigma = I`` and the same formula is the relative error of the weights.
+
+Where a layer makes class scores, its errors count under a metric ``M`` of its outputs
+(:mod:`onnx_lowrank.linalg.output_metric`), that is ``tr(M (W - What) Sigma (W - What)^T)`` over
+``tr(M W Sigma W^T)``.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.chains.chain import Chain, Stage
+from onnx_lowrank.linalg.output_metric import OutputMetric
 
 __all__ = [
     "Moments",
@@ -34,24 +39,27 @@ Array = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments of a layer's input patches, group by group.
+    """Moments of a layer's input patches, group by group, and how errors of its outputs count.
 
     Attributes:
         count: rows behind them; 0 means that there was no data.
         mean: ``(groups, d)``, or None without data.
         covariance: ``(groups, d, d)``, or None for the identity.
+        outputs: metric of the outputs of a layer of one group that makes class scores, or None
+            where all outputs count alike.
     """
 
     count: int = 0
     mean: Array | None = None
     covariance: Array | None = None
+    outputs: OutputMetric | None = None
 
     def sigma(self, group: int) -> Array | None:
         """Covariance ``(d, d)`` of one group; None is the identity."""
         return None if self.covariance is None else self.covariance[group]
 
     def energy(self, matrices: Array) -> float:
-        """Variance of the response, ``tr(W Sigma W^T)``, of ``(groups, N / groups, d)``."""
+        """``tr(M W Sigma W^T)`` of ``W (groups, N / groups, d)``: the variance of the response."""
         return response_error(matrices, self)
 
     @property
@@ -66,12 +74,14 @@ class Moments:
 
 
 def response_error(difference: Array, moments: Moments) -> float:
-    """``tr(D Sigma D^T)`` summed over groups.
+    """``tr(M D Sigma D^T)`` summed over groups.
 
     Args:
         difference: ``(groups, N / groups, d)``.
         moments: of the input.
     """
+    if moments.outputs is not None:
+        difference = moments.outputs.weighed(difference, 1)
     if moments.covariance is None:
         return float(np.sum(np.square(difference)))
     return float(np.sum((difference @ moments.covariance) * difference))

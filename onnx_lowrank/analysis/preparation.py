@@ -9,12 +9,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from onnx_lowrank.analysis.collect import MomentStore, collect_moments
+from onnx_lowrank.analysis.collect import NO_HEADS, MomentStore, collect_moments
 from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
 from onnx_lowrank.analysis.moment_cache import MomentCache
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import Ineligible, PlacedLayer, find_layers, refuse_optimised
+from onnx_lowrank.layers import (
+    Head,
+    Ineligible,
+    PlacedLayer,
+    find_heads,
+    find_layers,
+    refuse_optimised,
+)
+from onnx_lowrank.linalg.output_metric import OutputMetric
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.machine import machine
@@ -90,6 +98,7 @@ def prepare(
     progress: Progress,
     every_shape: bool = False,
     cache: Path | None = None,
+    outputs: Mapping[str, OutputMetric] | None = None,
 ) -> Prepared:
     """Read the layers of a canonical model and stream the data through them.
 
@@ -102,6 +111,8 @@ def prepare(
         progress: is told of every sample.
         every_shape: whether shapes of all tensors are needed, or those that costs are counted from.
         cache: folder of what interrupted runs have done.
+        outputs: metrics of the outputs of layers, by name, where they are those of another model;
+            None to measure them.
 
     Raises:
         ModelError: ONNX Runtime has laid the model out for itself.
@@ -120,12 +131,14 @@ def prepare(
         else:
             output = next((t.name for t in layer.nodes[0].outputs if t.name), "")
             left_out.append(Ineligible(layer.name, layer.op, reason, output))
+    heads = find_heads(graph, layers, shapes) if outputs is None else NO_HEADS
     unfinished = None
     if cache is not None and data.calibration is not None:
         unfinished = MomentCache(cache, _origin(model, layers, data, runtime, seed))
     moments = moments_of(
-        graph, layers, data.calibration, runtime, shapes, seed, progress, unfinished
+        graph, layers, data.calibration, runtime, shapes, seed, progress, unfinished, heads
     )
+    moments.outputs |= outputs or {}
     return Prepared(model, graph, tuple(layers), tuple(left_out), shapes, moments, unfinished)
 
 
@@ -154,6 +167,7 @@ def moments_of(
     seed: int,
     progress: Progress,
     cache: MomentCache | None = None,
+    heads: Mapping[str, Head] = NO_HEADS,
 ) -> MomentStore:
     """Moments of the layers' inputs; without data those of weight space."""
     if calibration is None:
@@ -163,7 +177,7 @@ def moments_of(
         return store
     return collect_moments(
         graph, layers, calibration, runtime, shapes,
-        seed=seed, memory=MEMORY, progress=progress, cache=cache,
+        seed=seed, memory=MEMORY, progress=progress, cache=cache, heads=heads,
     )  # fmt: skip
 
 

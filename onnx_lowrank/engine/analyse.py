@@ -6,7 +6,7 @@ cut(analysis, kept) -> Cut          the same without the channels that go
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
@@ -21,6 +21,7 @@ from onnx_lowrank.engine.job import Job
 from onnx_lowrank.engine.memo import Recent
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers.finder import find_layers
+from onnx_lowrank.linalg.output_metric import OutputMetric
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.passkit.runner import canonicalise
 from onnx_lowrank.planning.chain_cutter import ChainCutter
@@ -156,7 +157,9 @@ def cut(analysis: Analysis, kept: KeptChannels) -> Cut:
         with analysis.job.tools.stopwatch("cut"):
             graph = Graph(analysis.prepared.model)
             remains = analysis.pruner("macs").apply(graph, kept)
-            return Cut(_measured(analysis.job, graph.to_model(), analysis.memo), remains)
+            outputs = analysis.prepared.moments.outputs
+            work = _measured(analysis.job, graph.to_model(), analysis.memo, outputs)
+            return Cut(work, remains)
 
     return analysis.memo.cuts.get(channels_key(kept), make)
 
@@ -197,7 +200,9 @@ def _check_globs(job: Job, canonical: Model) -> None:
         check_globs("--exclude", options.exclude, names)
 
 
-def _measured(job: Job, model: Model, memo: Memo) -> Prepared:
+def _measured(
+    job: Job, model: Model, memo: Memo, outputs: Mapping[str, OutputMetric] | None = None
+) -> Prepared:
     options = job.options
 
     def refuse(name: str) -> str | None:
@@ -206,7 +211,7 @@ def _measured(job: Job, model: Model, memo: Memo) -> Prepared:
     found = prepare(
         model, job.samples, job.tools.runtime, refuse, job.seed, job.tools.progress,
         every_shape=bool(job.passes.prunings),
-        cache=cache_folder(job.tools.timing.cache, "moments"),
+        cache=cache_folder(job.tools.timing.cache, "moments"), outputs=outputs,
     )  # fmt: skip
     if found.unfinished is not None:
         memo.unfinished.append(found.unfinished)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from onnx_lowrank.layers.convolutions import turned
 from onnx_lowrank.layers.finder import find_layers, refuse_optimised
+from onnx_lowrank.layers.heads import Head, find_heads
 from onnx_lowrank.layers.layer import Layer
 from onnx_lowrank.layers.placed import Destination, Ineligible, PlacedLayer, destination
 
 __all__ = [
     "Destination",
+    "Head",
     "Ineligible",
     "Layer",
     "PlacedLayer",
     "destination",
+    "find_heads",
     "find_layers",
     "refuse_optimised",
     "turned",

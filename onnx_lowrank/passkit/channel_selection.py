@@ -108,16 +108,20 @@ def parts_of(
         layer: it.
         columns: positions ``(G, w)`` on axis 1 of its weight.
         moments: of its input.
-        total: variance of what its response ends up in; 0 takes its own.
+        total: variance of what its response ends up in; 0 takes its own, as does a reader that
+            makes class scores.
         rows: mask ``(N,)`` of the outputs that count; None for all.
     """
     stage, taps = layer.stage, int(np.prod(layer.shape[2:], dtype=int))
     patch = (columns[..., None] * taps + np.arange(taps)).reshape(-1)
     rest = np.setdiff1d(np.arange(layer.patch), patch)
-    energy = total if total > 0 else moments.energy(stage.matrices)
+    matrices, metric = stage.matrices, moments.outputs
+    energy = total if total > 0 and metric is None else moments.energy(matrices)
+    if metric is not None:
+        matrices = metric.weighed(matrices, 1)
     masks = None if rows is None else rows.reshape(layer.groups, -1)
     parts = []
-    for g, matrix in enumerate(stage.matrices):
+    for g, matrix in enumerate(matrices):
         sigma = moments.sigma(g)
         sigma = np.eye(layer.patch) if sigma is None else sigma
         own = sigma[np.ix_(patch, patch)]

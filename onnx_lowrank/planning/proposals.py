@@ -18,6 +18,7 @@ from onnx_lowrank.linalg.blas_threads import blas_for, side_by_side
 from onnx_lowrank.linalg.rank_rules import RankRule, evbmf_rank
 from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip, Unfolded
 from onnx_lowrank.passkit.runner import cut, naming
+from onnx_lowrank.passkit.weighed import taken_apart
 from onnx_lowrank.planning.candidates import Candidate, Choice, reweighed, without_chains
 from onnx_lowrank.planning.plan import Decision
 from onnx_lowrank.progress import Progress
@@ -77,7 +78,9 @@ def make_choices(
         metric: unit of ``Candidate.cost``: ``macs``, ``params`` or ``size``.
         totals: variance of the sum that each layer's response enters, by layer name, where it is
             known: in front of a residual Add an error counts against the sum, not against the
-            branch alone.
+            branch alone. A layer that makes class scores weighs 1: where its input is off by a
+            part ``eps`` of its variance, its output is off by ``eps`` under its metric, so its
+            own relative error and those of the layers before it are in one unit.
         progress: receives one step for each layer.
         rule: rule for ranks; where it gives the ranks itself (``fixed``, ``evbmf``), only these
             are candidates.
@@ -87,7 +90,7 @@ def make_choices(
         own = moments[layer.name]
         choice, reasons, found = _choice(layer, passes, own, shapes, metric, rule)
         total = totals.get(layer.name, 0.0)
-        if total > 0:
+        if total > 0 and own.outputs is None:
             weight = own.energy(layer.stage.matrices) / total
             if math.isfinite(weight):  # a weight that cannot be measured stays 1
                 choice = replace(choice, weight=weight)
@@ -124,7 +127,7 @@ def cut_candidate(
     with blas_for(layer.patch), naming(factorization, f"layer {layer.name!r}"):
         # the plan's parameters bound the work; a rank edited by hand may need more
         for most in (decision.parameters, None):
-            for decomposition in factorization.propose(layer, moments, most):
+            for decomposition in taken_apart(factorization, layer, moments, most):
                 if decomposition.variant == decision.variant:
                     try:
                         needed = decomposition.outline(decision.rank).parameters
@@ -185,7 +188,7 @@ def _asked(
     try:
         found = [
             pair
-            for decomposition in factorization.propose(layer, moments, keep.parameters)
+            for decomposition in taken_apart(factorization, layer, moments, keep.parameters)
             for pair in _candidates(
                 layer,
                 factorization,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -117,12 +117,12 @@ class Pruner:
     ) -> Selection:
         parts = []
         for layer, positions in prunable.readers:
-            total = self._prepared.moments.totals.get(layer.name, 0.0)
+            known = self._prepared.moments
+            total = known.totals.get(layer.name, 0.0)
             reader = self._target(layer.name, targets)
+            moments = replace(reader.moments, outputs=known.outputs.get(layer.name))
             with blas_for(layer.patch):
-                parts += parts_of(
-                    reader.layer, positions, reader.moments, total, rows.get(layer.name)
-                )
+                parts += parts_of(reader.layer, positions, moments, total, rows.get(layer.name))
         return Selection(tuple(parts), norms(prunable, self._layers))
 
     @property
@@ -321,4 +321,4 @@ def _restricted(moments: Moments, layer: Layer, positions: Labels | None) -> Mom
     covariance = moments.covariance
     if covariance is not None:
         covariance = covariance[:, patch[:, None], patch]
-    return Moments(moments.count, moments.mean[:, patch], covariance)
+    return replace(moments, mean=moments.mean[:, patch], covariance=covariance)

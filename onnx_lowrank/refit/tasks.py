@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.graph.values import data_shapes
 from onnx_lowrank.layers import Layer, PlacedLayer, destination, find_layers
 from onnx_lowrank.layers.writer import Written, apply_chain
+from onnx_lowrank.linalg.output_metric import OutputMetric
 from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.plan import Decision
 from onnx_lowrank.planning.proposals import cut_candidate
@@ -66,7 +68,9 @@ def refit_tasks(
         if layer.name in written:
             chain = written[layer.name]
             if repair != "last":
-                cut, reads = _cutter(layer.value, decisions[layer.name], passes), layer.input
+                outputs = work.moments.outputs.get(layer.name)
+                cut = _cutter(layer.value, decisions[layer.name], passes, outputs)
+                reads = layer.input
             elif isinstance(chain.chain.last, Stage):
                 stage, cut = chain.chain.last, _last_of(chain.chain)
                 reads = _input_of_last(compressed, chain)
@@ -113,9 +117,13 @@ def _input_of_last(graph: Graph, written: Written) -> str:
 
 
 def _cutter(
-    layer: Layer, decision: Decision, passes: Sequence[Factorization]
+    layer: Layer,
+    decision: Decision,
+    passes: Sequence[Factorization],
+    outputs: OutputMetric | None,
 ) -> Callable[[Stage, Moments], Chain]:
     def cut(stage: Stage, moments: Moments) -> Chain:
-        return cut_candidate(layer.with_stage(stage), decision, passes, moments)
+        seen = replace(moments, outputs=outputs)
+        return cut_candidate(layer.with_stage(stage), decision, passes, seen)
 
     return cut
