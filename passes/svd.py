@@ -12,6 +12,8 @@ Formula:     P = the r leading eigenvectors of W Sigma W^T,   What = P (P^T W)
              (W Sigma W^T)_nn Sigma_cc + 2 (W Sigma)_nc^2 (Isserlis): the empirical Fisher
              information of each weight. ridge is in units of the largest singular value of
              Omega o W, Omega of mean square 1.
+             Of a last layer under a softmax M^(1/2) W is taken apart, with a metric M of its
+             outputs: What from the SVD of M^(1/2) W Sigma^(1/2), optimal at each rank.
 
 Reference:   Eckart & Young 1936; Izenman 1975; Denton et al. 2014; Zhang et al. 2015; Srebro &
              Jaakkola 2003, Weighted low-rank approximations; Hua et al. 2022, Numerical
