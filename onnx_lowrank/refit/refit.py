@@ -156,7 +156,7 @@ def _solved(
     silent = fit.says_nothing(group.width) or not both.finite
     found = []
     for place, task in enumerate(group.tasks):
-        start = task.stage.matrices.astype(np.float64)
+        start = task.weighed(task.stage.matrices.astype(np.float64))
         seen = group.regression(place, held)
         ridge, before, after = best_ridge(group.regression(place, fit), seen, start, not silent)
         energy = seen.energy / seen.count or 1.0
@@ -165,9 +165,10 @@ def _solved(
     moments = both.leading(group.width).moments()
     for place, task in enumerate(group.tasks):
         problem = group.regression(place, both)
-        weights = problem.solved(task.stage.matrices.astype(np.float64), found[place].ridge)
-        bias = problem.bias(weights).reshape(-1) if task.written.biased else None
-        solved = task.stage.with_matrices(weights, bias)
+        start = task.weighed(task.stage.matrices.astype(np.float64))
+        weights = problem.solved(start, found[place].ridge)
+        bias = task.plain(problem.bias(weights)).reshape(-1) if task.written.biased else None
+        solved = task.stage.with_matrices(task.plain(weights), bias)
         chain, rows = task.cut(solved, moments), drawn[place]
         if rows is not None and rows.any:
             better = fitted_behind_relu(chain, solved, task.cut, moments, rows)

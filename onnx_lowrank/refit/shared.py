@@ -141,7 +141,10 @@ class Shared:
             patches = self.geometry.patches(x, index)
             before = {s: _patches(s, batch.original, index) for s in self._sources}
             pairs = {n: self._responses(n, batch, index) for n in self._outputs}
-            responses = [total if skip is None else total - skip for total, skip in pairs.values()]
+            responses = [
+                self.tasks[n].weighed(total if skip is None else total - skip, 2)
+                for n, (total, skip) in pairs.items()
+            ]
             (held if batch.held else fit).update(patches, *before.values(), *responses)
             for n, rows in enumerate(drawn):
                 if rows is not None:
@@ -157,13 +160,13 @@ class Shared:
         return fit, held
 
     def regression(self, place: int, sums: Accumulator) -> Regression:
-        """The regression of one of the tasks."""
+        """The regression of one of the tasks, in weighed outputs."""
         task, width, mean = self.tasks[place], self.width, sums.mean
         inputs = sums.scatter[:, :width, :width]
         if place in self._by_input:
             first = self._sources[self._by_input[place]]
             last = first + self._by_input[place][2]
-            weights, bias = _map(task)
+            weights, bias = map(task.weighed, _map(task))
             source = sums.scatter[:, first:last, first:last]
             return Regression(
                 sums.count,

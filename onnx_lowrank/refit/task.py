@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,11 @@ import numpy.typing as npt
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.layers.writer import Written
+from onnx_lowrank.linalg.output_metric import OutputMetric
 
 __all__ = ["Task"]
+
+Array = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Task:
         original: the layer of the original model, with all its channels.
         source: name of the tensor that the layer reads in the original model.
         rows: mask of the outputs that stay; None for all.
+        outputs: metric that errors of the outputs are compared under; None where all count alike.
     """
 
     written: Written
@@ -36,8 +41,17 @@ class Task:
     original: Stage
     source: str
     rows: npt.NDArray[np.bool_] | None = None
+    outputs: OutputMetric | None = None
 
     @property
     def name(self) -> str:
         """Name of the layer."""
         return self.written.layer.name
+
+    def weighed(self, values: Array, axis: int = 1) -> Array:
+        """Values of the outputs along an axis, such that their plain errors count."""
+        return values if self.outputs is None else self.outputs.weighed(values, axis)
+
+    def plain(self, values: Array, axis: int = 1) -> Array:
+        """The inverse of :meth:`weighed`."""
+        return values if self.outputs is None else self.outputs.plain(values, axis)

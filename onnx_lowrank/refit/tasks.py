@@ -62,13 +62,13 @@ def refit_tasks(
             continue
         stage, first = layer.stage, before[layer.name]
         rows = _rows(original.graph, first, remains)
+        outputs = work.moments.outputs.get(layer.name)
         if layer.name in written and decisions[layer.name].decision == SHARE:
             changed.add(layer.output)  # a shared chain is fitted to several layers at once
             continue
         if layer.name in written:
             chain = written[layer.name]
             if repair != "last":
-                outputs = work.moments.outputs.get(layer.name)
                 cut = _cutter(layer.value, decisions[layer.name], passes, outputs)
                 reads = layer.input
             elif isinstance(chain.chain.last, Stage):
@@ -76,14 +76,17 @@ def refit_tasks(
                 reads = _input_of_last(compressed, chain)
             else:
                 continue
-            tasks.append(Task(chain, stage, cut, reads, first.stage, first.input, rows))
+            outputs = outputs if stage.groups == 1 else None  # the last stage of a chain may differ
+            task = Task(chain, stage, cut, reads, first.stage, first.input, rows, outputs)
+            tasks.append(task)
         elif (
             (changed & compressed.ancestors([layer.input]) or layer.shape != first.shape)
             and stage.bias is not None
             and layer.sharers == 1
         ):
             kept = apply_chain(compressed, targets[layer.name], Chain((stage,)))
-            tasks.append(Task(kept, stage, _alone, layer.input, first.stage, first.input, rows))
+            source = first.stage, first.input
+            tasks.append(Task(kept, stage, _alone, layer.input, *source, rows, outputs))
         else:
             continue
         changed.add(layer.output)

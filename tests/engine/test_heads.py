@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from onnx import ModelProto, helper
@@ -12,6 +14,7 @@ from onnx_lowrank.engine.build import build
 from onnx_lowrank.engine.plan_once import plan_once
 from onnx_lowrank.linalg.output_metric import interpolated
 from onnx_lowrank.planning.targets import Target
+from onnx_lowrank.refit import regression
 from tests import fixtures_models as fm
 from tests.analyses import analysis_of
 
@@ -118,7 +121,7 @@ def test_a_model_diverges_less_under_the_metric(
         analysis = analysis_of(model, "svd", {"x": x})
         plan = plan_once(analysis, Target((("macs", 0.7),))).plan
         if repair == "none":
-            plan = plan.__class__(**{**vars(plan), "repair": "none"})
+            plan = replace(plan, repair="none")
         built = build(analysis, plan)
         found.append(divergence(model, built.model.proto, other))
     assert found[0] < 0.8 * found[1]
@@ -129,3 +132,32 @@ def test_a_head_weighs_as_much_as_its_relative_error() -> None:
     proposals = plan_once(analysis, Target((("macs", 0.6),))).proposed.proposals
     weights = {choice.layer: choice.weight for choice in proposals.choices}
     assert weights["head"] == 1.0
+
+
+def test_a_head_that_is_solved_again_is_compared_under_the_metric(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(regression, "_least", lambda _: 1e-3)
+    model, found = reader(), []
+    for heads in (True, False):
+        if not heads:
+            monkeypatch.setattr(preparation, "find_heads", lambda *_: {})
+        analysis = analysis_of(model, "svd", {"x": inputs(640)})
+        plan = plan_once(analysis, Target((("macs", 0.8),))).plan
+        alone = replace(
+            plan,
+            decisions=tuple(
+                replace(d, decision="factorize", method="svd", rank=4)
+                if d.layer == "first"
+                else replace(d, decision="keep", method="", rank=0)
+                for d in plan.decisions
+            ),
+        )
+        built = build(analysis, alone)
+        (head,) = (r for r in built.refits if r.layer == "head")
+        found.append((head, fm.run(built.model.proto, {"x": inputs(200, seed=1)})["y"]))
+    (under, scores), (plain, same) = found
+    # least squares do not depend on how outputs are weighed, the size of what is left does
+    assert under.ridge == plain.ridge == 1e-3
+    np.testing.assert_allclose(scores, same, rtol=1e-3, atol=1e-6)
+    assert abs(under.error_after - plain.error_after) > 0.1 * plain.error_after
