@@ -29,8 +29,10 @@ from onnx_lowrank.samples.dataset import Dataset
 
 __all__ = ["MomentStore", "batch_size", "collect_moments", "drawn_positions"]
 
-#: rows that a covariance is made of: enough for any layer, and so many times its width
-LEAST_ROWS, ROWS_PER_COLUMN = 100_000, 16
+#: rows that a covariance is made of: so many for each column, or as many as narrow layers have for
+#: little work: this number, or rows of so many values in all groups
+ROWS_PER_COLUMN, ENOUGH_ROWS, ENOUGH_VALUES = 16, 20_000, 12_000_000
+#: largest number of samples to a run
 LARGEST_BATCH = 32
 #: a model without class scores
 NO_HEADS: Mapping[str, Head] = MappingProxyType({})
@@ -141,11 +143,19 @@ def batch_size(tensors: Sequence[str], shapes: Mapping[str, tuple[int, ...]], me
 
 
 def drawn_positions(
-    positions: int, width: int, samples: int, rng: np.random.Generator
+    positions: int, shape: tuple[int, int], samples: int, rng: np.random.Generator
 ) -> np.ndarray[tuple[int], np.dtype[np.intp]] | None:
-    """Output positions to read in each sample; None for all of them."""
-    rows = max(LEAST_ROWS, ROWS_PER_COLUMN * width)
-    wanted = math.ceil(rows / samples)
+    """Draw the output positions that are read in each sample; None for all of them.
+
+    Args:
+        positions: number of positions of a sample.
+        shape: groups, and columns of each.
+        samples: number of samples, which all give as many rows.
+        rng: random generator.
+    """
+    groups, width = shape
+    enough = min(ENOUGH_ROWS, ENOUGH_VALUES // (groups * width))
+    wanted = math.ceil(max(enough, ROWS_PER_COLUMN * width) / samples)
     if wanted >= positions:
         return None
     return np.sort(rng.choice(positions, wanted, replace=False)).astype(np.intp)
@@ -245,9 +255,8 @@ class _Reader:
         for each, moments, totals in zip(self._inputs, self._moments, self._totals, strict=True):
             x = values[each.tensor].astype(np.float32, copy=False)
             geometry = each.geometry
-            index = drawn_positions(
-                geometry.positions(x.shape), each.width, self._samples, self._rng
-            )
+            shape = geometry.groups, each.width
+            index = drawn_positions(geometry.positions(x.shape), shape, self._samples, self._rng)
             with blas_for(each.width):
                 moments.update(geometry.patches(x, index))
             for name, total in totals.items():

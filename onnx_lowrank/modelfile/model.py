@@ -111,7 +111,9 @@ class Model:
     @property
     def large(self) -> bool:
         """Whether the model is too large for one protobuf; it is then kept and run in pieces."""
-        return self.bytes > LARGEST_PROTO
+        # protobuf writes a model to know its size, and an element takes ten bytes at the most
+        values = sum(map(tensor_bytes, all_tensors(self.proto)))
+        return values > LARGEST_PROTO // 16 and self.bytes > LARGEST_PROTO
 
     @property
     def skeleton(self) -> onnx.ModelProto:

@@ -108,7 +108,8 @@ def _measured(
         for layer in readers:
             x = now[layer.input].astype(np.float32, copy=False)
             positions = layer.geometry.positions(x.shape)
-            index = drawn_positions(positions, layer.patch, len(calibration), rng)
+            shape = layer.groups, layer.patch
+            index = drawn_positions(positions, shape, len(calibration), rng)
             before = first[layer.input].shape
             if before[:1] != x.shape[:1] or layer.geometry.positions(before) != positions:
                 continue  # the number of rows depends on data: rows of both models do not match

@@ -32,8 +32,8 @@ __all__ = ["Behind", "DrawnRows", "ceiling_behind", "fitted_behind_relu"]
 
 Array = npt.NDArray[np.floating[Any]]
 
-#: number of rows to draw of a layer, and the largest size of them in bytes
-ROWS, BYTES = 16_384, 96 << 20
+#: smallest number of rows to draw of a layer, number for each column, and largest size in bytes
+ROWS, ROWS_PER_COLUMN, BYTES = 8192, 16, 96 << 20
 
 #: weight of the moments of all rows against the rows drawn
 RIDGE = 0.3
@@ -67,15 +67,24 @@ class DrawnRows:
     """Rows of patches and of the tensor before the ReLU, a few drawn from every batch.
 
     Args:
-        width: number of columns of all groups together, outputs and skips included.
+        shape: of the weight that is fitted, ``(groups, n, d)``.
         batches: number of batches to come.
         ceiling: upper bound of the ReLU; infinite for none.
         rng: random generator of the draws.
     """
 
-    def __init__(self, width: int, batches: int, ceiling: float, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        batches: int,
+        ceiling: float,
+        rng: np.random.Generator,
+    ) -> None:
         self.ceiling = ceiling
-        self._each = math.ceil(min(ROWS, BYTES // (4 * width)) / max(batches, 1))
+        groups, outputs, width = shape
+        most = BYTES // (4 * groups * (width + 2 * outputs))
+        rows = min(max(ROWS, ROWS_PER_COLUMN * width), most)
+        self._each = math.ceil(rows / max(batches, 1))
         self._rng = rng
         self._parts: dict[bool, list[tuple[Array, Array, Array]]] = {False: [], True: []}
 

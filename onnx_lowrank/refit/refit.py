@@ -134,10 +134,8 @@ def _drawn(
     ceiling = ceiling_behind(graph, end.total) if end.total else None
     if ceiling is None:
         return None
-    groups, outputs, width = task.stage.matrices.shape
-    return DrawnRows(
-        groups * (width + 2 * outputs), math.ceil(batches), ceiling, np.random.default_rng(seed)
-    )
+    shape = task.stage.matrices.shape
+    return DrawnRows(shape, math.ceil(batches), ceiling, np.random.default_rng(seed))
 
 
 def _solved(

@@ -137,7 +137,8 @@ class Shared:
         fit, held = (Accumulator(groups, inputs, outputs) for _ in range(2))
         for batch in batches:
             x = batch.current[self.tasks[0].reads].astype(np.float32, copy=False)
-            index = drawn_positions(self.geometry.positions(x.shape), self.width, samples, rng)
+            positions = self.geometry.positions(x.shape)
+            index = drawn_positions(positions, (groups, self.width), samples, rng)
             patches = self.geometry.patches(x, index)
             before = {s: _patches(s, batch.original, index) for s in self._sources}
             pairs = {n: self._responses(n, batch, index) for n in self._outputs}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -62,14 +62,22 @@ class Walker:
         session = self._runtime.session(part, lean=True) if part.proto.graph.node else None
         store, types = ArrayStore("the tensors between layers", self._memory), graph.input_types()
         stored: list[dict[str, npt.NDArray[Any] | Slot]] = []
-        for number, feed in enumerate(self._dataset.batches(self._size)):
+        given = set(graph.inputs)
+        read = {value.name for value in part.proto.graph.input} | set(step)
+        for number, feed in enumerate(self._feeds(read)):
             before = self._kept[number] if self._kept else {}
             values = dict(feed) | {t: self._store.read(v) for t, v in before.items()}
             if session is not None:
                 values |= session.run(values)
-            kept = {t: values[t] for t in keep if t not in feed}
+            kept = {t: values[t] for t in keep if t not in given}
             stored.append({t: store.add(v) for t, v in kept.items()})
             for name, value in kept.items():
                 types[name] = helper.np_dtype_to_tensor_dtype(value.dtype)
             yield {t: values[t] for t in step}
         self._store, self._kept, self._types = store, stored, types
+
+    def _feeds(self, read: set[str]) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
+        """The inputs of the model, batch by batch; empty ones where none of them is read."""
+        if self._kept and read.isdisjoint(self._graph.inputs):
+            return iter([{}] * len(self._kept))
+        return self._dataset.batches(self._size)

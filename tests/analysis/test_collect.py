@@ -196,7 +196,7 @@ def drawn(seed: int) -> MomentStore:
 
 
 def test_the_seed_decides_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "LEAST_ROWS", 200)
+    monkeypatch.setattr(collect, "ENOUGH_ROWS", 200)
     monkeypatch.setattr(collect, "ROWS_PER_COLUMN", 4)
     one, again, other = drawn(0), drawn(0), drawn(1)
     whole = collected(fm.dataset(NET, PICTURES))[0]
@@ -214,13 +214,28 @@ def test_the_seed_decides_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_positions_are_sorted_and_different() -> None:
     rng = np.random.default_rng(0)
-    assert drawn_positions(100, 10, 10**4, rng) is not None
-    index = drawn_positions(1000, 10, 1000, rng)
+    index = drawn_positions(1000, (1, 10), 1000, rng)
     assert index is not None
-    assert len(index) == collect.LEAST_ROWS // 1000
+    assert len(index) == collect.ENOUGH_ROWS // 1000
     assert np.all(np.diff(index) > 0)
     assert index.max() < 1000
-    wide = drawn_positions(10**6, 10**5, 1000, rng)
-    assert wide is not None
-    assert len(wide) == collect.ROWS_PER_COLUMN * 100
-    assert drawn_positions(10, 10, 1000, rng) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [
+        ((1, 1), collect.ENOUGH_ROWS),
+        ((1, 500), collect.ENOUGH_ROWS),
+        ((1, 2000), collect.ROWS_PER_COLUMN * 2000),
+        ((64, 9), collect.ENOUGH_ROWS),
+        ((1000, 24), collect.ENOUGH_VALUES // 24_000),
+        ((10_000, 100), collect.ROWS_PER_COLUMN * 100),
+    ],
+)
+def test_rows_are_enough_for_the_columns(shape: tuple[int, int], rows: int) -> None:
+    rng = np.random.default_rng(0)
+    for samples in (1, 7, 100):
+        index = drawn_positions(10**5, shape, samples, rng)
+        assert index is not None
+        assert rows <= samples * len(index) < rows + samples
+    assert drawn_positions(10, shape, rows // 10, rng) is None

@@ -47,7 +47,7 @@ class Interrupting(Progress):
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collect, "LARGEST_BATCH", 8)
-    monkeypatch.setattr(collect, "LEAST_ROWS", 1000)  # so that positions are drawn
+    monkeypatch.setattr(collect, "ENOUGH_ROWS", 1000)  # so that positions are drawn
 
 
 def at_once(folder: Path, about: dict[str, Any], **options: Any) -> MomentCache:

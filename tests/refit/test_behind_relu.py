@@ -105,7 +105,7 @@ def test_a_layer_without_bias_is_left_to_the_linear_solution() -> None:
 
 def test_steps_of_another_kind_are_left_alone() -> None:
     layer = find_layers(Graph(load(fm.residual_net())))[0][0].value
-    drawn = DrawnRows(1, 1, math.inf, rng(0))
+    drawn = DrawnRows((1, 1, 1), 1, math.inf, rng(0))
     grouped = replace(layer.stage, geometry=replace(layer.stage.geometry, groups=3))
     moments = Moments(9, np.zeros((1, 27)), np.eye(27)[None])
     cut = halves(layer, RANK)
@@ -115,7 +115,7 @@ def test_steps_of_another_kind_are_left_alone() -> None:
 
 
 def test_rows_are_bounded_and_belong_together() -> None:
-    drawn = DrawnRows(10, 4, 2.0, rng(1))
+    drawn = DrawnRows((2, 2, 3), 4, 2.0, rng(1))
     x = np.arange(2 * 30_000 * 3, dtype=np.float32).reshape(2, 30_000, 3)
     for held in (False, False, True, False):
         part = x[:, drawn.draw(x.shape[1])]
@@ -136,7 +136,7 @@ def test_features_are_what_the_last_stage_reads() -> None:
     y = geometry.responses(fm.run(inner(case, "a0"), {"x": x})["a0"])
     moments = Accumulator(1, patches.shape[2])
     moments.update(patches)
-    drawn = DrawnRows(1, 1, math.inf, random)
+    drawn = DrawnRows((1, 1, 1), 1, math.inf, random)
     drawn.add(patches, y, np.zeros_like(y), False)
     found = fitted_behind_relu(task.written.chain, task.stage, task.cut, moments.moments(), drawn)
     assert found is not None
