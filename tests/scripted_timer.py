@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy.typing as npt
@@ -75,7 +76,8 @@ class ScriptedTimer:
     def models(
         self, reference: Model, new: Model, feeds: Sequence[tuple[int, Feed]]
     ) -> tuple[LatencyPair, ...]:
-        return (pair(self._models(new)),)
+        ratio = self._models(new)
+        return tuple(replace(pair(ratio), batch=batch) for batch, _ in feeds)
 
 
 def taking(ratio: float) -> ScriptedTimer:

@@ -18,7 +18,6 @@ from benchmarks.nets import NETS
 from benchmarks.rows import Row
 from benchmarks.tables import line
 from benchmarks.ways import WAYS, options_of
-from onnx_lowrank import compress
 from onnx_lowrank.engine.options import DEFAULT_PASSES
 from onnx_lowrank.planning.refit_modes import REPAIRS
 from onnx_lowrank.planning.registry import parse_list
@@ -54,8 +53,9 @@ def test_steps_build_on_each_other() -> None:
 
 
 def test_figures_are_those_of_the_model(rows: list[Row], tmp_path: Path) -> None:
-    options: dict[str, Any] = {"samples": 300, "threads": 1, "target": "macs=0.3", "force": True}
-    result = compress(fm.digits("mlp"), calib=fm.DIGITS, repair="last", **options)
+    options: dict[str, Any] = {"samples": 300, "target": "macs=0.3", "force": True}
+    options |= {"repair": "last", "rounds": None}
+    result = fm.quick_compress(fm.digits("mlp"), calib=fm.DIGITS, **options)
     result.save(tmp_path / "out.onnx")
     with np.load(fm.DIGITS) as archive:
         x, labels = archive["test.image"], archive["test.labels"]

@@ -15,6 +15,7 @@ from onnx_lowrank.errors import BudgetError, PlanError
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.planning.sharing import pooled, ties
 from tests import fixtures_models as fm
+from tests.scripted_timer import taking
 from tests.support import AnyArray, graph_of, make_model, placed_layers_of, relative, rng, run
 
 
@@ -103,10 +104,14 @@ def test_a_budget_that_separate_chains_meet_is_met_by_them() -> None:
         compressed("pyramid", target="params=0.01")
 
 
+#: options of every run
+RUN: dict[str, Any] = {"threads": 1, "timer": taking(0.5)}
+
+
 def test_a_plan_that_shares_is_applied_as_it_was_made() -> None:
     proto, x = NETS["pyramid"]
     made = plan(proto, calib={"x": x}, target="params=0.35", rounds=0, threads=1)
-    one = apply(proto, type(made).from_json(made.to_json()), calib={"x": x}, force=True, threads=1)
+    one = apply(proto, type(made).from_json(made.to_json()), calib={"x": x}, force=True, **RUN)
     two = compressed("pyramid", target="params=0.35")
     assert one.model.SerializeToString() == two.model.SerializeToString()
 
@@ -128,7 +133,7 @@ def test_a_plan_that_cannot_share_is_refused(edit: dict[str, Any] | None, messag
     first = replace(made.decisions[0], **(edit or {"decision": "share"}))
     edited = replace(made, decisions=(first, *made.decisions[1:]))
     with pytest.raises(PlanError, match=message):
-        apply(proto, edited, calib={"x": x}, force=True, threads=1)
+        apply(proto, edited, calib={"x": x}, force=True, **RUN)
 
 
 def test_what_is_a_tie() -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from onnx_lowrank.analysis.cost import Cost
 from onnx_lowrank.analysis.counting import Counts, Uncounted
 from onnx_lowrank.analysis.mac_formulas import MICROSOFT
-from onnx_lowrank.engine.api import Result, compress
+from onnx_lowrank.engine.api import Result
 from onnx_lowrank.engine.inspection import inspect
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.report.report import model_table
@@ -35,8 +35,7 @@ def built(nodes: list[NodeProto], **weights: tuple[int, ...]) -> ModelProto:
 
 
 def squeezed(proto: ModelProto, target: str, **options: Any) -> Result:
-    return compress(proto, calib=X, target=target, passes="svd", rounds=0, threads=1, cache="",
-                    force=True, **options)  # fmt: skip
+    return fm.quick_compress(proto, calib=X, target=target, passes="svd", force=True, **options)
 
 
 def in_function() -> ModelProto:
@@ -76,7 +75,7 @@ def test_a_target_that_nothing_can_meet_is_refused() -> None:
 
 def test_what_pruning_cannot_touch_is_named_too() -> None:
     with pytest.raises(BudgetError, match=r"1\.000 of the MACs are in nodes .* in function"):
-        compress(in_function(), calib=X, target="macs=0.5", passes="prune_channels", cache="")
+        fm.quick_compress(in_function(), calib=X, target="macs=0.5", passes="prune_channels")
 
 
 def test_the_budget_is_a_part_of_all_macs() -> None:

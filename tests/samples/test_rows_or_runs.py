@@ -22,6 +22,7 @@ from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset, input_specs, load_dataset
 from onnx_lowrank.samples.row_trial import RowTrial
 from tests import fixtures_models as fm
+from tests.scripted_timer import taking
 
 WIDTH = 16
 
@@ -361,8 +362,12 @@ def macs(rows: int) -> int:
     return 3 * rows * WIDTH * WIDTH + 2 * rows * rows * WIDTH + 4 * WIDTH
 
 
+#: options of every run
+RUN: dict[str, Any] = {"threads": 1, "cache": "", "timer": taking(0.5)}
+
+
 def options() -> dict[str, Any]:
-    return {"target": "macs=0.8", "passes": "svd", "threads": 1, "cache": "", "rounds": 0}
+    return {"target": "macs=0.8", "passes": "svd", "rounds": 0, **RUN}
 
 
 def test_errors_and_costs_are_those_of_runs() -> None:
@@ -384,8 +389,7 @@ def test_plan_and_apply_and_curves_read_alike(tmp_path: Path) -> None:
     folder = SOURCES["test_data_set"](tmp_path, runs)
     model = attention()
     planned = plan(model, calib=folder, **options())
-    settings = {"calib": folder, "threads": 1, "cache": "", "force": True}
-    made = apply(model, planned, **settings)
+    made = apply(model, planned, calib=folder, force=True, **RUN)
     assert made.plan.digest == planned.digest
     assert not any("not that of the plan" in note for note in made.report.said)
     assert made.report.before.macs in {macs(n) for n in (12, 5, 9)}
