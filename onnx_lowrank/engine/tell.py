@@ -9,11 +9,13 @@ from collections.abc import Sequence
 
 from onnx_lowrank._version import __version__
 from onnx_lowrank.analysis.collect import batch_size
+from onnx_lowrank.analysis.cost import Cost
 from onnx_lowrank.analysis.preparation import MEMORY
 from onnx_lowrank.engine.analyse import Analysis, cost_of_model, feed_of_batch
 from onnx_lowrank.engine.build import Built
 from onnx_lowrank.engine.job import Job
 from onnx_lowrank.judge.validation import validate_models
+from onnx_lowrank.latency.operators import beside_products, operator_times
 from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.planning.notes import (
@@ -22,11 +24,15 @@ from onnx_lowrank.planning.notes import (
     Remark,
     Resumed,
     SizeNotReached,
+    TimeBesideProducts,
 )
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.report.report import Report
 
 __all__ = ["tell", "timed_pairs"]
+
+#: part of the speed-up that MACs promise with which nothing is to be said of the time
+_PROMISED = 0.9
 
 
 def tell(analysis: Analysis, built: Built, notes: Sequence[Note] = ()) -> Report:
@@ -56,6 +62,7 @@ def tell(analysis: Analysis, built: Built, notes: Sequence[Note] = ()) -> Report
     said += [Remark(text) for text in validation.notes]
     said += notes
     said += [Remark(text) for text in (*analysis.before.remarks, *analysis.prepared.notes)]
+    said += _time_beside_products(analysis, built.model, after, plan.target, latency[0])
     if plan.data != job.samples.digest:
         said.append(OtherData())
     asked = dict(Target.from_text(plan.target).budgets).get("size")
@@ -76,6 +83,21 @@ def tell(analysis: Analysis, built: Built, notes: Sequence[Note] = ()) -> Report
         plan=plan.digest,
         seed=plan.seed,
     )
+
+
+def _time_beside_products(
+    analysis: Analysis, model: Model, after: Cost, target: str, pair: LatencyPair
+) -> list[Note]:
+    """What else takes time, where it does not fall as the MACs that were asked for do."""
+    job, promised = analysis.job, analysis.before.macs / max(after.macs, 1)
+    asked = "macs" in dict(Target.from_text(target).budgets)
+    if not asked or pair.speedup >= _PROMISED * promised:
+        return []
+    feed = feed_of_batch(job, pair.batch)
+    before, now = (
+        beside_products(operator_times(job.tools.runtime, m, feed)) for m in (job.source, model)
+    )
+    return [TimeBesideProducts(pair.batch, pair.speedup, promised, before, now)]
 
 
 def timed_pairs(job: Job, model: Model, batches: Sequence[int]) -> tuple[LatencyPair, ...]:

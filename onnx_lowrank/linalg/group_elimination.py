@@ -159,7 +159,8 @@ class _State:
         local = int(np.searchsorted(self._names, j))
         own = self._groups.columns(np.array([local]))
         before, beside = self._pending
-        inverse = self._inverse[:, own] - before @ before[own].T
+        # the inverse is symmetric, and its rows are together in memory
+        inverse = (self._inverse[own] - before[own] @ before.T).T
         rows = self._map[own] - before[own] @ beside.T
         factor = linalg.cholesky(inverse[own], lower=True, check_finite=False)
         # with P_jj = L L^T:  left = P_j^T L^-T,  right = M_j L^-T

@@ -6,6 +6,7 @@ words.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Round",
     "SearchResult",
     "SizeNotReached",
+    "TimeBesideProducts",
 ]
 
 
@@ -140,6 +142,25 @@ class ChainsTakenBack:
     layers: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class TimeBesideProducts:
+    """What keeps the time from falling as the MACs do: operators that have none.
+
+    Attributes:
+        batch: samples of an inference.
+        speedup: factor by which the model is faster than the original.
+        promised: the original's MACs over the model's.
+        before: parts of the original's time that such operators take, by name.
+        after: parts of the model's time, likewise.
+    """
+
+    batch: int
+    speedup: float
+    promised: float
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+
+
 Note = (
     Remark
     | Resumed
@@ -151,4 +172,5 @@ Note = (
     | SearchResult
     | ChainsAreSlower
     | ChainsTakenBack
+    | TimeBesideProducts
 )

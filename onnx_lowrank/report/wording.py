@@ -57,3 +57,15 @@ def worded(note: n.Note) -> str:
             return f"slower than the layers that they replace: {', '.join(note.layers)}"
         case n.ChainsTakenBack():
             return f"taken back, slower than the layers: {', '.join(note.layers)}"
+        case n.TimeBesideProducts():
+            share = sum(note.before.values())
+            most = sorted(note.before, key=lambda name: -note.before[name])[:3]
+            named = ", ".join(f"{name} {note.before[name]:.0%}" for name in most)
+            named = f" ({named})" if named else ""
+            bound = f", so that no plan is faster than {1 / share:.1f}x" if share > 0 else ""
+            return (
+                f"time at batch {note.batch}: {note.speedup:.2f}x for {note.promised:.2f}x fewer "
+                f"MACs; operators that are no convolutions or products of matrices take "
+                f"{share:.0%} of the original's time{named}{bound}, and "
+                f"{sum(note.after.values()):.0%} of what is left"
+            )

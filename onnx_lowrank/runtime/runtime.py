@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 from onnx_lowrank.errors import DataError, ModelError, OptionError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.runtime.element_types import UNNAMED, copied
 from onnx_lowrank.runtime.segments import pieces
 from onnx_lowrank.runtime.version_stamps import restamped
 
@@ -71,7 +71,14 @@ class Runtime:
         if self.threads < 0:
             raise OptionError(f"threads must be 0 or more, not {self.threads}")
 
-    def session(self, model: Model, *, optimise: bool = True, lean: bool = False) -> Session:
+    def session(
+        self,
+        model: Model,
+        *,
+        optimise: bool = True,
+        lean: bool = False,
+        profile: Path | None = None,
+    ) -> Session:
         """Open ``model``.
 
         Args:
@@ -79,18 +86,28 @@ class Runtime:
             optimise: whether to leave ONNX Runtime's graph optimisations on.
             lean: whether to do without a memory arena, for runs whose peak memory matters more
                 than their speed.
+            profile: start of the path of ONNX Runtime's profile of all runs; none by default, nor
+                of a model that is run in pieces.
 
         Raises:
             ModelError: ONNX Runtime refuses the model.
         """
         if model.large:
             return _Pieces(model, lambda part, once: self._open(part, optimise, lean, once))
-        return Session(self._open(model, optimise, lean))
+        return Session(self._open(model, optimise, lean, profile=profile))
 
     def _open(
-        self, model: Model, optimise: bool, lean: bool, once: bool = False
+        self,
+        model: Model,
+        optimise: bool,
+        lean: bool,
+        once: bool = False,
+        profile: Path | None = None,
     ) -> ort.InferenceSession:
         options = ort.SessionOptions()
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 4
         if not optimise:
@@ -116,29 +133,6 @@ class Runtime:
             raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
 
 
-#: element types that ONNX Runtime passes to and from NumPy by their bytes alone
-_UNNAMED: dict[str, np.dtype[Any]] = {
-    f"tensor({TensorProto.DataType.Name(element).lower()})": np.dtype(
-        helper.tensor_dtype_to_np_dtype(element)
-    )
-    for element in (
-        TensorProto.BFLOAT16, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ,
-        TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E5M2FNUZ,
-    )
-}  # fmt: skip
-
-
-def _numpy(value: ort.OrtValue) -> npt.NDArray[Any]:
-    """Copy a tensor of any element type that takes whole bytes."""
-    dtype = _UNNAMED.get(value.data_type())
-    if dtype is None:
-        return np.asarray(value.numpy())
-    shape = tuple(value.shape())
-    size = math.prod(shape) * dtype.itemsize
-    held = (ctypes.c_char * size).from_address(value.data_ptr()) if size else b""
-    return np.frombuffer(held, dtype).reshape(shape).copy()
-
-
 class Session:
     """An opened model."""
 
@@ -146,7 +140,7 @@ class Session:
         self._inner = inner
         self.outputs: list[str] = [o.name for o in inner.get_outputs()]
         self._inputs = {i.name for i in inner.get_inputs()}
-        self._unnamed = {o.name for o in inner.get_outputs() if o.type in _UNNAMED}
+        self._unnamed = {o.name for o in inner.get_outputs() if o.type in UNNAMED}
 
     def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
         """Run the model; entries of ``feed`` that it does not read are ignored.
@@ -173,8 +167,12 @@ class Session:
             raise ModelError(f"ONNX Runtime cannot run the model: {said}") from error
         return dict(zip(names, values, strict=True))
 
+    def end_profile(self) -> Path:
+        """Write the profile of the runs; return its path."""
+        return Path(self._inner.end_profiling())
+
     def _values(self, names: Sequence[str], feed: Feed) -> list[Any]:
-        unnamed = set(_UNNAMED.values())
+        unnamed = set(UNNAMED.values())
         if self._unnamed.isdisjoint(names) and not any(
             getattr(v, "dtype", None) in unnamed for v in feed.values()
         ):
@@ -184,10 +182,10 @@ class Session:
                 v, int(helper.np_dtype_to_tensor_dtype(v.dtype))
             )
             if v.dtype in unnamed
-            else ort.OrtValue.ortvalue_from_numpy(v)
+            else ort.OrtValue.ortvalue_fromcopied(v)
             for k, v in feed.items()
         }
-        return [_numpy(v) for v in self._inner.run_with_ort_values(names, given)]
+        return [copied(v) for v in self._inner.run_with_ort_values(names, given)]
 
     def turn(self, feed: Feed, seconds: float = 0.02, least: int = 2) -> list[float]:
         """Run for a while; return the times of the runs in the second half, in seconds.

@@ -17,7 +17,7 @@ from onnx_lowrank.engine.plan_once import plan_once
 from onnx_lowrank.engine.take_back import without_slow_chains
 from onnx_lowrank.errors import GuardError
 from onnx_lowrank.latency.probe import Place
-from onnx_lowrank.planning.notes import ChainsAreSlower, ChainsTakenBack
+from onnx_lowrank.planning.notes import ChainsAreSlower, ChainsTakenBack, TimeBesideProducts
 from onnx_lowrank.planning.plan import Plan
 from onnx_lowrank.planning.targets import Target
 from tests import fixtures_models as fm
@@ -212,3 +212,18 @@ def test_loss_is_by_the_weights_that_are_asked_about() -> None:
     more = planned.loss({first: 3.0}) - planned.loss({})
     assert more == pytest.approx(2 * planned.errors[first], rel=1e-9)
     assert np.isfinite(more)
+
+
+@pytest.mark.parametrize(("ratio", "told"), [(0.5, False), (0.95, True)])
+def test_where_time_does_not_fall_as_macs_do_it_is_said_what_else_takes_time(
+    ratio: float, told: bool
+) -> None:
+    timer = ScriptedTimer(models=lambda _: ratio)
+    result = compressed(analysis(timer, CHAINS), Target.parse("macs=0.7"), 0)
+    found = [n for n in result.report.notes if isinstance(n, TimeBesideProducts)]
+    assert len(found) == told
+    for note in found:
+        assert note.speedup == pytest.approx(1 / ratio)
+        assert note.promised == result.report.before.macs / result.report.after.macs
+        assert 0 < sum(note.before.values()) < 1
+        assert 0 < sum(note.after.values()) < 1

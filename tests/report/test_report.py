@@ -11,11 +11,12 @@ from rich.console import Console
 
 from onnx_lowrank.analysis.cost import Cost
 from onnx_lowrank.judge.validation import Accuracy, OutputCheck, Validation
-from onnx_lowrank.planning.notes import Remark
+from onnx_lowrank.planning.notes import Remark, TimeBesideProducts
 from onnx_lowrank.planning.plan import Decision, GroupDecision
 from onnx_lowrank.refit.behind_relu import Behind
 from onnx_lowrank.refit.refit import Refit
 from onnx_lowrank.report.report import Report
+from onnx_lowrank.report.wording import worded
 from tests.scripted_timer import pair
 
 DECISIONS = (
@@ -161,3 +162,15 @@ def test_groups_kept_by_hand_show_no_loss() -> None:
     rows = [line.split() for line in text.splitlines()]
     assert ["g", "cut", "8", "2", "0.0100"] in [r[:5] for r in rows]
     assert ["by", "hand", "keep", "8", "set", "by", "hand"] in rows
+
+
+def test_what_takes_time_beside_products_is_worded() -> None:
+    before = {"Softmax": 0.05, "Transpose": 0.25, "Add": 0.1, "Mul": 0.1}
+    note = TimeBesideProducts(1, 1.2, 1.43, before, {"Transpose": 0.6})
+    assert worded(note) == (
+        "time at batch 1: 1.20x for 1.43x fewer MACs; operators that are no convolutions or "
+        "products of matrices take 50% of the original's time (Transpose 25%, Add 10%, Mul 10%), "
+        "so that no plan is faster than 2.0x, and 60% of what is left"
+    )
+    nothing = worded(TimeBesideProducts(1, 1.2, 1.43, {}, {}))
+    assert "take 0% of the original's time, and 0% of what is left" in nothing
