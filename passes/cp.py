@@ -51,6 +51,9 @@ Array = npt.NDArray[np.floating[Any]]
 #: number of ranks of a layer that are tried, and the smallest as a part of the largest
 _RANKS, _LEAST = 8, 1 / 12
 
+#: rounds of refinement of terms that were found for a similar layer
+_ROUNDS_FROM = 4
+
 #: multiply-adds that the alternating least squares of one rank may take
 _WORK = 2e9
 
@@ -208,6 +211,28 @@ class _Terms:
         """The stages with ``rank`` channels of a group between them, and equal norms."""
         rank = self._one(rank)
         rows, last = self._solved(rank)
+        return self._balanced(rank, rows, last)
+
+    def cut_from(self, rank: Rank, near: Chain) -> Chain:
+        """The same, refined from the terms of a similar layer where that is less work."""
+        rank = self._one(rank)
+        if not self._refinable(rank):
+            return self.cut(rank)
+        if rank not in self._found:
+            modes = [s.weight for s in near.stages[:-1] if isinstance(s, Stage)]
+            rows = [m.astype(np.float64).reshape(self._layer.groups, rank, -1) for m in modes]
+            found = [
+                problem.solve_from([mode[g] for mode in rows], rounds=_ROUNDS_FROM)
+                for g, problem in enumerate(self._problems)
+            ]
+            self._found[rank] = _stacked(found)
+        return self._balanced(rank, *self._found[rank])
+
+    def _refinable(self, rank: int) -> bool:
+        """Whether refinement under the covariance is little work."""
+        return rank * self._layer.patch**2 <= _REFINABLE
+
+    def _balanced(self, rank: int, rows: Sequence[Array], last: Array) -> Chain:
         design = self._moments if self._options.metric == "covariance" else Moments()
         bias = corrected_bias(self._stage, self._composed(rank), design)
         norms = np.linalg.norm(last, axis=1)
@@ -224,9 +249,7 @@ class _Terms:
         They are stored, since a plan asks for an error and then for the chain.
         """
         if rank not in self._found:
-            groups = self._groups(rank, final=True)
-            rows = [np.stack(mode) for mode in zip(*(x.rows for x in groups), strict=True)]
-            self._found[rank] = rows, np.stack([x.last for x in groups])
+            self._found[rank] = _stacked(self._groups(rank, final=True))
         return self._found[rank]
 
     @lazy
@@ -248,7 +271,7 @@ class _Terms:
                 seed=self._options.seed,
                 sweeps=int(max(sweeps if final else min(sweeps, _ESTIMATED), least)),
                 powers=(0.0, 0.5) if final else (0.5,),
-                rounds=1 if rank * self._layer.patch**2 <= _REFINABLE else 0,
+                rounds=1 if self._refinable(rank) else 0,
             )
             for problem in self._problems
         ]
@@ -273,6 +296,12 @@ class _Terms:
         if len(self._parts) == 2:
             return ("vertical", "horizontal")[number]
         return f"axis{self._parts[number][0]}"
+
+
+def _stacked(groups: Sequence[CpRegression]) -> tuple[list[Array], Array]:
+    """Rows of each input mode ``(g, R, I)``, and the last map ``(g, N, R)``."""
+    rows = [np.stack(mode) for mode in zip(*(x.rows for x in groups), strict=True)]
+    return rows, np.stack([x.last for x in groups])
 
 
 def _wide(layer: Layer) -> list[int]:

@@ -103,8 +103,20 @@ class CpProblem:
             if best is None or found.error < best.error:
                 best = found
         assert best is not None
-        if self._sigma is None:
-            return best
+        return best if self._sigma is None else self._refined(best, rounds, steps)
+
+    def solve_from(self, rows: Sequence[Array], *, rounds: int, steps: int = 8) -> CpRegression:
+        """Write the kernel with terms near to given ones.
+
+        Args:
+            rows: rows ``(R, I)`` of each input mode, channels first, of a similar kernel.
+            rounds: number of rounds of refinement.
+            steps: number of conjugate-gradient steps for each input factor.
+        """
+        return self._refined(self._regressed(rows), rounds, steps)
+
+    def _refined(self, best: CpRegression, rounds: int, steps: int) -> CpRegression:
+        """Lower the error in the factors in turn, as long as it falls."""
         for _ in range(rounds):
             rows = list(best.rows)
             for mode in range(len(rows)):

@@ -26,6 +26,7 @@ __all__ = [
     "Decomposition",
     "Edit",
     "Factorization",
+    "Iterative",
     "Pass",
     "Pruning",
     "Rewrite",
@@ -62,6 +63,19 @@ class Decomposition(Protocol):
 
     def cut(self, rank: Rank) -> Chain:
         """The chain of ``rank``, or of what there is of it, its bias corrected, float64."""
+
+
+@runtime_checkable
+class Iterative(Protocol):
+    """A decomposition that is found step by step, and may start from that of a similar layer."""
+
+    def cut_from(self, rank: Rank, near: Chain) -> Chain:
+        """The chain of ``rank`` as :meth:`Decomposition.cut` has it, in fewer steps.
+
+        Args:
+            rank: rank of the chain.
+            near: chain of the same form and rank, of a layer with similar weights and moments.
+        """
 
 
 @runtime_checkable

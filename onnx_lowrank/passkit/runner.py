@@ -18,7 +18,7 @@ from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.modelfile.checks import sound
 from onnx_lowrank.modelfile.model import Model
-from onnx_lowrank.passkit.base import Decomposition, Pass, Pruning, Rewrite
+from onnx_lowrank.passkit.base import Decomposition, Iterative, Pass, Pruning, Rewrite
 from onnx_lowrank.passkit.channel_selection import Selection
 
 __all__ = ["canonicalise", "cut", "naming", "order", "refined"]
@@ -72,15 +72,31 @@ def canonicalise(source: Model, rewrites: Sequence[Rewrite]) -> Model:
     return graph.to_model() if model is None else model
 
 
-def cut(method: Pass, layer: Layer, decomposition: Decomposition, rank: Rank) -> Chain:
+def cut(
+    method: Pass,
+    layer: Layer,
+    decomposition: Decomposition,
+    rank: Rank,
+    near: Chain | None = None,
+) -> Chain:
     """Cut a decomposition of ``layer`` at ``rank``, and check that the chain can stand for it.
+
+    Args:
+        method: the pass.
+        layer: the layer.
+        decomposition: what the pass made of it.
+        rank: rank of the chain.
+        near: chain that the pass made of a similar layer at that rank, to start from.
 
     Raises:
         PassError: the pass failed, or its chain maps other numbers of channels than the layer.
     """
     subject = f"layer {layer.name!r}"
     with naming(method, subject):
-        chain = decomposition.cut(rank)
+        if near is not None and isinstance(decomposition, Iterative):
+            chain = decomposition.cut_from(rank, near)
+        else:
+            chain = decomposition.cut(rank)
         found = chain.stages[0].inputs, chain.last.outputs
     wanted = layer.shape[1] * layer.groups, layer.shape[0]
     if found != wanted:

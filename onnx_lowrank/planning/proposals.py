@@ -107,9 +107,20 @@ def make_choices(
 
 
 def cut_candidate(
-    layer: Layer, decision: Candidate | Decision, passes: Sequence[Factorization], moments: Moments
+    layer: Layer,
+    decision: Candidate | Decision,
+    passes: Sequence[Factorization],
+    moments: Moments,
+    near: Chain | None = None,
 ) -> Chain:
     """Compute the chain that a plan decided on; plans hold ranks, not weights.
+
+    Args:
+        layer: the layer.
+        decision: what becomes of it.
+        passes: passes that may have made the decision.
+        moments: moments of its input.
+        near: chain by the same decision for a layer of similar weights and moments, to start from.
 
     Raises:
         PlanError: the plan names a pass, a form or a rank that does not exist for the layer.
@@ -134,7 +145,7 @@ def cut_candidate(
                     except (ValueError, ZeroDivisionError) as error:
                         raise PlanError(f"{layer.name}: rank {decision.rank}: {error}") from error
                     if most is None or needed <= most:
-                        return cut(factorization, layer, decomposition, decision.rank)
+                        return cut(factorization, layer, decomposition, decision.rank, near)
     raise PlanError(
         f"{layer.name}: {decision.method} has no variant {decision.variant!r}; write the plan "
         "again to see the variants there are"

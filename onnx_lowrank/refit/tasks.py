@@ -69,7 +69,7 @@ def refit_tasks(
         if layer.name in written:
             chain = written[layer.name]
             if repair != "last":
-                cut = _cutter(layer.value, decisions[layer.name], passes, outputs)
+                cut = _cutter(layer.value, decisions[layer.name], passes, outputs, chain.chain)
                 reads = layer.input
             elif isinstance(chain.chain.last, Stage):
                 stage, cut = chain.chain.last, _last_of(chain.chain)
@@ -124,9 +124,10 @@ def _cutter(
     decision: Decision,
     passes: Sequence[Factorization],
     outputs: OutputMetric | None,
+    near: Chain,
 ) -> Callable[[Stage, Moments], Chain]:
     def cut(stage: Stage, moments: Moments) -> Chain:
         seen = replace(moments, outputs=outputs)
-        return cut_candidate(layer.with_stage(stage), decision, passes, seen)
+        return cut_candidate(layer.with_stage(stage), decision, passes, seen, near)
 
     return cut

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,13 @@ from hypothesis import strategies as st
 from onnx import ModelProto
 
 from onnx_lowrank.analysis.moments import Moments, relative_error
+from onnx_lowrank.chains.chain import Stage
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.engine.options import DEFAULT_PASSES
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.cp import cp_compose
 from onnx_lowrank.passes import Cp
-from onnx_lowrank.passkit.base import Decomposition, Skip
+from onnx_lowrank.passkit.base import Decomposition, Iterative, Skip
 from onnx_lowrank.passkit.rank_grid import aligned_ranks
 from onnx_lowrank.planning.registry import parse
 from tests.support import (
@@ -178,6 +180,42 @@ def test_enough_terms_are_exact(form: str) -> None:
     assert relative(run(proto, feed)["y"], run(again, feed)["y"]) < 1e-4
     beyond = found.cut(rank + 5)
     assert beyond.stages[0].outputs == rank
+
+
+@pytest.mark.parametrize("form", ["three", "four"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_similar_layer_is_a_start(form: str, groups: int) -> None:
+    """Terms that go on from those of the layer before it changed lose no more than new ones."""
+    geometry = replace(SQUARE, groups=groups)
+    random = rng(5)
+    weight = random.normal(size=(groups * 8, 6, 3, 3)) + random.normal(size=(1, 6, 1, 1))
+    layer = only_layer(conv_model(geometry, weight.astype(np.float32), None))
+    moments = random_moments(layer, 6)
+    (before,) = forms(Cp(form=form), layer, moments)
+    near = before.cut(8)
+    changed = layer.with_stage(
+        replace(layer.stage, weight=layer.stage.weight + 0.1 * random.normal(size=weight.shape))
+    )
+    (after,) = forms(Cp(form=form), changed, moments)
+    assert isinstance(after, Iterative)
+    (anew,) = forms(Cp(form=form), changed, moments)
+    errors = [
+        relative_error(changed.stage, chain, moments)
+        for chain in (after.cut_from(8, near), anew.cut(8), near)
+    ]
+    assert errors[0] < 1.05 * errors[1]
+    assert errors[0] < 0.9 * errors[2]
+
+
+def test_much_work_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnx_lowrank.passes.cp._REFINABLE", 0)
+    layer, moments = smooth(8, 6, 1)
+    near, one, two = (forms(Cp(form="three"), layer, moments)[0] for _ in range(3))
+    assert isinstance(two, Iterative)
+    for a, b in zip(one.cut(4).stages, two.cut_from(4, near.cut(4)).stages, strict=True):
+        assert isinstance(a, Stage)
+        assert isinstance(b, Stage)
+        np.testing.assert_array_equal(a.weight, b.weight)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
