@@ -7,8 +7,8 @@ Conditions:  the channels are not those of a graph input or output, and pass onl
              rule; a layer of one group may read fewer of any channels through a Gather
 Numbers:     under a budget on MACs, convolutions keep whole blocks of channels where these do not
              lose far more than finer numbers, and a Gather is used only where it saves time;
-             together with factorizations under one budget, channels go only if the predicted loss
-             is smaller by the factor gain than without pruning (1; the default passes have 2)
+             together with factorizations under one budget, the model is built with and without
+             pruning, and what the judge finds nearer to the original is kept
 
 Formula:     min_M  1/2 E||Y - M X||^2 + lambda sum_j ||M_j||     over all readers of a group
              method=obs:    backward elimination of the channel whose removal, with all weights
@@ -70,7 +70,7 @@ class PruneChannels(Pruning):
     chain: str = "parallel"
     gather: bool = True
     keep: float = 0.0
-    gain: float = 1.0
+    optional: bool = False
     seed: int = 0
     solver: str = "newton"
 
@@ -83,7 +83,7 @@ class PruneChannels(Pruning):
     @property
     def options(self) -> PruningOptions:
         """Options that the engine reads."""
-        return PruningOptions(self.solve, self.chain, self.gather, self.keep, self.gain)
+        return PruningOptions(self.solve, self.chain, self.gather, self.keep, self.optional)
 
     def refined(self, selection: Selection, kept: Labels) -> Labels:
         """Swap channels while that lowers the loss, if the readers are small enough."""

@@ -24,20 +24,19 @@ from onnx_lowrank.engine.options import DEFAULT_PASSES
 
 __all__ = ["COMMAND", "STEPS", "begin", "cells"]
 
+#: the default passes without pruning
+_CHAINS = DEFAULT_PASSES.replace("prune_channels{optional=true},", "")
+
 #: options of :func:`onnx_lowrank.compress`, in the order of the table
 STEPS: dict[str, dict[str, Any]] = {
     "weight space, one ratio": WAYS["weight space, uniform"],
     "response metric, one ratio": WAYS["response metric, uniform"],
-    "planned ranks": {"repair": "none", "rounds": 0},
-    "last stages solved again": {"repair": "last", "rounds": 0},
-    "whole chains solved again": {"repair": "chain", "rounds": 0},
-    "behind the ReLU": {"repair": "relu", "rounds": 0},
-    "layers weighed by a round": {"repair": "relu", "rounds": 1},
-    "with pruning wherever the plan likes it": {
-        "repair": "relu",
-        "rounds": 1,
-        "passes": DEFAULT_PASSES.replace("prune_channels{gain=2}", "prune_channels"),
-    },
+    "planned ranks": {"repair": "none", "rounds": 0, "passes": _CHAINS},
+    "last stages solved again": {"repair": "last", "rounds": 0, "passes": _CHAINS},
+    "whole chains solved again": {"repair": "chain", "rounds": 0, "passes": _CHAINS},
+    "behind the ReLU": {"repair": "relu", "rounds": 0, "passes": _CHAINS},
+    "layers weighed by a round": {"repair": "relu", "rounds": 1, "passes": _CHAINS},
+    "with pruning where the judge finds it better": {"repair": "relu", "rounds": 1},
 }
 
 

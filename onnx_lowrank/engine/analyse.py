@@ -28,7 +28,6 @@ from onnx_lowrank.planning.chain_cutter import ChainCutter
 from onnx_lowrank.planning.layer_globs import check_globs, selected
 from onnx_lowrank.planning.plan import GroupDecision
 from onnx_lowrank.planning.proposals import Proposals
-from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.planning.timed_candidates import Timed
 from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
 from onnx_lowrank.runtime.machine import cache_folder
@@ -70,7 +69,7 @@ class Memo:
 
     Attributes:
         pruners: by metric.
-        channels: channels that stay and decisions on all groups, by target.
+        channels: channels that stay and decisions on all groups, by target and whether to prune.
         cuts: by the channels that stay.
         whole: proposals of the whole model, by metric and rule.
         narrowed: proposals of models without some channels, by channels, metric and rule.
@@ -81,7 +80,7 @@ class Memo:
 
     chains: ChainCutter
     pruners: Recent[Hashable, Pruner] = field(default_factory=lambda: Recent(4))
-    channels: Recent[Target, Channels] = field(default_factory=lambda: Recent(1))
+    channels: Recent[Hashable, Channels] = field(default_factory=lambda: Recent(4))
     cuts: Recent[Hashable, Cut] = field(default_factory=lambda: Recent(1))
     whole: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(8))
     narrowed: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(1))

@@ -19,14 +19,15 @@ The data's way through :func:`compress`::
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
 
 from onnx_lowrank.engine.analyse import Analysis, analyse
+from onnx_lowrank.engine.blame import costliest
 from onnx_lowrank.engine.build import Built, build
+from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.guard import check_result
 from onnx_lowrank.engine.job import JobOptions, begin
 from onnx_lowrank.engine.options import (
@@ -41,10 +42,10 @@ from onnx_lowrank.engine.sweep import swept
 from onnx_lowrank.engine.take_back import without_slow_chains
 from onnx_lowrank.engine.tell import tell
 from onnx_lowrank.errors import OptionError
+from onnx_lowrank.judge.requirement import GUARDED, NEARLY_ALL, Requirement
 from onnx_lowrank.latency.timer import Timer
 from onnx_lowrank.modelfile.model import Model, save
 from onnx_lowrank.options import documented, from_keywords
-from onnx_lowrank.planning.notes import Note
 from onnx_lowrank.planning.plan import Plan
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.planning.targets import Target
@@ -93,6 +94,8 @@ def compress(
 ) -> Result:
     """Compress a model to a budget, without labels or retraining.
 
+    Without a target, to the smallest latency at which nearly all answers stay.
+
     Args:
         model: path or ModelProto; it is not changed.
         progress: told of each step.
@@ -104,20 +107,21 @@ def compress(
         OptionError, ModelError, DataError, BudgetError, GuardError, ValidationError.
     """
     options = from_keywords(CompressOptions, keywords)
-    requirement = options.keep.requirement()
-    target = Target.parse(
-        options.target.target, options.target.ranks, search=requirement is not None
-    )
-    if requirement is not None and options.target.rounds:
+    requirement, asked = options.keep.requirement(), options.target
+    if requirement is None and _unasked(options):
+        requirement = Requirement("kept", options.judge.kept(NEARLY_ALL))
+        asked = replace(asked, target="latency")
+    target = Target.parse(asked.target, asked.ranks, search=requirement is not None)
+    if requirement is not None and asked.rounds:
         raise OptionError("rounds are for one target; first search, then give rounds what it found")
     own = requirement is not None and requirement.metric is not None
     job = replace(options.job(), labels_are_classes=not own)
     analysis = analyse(begin(model, job, progress, timer))
     if requirement is None:
-        return compressed(analysis, target, options.target.rounds, options.result.force)
+        return compressed(analysis, target, asked.rounds, options.result.force)
     found = smallest_within(analysis, target, requirement)
-    notes = (*found.planned.notes, found.note(requirement))
-    return _finished(analysis, found.built, notes, options.result.force)
+    planned = found.planned.noting(found.note(requirement))
+    return _finished(analysis, found.built, planned, options.result.force)
 
 
 def compressed(
@@ -137,7 +141,7 @@ def compressed(
     planned, made = plan_in_rounds(analysis, target, rounds)
     built = build(analysis, planned.plan) if made is None else made
     planned, built = without_slow_chains(analysis, planned, built)
-    return _finished(analysis, built, planned.notes, force)
+    return _finished(analysis, built, planned, force)
 
 
 @documented(PlanOptions)
@@ -200,9 +204,11 @@ def apply(
         timing=options.timing,
         skipped=skipped,
         repair=plan.repair,
+        judging=options.judge.judging(),
+        min_kept=options.judge.kept(GUARDED),
     )
     analysis = analyse(begin(model, job, progress, timer))
-    return _finished(analysis, build(analysis, plan), (), options.result.force)
+    return _finished(analysis, build(analysis, plan), None, options.result.force)
 
 
 @documented(SweepOptions)
@@ -234,9 +240,18 @@ def sweep(
     return made
 
 
-def _finished(analysis: Analysis, built: Built, notes: Sequence[Note], force: bool) -> Result:
-    report = tell(analysis, built, notes)
+def _unasked(options: CompressOptions) -> bool:
+    """Whether nobody said how small, and there is data to find out by."""
+    target, data = options.target, options.data
+    return target.target is None and target.ranks == "planner" and data.calib is not None
+
+
+def _finished(analysis: Analysis, built: Built, planned: Planned | None, force: bool) -> Result:
+    notes = () if planned is None else planned.notes
+    worst = () if planned is None else costliest(analysis, planned, built)
+    report = tell(analysis, built, notes, worst)
     if not force:
-        check_result(report, calibrated=analysis.job.samples.calibration is not None)
+        calibrated = analysis.job.samples.calibration is not None
+        check_result(report, analysis.job.options.min_kept if calibrated else None)
     analysis.forget()
     return Result(built.model.proto, built.plan, report, built.model, analysis.job.source)

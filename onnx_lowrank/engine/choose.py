@@ -51,6 +51,11 @@ class Planned:
         """Sum of :attr:`errors`, each multiplied by the factor of its layer."""
         return sum(sensitivity.get(name, 1.0) * error for name, error in self.errors.items())
 
+    @property
+    def loss_by_layer(self) -> dict[str, float]:
+        """:attr:`errors`, each multiplied by the factor that the plan was chosen by."""
+        return {n: self.sensitivity.get(n, 1.0) * error for n, error in self.errors.items()}
+
     def noting(self, *notes: Note) -> Planned:
         """The same with more to say in the report."""
         return replace(self, notes=(*self.notes, *notes))

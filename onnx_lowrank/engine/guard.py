@@ -1,19 +1,16 @@
 """The check that refuses a result which is bigger, slower, or gives other answers.
 
-Answers are others where the first class changed on more than half of the samples, where numbers
-that are not class scores err by more than they are, or where most texts and labels differ. Where no
-output could be compared nothing shows what the result does, and it is refused as well.
+Answers are others where the judge says that clearly fewer of them stay than must, in one of the
+outputs: the whole 95 % interval lies below the bound. Where no output could be compared nothing
+shows what the result does, and it is refused as well.
 """
 
 from __future__ import annotations
 
-import math
-
 from onnx_lowrank.errors import GuardError
-from onnx_lowrank.judge.validation import OutputCheck
 from onnx_lowrank.planning.notes import ChainsAreSlower
 from onnx_lowrank.report.report import Report
-from onnx_lowrank.report.wording import worded
+from onnx_lowrank.report.wording import kept_in_words, worded
 
 __all__ = ["check_result"]
 
@@ -26,12 +23,13 @@ SLOWER = 1.05
 _FORCE = "nothing was written (--force writes it all the same)"
 
 
-def check_result(report: Report, *, calibrated: bool) -> None:
+def check_result(report: Report, min_kept: float | None) -> None:
     """Refuse a result that nobody who asked for a smaller model would want.
 
     Args:
         report: what was measured of the result.
-        calibrated: whether its outputs were compared on real samples.
+        min_kept: part of the answers that must stay; None where the outputs were not compared on
+            real samples.
 
     Raises:
         GuardError: it is bigger or slower than the original, or gives other answers.
@@ -57,30 +55,24 @@ def check_result(report: Report, *, calibrated: bool) -> None:
             f"does; {'; '.join(validation.notes) or 'the model gives none'}: give --calib samples "
             f"on which the original's outputs are finite and repeat; {_FORCE}"
         )
-    if calibrated and all(_lost(o) for o in validation.outputs if o.places):
-        first = next(o for o in validation.outputs if o.places)
-        kept = f"an SNR of {first.snr_db:.1f} dB"
-        if first.equal is not None:
-            kept = f"{first.equal:.1%} of {validation.samples} samples equal"
-        if 2 * first.mismatches > first.places + first.mismatches:
-            kept = f"NaN or Inf at {first.mismatches} places where the other has none"
-        if first.top1_agreement is not None:
-            kept = (
-                f"the first class of {first.top1_agreement:.1%} of {validation.samples} samples, "
-                "which is less than half"
-            )
+    worst = None if validation.verdict is None else validation.verdict.worst
+    # chance must not refuse: the whole interval lies below what is asked
+    if min_kept is not None and worst is not None and worst.kept.high < min_kept:
         raise GuardError(
-            f"all that the result keeps of the original is {kept}; leave more than "
-            f"{report.target}, or ask by --min-agreement or --min-snr for what can be had, or give "
-            f"more samples or passes; {_FORCE}"
+            f"output {worst.reading.label!r} keeps {kept_in_words(worst)} of "
+            f"{validation.samples} samples, and {min_kept:.0%} must stay (--min-kept)"
+            f"{_blamed(report)}; {_FORCE}"
         )
 
 
-def _lost(output: OutputCheck) -> bool:
-    if output.top1_agreement is not None:
-        return output.top1_agreement < 0.5
-    if output.mismatches > output.places:
-        return True
-    if output.equal is not None and (math.isnan(output.snr_db) or output.single):
-        return output.equal < 0.5
-    return output.snr_db < 0
+def _blamed(report: Report) -> str:
+    """Which layer costs most, where that was measured, and what would help."""
+    help_ = f"leave more than {report.target}, give more samples or passes, or search for what "
+    help_ += "can be had (no --target)"
+    if not report.costliest:
+        return f"; {help_}"
+    first = report.costliest[0]
+    return (
+        f"; layer {first.layer!r} costs most, {100 * first.loss:.2g} points of a loss of "
+        f"{100 * first.whole:.2g} %: leave it alone (--exclude {first.layer!r}), or {help_}"
+    )

@@ -8,6 +8,8 @@ from typing import Any
 
 from onnx_lowrank.engine.stopwatch import Stopwatch
 from onnx_lowrank.errors import OptionError
+from onnx_lowrank.judge.judge import AS_FOUND, Judging
+from onnx_lowrank.judge.requirement import GUARDED
 from onnx_lowrank.judge.validation import check_classes
 from onnx_lowrank.latency.table import LatencyTable
 from onnx_lowrank.latency.timer import RuntimeTimer, Timer
@@ -38,6 +40,8 @@ class JobOptions:
         exclude: globs of layer names; these layers are not touched.
         skipped: layers that are not touched, by name, with the reason.
         repair: how weights are solved again, of :data:`~onnx_lowrank.planning.refit_modes.REPAIRS`.
+        judging: what outputs are judged by.
+        min_kept: part of the answers that a result must keep.
         labels_are_classes: whether labels of the data are class numbers; else a metric of the user
             reads them.
 
@@ -56,6 +60,8 @@ class JobOptions:
     skipped: Mapping[str, str] = field(default_factory=dict)
     repair: str = DEFAULT_REPAIR
     labels_are_classes: bool = True
+    judging: Judging = AS_FOUND
+    min_kept: float = GUARDED
 
     def __post_init__(self) -> None:
         check_repair(self.repair)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from onnx_lowrank.engine.job import JobOptions
-from onnx_lowrank.judge.requirement import Metric, Requirement, read_bound
-from onnx_lowrank.option_values import check_count, fraction
+from onnx_lowrank.judge.judge import AS_FOUND, Judging, Loss
+from onnx_lowrank.judge.readings import parse_kinds
+from onnx_lowrank.judge.requirement import (
+    GUARDED,
+    NEARLY_ALL,
+    Metric,
+    Requirement,
+    check_bound,
+    read_bound,
+)
+from onnx_lowrank.option_values import check_count, fraction, percent
 from onnx_lowrank.options import OptionGroup, option
 from onnx_lowrank.passkit.base import Pass
 from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR, REPAIRS, check_repair
@@ -25,6 +34,7 @@ __all__ = [
     "ApplyOptions",
     "CompressOptions",
     "CurvesOptions",
+    "JudgeOptions",
     "KeepOptions",
     "PassOptions",
     "PlanOptions",
@@ -36,7 +46,8 @@ __all__ = [
 ]
 
 DEFAULT_PASSES = (
-    "fold_batchnorm,prune_channels{gain=2},svd,spatial_svd,channel_svd,cp{form=three},recurrent_svd"
+    "fold_batchnorm,prune_channels{optional=true},svd,spatial_svd,channel_svd,cp{form=three},"
+    "recurrent_svd"
 )
 #: parts of the original that a sweep tries
 DEFAULT_RATIOS = (0.9, 0.75, 0.6, 0.5, 0.4, 0.33, 0.25, 0.2)
@@ -44,6 +55,10 @@ DEFAULT_RATIOS = (0.9, 0.75, 0.6, 0.5, 0.4, 0.33, 0.25, 0.2)
 
 def _ratios(text: str) -> tuple[float, ...]:
     return tuple(fraction(t) for t in text.split(","))
+
+
+def _judge(text: str) -> dict[str, str] | Loss:
+    return python_function(text) or parse_kinds(text)
 
 
 def _metric(text: str) -> Metric:
@@ -62,7 +77,8 @@ class TargetOptions(OptionGroup):
     target: str | Sequence[str] | None = option(
         None,
         "What is left, as a part of the original: macs=R, params=R, size=R or latency=R; several "
-        f"are kept together. {DEFAULT_TARGET} by default.",
+        "are kept together. By default the smallest latency at which nearly all answers stay "
+        f"(see --min-kept); without --calib {DEFAULT_TARGET}.",
         metavar="WHAT=R",
         repeat=True,
     )
@@ -142,6 +158,12 @@ class KeepOptions(OptionGroup):
         "Smallest signal-to-noise ratio of the outputs in dB, for instance 30dB; searched alike.",
         metavar="30dB",
     )
+    max_loss: float | str | None = option(
+        None,
+        "Largest loss by the judge, for instance 2%: 0 is the original, 100% tells no sample from "
+        "another; in its own units where the judge is a function. Searched alike.",
+        metavar="2%",
+    )
     metric: Metric | None = option(
         None,
         "For --max-drop, in the place of accuracy: a function of outputs by name and labels, and "
@@ -162,7 +184,55 @@ class KeepOptions(OptionGroup):
             read_bound("agreement", self.min_agreement),
             read_bound("snr", self.min_snr),
             self.metric,
+            read_bound("loss", self.max_loss),
         )
+
+
+@dataclass(frozen=True)
+class JudgeOptions(OptionGroup):
+    """What outputs are judged by, and how much of their answers must stay."""
+
+    title: ClassVar[str] = "judge"
+
+    judge: str | Mapping[str, str] | Loss | None = option(
+        None,
+        "What outputs mean, where that is not found out rightly: kl (class scores), bernoulli "
+        "(behind a Sigmoid), cosine (directions), l2, equal or none, as scores=kl,boxes=l2; or a "
+        "function of the original's outputs, the new ones and the inputs, which returns a loss.",
+        metavar="OUTPUT=KIND,...|FILE.py:FUNCTION",
+        read=_judge,
+    )
+    min_kept: float | str | None = option(
+        None,
+        "Smallest part of the answers that must stay: samples that keep their class (sequences "
+        "their reading, pixels their class), or what other outputs tell apart. A result that "
+        f"clearly keeps less is refused ({percent(GUARDED)} by default); without a target, the "
+        f"smallest latency that keeps it is searched ({percent(NEARLY_ALL)}).",
+        metavar="90%",
+    )
+
+    def judging(self) -> Judging:
+        """What the user wants outputs to be judged by.
+
+        Raises:
+            OptionError: the text is of another form.
+        """
+        if self.judge is None:
+            return AS_FOUND
+        given = _judge(self.judge) if isinstance(self.judge, str) else self.judge
+        return Judging(function=given) if callable(given) else Judging(dict(given))
+
+    def kept(self, default: float) -> float:
+        """The part of the answers that must stay.
+
+        Raises:
+            OptionError: it is no fraction.
+        """
+        bound = read_bound("kept", self.min_kept)
+        if bound is None:
+            return default
+        check_bound("kept", bound)
+        return bound
 
 
 @dataclass(frozen=True)
@@ -206,6 +276,7 @@ class PlanOptions:
     draw: DrawOptions = DrawOptions()
     target: TargetOptions = TargetOptions()
     methods: PassOptions = PassOptions()
+    judge: JudgeOptions = JudgeOptions()
     timing: TimingOptions = TimingOptions()
     runtime: RuntimeOptions = RuntimeOptions()
     images: ImageOptions = ImageOptions()
@@ -228,6 +299,7 @@ class ApplyOptions:
     """Options of ``apply``; the plan has the others."""
 
     data: DataOptions = DataOptions()
+    judge: JudgeOptions = JudgeOptions()
     timing: TimingOptions = TimingOptions()
     runtime: RuntimeOptions = RuntimeOptions()
     images: ImageOptions = ImageOptions()
@@ -255,6 +327,7 @@ class SweepOptions:
     data: DataOptions = DataOptions()
     draw: DrawOptions = DrawOptions()
     methods: PassOptions = PassOptions()
+    judge: JudgeOptions = JudgeOptions()
     timing: TimingOptions = TimingOptions()
     runtime: RuntimeOptions = RuntimeOptions()
     images: ImageOptions = ImageOptions()
@@ -269,6 +342,7 @@ class ValidateOptions:
     """Options of ``validate``."""
 
     draw: DrawOptions = DrawOptions()
+    judge: JudgeOptions = JudgeOptions()
     runtime: RuntimeOptions = RuntimeOptions()
     images: ImageOptions = ImageOptions()
 
@@ -319,4 +393,6 @@ def _job(options: PlanOptions | SweepOptions) -> JobOptions:
         include=_listed(methods.include),
         exclude=_listed(methods.exclude),
         repair=methods.repair,
+        judging=options.judge.judging(),
+        min_kept=options.judge.kept(GUARDED),
     )

@@ -1,6 +1,6 @@
 """The better of two plans for one target: a chain for each layer, or one for all of one weight.
 
-plan_once(analysis, target, sensitivity) -> Planned
+plan_once(analysis, target, sensitivity, pruning) -> Planned
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import replace
 
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.choose import EQUAL, Planned, choose
-from onnx_lowrank.engine.propose import propose, propose_together, whole_proposals
+from onnx_lowrank.engine.propose import PruningMode, propose, propose_together, whole_proposals
 from onnx_lowrank.errors import BudgetError, NothingAppliesError
 from onnx_lowrank.planning.countable import check_countable, fixed_nodes
 from onnx_lowrank.planning.sharing import ties
 from onnx_lowrank.planning.targets import Target
 
-__all__ = ["plan_once"]
+__all__ = ["foreseen_loss", "plan_once"]
 
 #: how many times less the foreseen loss of one chain for several layers must be than that of one
 #: for each, which the refit fits to each of them
@@ -30,7 +30,10 @@ _REASONS = 4
 
 
 def plan_once(
-    analysis: Analysis, target: Target, sensitivity: Mapping[str, float] = EQUAL
+    analysis: Analysis,
+    target: Target,
+    sensitivity: Mapping[str, float] = EQUAL,
+    pruning: PruningMode = "foreseen",
 ) -> Planned:
     """A decision for every layer and group of channels, by predictions alone.
 
@@ -38,13 +41,14 @@ def plan_once(
         analysis: of the original model.
         target: what is asked for.
         sensitivity: factors on the weights of layers, by name; 1 for others.
+        pruning: whether channels go beside factorizations.
 
     Raises:
         BudgetError: the target is out of reach, or on what cannot be counted or timed.
     """
     check_countable(target, analysis.before, len(analysis.prepared.layers))
     try:
-        return _better(analysis, target, sensitivity)
+        return _better(analysis, target, sensitivity, pruning)
     except BudgetError as error:
         if reasons := _inapplicable(analysis, target):
             fixed = fixed_nodes(analysis.prepared, analysis.before.macs)
@@ -53,13 +57,15 @@ def plan_once(
         raise
 
 
-def _better(analysis: Analysis, target: Target, sensitivity: Mapping[str, float]) -> Planned:
+def _better(
+    analysis: Analysis, target: Target, sensitivity: Mapping[str, float], pruning: PruningMode
+) -> Planned:
     prepared = analysis.prepared
     tied = []
     if analysis.job.passes.factorizations and _sharable(target):
         tied = ties(prepared.graph, prepared.layers)
     try:
-        apart = choose(analysis, propose(analysis, target), sensitivity)
+        apart = choose(analysis, propose(analysis, target, pruning), sensitivity)
     except BudgetError:
         if not tied:
             raise
@@ -70,7 +76,7 @@ def _better(analysis: Analysis, target: Target, sensitivity: Mapping[str, float]
         together = choose(analysis, propose_together(analysis, target, tied), sensitivity)
     except BudgetError:
         return apart
-    losses = [_foreseen(analysis, planned, sensitivity) for planned in (together, apart)]
+    losses = [foreseen_loss(analysis, planned, sensitivity) for planned in (together, apart)]
     return together if losses[0] < losses[1] / SHARING_GAIN else apart
 
 
@@ -80,7 +86,9 @@ def _sharable(target: Target) -> bool:
     return target.rule is None and "latency" not in metrics and bool(metrics & {"params", "size"})
 
 
-def _foreseen(analysis: Analysis, planned: Planned, sensitivity: Mapping[str, float]) -> float:
+def foreseen_loss(
+    analysis: Analysis, planned: Planned, sensitivity: Mapping[str, float] = EQUAL
+) -> float:
     """The loss that a plan foresees, of its chains and of the channels that it takes out."""
     proposals = whole_proposals(analysis, planned.proposed.target).weighed(sensitivity)
     weights = {c.layer: c.weight for c in proposals.choices}

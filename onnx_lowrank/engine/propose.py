@@ -1,6 +1,6 @@
 """From an analysis and a target to everything that a plan may choose from.
 
-    propose(analysis, target) -> Proposed
+    propose(analysis, target, pruning) -> Proposed
     propose_together(analysis, target, tied) -> Proposed      one chain for layers of one weight
 
 Channels come first: how many go depends on what factorization would lose on the rest. Then every
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from onnx_lowrank.analysis.cost import other_cost
 from onnx_lowrank.analysis.preparation import measured_shapes
@@ -31,10 +32,10 @@ from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
 from onnx_lowrank.pruning.shared_budget import Factorizing, share_budget
 from onnx_lowrank.pruning.top_down import top_down
 
-__all__ = ["Proposed", "propose", "propose_together", "whole_proposals"]
+__all__ = ["Proposed", "PruningMode", "propose", "propose_together", "whole_proposals"]
 
-#: loss of one layer, on average, below which pruning is not considered unasked
-_NO_NEED_TO_PRUNE = 0.01
+#: whether channels go: never, in any case, or where that promises less loss
+PruningMode = Literal["none", "some", "foreseen"]
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,22 @@ class Proposed:
     tied: tuple[Tie, ...] = ()
 
 
-def propose(analysis: Analysis, target: Target) -> Proposed:
+def propose(analysis: Analysis, target: Target, pruning: PruningMode = "foreseen") -> Proposed:
     """Choose channels, and ask every pass for candidates of what is left.
 
     Args:
         analysis: of the model.
         target: what is asked for.
+        pruning: whether channels go beside factorizations.
 
     Raises:
         BudgetError: the target is out of reach.
         OptionError: the target and the pruning pass contradict each other.
     """
     # they depend on the target alone: rounds ask again with other sensitivities
-    kept, groups = analysis.memo.channels.get(target, lambda: _channels(analysis, target))
+    kept, groups = analysis.memo.channels.get(
+        (target, pruning), lambda: _channels(analysis, target, pruning)
+    )
     without = cut(analysis, kept)
     proposals = _proposals(analysis, without, kept, target)
     timed = None
@@ -141,7 +145,7 @@ def _counted_in(target: Target) -> str:
     return target.metric if len(target.budgets) == 1 else "macs"
 
 
-def _channels(analysis: Analysis, target: Target) -> Channels:
+def _channels(analysis: Analysis, target: Target, pruning: PruningMode) -> Channels:
     """Channels that stay, and a decision for every group where pruning was considered."""
     passes = analysis.job.passes
     if not passes.prunings:
@@ -151,18 +155,15 @@ def _channels(analysis: Analysis, target: Target) -> Channels:
         raise OptionError("pruning alone keeps one target; give one, or add a factorization")
     loss = None
     if not alone and not options.keep:
-        if options.gain > 1 and _unfit_to_prune(analysis, target):
+        if pruning == "none" or (options.optional and _unfit_to_prune(analysis, target)):
             return {}, ()
         if target.rule is not None:
             raise OptionError("ranks by rule leave pruning no budget; set prune_channels{keep=R}")
-        loss = _unpruned_loss(analysis, target)
-        if options.gain > 1 and loss <= _NO_NEED_TO_PRUNE * len(analysis.prepared.layers):
-            return {}, ()
+        loss = _unpruned_loss(analysis, target) if pruning == "foreseen" else math.inf
     with analysis.job.tools.stopwatch("prune"):
         pruner = analysis.pruner(target.metric)
         kept = _ordered(analysis, pruner, _numbers(analysis, pruner, target, loss))
-        considered = kept or options.gain <= 1
-        return kept, tuple(pruner.decisions(kept)) if considered else ()
+        return kept, tuple(pruner.decisions(kept))
 
 
 def _unfit_to_prune(analysis: Analysis, target: Target) -> bool:
@@ -208,7 +209,7 @@ def _numbers(
         ),
         target.metric, whole_proposals(analysis, _alone(target)).choices,
     )  # fmt: skip
-    return share_budget(pruner, rest, budget, unpruned, job.passes.prunings[0].options.gain)
+    return share_budget(pruner, rest, budget, unpruned)
 
 
 def _ordered(analysis: Analysis, pruner: Pruner, kept: KeptChannels) -> KeptChannels:

@@ -1,32 +1,36 @@
-"""Plan again, with the layers weighed by how much of their errors reaches the outputs.
+"""Plans that are built and judged: with channels taken out and without, then weighed anew.
 
-Each round builds the best plan so far, measures sensitivities around it
+What predictions cannot compare, held-out samples can. So the plan that factorizes alone and the one
+that takes channels out first are both built and repaired, and the judge says which is nearer to the
+original. Each round then measures sensitivities around the best plan so far
 (:mod:`onnx_lowrank.refit.sensitivity`) and plans by them. The new plan is built where it promises
-less loss, and takes the place of the old where its outputs are nearer to the original's on samples
-that neither was fitted to; the first that is not ends the rounds.
+less loss, and takes the place of the old where the judge finds it better; the first that is not
+ends the rounds.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from onnx_lowrank.analysis.collect import batch_size
 from onnx_lowrank.analysis.preparation import MEMORY
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.build import Built, build
 from onnx_lowrank.engine.choose import Planned
+from onnx_lowrank.engine.plan_once import foreseen_loss
+from onnx_lowrank.engine.propose import PruningMode
 from onnx_lowrank.engine.timed_plan import plan_for
-from onnx_lowrank.errors import DataError, OptionError
+from onnx_lowrank.errors import BudgetError, OptionError
 from onnx_lowrank.judge.judge import Judge
-from onnx_lowrank.judge.requirement import Requirement
 from onnx_lowrank.option_values import check_count
-from onnx_lowrank.planning.notes import Note, Round
+from onnx_lowrank.planning.notes import Note, Round, WithAndWithout
 from onnx_lowrank.planning.refit_modes import SOLVES_LAYERS
 from onnx_lowrank.planning.targets import Target
-from onnx_lowrank.refit.sensitivity import measured_factors
+from onnx_lowrank.refit.sensitivity import Measured, measured_factors
 from onnx_lowrank.samples.dataset import Dataset
 
-__all__ = ["plan_in_rounds"]
-
-_SNR = Requirement("snr", 0.0)
+__all__ = ["alternatives", "best_of", "judge_between", "plan_in_rounds"]
 
 #: parameters of a model whose layers are weighed unasked: their solved weights are kept meanwhile
 LARGEST = MEMORY // 8
@@ -34,23 +38,37 @@ LARGEST = MEMORY // 8
 #: a plan made again is built where it foresees less of the weighted loss than this part
 WORTH = 0.95
 
+#: predictions err by less than this factor between plans with channels taken out and without: of
+#: two that are further apart, only the better is built
+CERTAIN = 4.0
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A plan, its model, and the judge's loss of it."""
+
+    pruning: PruningMode
+    planned: Planned
+    built: Built
+    loss: float
+
 
 def plan_in_rounds(
     analysis: Analysis, target: Target, rounds: int | None
 ) -> tuple[Planned, Built | None]:
-    """The best of a plan with equal weights and of ``rounds`` with measured sensitivities.
+    """The best plan of those with and without pruning, and of ``rounds`` with sensitivities.
 
-    Its model comes with it where rounds had to build it.
+    Its model comes with it where that had to be built.
 
     Args:
         analysis: of the original model.
         target: what is asked for.
-        rounds: at the most; None for one where layers can be weighed, at little memory.
+        rounds: at the most; None for one where layers can be weighed, at little memory; 0 builds
+            and judges nothing, and predictions decide.
 
     Raises:
         OptionError: the repair solves no whole layers, or ranks are given by a rule.
         BudgetError: the target is out of reach.
-        DataError: no output is of floating point.
     """
     if rounds is not None:
         check_count("rounds", rounds, least=0)
@@ -60,63 +78,154 @@ def plan_in_rounds(
             f"rounds weigh the layers of a plan as they are repaired; give --repair "
             f"{' or '.join(SOLVES_LAYERS)} and no rule for ranks"
         )
-    first = plan_for(analysis, target)
-    data, taken_apart = analysis.job.samples.calibration, len(first.errors)
-    unasked = weighable and taken_apart > 1 and analysis.before.parameters <= LARGEST
-    most = int(unasked) if rounds is None else rounds
-    if not most or data is None:
-        return first, None
-    size = batch_size(list(analysis.prepared.shapes), analysis.prepared.shapes, MEMORY)
+    data = analysis.job.samples.calibration
+    if rounds == 0 or data is None or not weighable:
+        return plan_for(analysis, target), None
+    plans = alternatives(analysis, target)
+    small = analysis.before.parameters <= LARGEST
+    most = int(small) if rounds is None else rounds
+    one = len(plans) == 1
+    if one and (not most or len(plans[0][1].errors) < 2):
+        return plans[0][1], None
+    judge = judge_between(analysis)
+    if not judge.readings and not judge.judged_by_user:
+        return plans[0][1], None
+    best, note = best_of(analysis, plans, judge, keep=most > 0)
+    if note is not None:
+        best = _noting(best, note)
+    if not most or len(best.planned.errors) < 2:
+        return best.planned, best.built
+    return _in_rounds(analysis, target, best, most, judge, data)
+
+
+def alternatives(analysis: Analysis, target: Target) -> list[tuple[PruningMode, Planned]]:
+    """A plan without pruning and one with it, where both are possible and neither is hopeless.
+
+    Args:
+        analysis: of the original model.
+        target: what is asked for.
+
+    Raises:
+        BudgetError: the target is out of reach.
+    """
+    passes = analysis.job.passes
+    if not passes.prunings or not passes.factorizations or passes.prunings[0].options.keep:
+        return [("foreseen", plan_for(analysis, target))]
+    modes: tuple[PruningMode, ...] = ("none", "some")
+    found: list[tuple[PruningMode, Planned]] = []
+    refused: BudgetError | None = None
+    for mode in modes:
+        try:
+            planned = plan_for(analysis, target, pruning=mode)
+        except BudgetError as error:
+            refused = error
+            continue
+        if found and not any(g.shrinks for g in planned.plan.groups):
+            continue  # the same again
+        found.append((mode, planned))
+    if not found:
+        assert refused is not None
+        raise refused
+    if len(found) == 2:
+        losses = [foreseen_loss(analysis, planned) for _, planned in found]
+        for number in (0, 1):
+            if losses[number] * CERTAIN < losses[1 - number]:
+                return [found[number]]
+    return found
+
+
+def judge_between(analysis: Analysis) -> Judge:
+    """The judge between plans, on half of the samples that did not calibrate."""
     held = analysis.job.samples.validation
     held = held.subset(range(0, len(held), 2))
-    try:
-        judge = Judge(analysis.job.source, held, analysis.job.tools.runtime, _SNR, size)
-        return _best(analysis, target, first, most, judge, data, size)
-    except DataError:  # no outputs that layers could be weighed by
-        if rounds is None:
-            return first, None
-        raise
+    shapes = analysis.prepared.shapes
+    size = batch_size(list(shapes), shapes, MEMORY)
+    job = analysis.job
+    with job.tools.stopwatch("judge"):
+        return Judge(job.source, held, job.tools.runtime, size, job.options.judging)
 
 
-def _best(
+def best_of(
+    analysis: Analysis,
+    plans: list[tuple[PruningMode, Planned]],
+    judge: Judge,
+    keep: bool = False,
+) -> tuple[Tried, WithAndWithout | None]:
+    """Build each plan and keep the one that the judge finds nearest to the original.
+
+    Args:
+        analysis: of the original model.
+        plans: of :func:`alternatives`.
+        judge: between them.
+        keep: keep what is needed to weigh the layers of the plan.
+
+    Returns:
+        The best, and what the report says of the others; None where there are none.
+    """
+    score = _scored(analysis, judge, keep)
+    best = score(*plans[0])
+    if len(plans) == 1:
+        return best, None
+    other = score(*plans[1])
+    note = WithAndWithout(best.loss, other.loss, judge.samples)
+    return (other if other.loss < best.loss else best), note
+
+
+def _scored(
+    analysis: Analysis, judge: Judge, keep: bool
+) -> Callable[[PruningMode, Planned], Tried]:
+    def score(mode: PruningMode, planned: Planned) -> Tried:
+        built = build(analysis, planned.plan, keep_repaired=keep)
+        with analysis.job.tools.stopwatch("judge"):
+            return Tried(mode, planned, built, judge.loss(built.model))
+
+    return score
+
+
+def _in_rounds(
     analysis: Analysis,
     target: Target,
-    best: Planned,
+    best: Tried,
     rounds: int,
     judge: Judge,
     data: Dataset,
-    size: int,
 ) -> tuple[Planned, Built]:
     """``best``, or the last of the plans made after it that was better, and its model."""
     notes: list[Note] = []
-    built = build(analysis, best.plan, keep_repaired=True)
-    score = judge.score(built.model).value
+    score = _scored(analysis, judge, keep=True)
     for number in range(1, rounds + 1):
-        sensitivity = _measured(analysis, best, built, data, size)
-        again = plan_for(analysis, target, sensitivity)
-        same = again.plan.decisions == best.plan.decisions
-        if same or not again.loss(sensitivity) < WORTH * best.loss(sensitivity):
+        factors = _damped(best.planned, _measured(analysis, best, data))
+        again = plan_for(analysis, target, factors, best.pruning)
+        same = again.plan.decisions == best.planned.plan.decisions
+        if same or not again.loss(factors) < WORTH * best.planned.loss(factors):
             notes.append(Round(number, "same" if same else "no better"))
             break
-        other = build(analysis, again.plan, keep_repaired=number < rounds)
-        reached = judge.score(other.model)
-        better = reached.value > score
+        other = score(best.pruning, again)
+        better = other.loss < best.loss
         outcome = "kept" if better else "dropped"
-        notes.append(Round(number, outcome, score, reached.value, reached.samples))
+        notes.append(Round(number, outcome, best.loss, other.loss, judge.samples))
         if not better:
             break
-        best, built, score = again, other, reached.value
-    return best.noting(*notes), built
+        best = Tried(best.pruning, again.noting(*best.planned.notes), other.built, other.loss)
+    return best.planned.noting(*notes), best.built
 
 
-def _measured(
-    analysis: Analysis, planned: Planned, built: Built, data: Dataset, size: int
-) -> dict[str, float]:
-    """Sensitivities measured around a plan; those around a second one are taken half way."""
-    job = analysis.job
+def _measured(analysis: Analysis, best: Tried, data: Dataset) -> Measured:
+    """What each layer of a plan costs, measured around it."""
+    job, shapes = analysis.job, analysis.prepared.shapes
     with job.tools.stopwatch("weigh"):
-        found = measured_factors(
-            job.source, planned.proposed.cut.work.model, built.repaired, planned.errors, data,
-            job.tools.runtime, size, job.tools.progress,
+        return measured_factors(
+            job.source, best.planned.proposed.cut.work.model, best.built.repaired,
+            best.planned.errors, data, job.tools.runtime,
+            batch_size(list(shapes), shapes, MEMORY), job.options.judging, job.tools.progress,
         )  # fmt: skip
-    return {n: (f * planned.sensitivity.get(n, f)) ** 0.5 for n, f in found.items()}
+
+
+def _damped(planned: Planned, measured: Measured) -> dict[str, float]:
+    """Sensitivities for the next plan; those around a second one are taken half way."""
+    before = planned.sensitivity
+    return {n: (f * before.get(n, f)) ** 0.5 for n, f in measured.factors.items()}
+
+
+def _noting(tried: Tried, note: Note) -> Tried:
+    return Tried(tried.pruning, tried.planned.noting(note), tried.built, tried.loss)

@@ -20,11 +20,14 @@ from onnx_lowrank.analysis.preparation import MEMORY
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.build import Built, build
 from onnx_lowrank.engine.choose import Planned
+from onnx_lowrank.engine.propose import PruningMode
+from onnx_lowrank.engine.rounds import alternatives, best_of, judge_between
 from onnx_lowrank.engine.timed_plan import plan_for
 from onnx_lowrank.errors import BudgetError, DataError, NothingAppliesError
-from onnx_lowrank.judge.judge import Judge
+from onnx_lowrank.judge.judge import AS_FOUND, Judging
 from onnx_lowrank.judge.labels import refuse_doubt
 from onnx_lowrank.judge.requirement import Requirement, Score
+from onnx_lowrank.judge.scorer import Scorer
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.planning.countable import check_countable
 from onnx_lowrank.planning.notes import SearchResult
@@ -54,8 +57,8 @@ class Judges:
     """Judges on the samples of the search and on those held back to confirm."""
 
     requirement: Requirement
-    searching: Judge
-    confirming: Judge
+    searching: Scorer
+    confirming: Scorer
 
 
 @dataclass(frozen=True)
@@ -129,13 +132,36 @@ def smallest_within(analysis: Analysis, target: Target, requirement: Requirement
     check_countable(target, analysis.before, len(analysis.prepared.layers))
     job, shapes = analysis.job, analysis.prepared.shapes
     size = batch_size(list(shapes), shapes, MEMORY)
-    judges = judges_on(job.source, job.samples.validation, job.tools.runtime, requirement, size)
+    judges = judges_on(
+        job.source, job.samples.validation, job.tools.runtime, requirement, size,
+        job.options.judging,
+    )  # fmt: skip
+    pruning = _pruning(analysis, target)
 
     def make(at: Target) -> tuple[Planned, Built]:
-        planned = plan_for(analysis, at)
+        planned = plan_for(analysis, at, pruning=pruning)
         return planned, build(analysis, planned.plan)
 
     return search(make, target, judges, job.tools.progress)
+
+
+def _pruning(analysis: Analysis, target: Target) -> PruningMode:
+    """Whether channels go, by what the judge finds better where the search begins."""
+    job = analysis.job
+    if job.samples.calibration is None or not job.passes.prunings:
+        return "foreseen"
+    try:
+        plans = alternatives(analysis, target.at(FIRST))
+    except NothingAppliesError:
+        raise
+    except BudgetError:  # smaller ones are out of reach; larger ones may not be
+        return "foreseen"
+    if len(plans) == 1:
+        return plans[0][0]
+    judge = judge_between(analysis)
+    if not judge.readings and not judge.judged_by_user:
+        return "foreseen"
+    return best_of(analysis, plans, judge)[0].pruning
 
 
 def search(make: Make, target: Target, judges: Judges, progress: Progress) -> Found:
@@ -180,7 +206,12 @@ def search(make: Make, target: Target, judges: Judges, progress: Progress) -> Fo
 
 
 def judges_on(
-    source: Model, data: Dataset, runtime: Runtime, requirement: Requirement, size: int
+    source: Model,
+    data: Dataset,
+    runtime: Runtime,
+    requirement: Requirement,
+    size: int,
+    judging: Judging = AS_FOUND,
 ) -> Judges:
     """Judges on two parts of samples that did not calibrate.
 
@@ -190,13 +221,14 @@ def judges_on(
         runtime: that models are run in.
         requirement: that is judged.
         size: samples at a time.
+        judging: what outputs are judged by.
 
     Raises:
         DataError: too few samples, or labels that nothing can be judged by.
     """
 
-    def judge(part: Dataset, expected: bool) -> Judge:
-        return Judge(source, part, runtime, requirement, size, expected)
+    def judge(part: Dataset, expected: bool) -> Scorer:
+        return Scorer(source, part, runtime, requirement, size, expected, judging)
 
     # chance must not lead the search astray; the labels have the last word
     expectable = requirement.kind == "drop" and requirement.metric is None
@@ -212,7 +244,7 @@ def judges_on(
     )
     if len(ids):
         refuse_doubt(ids, first)
-    elif requirement.kind == "agreement" and len(np.unique(first)) == 1:
+    elif requirement.kind in ("agreement", "kept") and len(np.unique(first)) == 1:
         raise DataError(
             f"the original gives all {len(first)} samples class {first[0]}, so any model that "
             "always does agrees; give samples of other classes"

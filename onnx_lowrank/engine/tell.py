@@ -27,7 +27,7 @@ from onnx_lowrank.planning.notes import (
     TimeBesideProducts,
 )
 from onnx_lowrank.planning.targets import Target
-from onnx_lowrank.report.report import Report
+from onnx_lowrank.report.report import LayerLoss, Report
 
 __all__ = ["tell", "timed_pairs"]
 
@@ -35,13 +35,19 @@ __all__ = ["tell", "timed_pairs"]
 _PROMISED = 0.9
 
 
-def tell(analysis: Analysis, built: Built, notes: Sequence[Note] = ()) -> Report:
+def tell(
+    analysis: Analysis,
+    built: Built,
+    notes: Sequence[Note] = (),
+    costliest: tuple[LayerLoss, ...] = (),
+) -> Report:
     """Compare a model with the original, time both, and say what was done.
 
     Args:
         analysis: of the original model.
         built: the new one.
         notes: what else is to be said of it.
+        costliest: layers that cost most of the loss.
 
     Raises:
         ValidationError: outputs are missing, of other shapes, or not finite.
@@ -52,7 +58,7 @@ def tell(analysis: Analysis, built: Built, notes: Sequence[Note] = ()) -> Report
         validation = validate_models(
             job.source, built.model, job.samples.validation, job.tools.runtime,
             size=batch_size(list(shapes), shapes, MEMORY), progress=job.tools.progress,
-            labels_are_classes=job.options.labels_are_classes,
+            labels_are_classes=job.options.labels_are_classes, judging=job.options.judging,
         )  # fmt: skip
         latency = timed_pairs(job, built.model, sorted({1, 16, job.tools.timing.batch}))
         after = cost_of_model(job, built.model)
@@ -82,6 +88,7 @@ def tell(analysis: Analysis, built: Built, notes: Sequence[Note] = ()) -> Report
         version=__version__,
         plan=plan.digest,
         seed=plan.seed,
+        costliest=costliest,
     )
 
 

@@ -15,6 +15,7 @@ from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.build import build
 from onnx_lowrank.engine.choose import EQUAL, Planned, choose
 from onnx_lowrank.engine.plan_once import plan_once
+from onnx_lowrank.engine.propose import PruningMode
 from onnx_lowrank.engine.tell import timed_pairs
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.latency.table import corrected_budget
@@ -30,7 +31,10 @@ _NEAR = 0.03
 
 
 def plan_for(
-    analysis: Analysis, target: Target, sensitivity: Mapping[str, float] = EQUAL
+    analysis: Analysis,
+    target: Target,
+    sensitivity: Mapping[str, float] = EQUAL,
+    pruning: PruningMode = "foreseen",
 ) -> Planned:
     """A plan; where time is asked for, made again by what the first plan took.
 
@@ -38,13 +42,14 @@ def plan_for(
         analysis: of the original model.
         target: what is asked for.
         sensitivity: factors on the weights of layers, by name; 1 for others.
+        pruning: whether channels go beside factorizations.
 
     Raises:
         BudgetError: the target is out of reach.
     """
     if target.latency is not None and not analysis.job.passes.factorizations:
         return _pruned_in_time(analysis, target, target.latency)
-    planned = plan_once(analysis, target, sensitivity)
+    planned = plan_once(analysis, target, sensitivity, pruning)
     timed = planned.proposed.timed
     if target.latency is None or timed is None:
         return planned

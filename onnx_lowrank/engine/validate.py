@@ -50,4 +50,6 @@ def validate(
         images=options.images.given, part=HELD_OUT if has_part(data) else None,
         trial=RowTrial(models[0], runtime),
     )  # fmt: skip
-    return validate_models(*models, dataset, runtime, progress=progress)
+    return validate_models(
+        *models, dataset, runtime, progress=progress, judging=options.judge.judging()
+    )

@@ -1,56 +1,78 @@
-"""The judge: how far a model keeps a requirement on some samples, with a confidence interval.
+"""The judge: how far a model's outputs are from the original's, by what they mean.
 
-Intervals have a level of 95 %. Agreements and drops of accuracy have those of
-:mod:`onnx_lowrank.judge.intervals`, other scores that of the bootstrap.
-
-A drop of accuracy that is counted by labels is the difference of two numbers of mistakes, most of
-them the same, and moves by chance: on 500 samples by a point. Where an *expected* drop is enough,
-the labels are only used to calibrate the original's probabilities, and these say what a changed
-answer costs:
-
-    (1 / n) sum_i  p_i[class before] - p_i[class after]
-
-which moves a quarter as much. It assumes that the compressed model knows nothing of the labels
-that the original does not know.
-
-Reference:
-    Efron 1979, Bootstrap methods.
+One object that everything above a layer is decided by: sensitivities, the choice between plans,
+searches, the guard, and validation. It runs the original once on some samples, finds out what each
+output means (:mod:`onnx_lowrank.judge.readings`), and scores any number of models against it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.errors import DataError, ValidationError
-from onnx_lowrank.judge.intervals import mean, paired, wilson
-from onnx_lowrank.judge.labels import class_ids
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.judge.measures import Figures, Scale, figures_of, losses
 from onnx_lowrank.judge.observation import Observer
-from onnx_lowrank.judge.requirement import Metric, Requirement, Score
-from onnx_lowrank.linalg.temperature import calibrated
+from onnx_lowrank.judge.readings import Reading, kinds_for, readings_of
+from onnx_lowrank.judge.structure import structures_of
+from onnx_lowrank.judge.verdict import Estimate, ReadingVerdict, Verdict, estimated, verdict_on
 from onnx_lowrank.modelfile.model import Model
-from onnx_lowrank.runtime.outputs import (
-    Values,
-    arrays_of,
-    difference,
-    finite_classes,
-    is_float,
-    scores_in,
-)
-from onnx_lowrank.runtime.runtime import Runtime, Session
+from onnx_lowrank.runtime.outputs import Values, is_float
+from onnx_lowrank.runtime.runtime import Feed, Runtime, Session
 from onnx_lowrank.samples.dataset import Dataset
-from onnx_lowrank.samples.user_code import takes
+from onnx_lowrank.samples.user_code import user_code
 
-__all__ = ["Judge"]
+__all__ = ["AS_FOUND", "Judge", "Judging", "Loss", "Pair"]
 
 Array = npt.NDArray[Any]
+#: A loss of the user: a function of the original's outputs, the new ones and the inputs of some
+#: samples, each by name; lower is better, 0 is the original.
+Loss = Callable[[Mapping[str, Array], Mapping[str, Array], Mapping[str, Array]], float]
 
-#: number of resamplings of the bootstrap
-_DRAWS = 200
+#: largest size of the original's outputs that are held, in bytes; others are computed again
+_HELD = 256 << 20
+#: number of samples by which outputs are read, and bytes of these outputs
+_READ, _READ_BYTES = 64, 64 << 20
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What the user wants outputs to be judged by.
+
+    Attributes:
+        kinds: kinds of outputs by name, as ``kl`` or ``kl@1``; others are found out.
+        function: a loss of the user's in the place of all.
+    """
+
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    function: Loss | None = None
+
+
+#: outputs are judged by what they are found to be
+AS_FOUND = Judging()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Outputs of both models on some samples, with samples along axis 0.
+
+    Attributes:
+        feed: the inputs.
+        count: number of samples.
+        old: arrays of each tensor of the original, by name.
+        new: those of the new model.
+    """
+
+    feed: Feed
+    count: int
+    old: Values
+    new: Values
 
 
 class Judge:
@@ -58,15 +80,20 @@ class Judge:
 
     Args:
         reference: the original.
-        data: samples, with labels where the requirement needs them.
+        data: samples.
         runtime: runs the models.
-        requirement: bound on what may be lost.
         size: number of samples in a batch.
-        expected: whether to estimate drops of accuracy by the original's probabilities, calibrated
-            by the labels, instead of counting them.
+        judging: what the user wants.
+        classes: whether a vector for each sample is taken for class scores whatever its numbers
+            look like; so it is where the samples have labels.
+
+    Attributes:
+        observer: the tensors that are compared, and what is to be said of them.
+        readings: what their parts mean.
 
     Raises:
-        DataError: the labels are missing or do not fit, or no output can be judged.
+        ModelError: the original does not run.
+        OptionError: the user's kinds do not fit the outputs.
     """
 
     def __init__(
@@ -74,271 +101,232 @@ class Judge:
         reference: Model,
         data: Dataset,
         runtime: Runtime,
-        requirement: Requirement,
         size: int,
-        expected: bool = False,
+        judging: Judging = AS_FOUND,
+        classes: bool = False,
     ) -> None:
-        self._data, self._requirement = data, requirement
-        self._observer = Observer(reference, data, runtime, size)
-        self._given = [o.name for o in reference.proto.graph.output]
-        self._reference, self._size = self._observer.session(reference), size
-        scored = requirement.kind != "snr" and requirement.metric is None
-        if scored and requirement.kind == "drop" and data.labels is None:
-            raise DataError(
-                "a bound on the drop of accuracy needs labels in the data (the key labels, or "
-                "test.labels), or a metric; without them bound the agreement"
-            )
-        feed = next(data.batches(size))
-        found = self._observer.run(self._reference, feed)
-        count = data.samples_in(feed)
-        if not all(_by_sample(a, count) for arrays in found.values() for a in arrays):
-            self._size = 1
-        scores = {n: _scores_of(found[n], count) for n in self._observer.outputs}
-        self._scores = next((n for n, v in scores.items() if v is not None), "")
-        if scored and not self._scores:
-            raise DataError(
-                "no output is a vector of class scores; bound the SNR, or give a metric"
-            )
-        floats = any(is_float(a) for arrays in found.values() for a in arrays)
-        if requirement.kind == "snr" and not floats:
-            said = "; ".join(["no output has floating-point numbers", *self._observer.notes])
-            raise DataError(f"{said}; an SNR needs such an output: give a metric instead")
-        self._chances: Array | None = None
-        if expected and scored and requirement.kind == "drop":
-            logits = self._logits()
-            self._first = finite_classes(logits)
-        else:
-            self._first = self._classes(self._reference) if scored else np.zeros(0, np.intp)
-        if scored and not (self._first >= 0).any():
-            raise DataError(
-                f"output {self._scores!r} of the original holds only NaN and Inf; nothing can be "
-                "compared: give other samples"
-            )
-        self._ids = np.zeros(0, np.int64)
-        if scored and requirement.kind == "drop":
-            assert data.sample_labels is not None
-            width = next(v.shape[1] for v in [scores[self._scores]] if v is not None)
-            self._ids = class_ids(data.sample_labels, width, self._scores, self._first)
-            if expected and np.isfinite(logits).all():
-                self._chances = calibrated(logits, self._ids)
-        metric = requirement.metric
-        self._before = self._outputs(self._reference) if metric else {}
-        self._inputs = self._feeds() if metric and takes(metric, "inputs") else None
+        self._data, self._judging = data, judging
+        self._labelled = classes or data.labels is not None
+        self.observer = Observer(reference, data, runtime, size)
+        session = self.observer.session(reference)
+        first = next(data.batches(size))
+        count = data.samples_in(first)
+        arrays = [a for v in self.observer.run(session, first).values() for a in v]
+        self._size = size if all(_by_sample(a, count) for a in arrays) else 1
+        self._original = session
+        self._held: list[Values | None] = []
+        room = _HELD
+        for _, _, old in self._run(session):
+            room -= sum(a.nbytes for v in old.values() for a in v)
+            self._held.append(old if room >= 0 else None)
+        self.readings = self._read(Graph(reference), runtime)
+        self._scales = [Scale(r) for r in self.readings]
+        for _, _, old in self._references():
+            for scale in self._scales:
+                scale.add(old[scale.reading.output][scale.reading.index])
 
     @property
-    def answers(self) -> tuple[Array, Array]:
-        """Class numbers ``(samples,)`` by the labels (empty if not needed) and by the original."""
-        return self._ids, self._first
+    def samples(self) -> int:
+        """Number of samples that it judges on."""
+        return len(self._data)
 
     @property
-    def expects(self) -> bool:
-        """Whether drops of accuracy are estimated by probabilities, not counted."""
-        return self._chances is not None
+    def judged_by_user(self) -> bool:
+        """Whether a function of the user's gives the loss."""
+        return self._judging.function is not None
 
-    def score(self, model: Model) -> Score:
-        """Score ``model`` against the original.
+    def originals(self, reading: Reading) -> Iterator[Array]:
+        """The original's arrays of a reading, samples along axis 0, some at a time."""
+        for _, _, old in self._references():
+            yield reading.of(old[reading.output][reading.index])
+
+    @property
+    def scales(self) -> Sequence[Scale]:
+        """What the losses of each reading are divided by."""
+        return self._scales
+
+    def pairs(self, model: Model) -> Iterator[Pair]:
+        """Run a model on all samples, some at a time, beside the original's outputs.
 
         Raises:
             ValidationError: an output has another shape than the original's.
         """
-        session = self._observer.session(model)
-        if self._requirement.kind == "snr":
-            return self._snr(session)
-        if self._requirement.metric is not None:
-            return self._metric_drop(self._outputs(session), self._requirement.metric)
-        now = self._classes(session)
-        if self._requirement.kind == "agreement":
-            known = self._first >= 0
-            return _agreement((now == self._first)[known])
-        if self._chances is not None:
-            rows = np.arange(len(now))
-            lost = self._chances[rows, self._first] - self._chances[rows, now]
-            return Score(float(lost.mean()), *mean(lost), len(now), expected=True)
-        return _accuracy_drop(self._first == self._ids, now == self._ids)
+        session = self.observer.session(model)
+        for (feed, count, old), (_, _, new) in zip(
+            self._references(), self._run(session), strict=True
+        ):
+            yield Pair(feed, count, old, new)
 
-    def _run(self, session: Session) -> Iterator[dict[str, list[Array]]]:
-        """Yield the arrays to compare, batch by batch, samples along axis 0."""
+    def loss(self, model: Model) -> float:
+        """Mean loss of a model; infinite where it gives NaN or Inf and the original does not."""
+        found = self.comparison()
+        for pair in self.pairs(model):
+            found.add_losses(pair)
+        return found.loss
+
+    def compare(self, model: Model) -> Verdict:
+        """The whole verdict on a model."""
+        found = self.comparison()
+        for pair in self.pairs(model):
+            found.add(pair)
+        return found.verdict()
+
+    def comparison(self) -> Comparison:
+        """An empty comparison, to add the outputs of a model to."""
+        return Comparison(self._scales, self.observer.loose, self._judging.function)
+
+    def _read(self, graph: Graph, runtime: Runtime) -> list[Reading]:
+        given = [o.name for o in graph.model.proto.graph.output]
+        kinds = kinds_for([*given, *self.observer.names], self._judging.kinds)
+        structures = structures_of(graph, self.observer.names, self._data, runtime)
+        some: dict[str, list[list[Array]]] = {}
+        fed: list[tuple[int, ...]] = []
+        seen = read = 0
+        for feed, count, old in self._references():
+            fed = [(seen + count, *np.shape(v)[1:]) for v in feed.values()]
+            for name, arrays in old.items():
+                some.setdefault(name, []).append(list(arrays))
+                read += sum(a.nbytes for a in arrays)
+            seen += count
+            if seen >= _READ or read >= _READ_BYTES:
+                break
+        return [
+            reading
+            for name, batches in some.items()
+            for reading in readings_of(
+                name, _stacked(batches), structures[name],
+                given=kinds.get(name, ""), labelled=self._labelled, inputs=fed,
+            )
+        ]  # fmt: skip
+
+    def _references(self) -> Iterator[tuple[Feed, int, Values]]:
+        for number, feed in enumerate(self._data.batches(self._size)):
+            count, held = self._data.samples_in(feed), self._held[number]
+            yield feed, count, held or _by_samples(self.observer.run(self._original, feed), count)
+
+    def _run(self, session: Session) -> Iterator[tuple[Feed, int, Values]]:
         for feed in self._data.batches(self._size):
             count = self._data.samples_in(feed)
-            yield {
-                n: [_each_sample(a, count) for a in arrays]
-                for n, arrays in self._observer.run(session, feed).items()
-            }
+            yield feed, count, _by_samples(self.observer.run(session, feed), count)
 
-    def _batches_of_scores(self, session: Session) -> Iterator[Array]:
-        for outputs in self._run(session):
-            scores = scores_in(outputs[self._scores])
-            if scores is None:
-                raise ValidationError(
-                    f"output {self._scores!r} holds class scores in the original and not in the "
-                    "compressed model"
-                )
-            yield scores
 
-    def _classes(self, session: Session) -> npt.NDArray[np.intp]:
-        return np.concatenate([finite_classes(s) for s in self._batches_of_scores(session)])
+class Comparison:
+    """Losses and figures of a model, sample by sample.
 
-    def _logits(self) -> Array:
-        """Class scores of the original, ``(samples, classes)``."""
-        every = self._batches_of_scores(self._reference)
-        return np.concatenate([v.reshape(len(v), -1) for v in every])
+    Args:
+        scales: readings, and what their losses are divided by.
+        loose: tensors that may have another shape in a correct model.
+        function: a loss of the user's in the place of all.
+    """
 
-    def _outputs(self, session: Session) -> dict[str, Array]:
-        """All outputs by name, samples along axis 0, for the user's metric."""
-        return _joined("output", self._given_batches(session))
+    def __init__(
+        self, scales: Sequence[Scale], loose: frozenset[str], function: Loss | None
+    ) -> None:
+        self._scales, self._loose, self._function = scales, loose, function
+        self._losses: list[list[npt.NDArray[np.float64]]] = [[] for _ in scales]
+        self._figures = [Figures() for _ in scales]
+        self._own: list[npt.NDArray[np.float64]] = []
+        self._samples = 0
 
-    def _given_batches(self, session: Session) -> Iterator[dict[str, Array]]:
-        for feed in self._data.batches(self._size):
-            values = session.run(feed, self._given)
-            yield {
-                name if i == 0 else f"{name}[{i}]": _each_sample(array, self._data.samples_in(feed))
-                for name, value in values.items()
-                for i, array in enumerate(arrays_of(value))
-            }
+    def add(self, pair: Pair) -> None:
+        """Add the losses and figures of some samples.
 
-    def _feeds(self) -> dict[str, Array]:
-        """All inputs by name, samples along axis 0."""
-        feeds = self._data.batches(self._size)
-        counted = ((feed, self._data.samples_in(feed)) for feed in feeds)
-        return _joined(
-            "input",
-            ({n: _each_sample(np.asarray(v), count) for n, v in f.items()} for f, count in counted),
+        Raises:
+            ValidationError: an output has another shape than the original's.
+        """
+        self.add_losses(pair)
+        for scale, figures in zip(self._scales, self._figures, strict=True):
+            both = self._both(scale.reading, pair)
+            if both is not None:
+                figures_of(scale.reading, *both, figures)
+
+    def add_losses(self, pair: Pair) -> None:
+        """Add the losses of some samples.
+
+        Raises:
+            ValidationError: an output has another shape than the original's.
+        """
+        self._samples += pair.count
+        for scale, found in zip(self._scales, self._losses, strict=True):
+            both = self._both(scale.reading, pair)
+            found.append(np.ones(pair.count) if both is None else losses(scale, *both))
+        if self._function is not None:
+            self._own.append(np.full(pair.count, _of_user(self._function, pair)))
+
+    @property
+    def loss(self) -> float:
+        """Mean loss so far."""
+        return float(self.verdict_on_losses().value)
+
+    def verdict(self) -> Verdict:
+        """What there is to be said."""
+        readings: list[ReadingVerdict] = [
+            verdict_on(scale.reading, np.concatenate(found), figures)
+            for scale, found, figures in zip(self._scales, self._losses, self._figures, strict=True)
+            if found
+        ]
+        return Verdict(self._samples, self.verdict_on_losses(), tuple(readings))
+
+    def verdict_on_losses(self) -> Estimate:
+        """The mean loss with its interval."""
+        if self._own:
+            return estimated(np.concatenate(self._own))
+        every = [np.concatenate(found) for found in self._losses if found]
+        return estimated(np.mean(every, axis=0) if every else np.zeros(0))
+
+    def _both(self, reading: Reading, pair: Pair) -> tuple[Array, Array] | None:
+        """The arrays of a reading; None where their shapes differ and may."""
+        old, new = pair.old[reading.output], pair.new.get(reading.output, ())
+        shapes = [[a.shape for a in v] for v in (old, new)]
+        if shapes[0] == shapes[1]:
+            return old[reading.index], new[reading.index]
+        if reading.output in self._loose:
+            return None
+        if not new:  # a tensor in front of an output, which the new model need not have
+            return None
+        one, other = (s[0][1:] if len(s) == 1 else s for s in shapes)
+        raise ValidationError(
+            f"output {reading.output!r} has the shape {other} a sample, and the original's has "
+            f"{one}"
         )
 
-    def _snr(self, session: Session) -> Score:
-        every = [
-            _energies(old, new, self._observer.loose)
-            for old, new in zip(self._run(self._reference), self._run(session), strict=True)
-        ]
-        signal, noise, places = np.concatenate(every, axis=1)
-        if not places.any():
-            raise DataError(
-                "the original's outputs hold only NaN and Inf, or have other shapes in the "
-                "compressed model, so nothing can be compared; give other samples"
-            )
 
-        def decibel(index: npt.NDArray[np.intp]) -> float:
-            kept, lost = float(signal[index].sum()), float(noise[index].sum())
-            if lost == 0:
-                return math.inf
-            return 10 * math.log10(kept / lost) if kept and lost < math.inf else -math.inf
-
-        return _drawn(decibel, len(signal))
-
-    def _metric_drop(self, after: Mapping[str, Array], metric: Metric) -> Score:
-        labels, count = self._data.sample_labels, len(next(iter(self._before.values())))
-
-        def drop(index: npt.NDArray[np.intp]) -> float:
-            chosen = None if labels is None else labels[index]
-            fed = None if self._inputs is None else _rows(self._inputs, index)
-            old, new = (_value(metric, _rows(o, index), chosen, fed) for o in (self._before, after))
-            return math.inf if math.isfinite(old) and not math.isfinite(new) else old - new
-
-        found = _drawn(drop, count)
-        if math.isnan(found.value):
-            raise DataError(
-                "the metric gives NaN or infinity for the original; mend the metric, or give other "
-                "samples"
-            )
-        return found
+def _of_user(function: Loss, pair: Pair) -> float:
+    old, new = (
+        {name: v[0] if len(v) == 1 else np.asarray(v) for name, v in values.items() if len(v)}
+        for values in (pair.old, pair.new)
+    )
+    with user_code("the function of --judge"):
+        found = float(function(old, new, dict(pair.feed)))
+    if math.isnan(found):
+        raise DataError(
+            "the function of --judge gave NaN; let it return a number, infinity for the worst"
+        )
+    return found
 
 
 def _by_sample(value: Array, count: int) -> bool:
     return value.ndim > 0 and len(value) == count
 
 
+def _by_samples(values: Values, count: int) -> dict[str, list[Array]]:
+    """Arrays with samples along axis 0 and another axis; repeated where they have no such axis."""
+    return {n: [_each_sample(a, count) for a in arrays] for n, arrays in values.items()}
+
+
 def _each_sample(value: Array, count: int) -> Array:
-    """``value`` with samples along axis 0; repeated for each sample where it has no such axis."""
-    return value if _by_sample(value, count) else np.repeat(value[None], count, axis=0)
+    found = value if _by_sample(value, count) else np.repeat(value[None], count, axis=0)
+    return found[:, None] if found.ndim == 1 else found
 
 
-def _scores_of(arrays: Sequence[Array], count: int) -> Array | None:
-    """Class scores of ``count`` samples, ``(count, classes, ...)``; None where there are none."""
-    if count > 1 and not any(_by_sample(a, count) for a in arrays):
-        return None
-    return scores_in([_each_sample(a, count) for a in arrays])
-
-
-def _joined(what: str, batches: Iterable[Mapping[str, Array]]) -> dict[str, Array]:
-    found: dict[str, list[Array]] = {}
-    for batch in batches:
-        for name, value in batch.items():
-            found.setdefault(name, []).append(value)
-    for name, values in found.items():
-        if len({v.shape[1:] for v in values}) > 1:
-            raise DataError(
-                f"{what} {name!r} has different shapes on different samples, which a metric "
-                "cannot take; bound the SNR instead"
-            )
-    return {name: np.concatenate(values) for name, values in found.items()}
-
-
-def _rows(values: Mapping[str, Array], index: npt.NDArray[np.intp]) -> dict[str, Array]:
-    return {name: value[index] for name, value in values.items()}
-
-
-def _value(
-    metric: Metric,
-    outputs: Mapping[str, Array],
-    labels: Array | None,
-    inputs: Mapping[str, Array] | None,
-) -> float:
-    try:
-        if inputs is None:
-            return float(metric(outputs, labels))
-        return float(metric(outputs, labels, inputs=inputs))
-    except Exception as error:  # the metric is the user's code and may raise anything
-        raise DataError(
-            f"the metric failed with {type(error).__name__}: {error}"
-            + ("; the data has no labels" if labels is None else "")
-        ) from error
-
-
-def _energies(old: Values, new: Values, loose: Collection[str]) -> npt.NDArray[np.float64]:
-    """Energy of the original's floating-point outputs, and of the errors in them.
-
-    Where the output has NaN or Inf in the original too, a value that becomes NaN or Inf counts as
-    an error of its whole size; elsewhere it makes the error of its sample infinite.
-
-    Returns:
-        Energy, energy of the error, and number of finite values of the original, for each sample;
-        ``(3, samples)``.
-    """
-    count = len(next((a for arrays in old.values() for a in arrays), ()))
-    found = np.zeros((3, count))
-    for name, arrays in old.items():
-        others = new.get(name, [])
-        if name not in loose and [a.shape for a in arrays] != [a.shape for a in others]:
-            shapes = ([a.shape for a in v] for v in (others, arrays))
-            one, other = (s[0] if len(s) == 1 else s for s in shapes)
-            raise ValidationError(
-                f"output {name!r} has the shape {one}, and the original's has {other}"
-            )
-        for a, b in zip(arrays, others, strict=False):
-            if is_float(a) and a.shape == b.shape:
-                apart = difference(a, b, count)
-                spoilt = (apart.finite > apart.places) & bool(np.isfinite(a).all())
-                found[0] += apart.signal + apart.lost
-                found[1] += np.where(spoilt, math.inf, apart.noise + apart.lost)
-                found[2] += apart.finite
+def _stacked(batches: Sequence[Sequence[Array]]) -> list[Array]:
+    """The arrays of several batches as one each; of the first alone where shapes differ."""
+    found = []
+    for index, first in enumerate(batches[0]):
+        alike = [
+            b[index] for b in batches
+            if index < len(b) and b[index].shape[1:] == first.shape[1:]
+        ]  # fmt: skip
+        numeric = is_float(first) or first.dtype.kind in "biuc"
+        found.append(np.concatenate(alike) if numeric else first)
     return found
-
-
-def _accuracy_drop(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Score:
-    lost, won = int(np.sum(before & ~after)), int(np.sum(after & ~before))
-    return Score((lost - won) / len(before), *paired(lost, won, len(before)), len(before))
-
-
-def _agreement(same: npt.NDArray[np.bool_]) -> Score:
-    part = float(same.mean())
-    return Score(part, *wilson(part, len(same)), len(same))
-
-
-def _drawn(statistic: Callable[[npt.NDArray[np.intp]], float], count: int) -> Score:
-    random = np.random.default_rng(0)
-    value = statistic(np.arange(count))
-    drawn = [statistic(random.integers(0, count, count)) for _ in range(_DRAWS)]
-    # take draws themselves: nothing can be interpolated beside an infinite one
-    ranked = sorted(v for v in drawn if not math.isnan(v)) or [value]
-    low, high = (ranked[round(part * (len(ranked) - 1))] for part in (0.025, 0.975))
-    return Score(value, low, high, count)

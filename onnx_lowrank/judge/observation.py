@@ -100,6 +100,13 @@ class Observer:
         wanted = [n for n in self.names if n in session.outputs]
         return {n: arrays_of(v) for n, v in session.run(feed, wanted).items()} if wanted else {}
 
+    def made_by(self, model: Model) -> frozenset[str]:
+        """The tensors to compare that a model has."""
+        graph = model.proto.graph
+        made = {name for node in graph.node for name in node.output}
+        made |= {o.name for o in graph.output}
+        return frozenset(self.names) & made
+
     def _opened(self, model: Model) -> Model:
         graph = model.proto.graph
         made = {name for node in graph.node for name in node.output}

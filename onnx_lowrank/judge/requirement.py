@@ -1,5 +1,7 @@
 """Requirements on a compressed model.
 
+loss        largest loss by the judge: 0 is the original, 1 tells no sample from another
+kept        smallest part of the answers that stay, of the output that keeps least
 drop        largest loss of labelled accuracy (a fraction), or of the user's own metric
 agreement   smallest part of samples whose first class stays the same
 snr         smallest signal-to-noise ratio of all floating-point outputs against the original's, dB
@@ -14,7 +16,17 @@ from dataclasses import dataclass
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.option_values import fraction, percent
 
-__all__ = ["Metric", "Requirement", "Score", "check_bound", "largest_loss", "read_bound"]
+__all__ = [
+    "BY_JUDGE",
+    "GUARDED",
+    "NEARLY_ALL",
+    "Metric",
+    "Requirement",
+    "Score",
+    "check_bound",
+    "largest_loss",
+    "read_bound",
+]
 
 #: A metric of the user: a function of ``(outputs, labels)``, and of ``inputs`` where it has such a
 #: parameter. Outputs and inputs are given by name with samples along axis 0; labels are
@@ -22,8 +34,19 @@ __all__ = ["Metric", "Requirement", "Score", "check_bound", "largest_loss", "rea
 Metric = Callable[..., float]
 
 
-_NAMES = {"drop": "max_drop", "agreement": "min_agreement", "snr": "min_snr"}
-_UNITS = {"drop": " points", "agreement": " %", "snr": " dB"}
+#: requirements that the judge scores
+BY_JUDGE = frozenset({"agreement", "kept", "loss"})
+#: part of the answers that a result must keep where no more is asked for, and part that the
+#: smallest model keeps where no target is given
+GUARDED, NEARLY_ALL = 0.9, 0.95
+
+_NAMES = {
+    "drop": "max_drop", "agreement": "min_agreement", "snr": "min_snr", "loss": "max_loss",
+    "kept": "min_kept",
+}  # fmt: skip
+_UNITS = {"drop": " points", "agreement": " %", "snr": " dB", "loss": " %", "kept": " %"}
+#: requirements that a value must not exceed
+_UPPER = frozenset({"drop", "loss"})
 
 
 @dataclass(frozen=True)
@@ -31,9 +54,9 @@ class Requirement:
     """A bound on what may be lost.
 
     Attributes:
-        kind: ``drop | agreement | snr``.
-        bound: largest drop as a fraction (or in units of the metric), smallest agreement as a
-            fraction, or smallest SNR in dB.
+        kind: ``loss | kept | drop | agreement | snr``.
+        bound: largest loss, smallest part kept, largest drop (in units of the metric where there
+            is one) or smallest agreement as a fraction, or smallest SNR in dB.
         metric: metric to take in place of labelled accuracy, for ``drop``.
     """
 
@@ -48,6 +71,7 @@ class Requirement:
         min_agreement: float | None,
         min_snr: float | None,
         metric: Metric | None = None,
+        max_loss: float | None = None,
     ) -> Requirement | None:
         """Make the requirement that the options ask for; None where they ask for none.
 
@@ -58,7 +82,8 @@ class Requirement:
         asked = [
             (kind, bound)
             for kind, bound in (
-                ("drop", max_drop), ("agreement", min_agreement), ("snr", min_snr)
+                ("drop", max_drop), ("agreement", min_agreement), ("snr", min_snr),
+                ("loss", max_loss),
             )
             if bound is not None
         ]  # fmt: skip
@@ -80,13 +105,19 @@ class Requirement:
             return f"least SNR asked for: {self.bound:g} dB"
         if self.kind == "agreement":
             return f"least agreement of the first class asked for: {percent(self.bound)}"
+        if self.kind == "kept":
+            return f"least part of the answers that must stay: {percent(self.bound)}"
+        if self.kind == "loss":
+            return f"largest loss by the judge allowed: {percent(self.bound)}"
         if self.metric is not None:
             return f"largest loss of the metric allowed: {self.bound:g}, in units of the metric"
         return largest_loss(self.bound)
 
     def holds(self, value: float) -> bool:
         """Whether a score is within the bound."""
-        return value <= self.bound + 1e-12 if self.kind == "drop" else value >= self.bound - 1e-12
+        if self.kind in _UPPER:
+            return value <= self.bound + 1e-12
+        return value >= self.bound - 1e-12
 
     @property
     def scale(self) -> float:
@@ -103,6 +134,10 @@ class Requirement:
             return f"an SNR of {self.bound:g} dB at least"
         if self.kind == "agreement":
             return f"the same first class for {self.bound:.2%} at least"
+        if self.kind == "kept":
+            return f"{self.bound:.2%} of the answers"
+        if self.kind == "loss":
+            return f"a loss of {self.bound:.2%} at most"
         unit = f"{self.bound:g} of the metric" if self.metric else f"{self.bound * 100:g} points"
         return f"a drop of {unit} at most"
 
@@ -143,7 +178,7 @@ def check_bound(kind: str, bound: float, own_metric: bool = False) -> None:
     """Refuse a bound that is out of range, or that every model would keep.
 
     Args:
-        kind: ``drop | agreement | snr``.
+        kind: ``loss | kept | drop | agreement | snr``.
         bound: the bound, as in :class:`Requirement`.
         own_metric: whether the drop is counted in the units of the user's metric.
 
@@ -158,7 +193,7 @@ def check_bound(kind: str, bound: float, own_metric: bool = False) -> None:
             f"{name} would allow a loss of {100 * bound:g} %, which every model keeps to; give a "
             "fraction below 1, as 0.01 for 1 %"
         )
-    if kind == "agreement" and not 0 < bound <= 1:
+    if kind in ("agreement", "kept") and not 0 < bound <= 1:
         raise OptionError(
             f"{name}: give a fraction above 0 (which every model reaches) and at most 1, as "
             "0.99 for 99 %"
@@ -181,7 +216,7 @@ def read_bound(kind: str, given: float | str | None, own_metric: bool = False) -
     """The bound that a number or a text stands for, not yet checked.
 
     Args:
-        kind: ``drop | agreement | snr``.
+        kind: ``loss | kept | drop | agreement | snr``.
         given: a number, ``1%``, ``0.01``, or ``30dB``; None for no bound.
         own_metric: whether a drop is one of the user's metric, in whatever units that has.
 

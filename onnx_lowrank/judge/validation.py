@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.errors import DataError, ValidationError
+from onnx_lowrank.judge.judge import AS_FOUND, Judge, Judging
 from onnx_lowrank.judge.labels import class_ids, doubt, not_class_numbers
-from onnx_lowrank.judge.observation import Observer
+from onnx_lowrank.judge.verdict import Verdict
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.outputs import (
@@ -117,6 +118,7 @@ class Validation:
         accuracy: accuracy by labels; None without labels, or without an output of class scores.
         notes: sentences that say what was not compared and what else a reader should know.
         uncounted: reason why no accuracy was counted though there are labels; else empty.
+        verdict: what the judge says; None where nothing was run.
     """
 
     samples: int
@@ -124,6 +126,7 @@ class Validation:
     accuracy: Accuracy | None
     notes: tuple[str, ...] = ()
     uncounted: str = ""
+    verdict: Verdict | None = None
 
     @property
     def compared(self) -> bool:
@@ -135,8 +138,9 @@ class Validation:
         """Loss of accuracy with labels, else part of samples whose first class changes."""
         if self.accuracy is not None:
             return self.accuracy.drop
-        agreements = [o.top1_agreement for o in self.outputs if o.top1_agreement is not None]
-        return 1 - agreements[0] if agreements else None
+        readings = () if self.verdict is None else self.verdict.readings
+        same = (r.figures.get("same_samples") for r in readings if r.reading.kind == "kl")
+        return next((1 - s.value for s in same if s is not None), None)
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as plain data for JSON; infinite ratios and NaN become None."""
@@ -145,8 +149,11 @@ class Validation:
         if self.accuracy is not None:
             accuracy = {**asdict(self.accuracy), "drop": self.accuracy.drop}
             del accuracy["doubt"]  # stands in the notes
+        readings = [] if self.verdict is None else [r.to_dict() for r in self.verdict.readings]
         return {
             "samples": self.samples,
+            "loss": None if self.verdict is None else self.verdict.loss.to_list(),
+            "judged": readings,
             "outputs": outputs,
             "accuracy": accuracy,
             "notes": list(self.notes),
@@ -160,13 +167,13 @@ def _plain(value: Any) -> Any:
 class _Tally:
     """Running sums of one output."""
 
-    def __init__(self, name: str, *, loose: bool = False) -> None:
+    def __init__(self, name: str, *, loose: bool = False, scored: bool = True) -> None:
         self.name, self._loose = name, loose
         self.signal = self.noise = self.cosine = self.largest = 0.0
         self.rows = self.whole = self.equal = 0
         self.places = self.finite = self.total = self.mismatches = self.unlike = 0
         self.samples = self.hits1 = self.hits5 = 0
-        self.scores, self.numeric, self.exact_type = True, False, True
+        self.scores, self.numeric, self.exact_type = scored, False, True
         self.varied = False
         self._first: list[npt.NDArray[Any]] | None = None
 
@@ -276,6 +283,7 @@ def validate_models(
     size: int = 16,
     progress: Progress | None = None,
     labels_are_classes: bool = True,
+    judging: Judging = AS_FOUND,
 ) -> Validation:
     """Compare the outputs of two models on ``dataset``, a batch at a time.
 
@@ -289,27 +297,33 @@ def validate_models(
         labels_are_classes: whether integer labels that are not classes of the output are an
             error. Where a metric of the user reads the labels they are not, and then no accuracy
             is counted.
+        judging: what the user wants outputs to be judged by.
 
     Raises:
         DataError: integer labels are not numbers of the output's classes.
         ValidationError: outputs are missing, have other shapes, or are not finite.
         ModelError: one of the models does not run.
     """
-    observer = Observer(reference, dataset, runtime, size)
     given = ([o.name for o in m.proto.graph.output] for m in (reference, new))
     missing = set(next(given)) - set(next(given))
     if missing:
         raise ValidationError(f"the new model lacks the outputs {', '.join(sorted(missing))}")
-    sessions = (observer.session(reference), observer.session(new))
-    names = [n for n in observer.names if n in sessions[1].outputs]
-    tallies = {name: _Tally(name, loose=name in observer.loose) for name in names}
+    judge = Judge(reference, dataset, runtime, size, judging)
+    observer, comparison = judge.observer, judge.comparison()
+    made = observer.made_by(new)
+    names = [n for n in observer.names if n in made]
+    classes_in = {r.output for r in judge.readings if r.kind == "kl"}
+    tallies = {
+        name: _Tally(name, loose=name in observer.loose, scored=name in classes_in)
+        for name in names
+    }
     labels = dataset.sample_labels
     scored, classes = "", 0
     found: tuple[list[Classes], list[Classes]] = ([], [])  # first classes by both models
     with (progress or Progress()).task("validate", len(dataset)) as advance:
-        for feed in dataset.batches(size):
-            count = dataset.samples_in(feed)
-            both = [_of_samples(observer.run(s, feed), count) for s in sessions]
+        for pair in judge.pairs(new):
+            count, both = pair.count, (pair.old, pair.new)
+            comparison.add(pair)
             for name, tally in tallies.items():
                 tally.add(both[0][name], both[1][name])
             if labels is not None:
@@ -319,7 +333,7 @@ def validate_models(
                     classes = scores[0].shape[1]
                     for kept, values in zip(found, scores, strict=True):
                         kept.append(finite_classes(values))
-            advance(_samples(dataset, feed))
+            advance(_samples(dataset, pair.feed))
     if labels is not None and sum(map(len, found[0])) != len(labels):
         scored = ""  # runs of different length, some of which look like class scores
     accuracy, uncounted = None, ""
@@ -337,7 +351,8 @@ def validate_models(
         notes.append(f"accuracy was not counted: {uncounted}")
     if accuracy is not None and accuracy.doubt:
         notes.append(f"the accuracy says nothing about the models: {accuracy.doubt}")
-    return Validation(len(dataset), checks, accuracy, tuple(notes), uncounted)
+    verdict = comparison.verdict()
+    return Validation(len(dataset), checks, accuracy, tuple(notes), uncounted, verdict)
 
 
 def _accuracy(

@@ -175,15 +175,15 @@ class PruningOptions:
             pruned prefix makes it.
         gather: whether a single layer may read fewer channels through a Gather.
         keep: part of each group that stays; 0 leaves it to the planner.
-        gain: beside factorizations, how many times less the predicted loss must be than without
-            any pruning; above 1, pruning is not considered where that loss is little anyway.
+        optional: whether it is only one of the defaults: where it can be of no use beside
+            factorizations, as under a rule for ranks, it is left out without a word.
     """
 
     solve: bool
     chain: str
     gather: bool
     keep: float
-    gain: float = 1.0
+    optional: bool = False
 
 
 @dataclass(frozen=True)

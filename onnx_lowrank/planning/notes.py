@@ -22,6 +22,7 @@ __all__ = [
     "SearchResult",
     "SizeNotReached",
     "TimeBesideProducts",
+    "WithAndWithout",
 ]
 
 
@@ -94,9 +95,9 @@ class Round:
     Attributes:
         number: of the round, from 1 on.
         outcome: ``same | no better | kept | dropped``; only the last two were built.
-        before: signal-to-noise ratio in dB of the plan at hand on held-out samples.
+        before: the judge's loss of the plan at hand on held-out samples.
         after: the same of the new one.
-        samples: that the ratios stand on.
+        samples: that the losses stand on.
     """
 
     number: int
@@ -104,6 +105,21 @@ class Round:
     before: float = 0.0
     after: float = 0.0
     samples: int = 0
+
+
+@dataclass(frozen=True)
+class WithAndWithout:
+    """The judge's losses of a plan that takes channels out and of one that does not.
+
+    Attributes:
+        without: loss of the plan that factorizes alone, on held-out samples.
+        pruned: loss of the other.
+        samples: that the losses stand on.
+    """
+
+    without: float
+    pruned: float
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -173,4 +189,5 @@ Note = (
     | ChainsAreSlower
     | ChainsTakenBack
     | TimeBesideProducts
+    | WithAndWithout
 )

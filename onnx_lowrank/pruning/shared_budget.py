@@ -39,7 +39,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def share_budget(
-    pruner: Pruner, rest: Factorizing, budget: Budget, unpruned: float, gain: float
+    pruner: Pruner, rest: Factorizing, budget: Budget, unpruned: float
 ) -> KeptChannels:
     """Choose the channels to keep, so that pruning and factorization lose least together.
 
@@ -47,14 +47,13 @@ def share_budget(
         pruner: prunes the model.
         rest: predicts what factorizing the pruned model loses.
         budget: budget on the cost of all layers.
-        unpruned: predicted loss of factorization without pruning; infinite where that does not
-            meet the budget.
-        gain: factor by which the loss with pruning must be smaller than ``unpruned``.
+        unpruned: predicted loss of factorization without pruning, which that with pruning must be
+            less than; infinite where there is none, or to prune in any case.
 
     Raises:
         OutOfReachError: no share meets the budget.
     """
-    best: tuple[float, KeptChannels] | None = (unpruned / gain, {}) if isfinite(unpruned) else None
+    best: tuple[float, KeptChannels] | None = (unpruned, {}) if isfinite(unpruned) else None
     before = unpruned
     for share in SHARES:
         limit = pruner.cost - share * (pruner.cost - budget.limit)

@@ -2,8 +2,8 @@
 
     s_l = (E - E_l) / eps_l
 
-``E`` is the relative error of the outputs of the model as planned and refitted, ``E_l`` the same
-with layer ``l`` refitted but not factorized, ``eps_l`` its planned error. Sensitivities measured
+``E`` is the judge's loss of the model as planned and refitted, ``E_l`` the same with layer ``l``
+refitted but not factorized, ``eps_l`` its planned error. Sensitivities measured
 around the original, one layer compressed at a time, or around a plan that is not refitted, made
 worse plans than equal ones, as they ignore what later layers repair. The sensitivities measured
 here hold only near the plan, so they are damped:
@@ -14,7 +14,7 @@ here hold only near the plan, so they are damped:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,28 +22,40 @@ import numpy as np
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.judge.observation import Observer
+from onnx_lowrank.judge.judge import Judge, Judging
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.layers.writer import apply_chain
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.refit.task import Task
-from onnx_lowrank.runtime.outputs import Values, difference, is_float
-from onnx_lowrank.runtime.runtime import Feed, Runtime
+from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset
 
-__all__ = ["Repaired", "measured_factors", "recorded"]
+__all__ = ["Measured", "Repaired", "losses_of_layers", "measured_factors", "recorded"]
 
 #: largest and smallest number of samples to measure on
 SAMPLES, FEWEST = 100, 10
-#: largest size of the stored outputs of the original, in bytes
-LARGEST = 64 << 20
 #: number of runs through all samples that the measuring may cost, approximately
 PASSES = 4
 #: power and bound of a factor
 DAMPING, BOUND = 0.5, 4.0
 #: smallest improvement that counts, as a part of the whole error
 _LEAST = 1e-4
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the layers of a plan cost, measured.
+
+    Attributes:
+        factors: factors on the weights of layers, by name.
+        losses: how much less the judge's loss is with one layer whole, by name.
+        whole: the judge's loss of the model as built, on the same samples.
+    """
+
+    factors: Mapping[str, float]
+    losses: Mapping[str, float]
+    whole: float
 
 
 @dataclass(frozen=True)
@@ -67,9 +79,10 @@ def measured_factors(
     data: Dataset,
     runtime: Runtime,
     size: int,
+    judging: Judging,
     progress: Progress,
-) -> dict[str, float]:
-    """Measure factors on the weights of the layers that a plan replaces, by name.
+) -> Measured:
+    """Measure factors on the weights of the layers that a plan replaces.
 
     Args:
         source: the original model.
@@ -79,25 +92,51 @@ def measured_factors(
         data: calibration samples.
         runtime: runs the models.
         size: number of samples in a batch.
+        judging: what the user wants outputs to be judged by.
         progress: receives one step for each layer.
     """
     count = PASSES * len(data) // max(len(errors), 1)
     count = min(max(count, FEWEST), SAMPLES, len(data))
-    reference = _Reference(source, data.subset(range(count)), runtime, size)
-    whole = reference.error(_built(work, repaired, None))
-    shares = {}
-    with progress.task("weigh layers", len(errors)) as advance:
-        for name, error in errors.items():
-            if name in repaired and error > 0 and 0 < whole < math.inf:
-                without = reference.error(_built(work, repaired, name))
-                if without < math.inf:  # a layer that cannot be measured keeps the factor 1
-                    shares[name] = max(whole - without, _LEAST * whole) / error
-            advance(1)
+    judge = Judge(source, data.subset(range(count)), runtime, size, judging)
+    names = [name for name, error in errors.items() if name in repaired and error > 0]
+    whole, losses = losses_of_layers(judge, work, repaired, names, progress)
+    shares = {n: max(loss, _LEAST * whole) / errors[n] for n, loss in losses.items()}
     middle = float(np.median(list(shares.values()))) if shares else 1.0
-    return {
+    factors = {
         name: float(np.clip(share / middle, 1 / BOUND, BOUND) ** DAMPING)
         for name, share in shares.items()
     }
+    return Measured(factors, losses, whole)
+
+
+def losses_of_layers(
+    judge: Judge,
+    work: Model,
+    repaired: Mapping[str, Repaired],
+    names: Sequence[str],
+    progress: Progress,
+) -> tuple[float, dict[str, float]]:
+    """The judge's loss of a model, and how much less it is with one layer whole, by name.
+
+    Args:
+        judge: of the original.
+        work: the model that the plan is applied to, before its chains.
+        repaired: results of the refit of all layers that it solved.
+        names: the layers to measure.
+        progress: receives one step for each layer.
+
+    Returns:
+        Layers that cannot be measured, because the model gives NaN or Inf, are left out.
+    """
+    whole, losses = judge.loss(_built(work, repaired, None)), {}
+    with progress.task("weigh layers", len(names)) as advance:
+        for name in names:
+            if 0 < whole < math.inf:
+                without = judge.loss(_built(work, repaired, name))
+                if without < math.inf:
+                    losses[name] = whole - without
+            advance(1)
+    return whole, losses
 
 
 def recorded(task: Task, into: dict[str, Repaired]) -> Task:
@@ -109,35 +148,6 @@ def recorded(task: Task, into: dict[str, Repaired]) -> Task:
         return chain
 
     return replace(task, cut=cut)
-
-
-class _Reference:
-    """Outputs of the original, on as many samples as may be stored."""
-
-    def __init__(self, source: Model, data: Dataset, runtime: Runtime, size: int) -> None:
-        self._observer = Observer(source, data, runtime, size)
-        self._held: list[tuple[Feed, Values]] = []
-        session, room = self._observer.session(source), LARGEST
-        for feed in data.batches(size):
-            outputs = self._observer.run(session, feed)
-            room -= sum(a.nbytes for arrays in outputs.values() for a in arrays)
-            if room < 0 and self._held:
-                break
-            self._held.append((feed, outputs))
-
-    def error(self, model: Model) -> float:
-        """Relative error of all floating-point outputs together; infinite where it is NaN."""
-        session = self._observer.session(model)
-        signal = noise = 0.0
-        for feed, reference in self._held:
-            for name, arrays in self._observer.run(session, feed).items():
-                for old, new in zip(reference[name], arrays, strict=False):
-                    if is_float(old) and old.shape == new.shape:
-                        apart = difference(old, new, 1)
-                        signal += float(apart.signal[0] + apart.lost[0])
-                        noise += float(apart.noise[0] + apart.lost[0])
-        error = noise / signal if signal > 0 else 0.0
-        return error if math.isfinite(error) else math.inf
 
 
 def _built(work: Model, repaired: Mapping[str, Repaired], whole: str | None) -> Model:

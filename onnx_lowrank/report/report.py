@@ -18,11 +18,26 @@ from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.planning.notes import Note
 from onnx_lowrank.planning.plan import Decision, GroupDecision
 from onnx_lowrank.refit.refit import Refit
-from onnx_lowrank.report.wording import worded
+from onnx_lowrank.report.wording import figures_in_words, kept_in_words, means, worded
 
-__all__ = ["Report", "model_table", "outputs_table", "short"]
+__all__ = ["LayerLoss", "Report", "model_table", "outputs_table", "short"]
 
 SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class LayerLoss:
+    """What one layer costs in the judge's loss.
+
+    Attributes:
+        layer: name of the layer.
+        loss: how much less the loss would be with the layer whole.
+        whole: loss of the model, on the same samples.
+    """
+
+    layer: str
+    loss: float
+    whole: float
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,8 @@ class Report:
         version: of this package.
         plan: digest of the plan.
         seed: of all random draws.
+        costliest: layers that cost most of the judge's loss, the first the most; empty where that
+            was not measured.
     """
 
     before: Cost
@@ -58,6 +75,7 @@ class Report:
     version: str
     plan: str
     seed: int
+    costliest: tuple[LayerLoss, ...] = ()
 
     @property
     def macs_ratio(self) -> float:
@@ -89,6 +107,7 @@ class Report:
             "groups": [asdict(g) for g in self.groups],
             "refit": [_finite(asdict(r)) for r in self.refits],
             "validation": validation,
+            "costliest": [asdict(c) for c in self.costliest],
             "accuracy": accuracy,
             "latency": [
                 {**asdict(p), "speedup": p.speedup, "median_speedup": p.median_speedup}
@@ -110,6 +129,8 @@ class Report:
         first = self.latency[0] if self.latency else None
         console.print(model_table(self.before, self.after, first, self.validation.accuracy))
         console.print(outputs_table(self.validation))
+        if self.costliest:
+            console.print(Text(_costs(self.costliest)))
         behind = [r.behind_relu for r in self.refits if r.behind_relu is not None]
         if behind:
             gained = sum(b.gain > 0 for b in behind)
@@ -161,7 +182,39 @@ def model_table(
 
 
 def outputs_table(validation: Validation) -> RenderableType:
-    """Each output against the original's."""
+    """Each output against the original's: what the judge says, and plain differences."""
+    verdict = validation.verdict
+    if verdict is None or not verdict.readings:
+        return _differences_table(validation)
+    table = Table(
+        title=f"outputs against the original, {validation.samples} samples",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("output", overflow="fold")
+    table.add_column("judged as", no_wrap=True)
+    for column in ("loss", "SNR"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("what stays, 95 % interval", overflow="fold")
+    ratios = {o.name: _decibel(o) for o in validation.outputs}
+    for r in verdict.readings:
+        loss = f"{r.loss.value:.2%}" if math.isfinite(r.loss.value) else "infinite"
+        said = "; ".join(filter(None, (kept_in_words(r), figures_in_words(r))))
+        ratio = ratios.get(r.reading.output, "")
+        table.add_row(Text(short(r.reading.label)), means(r), loss, ratio, said)
+    return Group(table, Text())
+
+
+def _costs(costliest: Sequence[LayerLoss]) -> str:
+    """The layers that cost most of the loss, in words."""
+    whole = costliest[0].whole
+    each = ", ".join(f"{short(c.layer)} {100 * c.loss:.2g}" for c in costliest)
+    return f"points that the loss of {whole:.2%} would be less with a layer whole: {each}"
+
+
+def _differences_table(validation: Validation) -> RenderableType:
+    """Each output's differences from the original's."""
     table = Table(
         title=f"outputs against the original, {validation.samples} samples",
         title_justify="left",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+from onnx_lowrank.judge.verdict import Estimate, ReadingVerdict
 from onnx_lowrank.planning import notes as n
 
-__all__ = ["worded"]
+__all__ = ["figures_in_words", "kept_in_words", "means", "worded"]
 
 _ROUNDS = {
     "same": "the same plan",
@@ -12,6 +15,60 @@ _ROUNDS = {
     "kept": "kept",
     "dropped": "dropped",
 }
+
+
+#: what is kept of an output, by :attr:`ReadingVerdict.answer`
+_KEPT = {
+    "samples": "the first class of {}",
+    "sequences": "the whole sequence of classes of {}",
+    "positions": "the first class at {} of the positions",
+    "variance": "{} of what it tells apart",
+}
+_MEANS = {
+    "kl": "class scores",
+    "bernoulli": "behind a Sigmoid",
+    "cosine": "directions",
+    "l2": "numbers",
+    "equal": "exact values",
+}
+_FIGURES = {
+    "same_positions": "same first class at {} of positions",
+    "overlap": "overlap {}",
+    "cosine": "cosine {}",
+    "neighbours": "{} of nearest 5 stay",
+}
+
+
+def means(verdict: ReadingVerdict) -> str:
+    """What an output was judged as."""
+    return _MEANS[verdict.reading.kind]
+
+
+def kept_in_words(verdict: ReadingVerdict) -> str:
+    """How much of an output's answers stays, with its interval."""
+    kept = verdict.kept
+    if not math.isfinite(kept.value):
+        return "nothing (NaN or Inf where the original has numbers)"
+    return _KEPT[verdict.answer].format(_interval(kept))
+
+
+def figures_in_words(verdict: ReadingVerdict) -> str:
+    """The other figures of an output, without their intervals."""
+    shown = dict(verdict.figures)
+    if verdict.answer == "samples":
+        shown.pop("same_positions", None)
+    return ", ".join(
+        text.format(
+            f"{shown[name].value:.4f}" if "{} of" not in text else f"{shown[name].value:.1%}"
+        )
+        for name, text in _FIGURES.items()
+        if name in shown
+    )
+
+
+def _interval(estimate: Estimate) -> str:
+    low, high = (min(max(v, 0.0), 1.0) for v in (estimate.low, estimate.high))
+    return f"{estimate.value:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def worded(note: n.Note) -> str:
@@ -43,7 +100,8 @@ def worded(note: n.Note) -> str:
             said = f"round {note.number} with measured sensitivities: "
             if note.outcome in ("kept", "dropped"):
                 said += (
-                    f"{note.before:.2f} to {note.after:.2f} dB on {note.samples} held-out samples, "
+                    f"loss {note.before:.2%} to {note.after:.2%} on {note.samples} held-out "
+                    "samples, "
                 )
             return said + _ROUNDS[note.outcome]
         case n.SearchResult():
@@ -55,6 +113,12 @@ def worded(note: n.Note) -> str:
             )
         case n.ChainsAreSlower():
             return f"slower than the layers that they replace: {', '.join(note.layers)}"
+        case n.WithAndWithout():
+            kept = "second" if note.pruned < note.without else "first"
+            return (
+                f"channels: loss {note.without:.2%} where all stay, {note.pruned:.2%} where some "
+                f"go, on {note.samples} held-out samples; the {kept} is taken"
+            )
         case n.ChainsTakenBack():
             return f"taken back, slower than the layers: {', '.join(note.layers)}"
         case n.TimeBesideProducts():

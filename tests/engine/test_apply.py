@@ -73,9 +73,12 @@ def factorized(to: Plan) -> Decision:
 
 def test_apply_is_compress(both: Plan, tmp_path: Path) -> None:
     onnx.save(NET, tmp_path / "in.onnx")
-    whole = compress(tmp_path / "in.onnx", calib=CALIB, target="macs=0.45", passes=PASSES, **RUN)
+    whole = compress(
+        tmp_path / "in.onnx", calib=CALIB, target="macs=0.45", passes=PASSES, rounds=0,
+        force=True, **RUN,
+    )  # fmt: skip
     again = Plan.from_json(whole.plan.to_json())
-    parts = apply(tmp_path / "in.onnx", again, calib=CALIB, **RUN)
+    parts = apply(tmp_path / "in.onnx", again, calib=CALIB, force=True, **RUN)
     for result, name in ((whole, "a"), (parts, "b")):
         result.save(tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -123,7 +126,9 @@ result.save(folder + "/out.onnx")
 @pytest.mark.parametrize("hash_seed", ["1", pytest.param("2", marks=pytest.mark.full)])
 def test_in_another_process(hash_seed: str, tmp_path: Path) -> None:
     onnx.save(NET, tmp_path / "in.onnx")
-    whole = compress(tmp_path / "in.onnx", calib=CALIB, target="macs=0.45", passes=PASSES, **RUN)
+    whole = compress(
+        tmp_path / "in.onnx", calib=CALIB, target="macs=0.45", passes=PASSES, force=True, **RUN
+    )
     whole.save(tmp_path / "wanted.onnx")
     (tmp_path / "plan.json").write_text(whole.plan.to_json(), encoding="utf-8")
     subprocess.run(

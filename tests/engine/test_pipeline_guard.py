@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from onnx_lowrank.cli import main as cli
 from onnx_lowrank.engine.api import Result, compress
 from onnx_lowrank.engine.guard import check_result
 from onnx_lowrank.errors import GuardError, OptionError
-from onnx_lowrank.judge.validation import OutputCheck, Validation
+from onnx_lowrank.judge.readings import Reading
+from onnx_lowrank.judge.verdict import Estimate, ReadingVerdict, Verdict
 from onnx_lowrank.latency.probe import Place
+from onnx_lowrank.report.report import LayerLoss
 from tests import fixtures_channels as fc
 from tests import fixtures_models as fm
 from tests.scripted_timer import ScriptedTimer, taking
@@ -81,7 +84,7 @@ def test_what_does_not_pay_is_named() -> None:
 def test_the_guard_refuses_what_is_bigger() -> None:
     """Names of nodes and tensors take more room than so few weights."""
     options: dict[str, Any] = {"calib": {"x": fm.classified(300, 12)[0]}, "target": "macs=0.75"}
-    options["passes"] = "svd"
+    options |= {"passes": "svd", "min_kept": 0.5}
     with pytest.raises(GuardError, match=r"bytes, the original .*--force writes it all the same"):
         fm.quick_compress(fm.classifier(12), **options)
     forced = fm.quick_compress(fm.classifier(12), **options, force=True).report
@@ -106,35 +109,43 @@ def test_nothing_is_written_over_the_input(tmp_path: Path) -> None:
     assert isinstance(onnx.load(path), ModelProto)
 
 
-Outputs = tuple[float | None, float]
-
-
-def check(*outputs: Outputs, samples: int = 1000, calibrated: bool = True) -> None:
-    """Judge outputs of these agreements and SNRs."""
+def guarded(*kept: Estimate, least: float | None = 0.9, blame: bool = False) -> None:
+    """Guard a result of whose outputs these parts are kept."""
     result = fm.quick_compress(fm.classifier(), calib={"x": X}, target="macs=0.6", force=True)
-    checks = tuple(OutputCheck("y", 0.1, snr, 1.0, 0.0, same, same) for same, snr in outputs)
-    report = replace(result.report, validation=Validation(samples, checks, None))
-    check_result(report, calibrated=calibrated)
+    readings = tuple(
+        ReadingVerdict(Reading(f"y{i}", "kl", -1), Estimate(0.1, 0.1, 0.1), part, {}, "samples")
+        for i, part in enumerate(kept)
+    )
+    validation = replace(
+        result.report.validation, samples=200, verdict=Verdict(200, Estimate(0, 0, 0), readings)
+    )
+    worst = (LayerLoss("head", 0.3, 0.4), LayerLoss("conv", 0.05, 0.4)) if blame else ()
+    check_result(replace(result.report, validation=validation, costliest=worst), least)
 
 
-def test_the_guard_refuses_what_says_other_things() -> None:
-    with pytest.raises(
-        GuardError, match=r"class of 40\.0% of 1000 samples, which is less than half; leave"
-    ):
-        check((0.4, 10.0))
-    with pytest.raises(GuardError, match=r"an SNR of -0\.5 dB; .*--force writes it"):
-        check((None, -0.5))
-    with pytest.raises(GuardError):
-        check((0.1, 3.0), (None, -0.5))
-    for samples in (10, 100, 1000):
-        with pytest.raises(
-            GuardError, match=rf"class of 41\.0% of {samples} samples, which is less"
-        ):
-            check((0.41, 10.0), samples=samples)
-    check((0.5, 10.0))
-    check((None, 0.5))
-    check((0.1, 3.0), (None, 20.0))  # something of it serves
-    check((0.1, -3.0), calibrated=False)  # random inputs prove nothing
+def test_the_guard_refuses_what_gives_other_answers() -> None:
+    bad, fair, good = (Estimate(v, v - 0.05, v + 0.05) for v in (0.4, 0.88, 0.95))
+    said = r"'y1' keeps the first class of 40\.0% \[35\.0%, 45\.0%\] of 200 samples, and 90% must"
+    with pytest.raises(GuardError, match=rf"{said} stay \(--min-kept\); .*--force writes it"):
+        guarded(good, bad)
+    guarded(good, good)
+    guarded(fair)  # chance may have done it
+    guarded(bad, least=0.4)
+    guarded(bad, least=None)  # random inputs prove nothing
+
+
+def test_the_guard_names_the_layer_to_blame_and_what_would_help() -> None:
+    bad = Estimate(0.4, 0.35, 0.45)
+    with pytest.raises(GuardError, match=r"layer 'head' costs most, 30 points of a loss of 40 %"):
+        guarded(bad, blame=True)
+    with pytest.raises(GuardError, match=r"--exclude 'head'.* leave more than macs=0\.6"):
+        guarded(bad, blame=True)
+
+
+def test_numbers_that_become_nan_are_no_answers() -> None:
+    lost = Estimate(-math.inf, -math.inf, -math.inf)
+    with pytest.raises(GuardError, match="keeps nothing"):
+        guarded(lost)
 
 
 @pytest.mark.usefixtures("no_clock")
@@ -151,6 +162,6 @@ def test_a_collapse_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtur
     onnx.save(net, tmp_path / "in.onnx")
     command = ["compress", str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), "--calib",
                str(tmp_path / "data.npz"), "--target", "params=0.15", "--threads", "1"]  # fmt: skip
-    fm.refused(command, capsys, GuardError.exit_code, "keeps of the", "--min-agreement")
+    fm.refused(command, capsys, GuardError.exit_code, "keeps the first class of", "--min-kept")
     assert not (tmp_path / "out.onnx").exists()
     assert cli.main([*command, "--force", "--quiet"]) == 0

@@ -13,8 +13,8 @@ from onnx import ModelProto, helper
 from scipy.stats import binomtest, multinomial
 
 from onnx_lowrank.errors import DataError, OptionError, ValidationError
-from onnx_lowrank.judge.judge import Judge, _accuracy_drop
 from onnx_lowrank.judge.requirement import Metric, Requirement, Score
+from onnx_lowrank.judge.scorer import Scorer, _accuracy_drop
 from onnx_lowrank.modelfile.model import Model, load
 from tests import fixtures_models as fm
 from tests.support import quick
@@ -46,10 +46,10 @@ def outputs(model: Model, x: Array = X) -> Array:
 def judge(
     kind: str, bound: float = 0.0, *, metric: Metric | None = None, labels: Any = LABELS,
     model: Model = SAME, x: Array = X, size: int = 7,
-) -> Judge:  # fmt: skip
+) -> Scorer:  # fmt: skip
     data = {"x": x} if labels is None else {"x": x, "labels": labels}
     requirement = Requirement(kind, bound, metric)
-    return Judge(model, fm.dataset(model.proto, data), fm.ONE_THREAD, requirement, size)
+    return Scorer(model, fm.dataset(model.proto, data), fm.ONE_THREAD, requirement, size)
 
 
 # what is asked
@@ -170,7 +170,7 @@ def test_expected_drop_moves_less_than_the_counted() -> None:
         x, labels = noisy_scores(300, np.random.default_rng(seed))
         data = fm.dataset(SAME.proto, {"x": x, "labels": labels})
         for expected, found in scores.items():
-            judged = Judge(SAME, data, fm.ONE_THREAD, truth, 300, expected)
+            judged = Scorer(SAME, data, fm.ONE_THREAD, truth, 300, expected)
             found.append(judged.score(NEAR))
     assert all(s.expected for s in scores[True])
     assert not any(s.expected for s in scores[False])
@@ -193,7 +193,7 @@ def test_what_labels_belie_is_counted() -> None:
     x = fm.float32(np.eye(4)[rows % 4] * np.where(wrong, 50, 1)[:, None])
     for labels in ((rows + wrong) % 4, (rows + 2) % 4):
         data = fm.dataset(SAME.proto, {"x": x, "labels": labels})
-        judged = Judge(SAME, data, fm.ONE_THREAD, Requirement("drop", 0.0), 90, True)
+        judged = Scorer(SAME, data, fm.ONE_THREAD, Requirement("drop", 0.0), 90, True)
         assert judged.score(SAME) == judge("drop", labels=labels, x=x).score(SAME)
 
 
@@ -348,7 +348,9 @@ def test_what_is_missing_and_what_helps() -> None:
     with pytest.raises(DataError, match=r"needs labels .* or a metric; .* bound the agreement"):
         judge("drop", labels=None)
     numbers = load(whole_numbers())
-    with pytest.raises(DataError, match="no output is a vector of class scores; bound the SNR"):
+    with pytest.raises(
+        DataError, match=r"no output is a vector of class scores; bound the loss or"
+    ):
         judge("agreement", model=numbers)
     with pytest.raises(DataError, match=r"no output has floating-point numbers; .* give a metric"):
         judge("snr", model=numbers)

@@ -32,7 +32,8 @@ def added(offset: Sequence[float], output: str = "y") -> ModelProto:
 def check(offset: Sequence[float], x: fm.AnyArray, **options: object) -> Validation:
     """``x + offset`` against ``x``."""
     data = {"x": fm.float32(np.asarray(x)), **options}
-    return validate(added([0.0] * len(offset)), added(offset), data, threads=1)
+    models = added([0.0] * len(offset)), added(offset)
+    return validate(*models, data, threads=1, judge="y=kl")
 
 
 def only(validation: Validation) -> OutputCheck:
@@ -104,12 +105,11 @@ def test_labels_stay_with_their_samples_over_batches(count: int) -> None:
 
 
 def test_without_labels_the_drop_is_disagreement() -> None:
-    scores = only(check([0.0, 2.0], np.array([[1.0, 0], [0, 1]])))
-    assert Validation(2, (scores,), None).drop == 0.5
-    no_scores = replace(scores, top1_agreement=None)
-    assert Validation(2, (no_scores,), None).drop is None
-    assert Validation(2, (no_scores, scores), None).drop == 0.5
-    assert Validation(2, (scores,), Accuracy("y", 2, 0.9, 0.8)).drop == pytest.approx(0.1, rel=1e-9)
+    found = check([0.0, 2.0], np.array([[1.0, 0], [0, 1]]))
+    assert found.drop == 0.5
+    assert replace(found, verdict=None).drop is None
+    labelled = replace(found, accuracy=Accuracy("y", 2, 0.9, 0.8))
+    assert labelled.drop == pytest.approx(0.1, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_missing_output_fails() -> None:
 def test_another_shape_fails() -> None:
     node = helper.make_node("ReduceSum", ["x"], ["y"], name="sum", keepdims=1)
     other = fm.build([node], {"x": ["N", 2]}, {"y": [1, 1]}, {})
-    with pytest.raises(ValidationError, match=r"'y' has the shape \(1, 1\), and the reference's"):
+    with pytest.raises(ValidationError, match=r"'y' has the shape \(1, 1\) a sample, and the orig"):
         validate(added([0.0, 0.0]), other, {"x": np.ones((3, 2), np.float32)})
 
 

@@ -63,7 +63,7 @@ def test_json_has_the_agreed_keys() -> None:
     data = parsed(REPORT)
     assert data.keys() == {
         "schema", "version", "target", "seed", "plan", "model", "layers", "groups", "refit",
-        "validation", "accuracy", "latency", "notes", "seconds",
+        "validation", "accuracy", "latency", "notes", "seconds", "costliest",
     }  # fmt: skip
     assert data["schema"] == 1
     assert data["model"] == {

@@ -1,0 +1,283 @@
+"""Divergences of outputs, each in units of what the original's outputs tell apart.
+
+A divergence is divided by its own value for a model that gives every sample the same, best answer
+(the mean of the original's). So a *loss* of 0 is the original, and 1 tells no sample from another,
+for class scores as for boxes:
+
+    kl, bernoulli    mean KL(p || q) / (H(mean p) - mean H(p))
+    cosine           mean (1 - cos(v, w)) / (1 - |mean of v|),  v of length one
+    l2               mean over coordinates of  mean (w - v)^2 / variance of v
+    equal            part that differs
+
+A :class:`Scale` has the denominators, from the original's outputs alone; :func:`losses` gives the
+loss of each sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.judge.readings import Reading
+
+__all__ = ["Figures", "Scale", "figures_of", "losses"]
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+
+#: smallest probability of a model, so that divergences stay finite
+_FLOOR = 1e-10
+#: smallest denominators: nats, and 1 - cos
+_LEAST = 1e-3
+#: the same for one of many maps, which may be nearly empty
+_LEAST_MAP = 1e-6
+#: a coordinate whose variance is less than this part of its squared mean is constant but for the
+#: rounding of float32
+_CONSTANT = 1e-12
+#: numbers that are held as float64 at a time
+_CHUNK = 1 << 22
+
+
+@dataclass
+class Scale:
+    """Sums over the original's outputs that one reading's losses are measured by.
+
+    Attributes:
+        reading: what the outputs mean.
+        count: positions, or values of a coordinate, seen.
+        total: sum of the distributions, of the vectors of length one, or of the numbers less
+            ``origin``; ``(classes,)``, ``(width,)`` or ``(coordinates,)``.
+        square: sum of entropies, or of squares less ``origin``; likewise.
+        origin: numbers that squares are taken around, ``(coordinates,)``.
+    """
+
+    reading: Reading
+    count: Floats | float = 0.0
+    total: Floats | float = 0.0
+    square: Floats | float = 0.0
+    origin: Floats | None = None
+
+    def add(self, array: Array) -> None:
+        """Add the original's values, samples along axis 0."""
+        for rows in _chunks(self.reading, array):
+            self._add(rows)
+
+    def _add(self, rows: Floats) -> None:
+        kind = self.reading.kind
+        if kind == "l2":
+            if self.origin is None:
+                self.origin = np.nan_to_num(rows[0], posinf=0.0, neginf=0.0)
+            known = np.isfinite(rows)
+            apart = np.where(known, rows - self.origin, 0.0)
+            self.count = self.count + known.sum(axis=0)
+            self.total = self.total + apart.sum(axis=0)
+            self.square = self.square + np.square(apart).sum(axis=0)
+            return
+        rows = rows[np.isfinite(rows).all(axis=1)]
+        if not len(rows):
+            return
+        self.count = self.count + len(rows)
+        if kind == "kl":
+            logs = _log_probabilities(rows, self.reading.form)
+            chances = np.exp(logs)
+            self.total = self.total + chances.sum(axis=0)
+            self.square = self.square - float(np.sum(chances * logs))
+        elif kind == "bernoulli":
+            self.total = self.total + _inside(rows).sum(axis=0)
+            self.square = self.square + _entropy(_inside(rows)).sum(axis=0)
+        elif kind == "cosine":
+            self.total = self.total + _directions(rows).sum(axis=0)
+
+    @property
+    def unit(self) -> Floats | float:
+        """The denominator; one for each coordinate for ``l2``."""
+        kind = self.reading.kind
+        count = np.maximum(self.count, 1.0)
+        mean = np.asarray(self.total / count)
+        if kind == "l2":
+            variance = np.maximum(self.square / count - np.square(mean), 0.0)
+            energy = np.square(mean + (self.origin if self.origin is not None else 0.0))
+            varied = variance > _CONSTANT * energy
+            if not varied.any():  # a constant answer: relative to its size
+                return np.full(np.shape(variance), float(np.mean(energy)) or 1.0)
+            # what is constant in the original counts in the unit of the others
+            return np.asarray(np.where(varied, variance, float(variance[varied].mean())))
+        if kind == "kl":
+            kept = mean[mean > 0]
+            apart = -float(np.sum(kept * np.log(kept))) - float(np.mean(self.square / count))
+            return max(apart, _LEAST)
+        if kind == "bernoulli":
+            apart = float(np.mean(_entropy(mean))) - float(np.mean(self.square / count))
+            return max(apart, _LEAST_MAP)
+        if kind == "cosine":
+            return max(1 - float(np.linalg.norm(mean)), _LEAST)
+        return 1.0
+
+
+def losses(scale: Scale, old: Array, new: Array) -> Floats:
+    """Loss of each sample, ``(samples,)``.
+
+    Args:
+        scale: of the original's outputs.
+        old: values of the original, samples along axis 0.
+        new: values of the other model, of the same shape.
+
+    Returns:
+        Infinite where a number is NaN or infinite that is not in the original; 0 where nothing of
+        the original is finite.
+    """
+    reading, unit = scale.reading, scale.unit
+    if reading.kind == "equal":
+        same = np.reshape(np.asarray(old == new), (len(old), -1)).astype(np.float64)
+        return np.asarray(1.0 - same.mean(axis=1) if same.shape[1] else np.zeros(len(old)))
+    found = np.zeros(len(old))
+    for sample, (a, b) in enumerate(
+        zip(_samples(reading, old), _samples(reading, new), strict=True)
+    ):
+        with np.errstate(over="ignore", invalid="ignore"):
+            found[sample] = _loss(reading, a, b, unit)
+    return np.where(np.isnan(found), np.inf, found)
+
+
+def _loss(reading: Reading, old: Array, new: Array, unit: Floats | float) -> float:
+    """Loss of one sample, ``(positions, width)``."""
+    if reading.kind == "l2":
+        known = np.isfinite(old)
+        if not known.any():
+            return 0.0
+        apart = np.where(known, new - old, 0.0)
+        share = known.sum(axis=0)
+        errors = np.square(apart).sum(axis=0) / np.maximum(share, 1)
+        return float(np.mean((errors / unit)[share > 0]))
+    whole = np.isfinite(old).all(axis=1)
+    old, new = old[whole], new[whole]
+    if not len(old):
+        return 0.0
+    if not np.isfinite(new).all():
+        return np.inf
+    if reading.kind == "kl":
+        logs = _log_probabilities(old, reading.form)
+        others = _log_probabilities(new, reading.form)
+        return float(np.mean(np.sum(np.exp(logs) * (logs - others), axis=1)) / unit)
+    if reading.kind == "bernoulli":
+        p, q = _inside(old), _inside(new)
+        apart = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+        return float(np.mean(apart) / unit)
+    apart = 1 - np.sum(_directions(old) * _directions(new), axis=1)
+    return float(np.mean(apart) / unit)
+
+
+@dataclass
+class Figures:
+    """What people ask of a new output, sample by sample.
+
+    Attributes:
+        same: part of the positions with the same first class, or of the numbers on the same side
+            of one half; ``(samples,)``.
+        all_same: whether all positions have the same first class.
+        reads_same: whether the first classes are the same sequence, repeats being one.
+        overlap: intersection over union of what is above one half; NaN where nothing is.
+        cosine: mean cosine of the vectors.
+        vectors: directions of the original and of the new model, mean over positions; each
+            ``(samples, width)``.
+        positions: positions of a sample, over all its axes.
+        axes: axes of positions longer than one.
+    """
+
+    same: list[float] = field(default_factory=list)
+    all_same: list[bool] = field(default_factory=list)
+    reads_same: list[bool] = field(default_factory=list)
+    overlap: list[float] = field(default_factory=list)
+    cosine: list[float] = field(default_factory=list)
+    vectors: tuple[list[Array], list[Array]] = field(default_factory=lambda: ([], []))
+    positions: int = 0
+    axes: int = 0
+
+
+def figures_of(reading: Reading, old: Array, new: Array, into: Figures) -> None:
+    """Add the figures of some samples to ``into``.
+
+    Args:
+        reading: what the outputs mean.
+        old: values of the original, samples along axis 0.
+        new: values of the other model, of the same shape.
+        into: takes the figures.
+    """
+    if reading.kind not in ("kl", "bernoulli", "cosine"):
+        return
+    extents = [n for a, n in enumerate(old.shape[1:], 1) if a - old.ndim != reading.axis]
+    into.axes = max(into.axes, sum(n > 1 for n in extents))
+    for a, b in zip(_samples(reading, old), _samples(reading, new), strict=True):
+        known = np.isfinite(a).all(axis=1)
+        a, b = a[known], np.where(np.isnan(b[known]), -np.inf, b[known])
+        if not len(a):
+            continue
+        into.positions = max(into.positions, len(a))
+        if reading.kind == "kl":
+            _add_classes(a.argmax(axis=1), b.argmax(axis=1), into)
+        elif reading.kind == "bernoulli":
+            above, now = a > 0.5, b > 0.5
+            into.same.append(float(np.mean(above == now)))
+            either = int(np.sum(above | now))
+            into.overlap.append(float(np.sum(above & now)) / either if either else np.nan)
+        else:
+            b = np.where(np.isfinite(b), b, 0.0)
+            one, other = _directions(a), _directions(b)
+            into.cosine.append(float(np.mean(np.sum(one * other, axis=1))))
+            into.vectors[0].append(one.mean(axis=0))
+            into.vectors[1].append(other.mean(axis=0))
+
+
+def _add_classes(first: Array, now: Array, into: Figures) -> None:
+    into.same.append(float(np.mean(first == now)))
+    into.all_same.append(bool((first == now).all()))
+    into.reads_same.append(np.array_equal(_without_repeats(first), _without_repeats(now)))
+
+
+def _without_repeats(classes: Array) -> Array:
+    found: Array = classes[np.concatenate([[True], classes[1:] != classes[:-1]])]
+    return found
+
+
+def _samples(reading: Reading, array: Array) -> Iterator[Floats]:
+    """Each sample as ``(positions, width)``, in float64."""
+    moved = np.moveaxis(reading.of(array), reading.axis, -1)
+    for sample in moved:
+        yield sample.reshape(-1, moved.shape[-1]).astype(np.float64)
+
+
+def _chunks(reading: Reading, array: Array) -> Iterator[Floats]:
+    """All positions of all samples, some at a time, ``(positions, width)``, in float64."""
+    moved = np.moveaxis(reading.of(array), reading.axis, -1)
+    rows = moved.reshape(-1, moved.shape[-1])
+    step = max(_CHUNK // max(rows.shape[1], 1), 1)
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step].astype(np.float64)
+
+
+def _log_probabilities(rows: Floats, form: str) -> Floats:
+    if form == "probabilities":
+        rows = np.maximum(rows, _FLOOR)
+        logs: Floats = np.log(rows / rows.sum(axis=1, keepdims=True))
+        return logs
+    shifted = rows - rows.max(axis=1, keepdims=True)
+    logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return np.maximum(logs, np.log(_FLOOR))
+
+
+def _inside(chances: Floats) -> Floats:
+    return np.clip(chances, _FLOOR, 1 - _FLOOR)
+
+
+def _entropy(chances: Floats) -> Floats:
+    p = _inside(chances)
+    return np.asarray(-p * np.log(p) - (1 - p) * np.log(1 - p))
+
+
+def _directions(rows: Floats) -> Floats:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(norms > 0, norms, 1.0))
