@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -127,9 +128,12 @@ class Model:
             _embed(tensor, b"")
         return proto
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 of the model file (without its external data), hexadecimal."""
+        """SHA-256 of the model file (without its external data), hexadecimal.
+
+        It is computed once: the protobuf should not change afterwards.
+        """
         return hashlib.sha256(self.proto.SerializeToString(deterministic=True)).hexdigest()
 
 
