@@ -42,8 +42,11 @@ __all__ = ["Elimination", "obs_elimination"]
 Array = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.intp]
 
-#: updates are applied when they have this many columns, and removed columns are dropped then
+#: updates are applied when they have this many columns
 _GATHERED = 128
+
+#: removed columns, whose rows are zero then, are dropped when this part of all is left
+_DROPPED = 0.875
 
 #: the inverse is computed afresh when this part of its columns is left
 _AFRESH = 0.5
@@ -181,18 +184,25 @@ class _State:
         self._used = end
 
     def _apply(self) -> None:
-        """Apply the gathered updates and drop the groups already removed."""
+        """Apply the gathered updates; drop the groups already removed where they are many."""
+        left, right = self._pending
         kept = np.flatnonzero(~self._gone)
-        self._names = self._names[kept]
         columns = self._groups.columns(kept)
         if len(columns) <= _AFRESH * self._fresh:
+            self._names = self._names[kept]
             self._compute()
             return
-        left, right = self._pending
-        left = left[columns]
-        self._inverse = self._inverse[np.ix_(columns, columns)] - left @ left.T
-        self._map = self._map[columns] - left @ right.T
-        self._settle()
+        # in place: the inverse is symmetric, and BLAS can change its transpose
+        self._inverse = linalg.blas.dgemm(
+            -1.0, left, left, 1.0, self._inverse.T, trans_b=1, overwrite_c=1
+        ).T
+        self._map -= left @ right.T
+        self._used = 0
+        if len(columns) <= _DROPPED * len(self._map):
+            self._names = self._names[kept]
+            self._inverse = self._inverse[np.ix_(columns, columns)]
+            self._map = self._map[columns]
+            self._settle()
 
     def _compute(self) -> None:
         """Compute inverse and map of the groups that stay from the moments."""
@@ -203,7 +213,7 @@ class _State:
         self._map = linalg.cho_solve((factor, True), cross, check_finite=False)
         # the factor's other half is zero, and stays so
         lower = linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)[0]
-        self._inverse = lower + lower.T
+        self._inverse = np.add(lower, lower.T, order="C")
         self._inverse[np.diag_indices(len(lower))] /= 2
         self._settle()
 
