@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import helper
 
@@ -21,6 +21,7 @@ from tests.support import (
     rng,
     run,
     sizes,
+    transposed_geometries,
 )
 
 
@@ -57,6 +58,18 @@ def test_patches_times_weight_is_the_convolution(
     got = responses(geometry, x, w)
     assert got.shape[1] == geometry.rows(x.shape)
     assert relative(geometry.responses(y), got) < 1e-5
+
+
+@quick(40)
+@given(transposed_geometries(), st.integers(1, 3), st.integers(0, 99))
+def test_patches_times_weight_is_the_transposed_convolution(
+    geometry: ConvGeometry, batch: int, seed: int
+) -> None:
+    x, w = example(geometry, batch, 3, seed)
+    assume(min(geometry.output_spatial(x.shape[2:])) > 0)
+    y = convolved(geometry, x, w)
+    assert geometry.output_shape(x.shape, w.shape[0]) == y.shape
+    assert relative(geometry.responses(y), responses(geometry, x, w)) < 1e-5
 
 
 @quick(25)
