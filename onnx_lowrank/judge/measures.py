@@ -63,6 +63,8 @@ class Scale:
 
     def add(self, array: Array) -> None:
         """Add the original's values, samples along axis 0."""
+        if self.reading.kind == "equal":
+            return
         for rows in _chunks(self.reading, array):
             self._add(rows)
 
@@ -246,13 +248,16 @@ def _without_repeats(classes: Array) -> Array:
 def _samples(reading: Reading, array: Array) -> Iterator[Floats]:
     """Each sample as ``(positions, width)``, in float64."""
     moved = np.moveaxis(reading.of(array), reading.axis, -1)
+    positions = moved[0].size // max(moved.shape[-1], 1) if len(moved) else 0
     for sample in moved:
-        yield sample.reshape(-1, moved.shape[-1]).astype(np.float64)
+        yield sample.reshape(positions, moved.shape[-1]).astype(np.float64)
 
 
 def _chunks(reading: Reading, array: Array) -> Iterator[Floats]:
     """All positions of all samples, some at a time, ``(positions, width)``, in float64."""
     moved = np.moveaxis(reading.of(array), reading.axis, -1)
+    if not moved.size:
+        return
     rows = moved.reshape(-1, moved.shape[-1])
     step = max(_CHUNK // max(rows.shape[1], 1), 1)
     for start in range(0, len(rows), step):

@@ -39,9 +39,9 @@ _PROMISED = 0.9
 #: is spent on other things than MACs
 _MOST_EFFORT_PER_MAC = 3
 
-#: loss that may be taken for speed: this factor on the loss of the plan by MACs alone, or this
-#: much more for each layer
-_LOSS_FACTOR, _LOSS_PER_LAYER = 1.25, 0.005
+#: loss a layer that may be taken for speed, above that of the plan by MACs alone; no part of that
+#: loss, which is most where least can be borne
+_LOSS_PER_LAYER = 0.005
 
 
 def allocate(choices: Sequence[Choice], budget: int, blocked: float = 0.0) -> list[Candidate]:
@@ -105,7 +105,7 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
 
 def bearable(loss: float, layers: int) -> float:
     """Largest loss that a faster plan may have, where the plan by MACs alone has ``loss``."""
-    return max(_LOSS_FACTOR * loss, loss + _LOSS_PER_LAYER * layers)
+    return loss + _LOSS_PER_LAYER * layers
 
 
 class _Table:

@@ -182,7 +182,7 @@ class Session:
                 v, int(helper.np_dtype_to_tensor_dtype(v.dtype))
             )
             if v.dtype in unnamed
-            else ort.OrtValue.ortvalue_fromcopied(v)
+            else ort.OrtValue.ortvalue_from_numpy(v)
             for k, v in feed.items()
         }
         return [copied(v) for v in self._inner.run_with_ort_values(names, given)]

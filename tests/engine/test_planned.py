@@ -223,7 +223,7 @@ def test_where_time_does_not_fall_as_macs_do_it_is_said_what_else_takes_time(
     ratio: float, told: bool
 ) -> None:
     timer = ScriptedTimer(models=lambda _: ratio)
-    result = compressed(analysis(timer, CHAINS), Target.parse("macs=0.7"), 0)
+    result = compressed(analysis(timer, CHAINS), Target.parse("macs=0.7"), 0, force=True)
     found = [n for n in result.report.notes if isinstance(n, TimeBesideProducts)]
     assert len(found) == told
     for note in found:

@@ -245,7 +245,7 @@ def test_an_overridable_bias_is_not_built_in() -> None:
     result = compressed(product)
     assert [i.name for i in result.model.graph.input] == ["x", "b1"]
     assert "one_add" in by_name(result.model)
-    assert result.report.validation.drop < 0.1
+    assert result.report.validation.outputs[0].relative_error < 0.3
 
 
 def test_before_ir_4_every_initializer_is_an_input() -> None:

@@ -15,8 +15,8 @@ from onnx_lowrank import apply, compress, plan
 from onnx_lowrank.engine.curves import curves
 from onnx_lowrank.engine.validate import validate
 from onnx_lowrank.errors import DataError
-from onnx_lowrank.judge.judge import Judge
 from onnx_lowrank.judge.requirement import Requirement
+from onnx_lowrank.judge.scorer import Scorer
 from onnx_lowrank.modelfile.model import load
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset, input_specs, load_dataset
@@ -345,8 +345,8 @@ def test_class_scores_of_a_run(tmp_path: Path) -> None:
     data = opened(model, {"x": x, "labels": labels})
     for requirement in (Requirement("drop", 0.01), Requirement("agreement", 0.9),
                         Requirement("snr", 10.0)):  # fmt: skip
-        judge = Judge(load(model), data, Runtime(threads=1), requirement, 16)
-        assert judge.score(load(model)).samples == 40
+        scorer = Scorer(load(model), data, Runtime(threads=1), requirement, 16)
+        assert scorer.score(load(model)).samples == 40
 
 
 def test_labels_of_runs_are_not_held_against_rows() -> None:
