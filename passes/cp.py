@@ -63,8 +63,9 @@ _SWEEPS, _ESTIMATED = (10, 100), 50
 #: elements of a kernel times the sum of its ranks up to which a plan solves every rank in full
 _SMALL = 1e5
 
-#: number of ranks of a larger layer at which errors are estimated; the others are interpolated
-_NODES = 5
+#: number of ranks of a larger layer at which errors are estimated, the others being interpolated;
+#: the number of a wide layer, for which that product is above the last figure
+_NODES, _FEWER, _WIDE = 5, 4, 2e7
 
 #: once its error is below this, errors at larger ranks, which are the slowest to compute, are
 #: extrapolated
@@ -182,7 +183,7 @@ class _Terms:
         work = math.prod(self._modes) * sum(ranks)
         if work <= _SMALL or energy == 0:
             return {}
-        nodes = spread(ranks, _NODES)
+        nodes = spread(ranks, _FEWER if work > _WIDE else _NODES)
         errors: list[float] = []
         for rank in nodes:
             found = self._left(self._groups(rank, final=False)) / energy
