@@ -17,14 +17,14 @@ from onnx_lowrank.analysis.collect import batch_size
 from onnx_lowrank.analysis.preparation import MEMORY
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.build import Built, build
-from onnx_lowrank.engine.choose import Planned
+from onnx_lowrank.engine.choose import Planned, choose_keeping
 from onnx_lowrank.engine.plan_once import foreseen_loss
 from onnx_lowrank.engine.propose import PruningMode
 from onnx_lowrank.engine.timed_plan import plan_for
 from onnx_lowrank.errors import BudgetError, OptionError
 from onnx_lowrank.judge.judge import Judge
 from onnx_lowrank.option_values import check_count
-from onnx_lowrank.planning.notes import Note, Round, WithAndWithout
+from onnx_lowrank.planning.notes import HeadsWhole, Note, Round, WithAndWithout
 from onnx_lowrank.planning.refit_modes import SOLVES_LAYERS
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.refit.sensitivity import Measured, measured_factors
@@ -93,6 +93,7 @@ def plan_in_rounds(
     best, note = best_of(analysis, plans, judge, keep=most > 0)
     if note is not None:
         best = _noting(best, note)
+    best = _with_heads_whole(analysis, best, judge, keep=most > 0)
     if not most or len(best.planned.errors) < 2:
         return best.planned, best.built
     return _in_rounds(analysis, target, best, most, judge, data)
@@ -169,6 +170,25 @@ def best_of(
     other = score(*plans[1])
     note = WithAndWithout(best.loss, other.loss, judge.samples)
     return (other if other.loss < best.loss else best), note
+
+
+def _with_heads_whole(analysis: Analysis, best: Tried, judge: Judge, keep: bool) -> Tried:
+    """The same, or the plan that leaves the layers that make class scores alone if it is better.
+
+    What rare classes lose by a head of low rank shows in answers more than in any squared error,
+    also under the metric of the head's outputs.
+    """
+    moments = best.planned.proposed.cut.work.moments
+    heads = [n for n in best.planned.errors if moments[n].outputs is not None]
+    if not heads:
+        return best
+    try:
+        whole = choose_keeping(analysis, best.planned, heads, "class scores stay nearer so")
+    except BudgetError:
+        return best
+    other = _scored(analysis, judge, keep)(best.pruning, whole)
+    note = HeadsWhole(tuple(heads), best.loss, other.loss, judge.samples)
+    return _noting(other if other.loss < best.loss else best, note)
 
 
 def _scored(

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.errors import DataError, ValidationError
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.judge.measures import Figures, Scale, figures_of, losses
+from onnx_lowrank.judge.measures import Figures, Scale, changes, divergences, figures_of
 from onnx_lowrank.judge.observation import Observer
 from onnx_lowrank.judge.readings import Reading, kinds_for, readings_of
 from onnx_lowrank.judge.structure import structures_of
@@ -164,6 +164,13 @@ class Judge:
             found.add_losses(pair)
         return found.loss
 
+    def divergence(self, model: Model) -> float:
+        """Mean divergence of a model, which is smoother than the loss where samples are few."""
+        found = self.comparison()
+        for pair in self.pairs(model):
+            found.add_losses(pair)
+        return found.divergence
+
     def compare(self, model: Model) -> Verdict:
         """The whole verdict on a model."""
         found = self.comparison()
@@ -224,6 +231,7 @@ class Comparison:
     ) -> None:
         self._scales, self._loose, self._function = scales, loose, function
         self._losses: list[list[npt.NDArray[np.float64]]] = [[] for _ in scales]
+        self._divergences: list[list[npt.NDArray[np.float64]]] = [[] for _ in scales]
         self._figures = [Figures() for _ in scales]
         self._own: list[npt.NDArray[np.float64]] = []
         self._samples = 0
@@ -247,9 +255,11 @@ class Comparison:
             ValidationError: an output has another shape than the original's.
         """
         self._samples += pair.count
-        for scale, found in zip(self._scales, self._losses, strict=True):
+        for scale, found, apart in zip(self._scales, self._losses, self._divergences, strict=True):
             both = self._both(scale.reading, pair)
-            found.append(np.ones(pair.count) if both is None else losses(scale, *both))
+            apart.append(np.ones(pair.count) if both is None else divergences(scale, *both))
+            changed = None if both is None else changes(scale.reading, *both)
+            found.append(apart[-1] if changed is None else (apart[-1] + changed) / 2)
         if self._function is not None:
             self._own.append(np.full(pair.count, _of_user(self._function, pair)))
 
@@ -257,6 +267,11 @@ class Comparison:
     def loss(self) -> float:
         """Mean loss so far."""
         return float(self.verdict_on_losses().value)
+
+    @property
+    def divergence(self) -> float:
+        """Mean divergence so far; the loss where a function of the user's gives it."""
+        return float(self._mean_over(self._divergences).value)
 
     def verdict(self) -> Verdict:
         """What there is to be said."""
@@ -269,9 +284,13 @@ class Comparison:
 
     def verdict_on_losses(self) -> Estimate:
         """The mean loss with its interval."""
+        return self._mean_over(self._losses)
+
+    def _mean_over(self, parts: Sequence[Sequence[npt.NDArray[np.float64]]]) -> Estimate:
+        """Mean over all readings and samples."""
         if self._own:
             return estimated(np.concatenate(self._own))
-        every = [np.concatenate(found) for found in self._losses if found]
+        every = [np.concatenate(found) for found in parts if found]
         return estimated(np.mean(every, axis=0) if every else np.zeros(0))
 
     def _both(self, reading: Reading, pair: Pair) -> tuple[Array, Array] | None:

@@ -9,8 +9,14 @@ for class scores as for boxes:
     l2               mean over coordinates of  mean (w - v)^2 / variance of v
     equal            part that differs
 
-A :class:`Scale` has the denominators, from the original's outputs alone; :func:`losses` gives the
-loss of each sample.
+A :class:`Scale` has the denominators, from the original's outputs alone; :func:`divergences` gives
+the quotient for each sample.
+
+Divergences of class scores do not tell a line that is read otherwise from one whose letters only
+begin a step earlier. So the loss of a sample of class scores is half its divergence and half the
+part of its answers that change (:func:`changes`): its class, its sequence of classes with repeats
+taken for one, or, in maps, its positions. On one recogniser two models of nearly one divergence
+(9.8 and 9.0 %) read 77 and 98 % of the lines.
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.judge.readings import Reading
 
-__all__ = ["Figures", "Scale", "figures_of", "losses"]
+__all__ = ["Figures", "Scale", "changes", "divergences", "figures_of"]
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -120,8 +126,8 @@ class Scale:
         return 1.0
 
 
-def losses(scale: Scale, old: Array, new: Array) -> Floats:
-    """Loss of each sample, ``(samples,)``.
+def divergences(scale: Scale, old: Array, new: Array) -> Floats:
+    """Divergence of each sample, ``(samples,)``.
 
     Args:
         scale: of the original's outputs.
@@ -143,6 +149,39 @@ def losses(scale: Scale, old: Array, new: Array) -> Floats:
         with np.errstate(over="ignore", invalid="ignore"):
             found[sample] = _loss(reading, a, b, unit)
     return np.where(np.isnan(found), np.inf, found)
+
+
+def changes(reading: Reading, old: Array, new: Array) -> Floats | None:
+    """Part of the answers of each sample that change, ``(samples,)``; None without class scores.
+
+    Args:
+        reading: what the outputs mean.
+        old: values of the original, samples along axis 0.
+        new: values of the other model, of the same shape.
+    """
+    if reading.kind != "kl":
+        return None
+    axes = _position_axes(reading, old)
+    found = np.zeros(len(old))
+    for sample, (a, b) in enumerate(
+        zip(_samples(reading, old), _samples(reading, new), strict=True)
+    ):
+        known = np.isfinite(a).all(axis=1)
+        first = a[known].argmax(axis=1)
+        now = np.where(np.isnan(b[known]), -np.inf, b[known]).argmax(axis=1)
+        if not len(first):
+            continue
+        if axes > 1:
+            found[sample] = float(np.mean(first != now))
+        else:
+            found[sample] = not np.array_equal(_without_repeats(first), _without_repeats(now))
+    return found
+
+
+def _position_axes(reading: Reading, array: Array) -> int:
+    """Number of axes of positions longer than one."""
+    extents = [n for a, n in enumerate(array.shape[1:], 1) if a - array.ndim != reading.axis]
+    return sum(n > 1 for n in extents)
 
 
 def _loss(reading: Reading, old: Array, new: Array, unit: Floats | float) -> float:
@@ -211,8 +250,7 @@ def figures_of(reading: Reading, old: Array, new: Array, into: Figures) -> None:
     """
     if reading.kind not in ("kl", "bernoulli", "cosine"):
         return
-    extents = [n for a, n in enumerate(old.shape[1:], 1) if a - old.ndim != reading.axis]
-    into.axes = max(into.axes, sum(n > 1 for n in extents))
+    into.axes = max(into.axes, _position_axes(reading, old))
     for a, b in zip(_samples(reading, old), _samples(reading, new), strict=True):
         known = np.isfinite(a).all(axis=1)
         a, b = a[known], np.where(np.isnan(b[known]), -np.inf, b[known])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 __all__ = [
     "ChainsAreSlower",
     "ChainsTakenBack",
+    "HeadsWhole",
     "LatencyOfPlan",
     "LatencyOfPruning",
     "Note",
@@ -123,6 +124,23 @@ class WithAndWithout:
 
 
 @dataclass(frozen=True)
+class HeadsWhole:
+    """The judge's losses of a plan that takes layers of class scores apart and of one without.
+
+    Attributes:
+        layers: those that make class scores.
+        apart: loss of the plan that takes them apart, on held-out samples.
+        whole: loss of the plan that leaves them alone.
+        samples: that the losses stand on.
+    """
+
+    layers: tuple[str, ...]
+    apart: float
+    whole: float
+    samples: int
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """The smallest budget that keeps what is required.
 
@@ -188,6 +206,7 @@ Note = (
     | SearchResult
     | ChainsAreSlower
     | ChainsTakenBack
+    | HeadsWhole
     | TimeBesideProducts
     | WithAndWithout
 )

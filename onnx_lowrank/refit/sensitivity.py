@@ -2,11 +2,11 @@
 
     s_l = (E - E_l) / eps_l
 
-``E`` is the judge's loss of the model as planned and refitted, ``E_l`` the same with layer ``l``
-refitted but not factorized, ``eps_l`` its planned error. Sensitivities measured
-around the original, one layer compressed at a time, or around a plan that is not refitted, made
-worse plans than equal ones, as they ignore what later layers repair. The sensitivities measured
-here hold only near the plan, so they are damped:
+``E`` is the judge's divergence of the model as planned and refitted, ``E_l`` the same with layer
+``l`` refitted but not factorized, ``eps_l`` its planned error. Sensitivities measured around the
+original, one layer compressed at a time, or around a plan that is not refitted, made worse plans
+than equal ones, as they ignore what later layers repair. The sensitivities measured here hold only
+near the plan, so they are damped:
 
     factor_l = clip(s_l / median(s), 1/4, 4)^(1/2)
 """
@@ -116,7 +116,7 @@ def losses_of_layers(
     names: Sequence[str],
     progress: Progress,
 ) -> tuple[float, dict[str, float]]:
-    """The judge's loss of a model, and how much less it is with one layer whole, by name.
+    """The judge's divergence of a model, and how much less it is with one layer whole, by name.
 
     Args:
         judge: of the original.
@@ -128,11 +128,11 @@ def losses_of_layers(
     Returns:
         Layers that cannot be measured, because the model gives NaN or Inf, are left out.
     """
-    whole, losses = judge.loss(_built(work, repaired, None)), {}
+    whole, losses = judge.divergence(_built(work, repaired, None)), {}
     with progress.task("weigh layers", len(names)) as advance:
         for name in names:
             if 0 < whole < math.inf:
-                without = judge.loss(_built(work, repaired, name))
+                without = judge.divergence(_built(work, repaired, name))
                 if without < math.inf:
                     losses[name] = whole - without
             advance(1)

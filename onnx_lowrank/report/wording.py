@@ -113,6 +113,12 @@ def worded(note: n.Note) -> str:
             )
         case n.ChainsAreSlower():
             return f"slower than the layers that they replace: {', '.join(note.layers)}"
+        case n.HeadsWhole():
+            kept = "left alone" if note.whole < note.apart else "taken apart"
+            return (
+                f"class scores ({', '.join(note.layers)}): loss {note.apart:.2%} taken apart, "
+                f"{note.whole:.2%} left alone, on {note.samples} held-out samples; {kept}"
+            )
         case n.WithAndWithout():
             kept = "second" if note.pruned < note.without else "first"
             return (
