@@ -31,7 +31,7 @@ __all__ = ["MomentStore", "batch_size", "collect_moments", "drawn_positions"]
 
 #: rows that a covariance is made of: so many for each column, or as many as narrow layers have for
 #: little work: this number, or rows of so many values in all groups
-ROWS_PER_COLUMN, ENOUGH_ROWS, ENOUGH_VALUES = 16, 20_000, 12_000_000
+ROWS_PER_COLUMN, ENOUGH_ROWS, ENOUGH_VALUES = 16, 50_000, 30_000_000
 #: largest number of samples to a run
 LARGEST_BATCH = 32
 #: a model without class scores

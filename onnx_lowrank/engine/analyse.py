@@ -6,8 +6,8 @@ cut(analysis, kept) -> Cut          the same without the channels that go
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Hashable, Mapping
+from dataclasses import dataclass, field, replace
 
 from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
 from onnx_lowrank.analysis.moment_cache import MomentCache
@@ -20,6 +20,7 @@ from onnx_lowrank.channels.cut import Remains
 from onnx_lowrank.engine.job import Job
 from onnx_lowrank.engine.memo import Recent
 from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.layers import Ineligible
 from onnx_lowrank.layers.finder import find_layers
 from onnx_lowrank.linalg.output_metric import OutputMetric
 from onnx_lowrank.modelfile.model import Model
@@ -42,6 +43,7 @@ __all__ = [
     "cost_of_model",
     "cut",
     "feed_of_batch",
+    "leaving",
     "timed_inference",
 ]
 
@@ -140,6 +142,36 @@ def analyse(job: Job) -> Analysis:
         prepared = _measured(job, canonical, memo)
         before = cost_of_model(job, job.source)
     return Analysis(job, before, prepared, memo)
+
+
+def leaving(analysis: Analysis, layers: Collection[str], reason: str) -> Analysis:
+    """The same, where some layers are left alone, as if they had been excluded.
+
+    Args:
+        analysis: of the whole model.
+        layers: names of those to leave alone.
+        reason: that their decisions give.
+    """
+    before, job = analysis.prepared, analysis.job
+    left = [
+        Ineligible(
+            layer.name,
+            layer.op,
+            reason,
+            next((t.name for t in layer.nodes[0].outputs if t.name), ""),
+        )
+        for layer in before.layers
+        if layer.name in layers
+    ]
+    prepared = replace(
+        before,
+        layers=tuple(layer for layer in before.layers if layer.name not in layers),
+        left_out=(*before.left_out, *left),
+    )
+    skipped = {**job.options.skipped, **dict.fromkeys(layers, reason)}
+    memo = Memo(ChainCutter(job.passes.factorizations), unfinished=analysis.memo.unfinished)
+    job = replace(job, options=replace(job.options, skipped=skipped))
+    return Analysis(job, analysis.before, prepared, memo)
 
 
 def cut(analysis: Analysis, kept: KeptChannels) -> Cut:

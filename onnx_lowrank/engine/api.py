@@ -138,8 +138,9 @@ def compressed(
     Raises:
         BudgetError, GuardError, ValidationError.
     """
-    planned, made = plan_in_rounds(analysis, target, rounds)
-    built = build(analysis, planned.plan) if made is None else made
+    chosen = plan_in_rounds(analysis, target, rounds)
+    analysis, planned = chosen.analysis, chosen.planned
+    built = chosen.built or build(analysis, planned.plan)
     planned, built = without_slow_chains(analysis, planned, built)
     return _finished(analysis, built, planned, force)
 
@@ -167,7 +168,7 @@ def plan(
     options = from_keywords(PlanOptions, keywords)
     target = Target.parse(options.target.target, options.target.ranks)
     analysis = analyse(begin(model, options.job(), progress, timer))
-    return plan_in_rounds(analysis, target, options.target.rounds)[0].plan
+    return plan_in_rounds(analysis, target, options.target.rounds).planned.plan
 
 
 @documented(ApplyOptions)

@@ -11,13 +11,13 @@ ends the rounds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnx_lowrank.analysis.collect import batch_size
 from onnx_lowrank.analysis.preparation import MEMORY
-from onnx_lowrank.engine.analyse import Analysis
+from onnx_lowrank.engine.analyse import Analysis, leaving
 from onnx_lowrank.engine.build import Built, build
-from onnx_lowrank.engine.choose import Planned, choose_keeping
+from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.plan_once import foreseen_loss
 from onnx_lowrank.engine.propose import PruningMode
 from onnx_lowrank.engine.timed_plan import plan_for
@@ -44,21 +44,27 @@ CERTAIN = 4.0
 
 
 @dataclass(frozen=True)
-class Tried:
-    """A plan, its model, and the judge's loss of it."""
+class Chosen:
+    """A plan, what it was made from, and its model where that had to be built."""
 
+    analysis: Analysis
+    planned: Planned
+    built: Built | None = None
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A plan, what it was made from, its model, and the judge's loss of it."""
+
+    analysis: Analysis
     pruning: PruningMode
     planned: Planned
     built: Built
     loss: float
 
 
-def plan_in_rounds(
-    analysis: Analysis, target: Target, rounds: int | None
-) -> tuple[Planned, Built | None]:
+def plan_in_rounds(analysis: Analysis, target: Target, rounds: int | None) -> Chosen:
     """The best plan of those with and without pruning, and of ``rounds`` with sensitivities.
-
-    Its model comes with it where that had to be built.
 
     Args:
         analysis: of the original model.
@@ -80,23 +86,23 @@ def plan_in_rounds(
         )
     data = analysis.job.samples.calibration
     if rounds == 0 or data is None or not weighable:
-        return plan_for(analysis, target), None
+        return Chosen(analysis, plan_for(analysis, target))
     plans = alternatives(analysis, target)
     small = analysis.before.parameters <= LARGEST
     most = int(small) if rounds is None else rounds
     one = len(plans) == 1
     if one and (not most or len(plans[0][1].errors) < 2):
-        return plans[0][1], None
+        return Chosen(analysis, plans[0][1])
     judge = judge_between(analysis)
     if not judge.readings and not judge.judged_by_user:
-        return plans[0][1], None
+        return Chosen(analysis, plans[0][1])
     best, note = best_of(analysis, plans, judge, keep=most > 0)
     if note is not None:
         best = _noting(best, note)
-    best = _with_heads_whole(analysis, best, judge, keep=most > 0)
-    if not most or len(best.planned.errors) < 2:
-        return best.planned, best.built
-    return _in_rounds(analysis, target, best, most, judge, data)
+    best = _with_heads_whole(target, best, judge, keep=most > 0)
+    if most and len(best.planned.errors) > 1:
+        best = _in_rounds(target, best, most, judge, data)
+    return Chosen(best.analysis, best.planned, best.built)
 
 
 def alternatives(analysis: Analysis, target: Target) -> list[tuple[PruningMode, Planned]]:
@@ -172,7 +178,7 @@ def best_of(
     return (other if other.loss < best.loss else best), note
 
 
-def _with_heads_whole(analysis: Analysis, best: Tried, judge: Judge, keep: bool) -> Tried:
+def _with_heads_whole(target: Target, best: Tried, judge: Judge, keep: bool) -> Tried:
     """The same, or the plan that leaves the layers that make class scores alone if it is better.
 
     What rare classes lose by a head of low rank shows in answers more than in any squared error,
@@ -182,11 +188,13 @@ def _with_heads_whole(analysis: Analysis, best: Tried, judge: Judge, keep: bool)
     heads = [n for n in best.planned.errors if moments[n].outputs is not None]
     if not heads:
         return best
+    rest = leaving(best.analysis, heads, "class scores stay nearer to the original's so")
     try:
-        whole = choose_keeping(analysis, best.planned, heads, "class scores stay nearer so")
+        whole = plan_for(rest, target, pruning=best.pruning)
     except BudgetError:
         return best
-    other = _scored(analysis, judge, keep)(best.pruning, whole)
+    other = _scored(rest, judge, keep)(best.pruning, whole)
+    other = _noting(other, *best.planned.notes)
     note = HeadsWhole(tuple(heads), best.loss, other.loss, judge.samples)
     return _noting(other if other.loss < best.loss else best, note)
 
@@ -197,24 +205,18 @@ def _scored(
     def score(mode: PruningMode, planned: Planned) -> Tried:
         built = build(analysis, planned.plan, keep_repaired=keep)
         with analysis.job.tools.stopwatch("judge"):
-            return Tried(mode, planned, built, judge.loss(built.model))
+            return Tried(analysis, mode, planned, built, judge.loss(built.model))
 
     return score
 
 
-def _in_rounds(
-    analysis: Analysis,
-    target: Target,
-    best: Tried,
-    rounds: int,
-    judge: Judge,
-    data: Dataset,
-) -> tuple[Planned, Built]:
-    """``best``, or the last of the plans made after it that was better, and its model."""
+def _in_rounds(target: Target, best: Tried, rounds: int, judge: Judge, data: Dataset) -> Tried:
+    """``best``, or the last of the plans made after it that was better."""
     notes: list[Note] = []
+    analysis = best.analysis
     score = _scored(analysis, judge, keep=True)
     for number in range(1, rounds + 1):
-        factors = _damped(best.planned, _measured(analysis, best, data))
+        factors = _damped(best.planned, _measured(best, data))
         again = plan_for(analysis, target, factors, best.pruning)
         same = again.plan.decisions == best.planned.plan.decisions
         if same or not again.loss(factors) < WORTH * best.planned.loss(factors):
@@ -226,13 +228,13 @@ def _in_rounds(
         notes.append(Round(number, outcome, best.loss, other.loss, judge.samples))
         if not better:
             break
-        best = Tried(best.pruning, again.noting(*best.planned.notes), other.built, other.loss)
-    return best.planned.noting(*notes), best.built
+        best = _noting(other, *best.planned.notes)
+    return _noting(best, *notes)
 
 
-def _measured(analysis: Analysis, best: Tried, data: Dataset) -> Measured:
+def _measured(best: Tried, data: Dataset) -> Measured:
     """What each layer of a plan costs, measured around it."""
-    job, shapes = analysis.job, analysis.prepared.shapes
+    job, shapes = best.analysis.job, best.analysis.prepared.shapes
     with job.tools.stopwatch("weigh"):
         return measured_factors(
             job.source, best.planned.proposed.cut.work.model, best.built.repaired,
@@ -247,5 +249,5 @@ def _damped(planned: Planned, measured: Measured) -> dict[str, float]:
     return {n: (f * before.get(n, f)) ** 0.5 for n, f in measured.factors.items()}
 
 
-def _noting(tried: Tried, note: Note) -> Tried:
-    return Tried(tried.pruning, tried.planned.noting(note), tried.built, tried.loss)
+def _noting(tried: Tried, *notes: Note) -> Tried:
+    return replace(tried, planned=tried.planned.noting(*notes))

@@ -321,7 +321,7 @@ def _parts(data: Dataset, every: int) -> tuple[Dataset, Dataset]:
         raise DataError(
             f"{len(data)} samples to judge by; {2 * SAMPLES} at least are needed, some to search "
             "and others to confirm: give --calib held-out samples (test.<input>), or more of them "
-            "(a fifth is held out)"
+            "(a fifth is held out); or give a target, as --target macs=0.5"
         )
     places = range(len(data))
     return data.subset(places[::every]), data.subset([i for i in places if i % every])

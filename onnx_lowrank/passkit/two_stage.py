@@ -42,6 +42,8 @@ _ROUNDS = 4
 
 #: number of ranks at which a plan refines, and the largest rank times squared patch length there
 _REFINED, _AFFORDABLE = 4, 400_000_000
+#: number of columns up to which a plan refines at every rank, as that takes no time
+_NARROW = 64
 
 
 class Projection(Protocol):
@@ -112,7 +114,11 @@ class TwoStage:
             chain = self._chain([g.factors(rank) for g in self._groups])
             return relative_error(self._stage, chain, self._moments)
         plain = self._plain(rank)
-        return plain * interpolated_gain(*self._gains, rank) if worth_refining(plain) else plain
+        if not worth_refining(plain):
+            return plain
+        if self._stage.matrices.shape[2] <= _NARROW:
+            return plain * self._gain(rank)
+        return plain * interpolated_gain(*self._gains, rank)
 
     @lazy
     def _gains(self) -> tuple[list[int], list[float]]:

@@ -18,7 +18,8 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def in_use() -> set[int]:
-    return {library["num_threads"] for library in threadpool_info()}
+    found = (library for library in threadpool_info() if library["user_api"] == "blas")
+    return {library["num_threads"] for library in found}
 
 
 def test_results_have_the_order_of_the_items_and_the_same_bits(threads: int) -> None:

@@ -41,7 +41,8 @@ def environments(processes: tuple[tuple[str, str], ...]) -> list[dict[str, str]]
 def compress(folder: Path, model: Path, i: int, threads: str, *more: str) -> list[str]:
     return [
         "compress", str(model), str(folder / f"{i}.onnx"), "--calib", str(fm.DIGITS),
-        "--samples", "200", "--threads", threads, "--seed", "3", "-q", *more,
+        "--samples", "200", "--threads", threads, "--seed", "3", "-q", "--target", "macs=0.5",
+        "--force", *more,
     ]  # fmt: skip
 
 
