@@ -33,7 +33,9 @@ from onnx_lowrank.judge.readings import Reading
 __all__ = ["Figures", "Scale", "changes", "divergences", "figures_of"]
 
 Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating[Any]]
+#: one number for each sample
+Losses = npt.NDArray[np.float64]
 
 #: smallest probability of a model, so that divergences stay finite
 _FLOOR = 1e-10
@@ -44,8 +46,8 @@ _LEAST_MAP = 1e-6
 #: a coordinate whose variance is less than this part of its squared mean is constant but for the
 #: rounding of float32
 _CONSTANT = 1e-12
-#: numbers that are held as float64 at a time
-_CHUNK = 1 << 22
+#: numbers that are worked on at a time, so that they stay in the processor's caches
+_CHUNK = 1 << 18
 
 
 @dataclass
@@ -81,6 +83,7 @@ class Scale:
                 self.origin = np.nan_to_num(rows[0], posinf=0.0, neginf=0.0)
             known = np.isfinite(rows)
             apart = np.where(known, rows - self.origin, 0.0)
+            apart = apart.astype(np.float64)
             self.count = self.count + known.sum(axis=0)
             self.total = self.total + apart.sum(axis=0)
             self.square = self.square + np.square(apart).sum(axis=0)
@@ -92,13 +95,14 @@ class Scale:
         if kind == "kl":
             logs = _log_probabilities(rows, self.reading.form)
             chances = np.exp(logs)
-            self.total = self.total + chances.sum(axis=0)
-            self.square = self.square - float(np.sum(chances * logs))
+            self.total = self.total + chances.sum(axis=0, dtype=np.float64)
+            self.square = self.square - float(np.sum(chances * logs, dtype=np.float64))
         elif kind == "bernoulli":
+            rows = rows.astype(np.float64)
             self.total = self.total + _inside(rows).sum(axis=0)
             self.square = self.square + _entropy(_inside(rows)).sum(axis=0)
         elif kind == "cosine":
-            self.total = self.total + _directions(rows).sum(axis=0)
+            self.total = self.total + _directions(rows).sum(axis=0, dtype=np.float64)
 
     @property
     def unit(self) -> Floats | float:
@@ -126,7 +130,7 @@ class Scale:
         return 1.0
 
 
-def divergences(scale: Scale, old: Array, new: Array) -> Floats:
+def divergences(scale: Scale, old: Array, new: Array) -> Losses:
     """Divergence of each sample, ``(samples,)``.
 
     Args:
@@ -151,7 +155,7 @@ def divergences(scale: Scale, old: Array, new: Array) -> Floats:
     return np.where(np.isnan(found), np.inf, found)
 
 
-def changes(reading: Reading, old: Array, new: Array) -> Floats | None:
+def changes(reading: Reading, old: Array, new: Array) -> Losses | None:
     """Part of the answers of each sample that change, ``(samples,)``; None without class scores.
 
     Args:
@@ -190,7 +194,7 @@ def _loss(reading: Reading, old: Array, new: Array, unit: Floats | float) -> flo
         known = np.isfinite(old)
         if not known.any():
             return 0.0
-        apart = np.where(known, new - old, 0.0)
+        apart = np.where(known, new.astype(np.float64) - old, 0.0)
         share = known.sum(axis=0)
         errors = np.square(apart).sum(axis=0) / np.maximum(share, 1)
         return float(np.mean((errors / unit)[share > 0]))
@@ -203,12 +207,15 @@ def _loss(reading: Reading, old: Array, new: Array, unit: Floats | float) -> flo
     if reading.kind == "kl":
         logs = _log_probabilities(old, reading.form)
         others = _log_probabilities(new, reading.form)
-        return float(np.mean(np.sum(np.exp(logs) * (logs - others), axis=1)) / unit)
+        apart = np.exp(logs) * (logs - others)
+        return float(np.sum(apart, dtype=np.float64) / len(logs) / unit)
     if reading.kind == "bernoulli":
-        p, q = _inside(old), _inside(new)
+        p, q = _inside(old.astype(np.float64)), _inside(new.astype(np.float64))
         apart = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
         return float(np.mean(apart) / unit)
-    apart = 1 - np.sum(_directions(old) * _directions(new), axis=1)
+    apart = 1 - np.sum(
+        _directions(old.astype(np.float64)) * _directions(new.astype(np.float64)), axis=1
+    )
     return float(np.mean(apart) / unit)
 
 
@@ -284,22 +291,28 @@ def _without_repeats(classes: Array) -> Array:
 
 
 def _samples(reading: Reading, array: Array) -> Iterator[Floats]:
-    """Each sample as ``(positions, width)``, in float64."""
+    """Each sample as ``(positions, width)``, in float32 or wider."""
     moved = np.moveaxis(reading.of(array), reading.axis, -1)
     positions = moved[0].size // max(moved.shape[-1], 1) if len(moved) else 0
     for sample in moved:
-        yield sample.reshape(positions, moved.shape[-1]).astype(np.float64)
+        yield _wide(sample.reshape(positions, moved.shape[-1]))
 
 
 def _chunks(reading: Reading, array: Array) -> Iterator[Floats]:
-    """All positions of all samples, some at a time, ``(positions, width)``, in float64."""
+    """All positions of all samples, some at a time, ``(positions, width)``, as in `_samples`."""
     moved = np.moveaxis(reading.of(array), reading.axis, -1)
     if not moved.size:
         return
     rows = moved.reshape(-1, moved.shape[-1])
     step = max(_CHUNK // max(rows.shape[1], 1), 1)
     for start in range(0, len(rows), step):
-        yield rows[start : start + step].astype(np.float64)
+        yield _wide(rows[start : start + step])
+
+
+def _wide(rows: Array) -> Floats:
+    """Numbers in float32 or wider: sums over them are made in float64."""
+    narrow = rows.dtype.kind != "f" or rows.dtype.itemsize < 4
+    return rows.astype(np.float32) if narrow else rows
 
 
 def _log_probabilities(rows: Floats, form: str) -> Floats:

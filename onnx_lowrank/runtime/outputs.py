@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -34,6 +34,9 @@ __all__ = [
     "looks_like_scores",
     "scores_in",
 ]
+
+#: numbers that are compared at a time
+_BLOCK = 1 << 18
 
 Array: TypeAlias = npt.NDArray[Any]
 #: arrays of each output, by name
@@ -141,9 +144,22 @@ def difference(reference: Array, new: Array, rows: int) -> Difference:
     """
     shape = (rows, reference.size // rows if rows else 0)
     old, now = reference.reshape(shape), new.reshape(shape)
-    if not (_is_numeric(reference) and _is_numeric(new)):
-        same = np.array(np.asarray(old == now, dtype=bool).reshape(shape).all(axis=1))
-        zero, count = np.zeros(rows), np.full(rows, shape[1])
+    step = max(_BLOCK // max(shape[1], 1), 1)
+    if rows <= step:
+        return _difference(old, now)
+    # some rows at a time, so that what is computed of them stays in the processor's caches
+    parts = [_difference(old[i : i + step], now[i : i + step]) for i in range(0, rows, step)]
+    return Difference(
+        *(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Difference))
+    )
+
+
+def _difference(old: Array, now: Array) -> Difference:
+    """The difference of two arrays ``(rows, values)``."""
+    rows, width = old.shape
+    if not (_is_numeric(old) and _is_numeric(now)):
+        same = np.array(np.asarray(old == now, dtype=bool).reshape(rows, width).all(axis=1))
+        zero, count = np.zeros(rows), np.full(rows, width)
         return Difference(
             zero, zero, zero, zero, zero, zero, count, count, np.zeros(rows, np.int64), same
         )
