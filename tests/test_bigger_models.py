@@ -23,11 +23,6 @@ DRAWN, TESTED = 40, 60
     not (READER.path.is_file() and fm.SHARED.joinpath("real").is_dir()),
     reason=f"{READER.path.name} is not in {FOLDER.name}, or its lines are not in ../shared/real",
 )
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="scores along a sequence are judged by squared error, and a ruined reader is written",
-)
 def test_a_reader_of_lines_keeps_them_or_is_refused(tmp_path: Path) -> None:
     """A small squared error in the scores of 18,385 classes may leave no line as it was."""
     samples, output = READER.read(), tmp_path / "out.onnx"

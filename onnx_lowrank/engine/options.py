@@ -205,7 +205,7 @@ class JudgeOptions(OptionGroup):
     min_kept: float | str | None = option(
         None,
         "Smallest part of the answers that must stay: samples that keep their class (sequences "
-        "their reading, pixels their class), or what other outputs tell apart. A result that "
+        "their reading, pixels their class), or the correlation of other outputs. A result that "
         f"clearly keeps less is refused ({percent(GUARDED)} by default); without a target, the "
         f"smallest latency that keeps it is searched ({percent(NEARLY_ALL)}).",
         metavar="90%",

@@ -42,12 +42,13 @@ class ReadingVerdict:
         loss: 0 for the original, 1 for a model that gives all samples the same answer; see
             :mod:`onnx_lowrank.judge.measures`.
         kept: part of the answers that stay: of the samples with the same class (the same sequence
-            of classes), of positions in maps of classes; for other kinds 1 less the loss.
+            of classes), of positions in maps of classes, of exact values; for other kinds the
+            correlation with the original's, the square root of 1 less the loss.
         figures: what people ask of such an output, by name: ``same_samples``, ``same_sequences``
             and ``same_positions`` (parts with the same first class, or side of one half),
             ``overlap`` (intersection over union), ``cosine``, ``neighbours`` (part of the nearest
             5 samples that stay so).
-        answer: what ``kept`` counts: ``samples | sequences | positions | variance``.
+        answer: what ``kept`` is: ``samples | sequences | positions | values | correlation``.
     """
 
     reading: Reading
@@ -112,7 +113,8 @@ def verdict_on(
     answer = _answer(reading, figures)
     kept = found.get(f"same_{answer}")
     if kept is None:
-        answer, kept = "variance", Estimate(1 - loss.value, 1 - loss.high, 1 - loss.low)
+        share = _values_left if reading.kind == "equal" else _correlation
+        kept = Estimate(share(loss.value), share(loss.high), share(loss.low))
     return ReadingVerdict(reading, loss, kept, found, answer)
 
 
@@ -128,9 +130,20 @@ def estimated(values: npt.NDArray[np.float64]) -> Estimate:
 def _answer(reading: Reading, figures: Figures) -> str:
     if reading.kind == "bernoulli" and figures.positions == 1 and figures.same:
         return "positions"
+    if reading.kind == "equal":
+        return "values"
     if reading.kind != "kl":
-        return "variance"
+        return "correlation"
     return ("samples", "sequences", "positions")[min(figures.axes, 2)]
+
+
+def _values_left(loss: float) -> float:
+    return 1 - loss
+
+
+def _correlation(loss: float) -> float:
+    """Correlation with numbers of which a part ``loss`` of the variance is missed."""
+    return math.sqrt(max(1 - loss, 0.0)) if math.isfinite(loss) else -math.inf
 
 
 def _mean(values: Sequence[float]) -> Estimate:

@@ -22,7 +22,8 @@ _KEPT = {
     "samples": "the first class of {}",
     "sequences": "the whole sequence of classes of {}",
     "positions": "the first class at {} of the positions",
-    "variance": "{} of what it tells apart",
+    "values": "{} of the values",
+    "correlation": "a correlation with the original of {}",
 }
 _MEANS = {
     "kl": "class scores",

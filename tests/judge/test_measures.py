@@ -237,3 +237,12 @@ def test_part_of_the_answers_that_change(old: Any, new: Any, changed: list[float
 
 def test_numbers_are_no_answers() -> None:
     assert changes(Reading("y", "l2"), OLD, NEW) is None
+
+
+def test_other_numbers_keep_a_correlation() -> None:
+    found = judged(Reading("y", "l2", -1), OLD, NEW)
+    assert found.answer == "correlation"
+    assert found.kept.value == pytest.approx((1 - found.loss.value) ** 0.5, rel=1e-12)
+    assert found.kept.low < found.kept.value < found.kept.high
+    lost = judged(Reading("y", "l2", -1), OLD, np.full_like(OLD, np.nan))
+    assert lost.kept.value == lost.kept.high == -np.inf
