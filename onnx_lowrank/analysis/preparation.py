@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from onnx_lowrank.analysis.collect import NO_HEADS, MomentStore, collect_moments
+from onnx_lowrank.analysis.collect import NO_HEADS, MomentStore, batch_size, collect_moments
 from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
 from onnx_lowrank.analysis.moment_cache import MomentCache
 from onnx_lowrank.analysis.moments import Moments
@@ -64,6 +64,11 @@ class Prepared:
     shapes: Mapping[str, tuple[int, ...]]
     moments: MomentStore
     unfinished: MomentCache | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Samples at a time so that all tensors of the model fit in memory."""
+        return batch_size(list(self.shapes), self.shapes, MEMORY)
 
     @cached_property
     def cost(self) -> Cost:
@@ -129,8 +134,7 @@ def prepare(
         if reason is None:
             layers.append(layer)
         else:
-            output = next((t.name for t in layer.nodes[0].outputs if t.name), "")
-            left_out.append(Ineligible(layer.name, layer.op, reason, output))
+            left_out.append(layer.left_alone(reason))
     heads = find_heads(graph, layers, shapes) if outputs is None else NO_HEADS
     unfinished = None
     if cache is not None and data.calibration is not None:

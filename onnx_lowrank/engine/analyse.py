@@ -20,7 +20,7 @@ from onnx_lowrank.channels.cut import Remains
 from onnx_lowrank.engine.job import Job
 from onnx_lowrank.engine.memo import Recent
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import Ineligible
+from onnx_lowrank.judge.judge import Judge
 from onnx_lowrank.layers.finder import find_layers
 from onnx_lowrank.linalg.output_metric import OutputMetric
 from onnx_lowrank.modelfile.model import Model
@@ -33,6 +33,7 @@ from onnx_lowrank.planning.timed_candidates import Timed
 from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
 from onnx_lowrank.runtime.machine import cache_folder
 from onnx_lowrank.runtime.runtime import Feed
+from onnx_lowrank.samples.dataset import Dataset
 
 __all__ = [
     "Analysis",
@@ -117,6 +118,13 @@ class Analysis:
             metric, lambda: Pruner(self.prepared, method, metric, self.job.tools.progress)
         )
 
+    def judge_on(self, data: Dataset) -> Judge:
+        """The judge of models against the original, on some samples."""
+        job = self.job
+        return Judge(
+            job.source, data, job.tools.runtime, self.prepared.batch_size, job.options.judging
+        )
+
     @property
     def resumed(self) -> bool:
         """Whether an interrupted job had read some of the samples, which were not read again."""
@@ -153,16 +161,7 @@ def leaving(analysis: Analysis, layers: Collection[str], reason: str) -> Analysi
         reason: that their decisions give.
     """
     before, job = analysis.prepared, analysis.job
-    left = [
-        Ineligible(
-            layer.name,
-            layer.op,
-            reason,
-            next((t.name for t in layer.nodes[0].outputs if t.name), ""),
-        )
-        for layer in before.layers
-        if layer.name in layers
-    ]
+    left = [layer.left_alone(reason) for layer in before.layers if layer.name in layers]
     prepared = replace(
         before,
         layers=tuple(layer for layer in before.layers if layer.name not in layers),

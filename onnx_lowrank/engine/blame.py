@@ -5,12 +5,9 @@ costliest(analysis, planned, built) -> the worst first
 
 from __future__ import annotations
 
-from onnx_lowrank.analysis.collect import batch_size
-from onnx_lowrank.analysis.preparation import MEMORY
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.build import Built
 from onnx_lowrank.engine.choose import Planned
-from onnx_lowrank.judge.judge import Judge
 from onnx_lowrank.refit.sensitivity import losses_of_layers
 from onnx_lowrank.report.report import LayerLoss
 
@@ -34,11 +31,9 @@ def costliest(analysis: Analysis, planned: Planned, built: Built) -> tuple[Layer
     names = sorted((n for n in errors if n in built.repaired), key=lambda n: -errors[n])
     if not names:
         return ()
-    held, shapes = job.samples.validation, analysis.prepared.shapes
-    held = held.subset(range(min(_SAMPLES, len(held))))
-    size = batch_size(list(shapes), shapes, MEMORY)
+    held = job.samples.validation
     with job.tools.stopwatch("blame"):
-        judge = Judge(job.source, held, job.tools.runtime, size, job.options.judging)
+        judge = analysis.judge_on(held.subset(range(min(_SAMPLES, len(held)))))
         whole, losses = losses_of_layers(
             judge, planned.proposed.cut.work.model, built.repaired, names[:_MEASURED],
             job.tools.progress,

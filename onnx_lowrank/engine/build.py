@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from onnx_lowrank.analysis.collect import batch_size
 from onnx_lowrank.analysis.preparation import MEMORY
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.engine.analyse import Analysis, Cut, channels_key, cut
@@ -135,6 +134,6 @@ def _solved(
         tasks = [recorded(task, into) for task in tasks]
     return refit(
         analysis.prepared.graph, compressed, tasks, data, job.tools.runtime,
-        size=batch_size(list(work.shapes), work.shapes, MEMORY), seed=plan.seed,
+        size=work.batch_size, seed=plan.seed,
         memory=MEMORY // 8, progress=job.tools.progress, behind_relu=plan.repair == "relu",
     )  # fmt: skip

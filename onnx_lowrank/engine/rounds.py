@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from onnx_lowrank.analysis.collect import batch_size
 from onnx_lowrank.analysis.preparation import MEMORY
 from onnx_lowrank.engine.analyse import Analysis, leaving
 from onnx_lowrank.engine.build import Built, build
@@ -27,7 +26,7 @@ from onnx_lowrank.option_values import check_count
 from onnx_lowrank.planning.notes import HeadsWhole, Note, Round, WithAndWithout
 from onnx_lowrank.planning.refit_modes import SOLVES_LAYERS
 from onnx_lowrank.planning.targets import Target
-from onnx_lowrank.refit.sensitivity import Measured, measured_factors
+from onnx_lowrank.refit.sensitivity import Measured, measured_factors, samples_to_weigh
 from onnx_lowrank.samples.dataset import Dataset
 
 __all__ = ["alternatives", "best_of", "judge_between", "plan_in_rounds"]
@@ -94,7 +93,7 @@ def plan_in_rounds(analysis: Analysis, target: Target, rounds: int | None) -> Ch
     if one and (not most or len(plans[0][1].errors) < 2):
         return Chosen(analysis, plans[0][1])
     judge = judge_between(analysis)
-    if not judge.readings and not judge.judged_by_user:
+    if not judge.has_a_say:
         return Chosen(analysis, plans[0][1])
     best, note = best_of(analysis, plans, judge, keep=most > 0)
     if note is not None:
@@ -144,12 +143,8 @@ def alternatives(analysis: Analysis, target: Target) -> list[tuple[PruningMode, 
 def judge_between(analysis: Analysis) -> Judge:
     """The judge between plans, on half of the samples that did not calibrate."""
     held = analysis.job.samples.validation
-    held = held.subset(range(0, len(held), 2))
-    shapes = analysis.prepared.shapes
-    size = batch_size(list(shapes), shapes, MEMORY)
-    job = analysis.job
-    with job.tools.stopwatch("judge"):
-        return Judge(job.source, held, job.tools.runtime, size, job.options.judging)
+    with analysis.job.tools.stopwatch("judge"):
+        return analysis.judge_on(held.subset(range(0, len(held), 2)))
 
 
 def best_of(
@@ -234,12 +229,11 @@ def _in_rounds(target: Target, best: Tried, rounds: int, judge: Judge, data: Dat
 
 def _measured(best: Tried, data: Dataset) -> Measured:
     """What each layer of a plan costs, measured around it."""
-    job, shapes = best.analysis.job, best.analysis.prepared.shapes
-    with job.tools.stopwatch("weigh"):
+    tools, errors = best.analysis.job.tools, best.planned.errors
+    with tools.stopwatch("weigh"):
         return measured_factors(
-            job.source, best.planned.proposed.cut.work.model, best.built.repaired,
-            best.planned.errors, data, job.tools.runtime,
-            batch_size(list(shapes), shapes, MEMORY), job.options.judging, job.tools.progress,
+            best.analysis.judge_on(samples_to_weigh(data, len(errors))),
+            best.planned.proposed.cut.work.model, best.built.repaired, errors, tools.progress,
         )  # fmt: skip
 
 

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnx_lowrank.analysis.collect import batch_size
-from onnx_lowrank.analysis.preparation import MEMORY
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.build import Built, build
 from onnx_lowrank.engine.choose import Planned
@@ -130,11 +128,10 @@ def smallest_within(analysis: Analysis, target: Target, requirement: Requirement
     """
     # before what is searched finds it out of reach at every ratio
     check_countable(target, analysis.before, len(analysis.prepared.layers))
-    job, shapes = analysis.job, analysis.prepared.shapes
-    size = batch_size(list(shapes), shapes, MEMORY)
+    job = analysis.job
     judges = judges_on(
-        job.source, job.samples.validation, job.tools.runtime, requirement, size,
-        job.options.judging,
+        job.source, job.samples.validation, job.tools.runtime, requirement,
+        analysis.prepared.batch_size, job.options.judging,
     )  # fmt: skip
     pruning = _pruning(analysis, target)
 
@@ -159,7 +156,7 @@ def _pruning(analysis: Analysis, target: Target) -> PruningMode:
     if len(plans) == 1:
         return plans[0][0]
     judge = judge_between(analysis)
-    if not judge.readings and not judge.judged_by_user:
+    if not judge.has_a_say:
         return "foreseen"
     return best_of(analysis, plans, judge)[0].pruning
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnx_lowrank._version import __version__
-from onnx_lowrank.analysis.collect import batch_size
 from onnx_lowrank.analysis.cost import Cost
-from onnx_lowrank.analysis.preparation import MEMORY
 from onnx_lowrank.engine.analyse import Analysis, cost_of_model, feed_of_batch
 from onnx_lowrank.engine.build import Built
 from onnx_lowrank.engine.job import Job
@@ -54,10 +52,9 @@ def tell(
     """
     job, plan = analysis.job, built.plan
     with job.tools.stopwatch("validate"):
-        shapes = analysis.prepared.shapes
         validation = validate_models(
             job.source, built.model, job.samples.validation, job.tools.runtime,
-            size=batch_size(list(shapes), shapes, MEMORY), progress=job.tools.progress,
+            size=analysis.prepared.batch_size, progress=job.tools.progress,
             labels_are_classes=job.options.labels_are_classes, judging=job.options.judging,
         )  # fmt: skip
         latency = timed_pairs(job, built.model, sorted({1, 16, job.tools.timing.batch}))

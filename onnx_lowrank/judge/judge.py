@@ -18,7 +18,7 @@ import numpy.typing as npt
 from onnx_lowrank.errors import DataError, ValidationError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.judge.measures import Figures, Scale, changes, divergences, figures_of
-from onnx_lowrank.judge.observation import Observer
+from onnx_lowrank.judge.observation import Observer, by_sample, each_sample
 from onnx_lowrank.judge.readings import Reading, kinds_for, readings_of
 from onnx_lowrank.judge.structure import structures_of
 from onnx_lowrank.judge.verdict import Estimate, ReadingVerdict, Verdict, estimated, verdict_on
@@ -112,7 +112,7 @@ class Judge:
         first = next(data.batches(size))
         count = data.samples_in(first)
         arrays = [a for v in self.observer.run(session, first).values() for a in v]
-        self._size = size if all(_by_sample(a, count) for a in arrays) else 1
+        self._size = size if all(by_sample(a, count) for a in arrays) else 1
         self._original = session
         self._held: list[Values | None] = []
         room = _HELD
@@ -131,19 +131,14 @@ class Judge:
         return len(self._data)
 
     @property
-    def judged_by_user(self) -> bool:
-        """Whether a function of the user's gives the loss."""
-        return self._judging.function is not None
+    def has_a_say(self) -> bool:
+        """Whether there is anything to judge by: a reading, or a function of the user's."""
+        return bool(self.readings) or self._judging.function is not None
 
     def originals(self, reading: Reading) -> Iterator[Array]:
         """The original's arrays of a reading, samples along axis 0, some at a time."""
         for _, _, old in self._references():
             yield reading.of(old[reading.output][reading.index])
-
-    @property
-    def scales(self) -> Sequence[Scale]:
-        """What the losses of each reading are divided by."""
-        return self._scales
 
     def pairs(self, model: Model) -> Iterator[Pair]:
         """Run a model on all samples, some at a time, beside the original's outputs.
@@ -159,24 +154,21 @@ class Judge:
 
     def loss(self, model: Model) -> float:
         """Mean loss of a model; infinite where it gives NaN or Inf and the original does not."""
-        found = self.comparison()
-        for pair in self.pairs(model):
-            found.add_losses(pair)
-        return found.loss
+        return self._compared(model, Comparison.add_losses).loss.value
 
     def divergence(self, model: Model) -> float:
         """Mean divergence of a model, which is smoother than the loss where samples are few."""
-        found = self.comparison()
-        for pair in self.pairs(model):
-            found.add_losses(pair)
-        return found.divergence
+        return self._compared(model, Comparison.add_losses).divergence.value
 
     def compare(self, model: Model) -> Verdict:
         """The whole verdict on a model."""
+        return self._compared(model, Comparison.add).verdict()
+
+    def _compared(self, model: Model, add: Callable[[Comparison, Pair], None]) -> Comparison:
         found = self.comparison()
         for pair in self.pairs(model):
-            found.add(pair)
-        return found.verdict()
+            add(found, pair)
+        return found
 
     def comparison(self) -> Comparison:
         """An empty comparison, to add the outputs of a model to."""
@@ -264,14 +256,14 @@ class Comparison:
             self._own.append(np.full(pair.count, _of_user(self._function, pair)))
 
     @property
-    def loss(self) -> float:
-        """Mean loss so far."""
-        return float(self.verdict_on_losses().value)
+    def loss(self) -> Estimate:
+        """Mean loss so far, with its interval."""
+        return self._mean_over(self._losses)
 
     @property
-    def divergence(self) -> float:
+    def divergence(self) -> Estimate:
         """Mean divergence so far; the loss where a function of the user's gives it."""
-        return float(self._mean_over(self._divergences).value)
+        return self._mean_over(self._divergences)
 
     def verdict(self) -> Verdict:
         """What there is to be said."""
@@ -280,11 +272,7 @@ class Comparison:
             for scale, found, figures in zip(self._scales, self._losses, self._figures, strict=True)
             if found
         ]
-        return Verdict(self._samples, self.verdict_on_losses(), tuple(readings))
-
-    def verdict_on_losses(self) -> Estimate:
-        """The mean loss with its interval."""
-        return self._mean_over(self._losses)
+        return Verdict(self._samples, self.loss, tuple(readings))
 
     def _mean_over(self, parts: Sequence[Sequence[npt.NDArray[np.float64]]]) -> Estimate:
         """Mean over all readings and samples."""
@@ -324,18 +312,13 @@ def _of_user(function: Loss, pair: Pair) -> float:
     return found
 
 
-def _by_sample(value: Array, count: int) -> bool:
-    return value.ndim > 0 and len(value) == count
-
-
 def _by_samples(values: Values, count: int) -> dict[str, list[Array]]:
     """Arrays with samples along axis 0 and another axis; repeated where they have no such axis."""
-    return {n: [_each_sample(a, count) for a in arrays] for n, arrays in values.items()}
+    return {n: [_with_width(each_sample(a, count)) for a in arrays] for n, arrays in values.items()}
 
 
-def _each_sample(value: Array, count: int) -> Array:
-    found = value if _by_sample(value, count) else np.repeat(value[None], count, axis=0)
-    return found[:, None] if found.ndim == 1 else found
+def _with_width(value: Array) -> Array:
+    return value[:, None] if value.ndim == 1 else value
 
 
 def _stacked(batches: Sequence[Sequence[Array]]) -> list[Array]:

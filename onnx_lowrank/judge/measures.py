@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.judge.readings import Reading
+from onnx_lowrank.judge.readings import Reading, rows_along, wide
 
 __all__ = ["Figures", "Scale", "changes", "divergences", "figures_of"]
 
@@ -170,16 +170,22 @@ def changes(reading: Reading, old: Array, new: Array) -> Losses | None:
     for sample, (a, b) in enumerate(
         zip(_samples(reading, old), _samples(reading, new), strict=True)
     ):
-        known = np.isfinite(a).all(axis=1)
-        first = a[known].argmax(axis=1)
-        now = np.where(np.isnan(b[known]), -np.inf, b[known]).argmax(axis=1)
-        if not len(first):
-            continue
-        if axes > 1:
-            found[sample] = float(np.mean(first != now))
-        else:
-            found[sample] = not np.array_equal(_without_repeats(first), _without_repeats(now))
+        first, now = (rows.argmax(axis=1) for rows in _known(a, b))
+        if len(first):
+            found[sample] = np.mean(first != now) if axes > 1 else not _reads_same(first, now)
     return found
+
+
+def _known(old: Floats, new: Floats) -> tuple[Floats, Floats]:
+    """The positions of a sample where the original is finite; NaN of the new model is least."""
+    known = np.isfinite(old).all(axis=1)
+    old, new = old[known], new[known]
+    return old, np.where(np.isnan(new), -np.inf, new)
+
+
+def _reads_same(first: Array, now: Array) -> bool:
+    """Whether two sequences of classes are the same, repeats being one."""
+    return np.array_equal(_without_repeats(first), _without_repeats(now))
 
 
 def _position_axes(reading: Reading, array: Array) -> int:
@@ -259,8 +265,7 @@ def figures_of(reading: Reading, old: Array, new: Array, into: Figures) -> None:
         return
     into.axes = max(into.axes, _position_axes(reading, old))
     for a, b in zip(_samples(reading, old), _samples(reading, new), strict=True):
-        known = np.isfinite(a).all(axis=1)
-        a, b = a[known], np.where(np.isnan(b[known]), -np.inf, b[known])
+        a, b = _known(a, b)
         if not len(a):
             continue
         into.positions = max(into.positions, len(a))
@@ -282,7 +287,7 @@ def figures_of(reading: Reading, old: Array, new: Array, into: Figures) -> None:
 def _add_classes(first: Array, now: Array, into: Figures) -> None:
     into.same.append(float(np.mean(first == now)))
     into.all_same.append(bool((first == now).all()))
-    into.reads_same.append(np.array_equal(_without_repeats(first), _without_repeats(now)))
+    into.reads_same.append(_reads_same(first, now))
 
 
 def _without_repeats(classes: Array) -> Array:
@@ -295,24 +300,18 @@ def _samples(reading: Reading, array: Array) -> Iterator[Floats]:
     moved = np.moveaxis(reading.of(array), reading.axis, -1)
     positions = moved[0].size // max(moved.shape[-1], 1) if len(moved) else 0
     for sample in moved:
-        yield _wide(sample.reshape(positions, moved.shape[-1]))
+        yield wide(sample.reshape(positions, moved.shape[-1]))
 
 
 def _chunks(reading: Reading, array: Array) -> Iterator[Floats]:
     """All positions of all samples, some at a time, ``(positions, width)``, as in `_samples`."""
-    moved = np.moveaxis(reading.of(array), reading.axis, -1)
-    if not moved.size:
+    part = reading.of(array)
+    if not part.size:
         return
-    rows = moved.reshape(-1, moved.shape[-1])
+    rows = rows_along(part, reading.axis)
     step = max(_CHUNK // max(rows.shape[1], 1), 1)
     for start in range(0, len(rows), step):
-        yield _wide(rows[start : start + step])
-
-
-def _wide(rows: Array) -> Floats:
-    """Numbers in float32 or wider: sums over them are made in float64."""
-    narrow = rows.dtype.kind != "f" or rows.dtype.itemsize < 4
-    return rows.astype(np.float32) if narrow else rows
+        yield wide(rows[start : start + step])
 
 
 def _log_probabilities(rows: Floats, form: str) -> Floats:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx
 
 from onnx_lowrank.graph.graph import Graph
@@ -19,7 +20,7 @@ from onnx_lowrank.runtime.outputs import Array, arrays_of, difference, is_float
 from onnx_lowrank.runtime.runtime import Feed, Runtime, Session
 from onnx_lowrank.samples.dataset import Dataset
 
-__all__ = ["Observer"]
+__all__ = ["Observer", "by_sample", "each_sample"]
 
 #: operators whose results differ from run to run
 _RANDOM = frozenset({
@@ -132,6 +133,16 @@ class Observer:
             for name in names
             if not all(_alike(arrays_of(runs[0][name]), arrays_of(r[name])) for r in runs[1:])
         ]
+
+
+def by_sample(value: Array, count: int) -> bool:
+    """Whether ``value`` has an axis of ``count`` samples in front."""
+    return value.ndim > 0 and len(value) == count
+
+
+def each_sample(value: Array, count: int) -> Array:
+    """``value`` with samples along axis 0; repeated for each sample where it has no such axis."""
+    return value if by_sample(value, count) else np.repeat(value[None], count, axis=0)
 
 
 def _may_be_random(graph: Graph) -> bool:

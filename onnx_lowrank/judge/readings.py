@@ -33,7 +33,16 @@ import numpy.typing as npt
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.runtime.outputs import is_float
 
-__all__ = ["KINDS", "Reading", "Structure", "kinds_for", "parse_kinds", "readings_of"]
+__all__ = [
+    "KINDS",
+    "Reading",
+    "Structure",
+    "kinds_for",
+    "parse_kinds",
+    "readings_of",
+    "rows_along",
+    "wide",
+]
 
 Array = npt.NDArray[Any]
 
@@ -151,7 +160,7 @@ def readings_of(
             found.append(Reading(name, kind, index=index, why="its type"))
         else:
             reading = Reading(name, "", index=index)
-            found += _found(reading, _real(array), structure, labelled, inputs)
+            found += _found(reading, wide(array), structure, labelled, inputs)
     floats = [r for r in found if r.kind != "equal"]
     return floats or found
 
@@ -192,11 +201,11 @@ def _as_given(reading: Reading, array: Array, given: str) -> Reading:
             )
         axis -= array.ndim if axis >= 0 else 0
     else:
-        found = _probable(_real(array), "probabilities") if kind == "kl" else None
+        found = _probable(wide(array), "probabilities") if kind == "kl" else None
         axis = _channel_axis(array) if found is None else found
     form = ""
     if kind == "kl":
-        form = _form(_real(array), axis)
+        form = _form(wide(array), axis)
     return replace(reading, kind=kind, axis=axis, form=form, why="as asked for")
 
 
@@ -283,7 +292,7 @@ def _scores(
     maps = sum(array.shape[a] > 1 for a in behind) > 2
     if maps and structure.features < _MAP_CLASSES:
         return None, ""
-    rows = _rows(array, axis)
+    rows = rows_along(array, axis)
     rows = rows[np.isfinite(rows).all(axis=1)]
     if not len(rows):
         return None, ""
@@ -303,12 +312,14 @@ def _form(array: Array, axis: int) -> str:
     return "logarithms" if _probable(array, "logarithms") == axis else "scores"
 
 
-def _rows(array: Array, axis: int) -> Array:
+def rows_along(array: Array, axis: int) -> Array:
+    """All positions of an array as rows ``(positions, width)`` along an axis."""
     moved = np.moveaxis(array, axis, -1)
     return moved.reshape(-1, moved.shape[-1])
 
 
-def _real(array: Array) -> Array:
+def wide(array: Array) -> Array:
+    """Numbers in float32 or wider."""
     return array if array.dtype.kind == "f" and array.dtype.itemsize > 2 else array.astype("f4")
 
 

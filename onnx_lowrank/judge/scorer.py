@@ -30,9 +30,9 @@ from onnx_lowrank.errors import DataError, ValidationError
 from onnx_lowrank.judge.intervals import mean, paired
 from onnx_lowrank.judge.judge import AS_FOUND, Judge, Judging
 from onnx_lowrank.judge.labels import class_ids
-from onnx_lowrank.judge.observation import Observer
+from onnx_lowrank.judge.observation import Observer, by_sample, each_sample
 from onnx_lowrank.judge.requirement import BY_JUDGE, Metric, Requirement, Score
-from onnx_lowrank.judge.verdict import Estimate, Verdict
+from onnx_lowrank.judge.verdict import Verdict
 from onnx_lowrank.linalg.temperature import calibrated
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.runtime.outputs import (
@@ -102,7 +102,7 @@ class Scorer:
         feed = next(data.batches(size))
         found = self._observer.run(self._reference, feed)
         count = data.samples_in(feed)
-        if not all(_by_sample(a, count) for arrays in found.values() for a in arrays):
+        if not all(by_sample(a, count) for arrays in found.values() for a in arrays):
             self._size = 1
         scores = {n: _scores_of(found[n], count) for n in self._observer.outputs}
         self._scores = next((n for n, v in scores.items() if v is not None), "")
@@ -169,7 +169,7 @@ class Scorer:
         for feed in self._data.batches(self._size):
             count = self._data.samples_in(feed)
             yield {
-                n: [_each_sample(a, count) for a in arrays]
+                n: [each_sample(a, count) for a in arrays]
                 for n, arrays in self._observer.run(session, feed).items()
             }
 
@@ -199,7 +199,7 @@ class Scorer:
         for feed in self._data.batches(self._size):
             values = session.run(feed, self._given)
             yield {
-                name if i == 0 else f"{name}[{i}]": _each_sample(array, self._data.samples_in(feed))
+                name if i == 0 else f"{name}[{i}]": each_sample(array, self._data.samples_in(feed))
                 for name, value in values.items()
                 for i, array in enumerate(arrays_of(value))
             }
@@ -210,7 +210,7 @@ class Scorer:
         counted = ((feed, self._data.samples_in(feed)) for feed in feeds)
         return _joined(
             "input",
-            ({n: _each_sample(np.asarray(v), count) for n, v in f.items()} for f, count in counted),
+            ({n: each_sample(np.asarray(v), count) for n, v in f.items()} for f, count in counted),
         )
 
     def _snr(self, session: Session) -> Score:
@@ -266,7 +266,7 @@ def _judge_for(
     """
     agreement = requirement.kind == "agreement"
     judge = Judge(reference, data, runtime, size, judging, classes=agreement)
-    if not judge.readings and judging.function is None:
+    if not judge.has_a_say:
         said = "; ".join(["no output can be judged", *judge.observer.notes])
         raise DataError(f"{said}: give outputs kinds by --judge, or a function")
     if agreement and not any(r.kind == "kl" for r in judge.readings):
@@ -311,27 +311,15 @@ def _score_in(verdict: Verdict, requirement: Requirement) -> Score:
         found = next(r for r in verdict.readings if r.reading.kind == "kl")
         same = found.figures.get("same_samples", found.kept)
         return Score(same.value, same.low, same.high, count)
-    worst = verdict.worst
-    kept = Estimate(1 - verdict.loss.value, 1 - verdict.loss.high, 1 - verdict.loss.low)
-    if worst is not None:
-        kept = worst.kept
+    kept = verdict.kept
     return Score(kept.value, kept.low, kept.high, count)
-
-
-def _by_sample(value: Array, count: int) -> bool:
-    return value.ndim > 0 and len(value) == count
-
-
-def _each_sample(value: Array, count: int) -> Array:
-    """``value`` with samples along axis 0; repeated for each sample where it has no such axis."""
-    return value if _by_sample(value, count) else np.repeat(value[None], count, axis=0)
 
 
 def _scores_of(arrays: Sequence[Array], count: int) -> Array | None:
     """Class scores of ``count`` samples, ``(count, classes, ...)``; None where there are none."""
-    if count > 1 and not any(_by_sample(a, count) for a in arrays):
+    if count > 1 and not any(by_sample(a, count) for a in arrays):
         return None
-    return scores_in([_each_sample(a, count) for a in arrays])
+    return scores_in([each_sample(a, count) for a in arrays])
 
 
 def _joined(what: str, batches: Iterable[Mapping[str, Array]]) -> dict[str, Array]:

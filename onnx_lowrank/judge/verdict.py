@@ -85,6 +85,13 @@ class Verdict:
     readings: tuple[ReadingVerdict, ...] = ()
 
     @property
+    def kept(self) -> Estimate:
+        """What the reading that keeps least keeps; without readings, what the loss leaves."""
+        if self.worst is not None:
+            return self.worst.kept
+        return Estimate(1 - self.loss.value, 1 - self.loss.high, 1 - self.loss.low)
+
+    @property
     def worst(self) -> ReadingVerdict | None:
         """The reading of which least is kept."""
         return min(self.readings, key=lambda r: r.kept.value, default=None)

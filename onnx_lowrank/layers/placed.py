@@ -77,6 +77,11 @@ class PlacedLayer:
         """Number of elements by which the stage's bias is longer than the bias in the file."""
         return 0 if self.bias_size is None else self.shape[0] - self.bias_size
 
+    def left_alone(self, reason: str) -> Ineligible:
+        """The layer as one that no pass may touch, for a reason."""
+        output = next((t.name for t in self.nodes[0].outputs if t.name), "")
+        return Ineligible(self.name, self.op, reason, output)
+
 
 @dataclass(frozen=True)
 class Ineligible:

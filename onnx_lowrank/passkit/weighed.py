@@ -55,11 +55,10 @@ def taken_apart(
 
 
 @dataclass(frozen=True)
-class _Weighed:
-    """A decomposition of ``L W`` as one of ``W``."""
+class _Other:
+    """A decomposition that has the forms and ranks of another."""
 
     whole: Decomposition
-    metric: OutputMetric
 
     @property
     def variant(self) -> str:
@@ -75,6 +74,16 @@ class _Weighed:
         return self.whole.outline(rank)
 
     def cut(self, rank: Rank) -> Chain:
+        return self.whole.cut(rank)
+
+
+@dataclass(frozen=True)
+class _Weighed(_Other):
+    """A decomposition of ``L W`` as one of ``W``."""
+
+    metric: OutputMetric
+
+    def cut(self, rank: Rank) -> Chain:
         return _plain(self.whole.cut(rank), self.metric)
 
 
@@ -88,31 +97,17 @@ class _WeighedUnfolded(_Weighed):
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _Measured(_Other):
     """A decomposition of ``W`` whose errors are those of its chains under the metric."""
 
-    whole: Decomposition
     stage: Stage
     moments: Moments
     known: dict[Rank, float] = field(default_factory=dict)
-
-    @property
-    def variant(self) -> str:
-        return self.whole.variant
-
-    def ranks(self) -> Iterable[Rank]:
-        return self.whole.ranks()
 
     def error(self, rank: Rank) -> float:
         if rank not in self.known:
             self.known[rank] = relative_error(self.stage, self.whole.cut(rank), self.moments)
         return self.known[rank]
-
-    def outline(self, rank: Rank) -> Chain:
-        return self.whole.outline(rank)
-
-    def cut(self, rank: Rank) -> Chain:
-        return self.whole.cut(rank)
 
 
 def _takes_up(decomposition: Decomposition) -> bool:

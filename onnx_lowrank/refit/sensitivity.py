@@ -22,16 +22,22 @@ import numpy as np
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.judge.judge import Judge, Judging
+from onnx_lowrank.judge.judge import Judge
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.layers.writer import apply_chain
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.refit.task import Task
-from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset
 
-__all__ = ["Measured", "Repaired", "losses_of_layers", "measured_factors", "recorded"]
+__all__ = [
+    "Measured",
+    "Repaired",
+    "losses_of_layers",
+    "measured_factors",
+    "recorded",
+    "samples_to_weigh",
+]
 
 #: largest and smallest number of samples to measure on
 SAMPLES, FEWEST = 100, 10
@@ -71,33 +77,28 @@ class Repaired:
     chain: Chain
 
 
+def samples_to_weigh(data: Dataset, layers: int) -> Dataset:
+    """As many of the samples as may be run for each of so many layers."""
+    count = PASSES * len(data) // max(layers, 1)
+    return data.subset(range(min(max(count, FEWEST), SAMPLES, len(data))))
+
+
 def measured_factors(
-    source: Model,
+    judge: Judge,
     work: Model,
     repaired: Mapping[str, Repaired],
     errors: Mapping[str, float],
-    data: Dataset,
-    runtime: Runtime,
-    size: int,
-    judging: Judging,
     progress: Progress,
 ) -> Measured:
     """Measure factors on the weights of the layers that a plan replaces.
 
     Args:
-        source: the original model.
+        judge: of the original, on :func:`samples_to_weigh`.
         work: the model that the plan is applied to, before its chains.
         repaired: results of the refit of all layers that it solved, also of those that are kept.
         errors: weighted errors of the layers that the plan replaces, by name.
-        data: calibration samples.
-        runtime: runs the models.
-        size: number of samples in a batch.
-        judging: what the user wants outputs to be judged by.
         progress: receives one step for each layer.
     """
-    count = PASSES * len(data) // max(len(errors), 1)
-    count = min(max(count, FEWEST), SAMPLES, len(data))
-    judge = Judge(source, data.subset(range(count)), runtime, size, judging)
     names = [name for name, error in errors.items() if name in repaired and error > 0]
     whole, losses = losses_of_layers(judge, work, repaired, names, progress)
     shares = {n: max(loss, _LEAST * whole) / errors[n] for n, loss in losses.items()}

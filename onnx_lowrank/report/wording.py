@@ -33,10 +33,10 @@ _MEANS = {
     "equal": "exact values",
 }
 _FIGURES = {
-    "same_positions": "same first class at {} of positions",
-    "overlap": "overlap {}",
-    "cosine": "cosine {}",
-    "neighbours": "{} of nearest 5 stay",
+    "same_positions": "same first class at {:.1%} of positions",
+    "overlap": "overlap {:.4f}",
+    "cosine": "cosine {:.4f}",
+    "neighbours": "{:.1%} of nearest 5 stay",
 }
 
 
@@ -59,11 +59,7 @@ def figures_in_words(verdict: ReadingVerdict) -> str:
     if verdict.answer == "samples":
         shown.pop("same_positions", None)
     return ", ".join(
-        text.format(
-            f"{shown[name].value:.4f}" if "{} of" not in text else f"{shown[name].value:.1%}"
-        )
-        for name, text in _FIGURES.items()
-        if name in shown
+        text.format(shown[name].value) for name, text in _FIGURES.items() if name in shown
     )
 
 

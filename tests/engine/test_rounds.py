@@ -14,11 +14,11 @@ from onnx_lowrank.engine import api as pipeline
 from onnx_lowrank.engine import rounds
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.judge.judge import AS_FOUND
+from onnx_lowrank.judge.judge import Judge
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.modelfile.model import load
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.refit.sensitivity import Measured, Repaired, measured_factors
+from onnx_lowrank.refit.sensitivity import Measured, Repaired, measured_factors, samples_to_weigh
 from onnx_lowrank.runtime.runtime import Runtime
 from tests import fixtures_models as fm
 
@@ -50,9 +50,8 @@ def factors(weak: float, errors: dict[str, float], noise: float = 0.1) -> dict[s
         repaired[layer.name] = Repaired(layer.stage, chain)
     x = fm.float32(random.standard_normal((50, WIDTH)))
     data = fm.dataset(model.proto, {"x": x})
-    found = measured_factors(
-        model, model, repaired, errors, data, Runtime(threads=1), 10, AS_FOUND, Progress()
-    )
+    judge = Judge(model, samples_to_weigh(data, len(errors)), Runtime(threads=1), 10)
+    found = measured_factors(judge, model, repaired, errors, Progress())
     assert found.losses.keys() == found.factors.keys()
     return dict(found.factors)
 
