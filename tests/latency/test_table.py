@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -71,6 +72,20 @@ RANKS = list(range(1, 16))
 
 
 # what is measured
+
+
+def test_a_clock_of_processor_time_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "thread_time", lambda: 1.0)
+    model = network(3)
+    (place,) = places(model)
+    runtime = Runtime(threads=1)
+    seconds, (share,) = RuntimeTimer(runtime).layers(model, FEED, [place])
+    assert 0 < seconds < 1
+    assert share is not None
+    assert 0 < share < 100
+    (again,) = RuntimeTimer(runtime).chains(place, [place.chain])
+    assert again is not None
+    assert 0.01 < again < 100
 
 
 def test_equal_places_and_equal_chains_are_measured_once() -> None:
