@@ -76,8 +76,9 @@ class TargetOptions(OptionGroup):
 
     target: str | Sequence[str] | None = option(
         None,
-        "What is left, as a part of the original: macs=R, params=R, size=R or latency=R; several "
-        "are kept together. By default the smallest latency at which nearly all answers stay "
+        "What is left, as a part of the original: macs=R, params=R, size=R or latency=R; or as an "
+        "amount: macs=300M, params=1M, bytes=2MiB, latency=8ms (at --batch). Several are kept "
+        "together. By default the smallest latency at which nearly all answers stay "
         f"(see --min-kept); without --calib {DEFAULT_TARGET}.",
         metavar="WHAT=R",
         repeat=True,

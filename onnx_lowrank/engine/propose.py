@@ -199,7 +199,7 @@ def _numbers(
     whole = analysis.before.of(target.metric)
     fixed = other_cost(prepared.cost, prepared.shapes, prepared.layers, target.metric)
     named = fixed_nodes(prepared, whole) if target.metric == "macs" else ""
-    budget = Budget(target.ratio * whole - fixed, str(target), whole, fixed, named)
+    budget = Budget(target.ratio * whole - fixed, str(target), whole, fixed, named, target.metric)
     if unpruned is None:
         return pruner.plan(budget)[0]
     rest = Factorizing(

@@ -17,6 +17,7 @@ from onnx_lowrank.analysis.preparation import MEMORY
 from onnx_lowrank.engine.analyse import Analysis, leaving
 from onnx_lowrank.engine.build import Built, build
 from onnx_lowrank.engine.choose import Planned
+from onnx_lowrank.engine.originals import in_parts
 from onnx_lowrank.engine.plan_once import foreseen_loss
 from onnx_lowrank.engine.propose import PruningMode
 from onnx_lowrank.engine.timed_plan import plan_for
@@ -83,6 +84,7 @@ def plan_in_rounds(analysis: Analysis, target: Target, rounds: int | None) -> Ch
             f"rounds weigh the layers of a plan as they are repaired; give --repair "
             f"{' or '.join(SOLVES_LAYERS)} and no rule for ranks"
         )
+    target = in_parts(analysis, target)
     data = analysis.job.samples.calibration
     if rounds == 0 or data is None or not weighable:
         return Chosen(analysis, plan_for(analysis, target))

@@ -18,6 +18,7 @@ import numpy as np
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.build import Built, build
 from onnx_lowrank.engine.choose import Planned
+from onnx_lowrank.engine.originals import in_parts
 from onnx_lowrank.engine.propose import PruningMode
 from onnx_lowrank.engine.rounds import alternatives, best_of, judge_between
 from onnx_lowrank.engine.timed_plan import plan_for
@@ -128,6 +129,7 @@ def smallest_within(analysis: Analysis, target: Target, requirement: Requirement
     """
     # before what is searched finds it out of reach at every ratio
     check_countable(target, analysis.before, len(analysis.prepared.layers))
+    target = in_parts(analysis, target)
     job = analysis.job
     judges = judges_on(
         job.source, job.samples.validation, job.tools.runtime, requirement,

@@ -16,7 +16,9 @@ from onnx_lowrank.judge.validation import validate_models
 from onnx_lowrank.latency.operators import beside_products, operator_times
 from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.planning.amounts import said as amount_text
 from onnx_lowrank.planning.notes import (
+    AlreadyKept,
     Note,
     OtherData,
     Remark,
@@ -24,7 +26,7 @@ from onnx_lowrank.planning.notes import (
     SizeNotReached,
     TimeBesideProducts,
 )
-from onnx_lowrank.planning.targets import Target
+from onnx_lowrank.planning.targets import METRICS, Target
 from onnx_lowrank.report.report import LayerLoss, Report
 
 __all__ = ["tell", "timed_pairs"]
@@ -68,9 +70,8 @@ def tell(
     said += _time_beside_products(analysis, built.model, after, plan.target, latency[0])
     if plan.data != job.samples.digest:
         said.append(OtherData())
-    asked = dict(Target.from_text(plan.target).budgets).get("size")
-    if asked is not None and after.bytes > asked * analysis.before.bytes:
-        said.append(SizeNotReached(asked, after.bytes / analysis.before.bytes))
+    timed = next((p for p in latency if p.batch == job.tools.timing.batch), latency[0])
+    said += _of_target(analysis.before, after, Target.from_text(plan.target), timed)
     return Report(
         before=analysis.before,
         after=after,
@@ -87,6 +88,22 @@ def tell(
         seed=plan.seed,
         costliest=costliest,
     )
+
+
+def _of_target(before: Cost, after: Cost, target: Target, timed: LatencyPair) -> list[Note]:
+    """What is to be said of a target that was missed, or that the original keeps as it is."""
+    has = {m: float(before.of(m)) for m in METRICS if m != "latency"}
+    has["latency"] = timed.reference_ms
+    said: list[Note] = [
+        AlreadyKept(str(a), amount_text(a.metric, has[a.metric]))
+        for a in target.amounts
+        if has[a.metric] <= a.value
+    ]
+    asked = dict(target.of(has).budgets).get("size")
+    if asked is not None and after.bytes > asked * before.bytes:
+        text = next(t for t in str(target).split() if t.startswith("size="))
+        said.append(SizeNotReached(text, after.bytes, after.bytes / before.bytes))
+    return said
 
 
 def _time_beside_products(

@@ -11,6 +11,7 @@ from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.layers import PlacedLayer
+from onnx_lowrank.planning.amounts import in_reach
 from onnx_lowrank.planning.candidates import Candidate, Constraint, least_cost
 from onnx_lowrank.planning.lagrangian import allocate, allocate_blocked
 from onnx_lowrank.planning.plan import Decision
@@ -18,6 +19,9 @@ from onnx_lowrank.planning.proposals import Proposals
 from onnx_lowrank.planning.several_budgets import allocate_all
 
 __all__ = ["Constraint", "after_cut", "choose", "decide"]
+
+#: nanoseconds, the unit of constraints on latency, in a millisecond
+NANOSECONDS = 1e6
 
 
 def choose(constraints: Sequence[Constraint]) -> list[Candidate]:
@@ -32,11 +36,12 @@ def choose(constraints: Sequence[Constraint]) -> list[Candidate]:
     for constraint in constraints:
         least = least_cost(constraint.choices)
         if least > constraint.budget:
-            reachable = (least + constraint.fixed) / max(constraint.whole, 1)
+            metric = constraint.metric
+            unit = NANOSECONDS if metric == "latency" else 1
+            reached = in_reach(metric, (least + constraint.fixed) / unit, constraint.whole / unit)
             raise BudgetError(
-                f"{constraint.metric}: these passes cannot go below {reachable:.3f} of the "
-                "original, even at the loss of all accuracy; ask for a larger part, or allow more "
-                "passes or layers"
+                f"{metric}: these passes cannot go below {reached}, even at the loss of all "
+                "accuracy; ask for that, or allow more passes or layers"
             )
     if len(constraints) > 1:
         return allocate_all(constraints)

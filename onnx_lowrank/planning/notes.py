@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 __all__ = [
+    "AlreadyKept",
     "ChainsAreSlower",
     "ChainsTakenBack",
     "HeadsWhole",
@@ -49,12 +50,27 @@ class SizeNotReached:
     """A target on size was missed by what names and nodes take.
 
     Attributes:
-        asked: part of the original's bytes.
-        left: part of them that is left.
+        asked: the target as the user gave it.
+        bytes: that are left.
+        left: part of the original's bytes that they are.
     """
 
-    asked: float
+    asked: str
+    bytes: int
     left: float
+
+
+@dataclass(frozen=True)
+class AlreadyKept:
+    """An amount that the original does not exceed.
+
+    Attributes:
+        asked: the target as the user gave it.
+        original: the amount that the original has, in the same form.
+    """
+
+    asked: str
+    original: str
 
 
 @dataclass(frozen=True)
@@ -200,6 +216,7 @@ Note = (
     | Resumed
     | OtherData
     | SizeNotReached
+    | AlreadyKept
     | LatencyOfPlan
     | LatencyOfPruning
     | Round

@@ -10,7 +10,6 @@ budget (a Gather) is its *uncounted cost*, and is subtracted from its saving.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.errors import BudgetError
+from onnx_lowrank.planning.amounts import in_reach
 from onnx_lowrank.planning.greedy_steps import best_step
 
 __all__ = ["Budget", "Ledger", "OutOfReachError", "Removable", "Side", "plan_counts"]
@@ -91,6 +91,7 @@ class Budget:
         whole: cost of the original model; 0 if it is the cost of the layers.
         fixed: cost of all nodes that pruning does not change.
         named: clause for a message that names the nodes with most of :attr:`fixed`; may be empty.
+        metric: the quantity that is limited, ``macs | params | size``.
     """
 
     limit: float
@@ -98,17 +99,16 @@ class Budget:
     whole: float = 0.0
     fixed: float = 0.0
     named: str = ""
+    metric: str = "macs"
 
     def unmet(self, least: float) -> OutOfReachError:
         """Make the error that says what can be reached; ``least`` is the layers' smallest cost."""
         reached = f"{least:.4g}"
         if self.whole:
-            # rounded up, so that the number in the message can be asked for
-            reached = f"{math.ceil(1000 * (least + self.fixed) / self.whole) / 1000:.3f}"
-            reached += " of the original"
+            reached = in_reach(self.metric, least + self.fixed, self.whole)
         return OutOfReachError(
-            f"{self.what}: these passes cannot go below {reached}; ask for a larger part, or "
-            f"allow more passes or layers{'; ' * bool(self.named)}{self.named}",
+            f"{self.what}: these passes cannot go below {reached}; ask for that, or allow more "
+            f"passes or layers{'; ' * bool(self.named)}{self.named}",
             least,
         )
 

@@ -79,9 +79,11 @@ def worded(note: n.Note) -> str:
             return "the calibration data is not that of the plan; the weights differ from it"
         case n.SizeNotReached():
             return (
-                f"{note.left:.4f} of the bytes are left, not size={note.asked:g}: names took the "
-                "rest"
+                f"{note.bytes:,} bytes are left ({note.left:.4f} of the original's), not "
+                f"{note.asked}: names took the rest"
             )
+        case n.AlreadyKept():
+            return f"{note.asked}: the original has {note.original}, so nothing had to go for it"
         case n.LatencyOfPlan():
             again = "; planned again by that" if note.again else ""
             return (

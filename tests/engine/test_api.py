@@ -194,6 +194,36 @@ def test_targets(metric: str, ratio: float, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("metric", "unit"), [("macs", "k"), ("params", "k"), ("size", "B"), ("size", "KiB")]
+)
+def test_amounts_are_parts_of_the_original(metric: str, unit: str) -> None:
+    before = inspect(fm.classifier()).cost.of(metric)
+    size = {"k": 1000, "B": 1, "KiB": 1024}[unit]
+    result = tiny(target=f"{metric}={0.6 * before / size}{unit}")
+    assert result.plan.decisions == tiny(target=f"{metric}=0.6").plan.decisions
+    assert result.report.after.of(metric) <= 0.6 * before
+    assert result.plan.target == f"{metric}={0.6 * before / size}{unit}"
+
+
+def test_an_amount_that_the_original_has_is_said() -> None:
+    result = tiny(target=["bytes=1MB", "macs=0.6"])
+    said = [n for n in result.report.said if n.startswith("size=1MB: the original has size=")]
+    assert len(said) == 1
+    assert result.report.macs_ratio <= 0.6
+
+
+def test_the_least_amount_that_a_message_names_can_be_asked_for() -> None:
+    for asked in ("macs=0.01k", "bytes=100B", "params=0.01k"):
+        with pytest.raises(BudgetError, match="of the original") as caught:
+            tiny(target=asked, passes="svd")
+        least = str(caught.value).split("(")[1].split(")")[0]
+        result = tiny(target=least, passes="svd", force=True)
+        amount = Target.parse(least).amounts[0]
+        assert result.report.after.of(amount.metric) <= amount.value
+        assert result.plan.target == least
+
+
+@pytest.mark.parametrize(
     "text",
     ["", "macs", "macs=", "macs=x", "macs=0", "macs=1.1", "macs=nan", "flops=0.5", "macs=-1"],
 )

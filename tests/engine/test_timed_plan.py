@@ -212,6 +212,21 @@ def test_time_and_size_together(remembered: list[tuple[Any, Timed]]) -> None:
     assert timed.whole - timed.choices[0].keep.cost + cost <= 0.85 * timed.whole
 
 
+def test_milliseconds_are_a_part_of_the_originals(remembered: list[tuple[Any, Timed]]) -> None:
+    # the original takes 1 ms by this clock
+    result = finished(lambda _: 0.8, "latency=800us")
+    assert result.plan.target == "latency=800us"
+    assert result.plan.decisions == finished(lambda _: 0.8).plan.decisions
+    text = "latency=2ms: the original has latency=1ms, so nothing had to go for it"
+    assert text in finished(lambda _: 1.0, "latency=2ms").report.said
+    whole = remembered[0][1].whole
+    with pytest.raises(BudgetError, match=r"0\.\d{3} of the original \(latency=.*us\)") as caught:
+        finished(lambda _: 0.3, "latency=0.3ms")
+    part, amount = str(caught.value).split("below ")[1].split("of the original (")
+    reached = 1e3 * float(amount.split("us)")[0].removeprefix("latency="))
+    assert reached == pytest.approx(float(part) * whole, rel=0.01)
+
+
 def test_times_are_whole_and_finite(remembered: list[tuple[Any, Timed]]) -> None:
     planned()
     ((_, timed),) = remembered

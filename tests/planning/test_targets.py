@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from onnx_lowrank.analysis.cost import Cost
 from onnx_lowrank.errors import BudgetError, OptionError
+from onnx_lowrank.planning.amounts import in_reach, said
 from onnx_lowrank.planning.candidates import Candidate, Choice, Constraint, recosted
 from onnx_lowrank.planning.lagrangian import allocate
 from onnx_lowrank.planning.several_budgets import allocate_all
@@ -104,6 +107,70 @@ def test_nothing_to_search() -> None:
         Target.parse(None, "energy=0.9", search=True)
     with pytest.raises(OptionError, match="two targets limit the same quantity"):
         Target.parse(["macs=0.5", "macs"], search=True)
+
+
+# amounts
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "value"),
+    [
+        ("macs=300M", "macs", 300e6),
+        ("macs=1.5 G", "macs", 1.5e9),
+        ("params=250k", "params", 250e3),
+        ("bytes=2MiB", "size", 2 * 2**20),
+        ("size=2MB", "size", 2e6),
+        ("size=900B", "size", 900.0),
+        ("latency=8ms", "latency", 8.0),
+        ("latency=0.5s", "latency", 500.0),
+        ("latency=800us", "latency", 0.8),
+    ],
+)
+def test_amounts(text: str, metric: str, value: float) -> None:
+    target = Target.parse(text)
+    (amount,) = target.amounts
+    assert (amount.metric, amount.value) == (metric, pytest.approx(value, rel=1e-12, abs=0))
+    assert target.of({metric: 4 * value}).budgets == ((metric, pytest.approx(0.25)),)
+    assert target.of({metric: value / 2}).budgets == ((metric, 1.0),)  # the whole at the most
+    assert target.of({}) == target
+    again = Target.from_text(str(target.of({metric: 4 * value})))
+    assert again == target
+    assert str(target) == str(amount) == text.replace("bytes", "size").replace(" ", "")
+
+
+def test_amounts_stand_beside_parts_and_searches() -> None:
+    target = Target.parse(["latency", "bytes=2MiB", "params=0.5"], search=True)
+    found = target.of({"size": 2.0**22}).at(0.125)
+    assert found.budgets == (("latency", 0.125), ("size", 0.5), ("params", 0.5))
+    assert str(found) == "latency=0.125 size=2MiB params=0.5"
+    with pytest.raises(OptionError, match="limit the same quantity"):
+        Target.parse(["size=0.5", "bytes=2MiB"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said_"),
+    [
+        ("macs=300MiB", "there is no unit 'MiB' for it; its units are k, M, G"),
+        ("bytes=2M", "its units are B, kB, MB, GB, KiB, MiB, GiB"),
+        ("latency=8", "'8' without a sign would mean 800 %.*or an amount: .*latency=8ms"),
+        ("macs=300000000", "more than the whole.*macs=300M"),
+        ("params=0k", "leaves nothing of the model"),
+        ("params=-3k", "leaves nothing of the model"),
+        ("params=1e400k", "leaves nothing of the model"),
+    ],
+)
+def test_amounts_that_make_no_sense(text: str, said_: str) -> None:
+    with pytest.raises(OptionError, match=said_):
+        Target.parse(text)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@given(value=st.floats(1e-4, 1e13))
+def test_an_amount_that_is_said_can_be_asked_for(metric: str, value: float) -> None:
+    text = said(metric, value, up=True)
+    (amount,) = Target.parse(text).amounts
+    assert value * (1 - 1e-5) <= amount.value <= value * 1.0101 + 1e-9
+    assert f"({text})" in in_reach(metric, value, value)
 
 
 def test_costs() -> None:
