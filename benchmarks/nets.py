@@ -138,6 +138,10 @@ NETS: dict[str, Net] = {
         name: Net(ROOT / "models" / f"{name}.onnx", _digits, None, (0.5, 0.25))
         for name in ("digits_mlp", "digits_vgg", "digits_resnet")
     },
+    **{
+        name: Net(ROOT / "models" / f"{name}.onnx", _digits, None)
+        for name in ("digits_vit", "digits_lstm")
+    },
     **_shared("cifar10_resnet20", _RESNET, 500, (0.5, 0.33)),
     **_shared("cifar10_resnet56", _RESNET, 500, (0.5, 0.33)),
     **_shared("cifar10_vgg_s", _VGG, 500, (0.5, 0.33)),

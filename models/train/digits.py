@@ -10,11 +10,13 @@ seeded: the same machine and library versions give the same files.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import math
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +36,7 @@ TEST_SAMPLES = 797
 IMAGE_SIZE = 16
 CLASSES = 10
 OPSET = 17
+DYNAMO_OPSET = 20
 BATCH = 50
 
 
@@ -123,16 +126,10 @@ class Recipe:
     """
 
     build: Callable[[], nn.Module]
+    export: Callable[[nn.Module, str, Path], None]
     epochs: int
     peak_lr: float
     weight_decay: float
-
-
-RECIPES = {
-    "digits_mlp": Recipe(mlp, epochs=200, peak_lr=3e-3, weight_decay=1),
-    "digits_vgg": Recipe(vgg, epochs=60, peak_lr=3e-3, weight_decay=3),
-    "digits_resnet": Recipe(resnet, epochs=80, peak_lr=5e-3, weight_decay=3),
-}
 
 
 @dataclass(frozen=True)
@@ -216,19 +213,45 @@ def export(net: nn.Module, name: str, path: Path) -> None:
             output_names=["logits"],
             dynamic_axes={"image": {0: "N"}, "logits": {0: "N"}},
         )
+    save_clean(path, name)
+
+
+def export_dynamo(net: nn.Module, name: str, path: Path) -> None:
+    """Write `net` as ONNX by the exporter that PyTorch has by default since 2.9."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress
+        torch.onnx.export(
+            net,
+            (torch.zeros(2, 1, IMAGE_SIZE, IMAGE_SIZE),),
+            path,
+            dynamo=True,
+            external_data=False,
+            opset_version=DYNAMO_OPSET,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("N")},),
+        )
+    save_clean(path, name)
+
+
+def save_clean(path: Path, name: str) -> None:
+    """Write a model again without traces of the exporter and of this machine, and check it."""
     model = onnx.load(path)
     model.producer_name = "onnx-lowrank models/train/digits.py"
     model.producer_version = ""
-    model.graph.name = name
-    weights = {weight.name: weight for weight in model.graph.initializer}
-    for node in list(model.graph.node):
-        node.ClearField("doc_string")
-        node.ClearField("metadata_props")
-        if node.op_type == "Identity":  # equal weights (two BatchNorm that meet in an Add), merged
-            copy = model.graph.initializer.add()
+    graph = model.graph
+    graph.name = name
+    traced = [model, graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input]
+    for part in [*traced, *graph.output]:
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    weights = {weight.name: weight for weight in graph.initializer}
+    for node in list(graph.node):
+        # equal weights (two BatchNorm that meet in an Add) were merged
+        if node.op_type == "Identity" and node.input[0] in weights:
+            copy = graph.initializer.add()
             copy.CopyFrom(weights[node.input[0]])
             copy.name = node.output[0]
-            model.graph.node.remove(node)
+            graph.node.remove(node)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
 
@@ -240,8 +263,9 @@ def count_correct(path: Path, images: np.ndarray, labels: np.ndarray) -> int:
     return int((logits.argmax(axis=1) == labels).sum())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def make(recipes: Mapping[str, Recipe], about: str, with_data: bool = False) -> None:
+    """Train and export each net of `recipes` into the folder that the command line names."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1])
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
@@ -249,13 +273,14 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     data = load_data()
-    data.save(out / "digits.npz")
-    for name, recipe in RECIPES.items():
+    if with_data:
+        data.save(out / "digits.npz")
+    for name, recipe in recipes.items():
         start = time.perf_counter()
         net = train_net(recipe, data.train_images, data.train_labels)
         seconds = time.perf_counter() - start
         path = out / f"{name}.onnx"
-        export(net, name, path)
+        recipe.export(net, name, path)
         correct = count_correct(path, data.test_images.numpy(), data.test_labels.numpy())
         print(
             f"{name}: {100 * correct / TEST_SAMPLES:.2f} % ({correct}/{TEST_SAMPLES}), "
@@ -264,4 +289,12 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    make(
+        {
+            "digits_mlp": Recipe(mlp, export, epochs=200, peak_lr=3e-3, weight_decay=1),
+            "digits_vgg": Recipe(vgg, export, epochs=60, peak_lr=3e-3, weight_decay=3),
+            "digits_resnet": Recipe(resnet, export, epochs=80, peak_lr=5e-3, weight_decay=3),
+        },
+        __doc__,
+        with_data=True,
+    )
