@@ -8,6 +8,7 @@ The data's way through :func:`compress`::
     planned         = choose(analysis, proposed)        # a decision for each
     built           = build(analysis, planned.plan)     # rewrite, solve again, sign, check
     planned, built  = without_slow_chains(...)          # what does not pay is taken back
+    built           = beside_int8(...)                  # where that is asked for
     report          = tell(analysis, built)             # outputs, time, bytes
     check_result(report)                                # and only then: save
 
@@ -29,6 +30,7 @@ from onnx_lowrank.engine.blame import costliest
 from onnx_lowrank.engine.build import Built, build
 from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.guard import check_result
+from onnx_lowrank.engine.int8 import beside_int8
 from onnx_lowrank.engine.job import JobOptions, begin
 from onnx_lowrank.engine.options import (
     ApplyOptions,
@@ -44,14 +46,16 @@ from onnx_lowrank.engine.tell import tell
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.judge.requirement import GUARDED, NEARLY_ALL, Requirement
 from onnx_lowrank.latency.timer import Timer
-from onnx_lowrank.modelfile.model import Model, save
+from onnx_lowrank.modelfile.model import Model, load, save
 from onnx_lowrank.options import documented, from_keywords
 from onnx_lowrank.planning.plan import Plan
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.report.report import Report
+from onnx_lowrank.report.stages import Stage
 from onnx_lowrank.report.sweep import Sweep
+from onnx_lowrank.runtime.quantizer import Quantize, check_quantizable
 from onnx_lowrank.samples.split import DrawOptions
 
 __all__ = ["Result", "apply", "compress", "compressed", "plan", "sweep"]
@@ -114,18 +118,26 @@ def compress(
     target = Target.parse(asked.target, asked.ranks, search=requirement is not None)
     if requirement is not None and asked.rounds:
         raise OptionError("rounds are for one target; first search, then give rounds what it found")
+    model, quantize = load(model), _int8(options)
+    if quantize is not None:
+        check_quantizable(model)
     own = requirement is not None and requirement.metric is not None
     job = replace(options.job(), labels_are_classes=not own)
     analysis = analyse(begin(model, job, progress, timer))
+    force = options.result.force
     if requirement is None:
-        return compressed(analysis, target, asked.rounds, options.result.force)
+        return compressed(analysis, target, asked.rounds, force, quantize)
     found = smallest_within(analysis, target, requirement)
     planned = found.planned.noting(found.note(requirement))
-    return _finished(analysis, found.built, planned, options.result.force)
+    return _finished(analysis, found.built, planned, force, quantize)
 
 
 def compressed(
-    analysis: Analysis, target: Target, rounds: int | None = None, force: bool = False
+    analysis: Analysis,
+    target: Target,
+    rounds: int | None = None,
+    force: bool = False,
+    quantize: Quantize | None = None,
 ) -> Result:
     """Plan to a target, build the model, take back what does not pay, and report.
 
@@ -134,6 +146,7 @@ def compressed(
         target: what is asked for.
         rounds: at the most; None for one where layers can be weighed.
         force: return the model even if it is slower or bigger, or gives other answers.
+        quantize: how the result is put into int8; None leaves it as it is.
 
     Raises:
         BudgetError, GuardError, ValidationError.
@@ -142,7 +155,7 @@ def compressed(
     analysis, planned = chosen.analysis, chosen.planned
     built = chosen.built or build(analysis, planned.plan)
     planned, built = without_slow_chains(analysis, planned, built)
-    return _finished(analysis, built, planned, force)
+    return _finished(analysis, built, planned, force, quantize)
 
 
 @documented(PlanOptions)
@@ -195,6 +208,9 @@ def apply(
         OptionError, ModelError, DataError, GuardError, ValidationError.
     """
     options = from_keywords(ApplyOptions, keywords)
+    model, quantize = load(model), _int8(options)
+    if quantize is not None:
+        check_quantizable(model)
     skipped = {d.layer: d.reason for d in plan.decisions if d.decision == "skip"}
     job = JobOptions(
         passes=parse_list(plan.passes),
@@ -209,7 +225,7 @@ def apply(
         min_kept=options.judge.kept(GUARDED),
     )
     analysis = analyse(begin(model, job, progress, timer))
-    return _finished(analysis, build(analysis, plan), None, options.result.force)
+    return _finished(analysis, build(analysis, plan), None, options.result.force, quantize)
 
 
 @documented(SweepOptions)
@@ -241,16 +257,32 @@ def sweep(
     return made
 
 
+def _int8(options: CompressOptions | ApplyOptions) -> Quantize | None:
+    """What is asked of the quantizer: to keep nearly all answers, where no part is given."""
+    mode = options.quantize.quantize
+    return None if mode is None else Quantize(mode, options.judge.kept(NEARLY_ALL))
+
+
 def _unasked(options: CompressOptions) -> bool:
     """Whether nobody said how small, and there is data to find out by."""
     target, data = options.target, options.data
     return target.target is None and target.ranks == "planner" and data.calib is not None
 
 
-def _finished(analysis: Analysis, built: Built, planned: Planned | None, force: bool) -> Result:
+def _finished(
+    analysis: Analysis,
+    built: Built,
+    planned: Planned | None,
+    force: bool,
+    quantize: Quantize | None,
+) -> Result:
     notes = () if planned is None else planned.notes
     worst = () if planned is None else costliest(analysis, planned, built)
-    report = tell(analysis, built, notes, worst)
+    stages: tuple[Stage, ...] = ()
+    if quantize is not None:
+        int8 = beside_int8(analysis, built, quantize)
+        built, stages, notes = int8.built, int8.stages, (*notes, *int8.notes)
+    report = tell(analysis, built, notes, worst, stages)
     if not force:
         calibrated = analysis.job.samples.calibration is not None
         check_result(report, analysis.job.options.min_kept if calibrated else None)

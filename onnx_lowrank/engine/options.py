@@ -24,6 +24,7 @@ from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR, REPAIRS, check_rep
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.planning.targets import DEFAULT_TARGET, METRICS
 from onnx_lowrank.planning.timed_candidates import TimingOptions
+from onnx_lowrank.runtime.quantizer import QuantizeOptions
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.images import ImageOptions
 from onnx_lowrank.samples.split import DataOptions, DrawOptions
@@ -292,6 +293,7 @@ class CompressOptions(PlanOptions):
     """Options of ``compress``."""
 
     keep: KeepOptions = KeepOptions()
+    quantize: QuantizeOptions = QuantizeOptions()
     result: ResultOptions = ResultOptions()
 
 
@@ -304,6 +306,7 @@ class ApplyOptions:
     timing: TimingOptions = TimingOptions()
     runtime: RuntimeOptions = RuntimeOptions()
     images: ImageOptions = ImageOptions()
+    quantize: QuantizeOptions = QuantizeOptions()
     result: ResultOptions = ResultOptions()
 
 

@@ -28,6 +28,7 @@ from onnx_lowrank.planning.notes import (
 )
 from onnx_lowrank.planning.targets import METRICS, Target
 from onnx_lowrank.report.report import LayerLoss, Report
+from onnx_lowrank.report.stages import Stage
 
 __all__ = ["tell", "timed_pairs"]
 
@@ -40,6 +41,7 @@ def tell(
     built: Built,
     notes: Sequence[Note] = (),
     costliest: tuple[LayerLoss, ...] = (),
+    stages: tuple[Stage, ...] = (),
 ) -> Report:
     """Compare a model with the original, time both, and say what was done.
 
@@ -48,6 +50,7 @@ def tell(
         built: the new one.
         notes: what else is to be said of it.
         costliest: layers that cost most of the loss.
+        stages: what the new model came from, where it is in int8.
 
     Raises:
         ValidationError: outputs are missing, of other shapes, or not finite.
@@ -67,7 +70,8 @@ def tell(
     said += [Remark(text) for text in validation.notes]
     said += notes
     said += [Remark(text) for text in (*analysis.before.remarks, *analysis.prepared.notes)]
-    said += _time_beside_products(analysis, built.model, after, plan.target, latency[0])
+    if not stages:  # the time of int8 is not that of its MACs
+        said += _time_beside_products(analysis, built.model, after, plan.target, latency[0])
     if plan.data != job.samples.digest:
         said.append(OtherData())
     timed = next((p for p in latency if p.batch == job.tools.timing.batch), latency[0])
@@ -87,6 +91,7 @@ def tell(
         plan=plan.digest,
         seed=plan.seed,
         costliest=costliest,
+        stages=stages,
     )
 
 

@@ -117,6 +117,17 @@ class Model:
         return values > LARGEST_PROTO // 16 and self.bytes > LARGEST_PROTO
 
     @property
+    def whole(self) -> onnx.ModelProto:
+        """The model with all its values inside; the protobuf itself where they are."""
+        if not self.external:
+            return self.proto
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        for tensor in list(Model(proto).outside):
+            _embed(tensor, b"".join(self.chunks(tensor)))
+        return proto
+
+    @property
     def skeleton(self) -> onnx.ModelProto:
         """The model with empty external tensors, for ``onnx.checker``."""
         if not self.external:
@@ -208,7 +219,7 @@ def save(model: Model, path: str | os.PathLike[str], *, source: Model | None = N
     target = check_output(path, source)
     if model.large or any(_locations(m) for m in (model, source) if m is not None):
         return _save_external(model, target, source)
-    payload = _whole(model).SerializeToString(deterministic=True)
+    payload = model.whole.SerializeToString(deterministic=True)
     with atomic_write(target) as file:
         file.write(payload)
     return len(payload)
@@ -256,17 +267,6 @@ def check_output(
     if not os.access(target.parent, os.W_OK):
         raise OptionError(f"{target.parent} is read-only; name another folder")
     return target
-
-
-def _whole(model: Model) -> onnx.ModelProto:
-    """The model with all its values inside."""
-    if not model.external:
-        return model.proto
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    for tensor in list(Model(proto).outside):
-        _embed(tensor, b"".join(model.chunks(tensor)))
-    return proto
 
 
 def _embed(tensor: TensorProto, values: bytes) -> None:

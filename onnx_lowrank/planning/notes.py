@@ -14,6 +14,7 @@ __all__ = [
     "ChainsAreSlower",
     "ChainsTakenBack",
     "HeadsWhole",
+    "InInt8",
     "LatencyOfPlan",
     "LatencyOfPruning",
     "Note",
@@ -38,6 +39,29 @@ class Remark:
 @dataclass(frozen=True)
 class Resumed:
     """Moments that an interrupted job had collected were not collected again."""
+
+
+@dataclass(frozen=True)
+class InInt8:
+    """What ONNX Runtime's quantizer made of a result.
+
+    Attributes:
+        mode: ``dynamic | static``.
+        layers: number of layers in int8.
+        left: names of those that the judge could not bear in int8.
+        bits: of the weights, 8 or 7.
+        every_kind: whether operators without weights are in int8 too.
+        runs: number of models that were quantized and judged.
+        remarks: what had to be changed in the model, in sentences.
+    """
+
+    mode: str
+    layers: int
+    left: tuple[str, ...]
+    bits: int
+    every_kind: bool
+    runs: int
+    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -224,6 +248,7 @@ Note = (
     | ChainsAreSlower
     | ChainsTakenBack
     | HeadsWhole
+    | InInt8
     | TimeBesideProducts
     | WithAndWithout
 )

@@ -18,6 +18,7 @@ from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.planning.notes import Note
 from onnx_lowrank.planning.plan import Decision, GroupDecision
 from onnx_lowrank.refit.refit import Refit
+from onnx_lowrank.report.stages import Stage, stages_table
 from onnx_lowrank.report.wording import figures_in_words, kept_in_words, means, worded
 
 __all__ = ["LayerLoss", "Report", "model_table", "outputs_table", "short"]
@@ -60,6 +61,7 @@ class Report:
         seed: of all random draws.
         costliest: layers that cost most of the judge's loss, the first the most; empty where that
             was not measured.
+        stages: the original, int8 alone, compressed, and both, where the result is in int8.
     """
 
     before: Cost
@@ -76,6 +78,7 @@ class Report:
     plan: str
     seed: int
     costliest: tuple[LayerLoss, ...] = ()
+    stages: tuple[Stage, ...] = ()
 
     @property
     def macs_ratio(self) -> float:
@@ -113,6 +116,7 @@ class Report:
                 {**asdict(p), "speedup": p.speedup, "median_speedup": p.median_speedup}
                 for p in self.latency
             ],
+            "stages": [s.to_dict() for s in self.stages],
             "notes": list(self.said),
             "seconds": self.seconds,
         }
@@ -129,6 +133,8 @@ class Report:
         first = self.latency[0] if self.latency else None
         console.print(model_table(self.before, self.after, first, self.validation.accuracy))
         console.print(outputs_table(self.validation))
+        if self.stages:
+            console.print(stages_table(self.stages))
         if self.costliest:
             console.print(Text(_costs(self.costliest)))
         behind = [r.behind_relu for r in self.refits if r.behind_relu is not None]

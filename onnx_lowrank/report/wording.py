@@ -118,6 +118,8 @@ def worded(note: n.Note) -> str:
                 f"class scores ({', '.join(note.layers)}): loss {note.apart:.2%} taken apart, "
                 f"{note.whole:.2%} left alone, on {note.samples} held-out samples; {kept}"
             )
+        case n.InInt8():
+            return _in_int8(note)
         case n.WithAndWithout():
             kept = "second" if note.pruned < note.without else "first"
             return (
@@ -138,3 +140,15 @@ def worded(note: n.Note) -> str:
                 f"{share:.0%} of the original's time{named}{bound}, and "
                 f"{sum(note.after.values()):.0%} of what is left"
             )
+
+
+def _in_int8(note: n.InInt8) -> str:
+    tried = f"{note.runs} models in int8 were judged"
+    if not note.layers:
+        return f"int8 ({note.mode}): no layer can be borne in int8, so none is; {tried}"
+    beside = ", other operators too" if note.every_kind else ""
+    said = f"int8 ({note.mode}): {note.layers} layers, weights of {note.bits} bits{beside}"
+    if note.left:
+        some = ", ".join(note.left[:5]) + (", ..." if len(note.left) > 5 else "")
+        said += f"; {len(note.left)} that cost too much stay in floating point: {some}"
+    return "; ".join([said, *note.remarks, tried])

@@ -11,11 +11,14 @@ from rich.console import Console
 
 from onnx_lowrank.analysis.cost import Cost
 from onnx_lowrank.judge.validation import Accuracy, OutputCheck, Validation
+from onnx_lowrank.judge.verdict import Estimate
+from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.planning.notes import Remark, TimeBesideProducts
 from onnx_lowrank.planning.plan import Decision, GroupDecision
 from onnx_lowrank.refit.behind_relu import Behind
 from onnx_lowrank.refit.refit import Refit
 from onnx_lowrank.report.report import Report
+from onnx_lowrank.report.stages import Stage
 from onnx_lowrank.report.wording import worded
 from tests.scripted_timer import pair
 
@@ -63,7 +66,7 @@ def test_json_has_the_agreed_keys() -> None:
     data = parsed(REPORT)
     assert data.keys() == {
         "schema", "version", "target", "seed", "plan", "model", "layers", "groups", "refit",
-        "validation", "accuracy", "latency", "notes", "seconds", "costliest",
+        "validation", "accuracy", "latency", "notes", "seconds", "costliest", "stages",
     }  # fmt: skip
     assert data["schema"] == 1
     assert data["model"] == {
@@ -174,3 +177,21 @@ def test_what_takes_time_beside_products_is_worded() -> None:
     )
     nothing = worded(TimeBesideProducts(1, 1.2, 1.43, {}, {}))
     assert "take 0% of the original's time, and 0% of what is left" in nothing
+
+
+def test_stages_are_columns() -> None:
+    def stage(name: str, size: int, *pairs: LatencyPair) -> Stage:
+        return Stage(name, size, pairs, Estimate(0.01, 0.0, 0.02), Estimate(0.98, 0.9, 1.01))
+
+    # the original is told once, however slow the machine was beside the others
+    slow = LatencyPair(1, 10.0, 2.5, 10.0, 2.5, 0.0)
+    report = replace(REPORT, stages=(stage("original", 6000), stage("int8", 1500, pair(0.5)),
+                                     stage("both", 600, slow)))  # fmt: skip
+    lines = [" ".join(line.split()) for line in printed(report).splitlines()]
+    assert "bytes 6,000 (1.000) 1,500 (0.250) 600 (0.100)" in lines
+    assert "time, batch 1 1 ms 0.5 ms (2.00x) 0.25 ms (4.00x)" in lines
+    assert "loss 1.00% 1.00% 1.00%" in lines
+    assert "stays, 95 % interval" + 3 * " 98.0% [90.0%, 100.0%]" in lines
+    data = parsed(report)["stages"]
+    assert [s["name"] for s in data] == ["original", "int8", "both"]
+    assert data[2]["latency"][0]["speedup"] == 4
