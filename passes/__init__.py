@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnx_lowrank.passes.attention_rank import AttentionRank
 from onnx_lowrank.passes.bicluster import BiclusterPass
 from onnx_lowrank.passes.channel_svd import ChannelSvd
 from onnx_lowrank.passes.circulant import Circulant
@@ -19,6 +20,7 @@ from onnx_lowrank.passkit.base import Pass
 
 __all__ = [
     "BUILT_IN",
+    "AttentionRank",
     "BiclusterPass",
     "ChannelSvd",
     "Circulant",
@@ -48,4 +50,5 @@ BUILT_IN: tuple[type[Pass], ...] = (
     LowrankSparse,
     Circulant,
     PruneChannels,
+    AttentionRank,
 )

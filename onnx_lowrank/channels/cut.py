@@ -67,8 +67,9 @@ def cut_groups(
         graph: graph that the groups were found in, or an equal one; it is changed.
         cuts: groups from one :func:`~onnx_lowrank.channels.groups.find_channel_groups`, each with
             the numbers of the channels that stay.
-        weights: new weight ``(N, kept, *kernel)`` and bias ``(N,)`` or None of some consumers, by
-            layer name: with the kept columns only, but with all rows as they are before the cut.
+        weights: new weight ``(N, kept, *kernel)`` and bias ``(N,)`` or None of some layers that
+            make or read the channels, by name: with the kept columns only, but with all rows as
+            they are before the cut.
 
     Returns:
         The tensors after the cut.
@@ -78,9 +79,11 @@ def cut_groups(
             nothing would be left of a tensor, or a new weight fits no layer.
     """
     cut = _plan(graph, cuts)
+    ends = {c.name for group, _ in cuts for c in group.consumers}
+    ends |= {p.name for group, _ in cuts for p in group.producers}
     for name in weights or {}:
-        if name not in {c.name for group, _ in cuts for c in group.consumers}:
-            raise ValueError(f"{name!r} reads none of these channels")
+        if name not in ends:
+            raise ValueError(f"{name!r} neither makes nor reads these channels")
     rows = {p.name: cut.rows(p.output) for group, _ in cuts for p in group.producers}
     edits: list[tuple[Node, dict[int, str], dict[str, Any]]] = []
     made: dict[tuple[str, bytes], str] = {}
@@ -200,6 +203,9 @@ def _edit(
                     value = value.compress(mask, axis)
                 made[key] = graph.renew_constant(operand.name, value)
             inputs[index] = made[key]
+    for (output, index), numbers in cut.flow.numbers.items():
+        if output == first_output(node) and cut.changes(node.inputs[index].name):
+            inputs[index] = graph.add_constant(f"{node.inputs[index].name}_before", numbers)
     loses_channels = any(t.name in cut.kept for t in (*node.inputs, *node.outputs))
     if loses_channels and node.op in EDITS:
         more, attrs = EDITS[node.op](graph, cut, node)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.channels.atoms import IntArray
-from onnx_lowrank.channels.labels import Flow, varying
+from onnx_lowrank.channels.labels import Dim, Flow, varying
 from onnx_lowrank.channels.moves import pads, slices
 from onnx_lowrank.graph.graph import Graph, Node
 
@@ -67,6 +67,11 @@ class Cut:
         for axis, mask in self.kept.get(tensor, {}).items():
             shape[axis] = int(mask.sum()) * (shape[axis] // mask.size)
         return tuple(shape)
+
+    def changes(self, extents: str) -> bool:
+        """Whether a tensor of extents holds one that is smaller after the cut."""
+        entries: list[object] = self.flow.dims[extents].reshape(-1).tolist()
+        return any(isinstance(e, Dim) and e.axis in self.kept.get(e.tensor, {}) for e in entries)
 
     def rows(self, output: str) -> Mask | None:
         """Mask of the rows that stay of the layer that makes ``output``; None if all do."""

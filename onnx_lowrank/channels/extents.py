@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from onnx.helper import tensor_dtype_to_np_dtype
 
-from onnx_lowrank.channels.labels import Dim, Flow, label
+from onnx_lowrank.channels.labels import Dim, Flow, first_output, label
 from onnx_lowrank.graph.graph import Node
 
 __all__ = ["follow_extents"]
@@ -40,10 +41,41 @@ def follow_extents(flow: Flow, node: Node) -> bool:
         flow.dims[output] = value
         return True
     for i in given:
-        flow.use(flow.dims[names[i]].flat, f"{label(node)} computes with their number")
+        if (numbers := _static(flow, names[i])) is not None:
+            flow.numbers[first_output(node), i] = numbers
+        else:
+            flow.use(flow.dims[names[i]].flat, f"{label(node)} computes with their number")
     if only and node.outputs[0].name in flow.shapes and len(flow.shapes[output]) < 2:
         flow.dims[output] = np.full(flow.shapes[output], None, object)
     return only
+
+
+def _static(flow: Flow, tensor: str) -> npt.NDArray[Any] | None:
+    """Values of extents that are the same at every run of a model with attention; else None.
+
+    A head's width may be read at run time to scale its scores; a cut writes down what it was.
+    """
+    if not flow.heads.products:
+        return None
+    found = []
+    entries: list[object] = flow.dims[tensor].reshape(-1).tolist()
+    for entry in entries:
+        known = flow.graph.extents(entry.tensor) if isinstance(entry, Dim) else None
+        value = known[entry.axis] if isinstance(entry, Dim) and known is not None else entry
+        if not isinstance(value, int):
+            return None
+        found.append(value)
+    return np.array(found, _type(flow, tensor)).reshape(flow.dims[tensor].shape)
+
+
+def _type(flow: Flow, tensor: str) -> np.dtype[Any]:
+    """Element type of a tensor of extents: that of the last Cast."""
+    node = flow.graph.producer(tensor)
+    while node is not None and node.op != "Shape":
+        if node.op == "Cast":
+            return np.dtype(tensor_dtype_to_np_dtype(int(node.attrs["to"])))
+        node = flow.graph.producer(next(t.name for t in node.inputs if t.name in flow.dims))
+    return np.dtype(np.int64)
 
 
 def _moved(flow: Flow, node: Node, names: list[str]) -> npt.NDArray[np.object_] | None:

@@ -27,6 +27,7 @@ from onnx_lowrank.channels.atoms import IntArray
 from onnx_lowrank.channels.extents import follow_extents
 from onnx_lowrank.channels.labels import (
     Flow,
+    Heads,
     Operand,
     UnknownOperatorError,
     first_output,
@@ -37,7 +38,7 @@ from onnx_lowrank.channels.rules import JOINING, RULES
 from onnx_lowrank.graph.graph import Graph, Node
 from onnx_lowrank.layers import PlacedLayer, find_layers
 
-__all__ = ["ChannelGroup", "Consumer", "Producer", "find_channel_groups"]
+__all__ = ["ChannelGroup", "Consumer", "Producer", "find_channel_groups", "follow"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class ChannelGroup:
         frozen: reason why the channels must stay; None if they may be cut.
         flow: labels of the graph.
         atoms: roots of the channels.
+        products: outputs of products of two activations that sum over the channels.
     """
 
     name: str
@@ -99,6 +101,7 @@ class ChannelGroup:
     frozen: str | None
     flow: Flow = field(repr=False, compare=False)
     atoms: tuple[int, ...] = field(repr=False, compare=False)
+    products: tuple[str, ...] = ()
 
     @property
     def prunable(self) -> bool:
@@ -106,7 +109,9 @@ class ChannelGroup:
         return self.frozen is None
 
 
-def find_channel_groups(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[ChannelGroup]:
+def find_channel_groups(
+    graph: Graph, shapes: Mapping[str, tuple[int, ...]], heads: Heads | None = None
+) -> list[ChannelGroup]:
     """Find the channel groups of the main graph, in the order of their first producers.
 
     Args:
@@ -114,8 +119,17 @@ def find_channel_groups(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> 
         shapes: concrete shapes of its tensors
             (:func:`~onnx_lowrank.analysis.cost.tensor_shapes`); channels of a tensor without a
             shape are frozen.
+        heads: products of two activations to follow channels through, and rows that are one
+            channel; None for none.
     """
-    flow = Flow(graph, shapes)
+    flow = follow(graph, shapes, heads)
+    _box(flow)
+    return _grouped(flow)
+
+
+def follow(graph: Graph, shapes: Mapping[str, tuple[int, ...]], heads: Heads | None = None) -> Flow:
+    """Labels of all tensors of the main graph; see :func:`find_channel_groups`."""
+    flow = Flow(graph, shapes, heads=heads or Heads())
     for name in graph.inputs:
         flow.labels[name] = flow.fixed(name, f"graph input {name}")
     for node in graph.nodes:
@@ -123,8 +137,7 @@ def find_channel_groups(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> 
     for name in graph.outputs:
         if name in flow.labels:
             flow.atoms.freeze(flow.labels[name], f"graph output {name}")
-    _box(flow)
-    return _grouped(flow)
+    return flow
 
 
 def _step(flow: Flow, node: Node) -> None:
@@ -205,19 +218,29 @@ def _grouped(flow: Flow) -> list[ChannelGroup]:
     for operand in flow.operands:
         for root, positions in _where(flow, operand.labels).items():
             uses.setdefault(root, []).append((operand, positions))
+    summing: dict[int, list[str]] = {}
+    for output, labels in flow.summed.items():
+        for root in np.unique(flow.atoms.roots(labels)).tolist():
+            summing.setdefault(root, []).append(output)
     classes: dict[tuple[Any, ...], list[int]] = {}
     for root, where in tensors.items():
         ends = tuple((o.output, o.role) for o, _ in uses.get(root, []) if o.role != "carried")
+        ends += tuple((output, "summed") for output in summing.get(root, []))
         reason = flow.atoms.reason(root)
         if reason is None and all(role != "rows" for _, role in ends):
             reason = "no layer makes them"
-        elif reason is None and all(role != "columns" for _, role in ends):
+        elif reason is None and all(role not in ("columns", "summed") for _, role in ends):
             reason = "no layer reads them"
         classes.setdefault((ends, reason, *where), []).append(root)
     layers = find_layers(flow.graph)[0]
     names = _layer_names(flow, layers)
     groups = [
-        _group(flow, roots, reason, names, [uses.get(r, []) for r in roots], tensors[roots[0]][0])
+        replace(
+            _group(
+                flow, roots, reason, names, [uses.get(r, []) for r in roots], tensors[roots[0]][0]
+            ),
+            products=tuple(summing.get(roots[0], ())),
+        )
         for (_, reason, *_), roots in classes.items()
     ]
     for layer in layers:

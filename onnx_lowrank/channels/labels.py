@@ -25,8 +25,8 @@ from onnx_lowrank.channels.atoms import Atoms, IntArray
 from onnx_lowrank.graph.graph import Graph, Node
 
 __all__ = [
-    "Dim", "Flow", "Operand", "UnknownOperatorError", "first_output", "integers", "joined", "label",
-    "operand_name", "padded", "reshape_labels", "varying",
+    "Dim", "Flow", "Heads", "Operand", "UnknownOperatorError", "first_output", "integers", "joined",
+    "label", "operand_name", "padded", "reshape_labels", "varying",
 ]  # fmt: skip
 
 
@@ -60,6 +60,20 @@ class Operand:
     role: str
 
 
+@dataclass(frozen=True)
+class Heads:
+    """What is known of attention beforehand.
+
+    Attributes:
+        products: first outputs of the products of two activations whose channels are followed.
+        rows: numbers of the channels that the rows of a layer make, ``(N,)``, by the first output
+            of its first node; rows of one number are one channel.
+    """
+
+    products: frozenset[str] = frozenset()
+    rows: Mapping[str, IntArray] = field(default_factory=dict)
+
+
 @dataclass
 class Flow:
     """The labels of a graph as they become known, node by node.
@@ -73,6 +87,10 @@ class Flow:
         operands: constant operands with channels.
         unread: reasons why the node that makes a tensor could not be followed, by tensor.
         weights: labels of the rows and of the columns of each weight so far, and how it is read.
+        heads: what is known of attention beforehand.
+        summed: labels that a product of two activations sums over, by its output.
+        numbers: values of the integers that a node computes with, by its first output and the
+            position of the operand: extents that a cut must not change.
     """
 
     graph: Graph
@@ -83,6 +101,9 @@ class Flow:
     operands: list[Operand] = field(default_factory=list)
     unread: dict[str, str] = field(default_factory=dict)
     weights: dict[str, tuple[IntArray, IntArray, tuple[Any, ...]]] = field(default_factory=dict)
+    heads: Heads = Heads()
+    summed: dict[str, IntArray] = field(default_factory=dict)
+    numbers: dict[tuple[str, int], npt.NDArray[Any]] = field(default_factory=dict)
     _shapes_of_constants: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def shape(self, tensor: str) -> tuple[int, ...]:
@@ -135,6 +156,13 @@ class Flow:
         shape = [1] * rank
         shape[axis] = -1
         return vector.reshape(shape)
+
+    def made(self, node: Node, count: int) -> IntArray:
+        """New channels that the ``count`` rows of a node's weight make."""
+        numbers = self.heads.rows.get(first_output(node))
+        if numbers is None:
+            return self.atoms.fresh(count)
+        return self.atoms.fresh(int(numbers.max()) + 1)[numbers]
 
     def freeze_along(self, tensor: str, axes: Iterable[int], reason: str) -> None:
         """Freeze the channels of ``tensor`` if they lie along one of ``axes``."""

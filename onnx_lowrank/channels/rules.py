@@ -23,6 +23,7 @@ from onnx_lowrank.channels.labels import (
     joined,
     label,
     operand_name,
+    padded,
     varying,
 )
 from onnx_lowrank.channels.moves import MOVES
@@ -64,7 +65,7 @@ def _conv(flow: Flow, node: Node) -> Outputs:
         flow.operand(node, 1, _along(inputs if transposed else outputs, 0, len(shape)), "carried")
         _tie_shared(flow, w, outputs, inputs, (node.op, groups))
     else:
-        outputs = flow.atoms.fresh(behind)
+        outputs = flow.made(node, behind)
         rows, columns = _first_group(flow, outputs, groups), _first_group(flow, inputs, groups)
         if transposed:
             columns = inputs
@@ -82,7 +83,7 @@ def _gemm(flow: Flow, node: Node) -> Outputs:
     trans = [int(flow.graph.attribute(node, k, 0)) for k in ("transA", "transB")]
     reason = f"channels on another axis of {label(node)}"
     inputs = flow.vector(operand_name(node, 0), 0 if trans[0] else 1, reason)
-    outputs = flow.atoms.fresh(shape[0 if trans[1] else 1])
+    outputs = flow.made(node, shape[0 if trans[1] else 1])
     flow.operand(node, 1, _along(outputs, 1 - trans[1], 2), "rows")
     flow.operand(node, 1, _along(inputs, trans[1], 2), "columns")
     _tie_shared(flow, operand_name(node, 1), outputs, inputs, (node.op, trans[1]))
@@ -91,6 +92,8 @@ def _gemm(flow: Flow, node: Node) -> Outputs:
 
 
 def _matmul(flow: Flow, node: Node) -> Outputs:
+    if operand_name(node, 0, out=True) in flow.heads.products:
+        return _product(flow, node)
     left = flow.graph.is_constant(operand_name(node, 0))
     at = 0 if left else 1
     shape = _weight(flow, node, at)
@@ -101,11 +104,32 @@ def _matmul(flow: Flow, node: Node) -> Outputs:
     if (left or axes > 2) and len(flow.shape(x)) < axes:
         raise UnknownOperatorError("a product with more axes than its input")
     inputs = flow.vector(x, axis, f"channels on another axis of {label(node)}")
-    outputs = flow.atoms.fresh(shape[-2 if left else -1])
+    outputs = flow.made(node, shape[-2 if left else -1])
     flow.operand(node, at, _along(outputs, axes - (2 if left else 1), axes), "rows")
     flow.operand(node, at, _along(inputs, axes - (1 if left else 2), axes), "columns")
     _tie_shared(flow, operand_name(node, at), outputs, inputs, (node.op, left))
     return [flow.spread(y, axis, outputs)]
+
+
+def _product(flow: Flow, node: Node) -> Outputs:
+    """Labels behind a product of two activations: what it sums over is tied, the rest goes on."""
+    labels = [flow.of(operand_name(node, i)) for i in (0, 1)]
+    rank = max(x.ndim for x in labels)
+    if min(x.ndim for x in labels) < 2:
+        raise UnknownOperatorError(f"a vector in {label(node)}")
+    a, b = (padded(x, rank) for x in labels)
+    if a.shape[-1] > 1 or b.shape[-2] > 1:
+        if a.shape[-2] > 1 or b.shape[-1] > 1:
+            raise UnknownOperatorError(f"channels on several axes of {label(node)}")
+        flow.atoms.tie(a[..., 0, :], b[..., :, 0])
+        flow.summed[operand_name(node, 0, out=True)] = a
+        return [None]
+    left, right = varying(a), varying(b)
+    if left and right:
+        if {rank - 1, rank - 2} & {*left, *right}:
+            raise UnknownOperatorError(f"channels on several axes of {label(node)}")
+        flow.atoms.tie(a, b)
+    return [np.broadcast_arrays(a, b)[0] if left == right else a if left else b]
 
 
 def _recurrent(flow: Flow, node: Node) -> Outputs:

@@ -30,6 +30,9 @@ from onnx_lowrank.planning.layer_globs import check_globs, selected
 from onnx_lowrank.planning.plan import GroupDecision
 from onnx_lowrank.planning.proposals import Proposals
 from onnx_lowrank.planning.timed_candidates import Timed
+from onnx_lowrank.pruning.cutting import Cutting
+from onnx_lowrank.pruning.head_moments import ScoreMoments, score_moments
+from onnx_lowrank.pruning.prunable import Found
 from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
 from onnx_lowrank.runtime.machine import cache_folder
 from onnx_lowrank.runtime.runtime import Feed
@@ -56,10 +59,13 @@ class Cut:
     Attributes:
         work: the model; the canonical one itself where no channel goes.
         remains: what is left of its tensors.
+        reference: the original, whose layers make the channels of heads in the bases that these
+            were cut in.
     """
 
     work: Prepared
     remains: Remains
+    reference: Prepared
 
 
 #: channels that stay, and a decision for every group where pruning was considered
@@ -74,6 +80,7 @@ class Memo:
         pruners: by metric.
         channels: channels that stay and decisions on all groups, by target and whether to prune.
         cuts: by the channels that stay.
+        scores: moments of queries and keys.
         whole: proposals of the whole model, by metric and rule.
         narrowed: proposals of models without some channels, by channels, metric and rule.
         timed: proposals with times as costs, likewise.
@@ -85,6 +92,7 @@ class Memo:
     pruners: Recent[Hashable, Pruner] = field(default_factory=lambda: Recent(4))
     channels: Recent[Hashable, Channels] = field(default_factory=lambda: Recent(4))
     cuts: Recent[Hashable, Cut] = field(default_factory=lambda: Recent(1))
+    scores: Recent[Hashable, Mapping[str, ScoreMoments]] = field(default_factory=lambda: Recent(1))
     whole: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(8))
     narrowed: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(1))
     timed: Recent[Hashable, Timed] = field(default_factory=lambda: Recent(2))
@@ -113,10 +121,30 @@ class Analysis:
         Args:
             metric: ``macs | params | size``.
         """
-        method = self.job.passes.prunings[0]
         return self.memo.pruners.get(
-            metric, lambda: Pruner(self.prepared, method, metric, self.job.tools.progress)
+            metric,
+            lambda: Pruner(self.prepared, self._cutting(), metric, self.job.tools.progress),
         )
+
+    def _cutting(self) -> Cutting:
+        """The passes that take channels out; heads stay where no data says how they are used."""
+        job = self.job
+        passes, data = job.passes, job.samples.calibration
+        assert passes.cutting is not None
+        channels = next(iter(passes.prunings), None)
+        heads = next(iter(passes.narrowings), None) if data is not None else None
+
+        def measure(found: Found) -> Mapping[str, ScoreMoments]:
+            assert data is not None
+            return self.memo.scores.get(
+                (),
+                lambda: score_moments(
+                    found.blocks, self.prepared, data, job.tools.runtime, job.seed,
+                    job.tools.progress,
+                ),
+            )  # fmt: skip
+
+        return Cutting(passes.cutting, channels, heads, measure)
 
     def judge_on(self, data: Dataset) -> Judge:
         """The judge of models against the original, on some samples."""
@@ -181,15 +209,16 @@ def cut(analysis: Analysis, kept: KeptChannels) -> Cut:
         kept: channels that stay.
     """
     if not kept:
-        return Cut(analysis.prepared, Remains({}, {}))
+        return Cut(analysis.prepared, Remains({}, {}), analysis.prepared)
 
     def make() -> Cut:
         with analysis.job.tools.stopwatch("cut"):
-            graph = Graph(analysis.prepared.model)
-            remains = analysis.pruner("macs").apply(graph, kept)
+            graph, pruner = Graph(analysis.prepared.model), analysis.pruner("macs")
+            remains = pruner.apply(graph, kept)
             outputs = analysis.prepared.moments.outputs
             work = _measured(analysis.job, graph.to_model(), analysis.memo, outputs)
-            return Cut(work, remains)
+            reference = replace(analysis.prepared, layers=pruner.turned(kept))
+            return Cut(work, remains, reference)
 
     return analysis.memo.cuts.get(channels_key(kept), make)
 
@@ -240,7 +269,7 @@ def _measured(
 
     found = prepare(
         model, job.samples, job.tools.runtime, refuse, job.seed, job.tools.progress,
-        every_shape=bool(job.passes.prunings),
+        every_shape=job.passes.cutting is not None,
         cache=cache_folder(job.tools.timing.cache, "moments"), outputs=outputs,
     )  # fmt: skip
     if found.unfinished is not None:

@@ -62,7 +62,7 @@ def build(analysis: Analysis, plan: Plan, *, keep_repaired: bool = False) -> Bui
         PlanError: the plan is of another model, or names what is not there.
     """
     job = analysis.job
-    pruner = partial(analysis.pruner, "macs") if job.passes.prunings else None
+    pruner = partial(analysis.pruner, "macs") if job.passes.cutting else None
     check_plan(plan, job.source.digest, analysis.prepared, pruner)
     kept = kept_by(plan)
     without = cut(analysis, kept)
@@ -127,7 +127,7 @@ def _solved(
     if data is None:
         return []
     tasks = refit_tasks(
-        analysis.prepared, work, without.remains, compressed, written, decisions,
+        without.reference, work, without.remains, compressed, written, decisions,
         job.passes.factorizations, plan.repair,
     )  # fmt: skip
     if into is not None:

@@ -232,7 +232,7 @@ def curves(
     layers, passes, images = options.layers.layers, options.layers.passes, options.images.given
     progress = progress or Progress()
     chosen = [p() for p in available().values()] if passes is None else passes
-    rewrites, factorizations, _ = parse_list(chosen)
+    rewrites, factorizations = parse_list(chosen)[:2]
     if not factorizations:
         raise OptionError("no factorization among the passes; add spatial_svd, for one")
     runtime, source = options.runtime.runtime(), load(model)

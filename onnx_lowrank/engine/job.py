@@ -65,9 +65,9 @@ class JobOptions:
 
     def __post_init__(self) -> None:
         check_repair(self.repair)
-        if len(self.passes.prunings) > 1:
+        if len(self.passes.prunings) > 1 or len(self.passes.narrowings) > 1:
             raise OptionError("one pruning pass at a time; its options say how")
-        if not self.passes.factorizations and not self.passes.prunings:
+        if not self.passes.factorizations and self.passes.cutting is None:
             raise OptionError("no factorization among the passes; add spatial_svd, for one")
 
 

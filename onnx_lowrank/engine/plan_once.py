@@ -101,7 +101,7 @@ def _inapplicable(analysis: Analysis, target: Target) -> str:
     proposals = whole_proposals(analysis, replace(target, budgets=_BY_MACS))
     if any(len(choice.candidates) > 1 for choice in proposals.choices):
         return ""
-    if analysis.job.passes.prunings and analysis.pruner(target.metric).prunables:
+    if analysis.job.passes.cutting and analysis.pruner(target.metric).prunables:
         return ""
     reasons = Counter(node.reason for node in analysis.prepared.left_out)
     reasons.update("; ".join(said) or "no pass is for it" for said in proposals.skips.values())

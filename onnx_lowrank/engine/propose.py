@@ -148,9 +148,9 @@ def _counted_in(target: Target) -> str:
 def _channels(analysis: Analysis, target: Target, pruning: PruningMode) -> Channels:
     """Channels that stay, and a decision for every group where pruning was considered."""
     passes = analysis.job.passes
-    if not passes.prunings:
+    options, alone = passes.cutting, not passes.factorizations
+    if options is None:
         return {}, ()
-    options, alone = passes.prunings[0].options, not passes.factorizations
     if alone and len(target.budgets) > 1:
         raise OptionError("pruning alone keeps one target; give one, or add a factorization")
     loss = None
@@ -199,23 +199,25 @@ def _numbers(
     whole = analysis.before.of(target.metric)
     fixed = other_cost(prepared.cost, prepared.shapes, prepared.layers, target.metric)
     named = fixed_nodes(prepared, whole) if target.metric == "macs" else ""
-    budget = Budget(target.ratio * whole - fixed, str(target), whole, fixed, named, target.metric)
+    rest = fixed - pruner.products
+    budget = Budget(target.ratio * whole - rest, str(target), whole, rest, named, target.metric)
     if unpruned is None:
         return pruner.plan(budget)[0]
-    rest = Factorizing(
+    factorizing = Factorizing(
         pruner, prepared, job.passes.factorizations,
         lambda model, graph, layers: measured_shapes(
             model, graph, layers, job.samples.validation, job.tools.runtime
         ),
         target.metric, whole_proposals(analysis, _alone(target)).choices,
     )  # fmt: skip
-    return share_budget(pruner, rest, budget, unpruned)
+    return share_budget(pruner, factorizing, budget, unpruned)
 
 
 def _ordered(analysis: Analysis, pruner: Pruner, kept: KeptChannels) -> KeptChannels:
     """Choose the same numbers of channels again, in the order that the pass asks for."""
     job = analysis.job
-    chain, data = job.passes.prunings[0].options.chain, job.samples.calibration
+    assert job.passes.cutting is not None
+    chain, data = job.passes.cutting.chain, job.samples.calibration
     if chain == "parallel":
         return pruner.refined(kept)
     if chain == "top_down" and data is not None:

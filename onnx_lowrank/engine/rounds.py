@@ -117,7 +117,7 @@ def alternatives(analysis: Analysis, target: Target) -> list[tuple[PruningMode, 
         BudgetError: the target is out of reach.
     """
     passes = analysis.job.passes
-    if not passes.prunings or not passes.factorizations or passes.prunings[0].options.keep:
+    if passes.cutting is None or not passes.factorizations or passes.cutting.keep:
         return [("foreseen", plan_for(analysis, target))]
     modes: tuple[PruningMode, ...] = ("none", "some")
     found: list[tuple[PruningMode, Planned]] = []

@@ -147,7 +147,7 @@ def smallest_within(analysis: Analysis, target: Target, requirement: Requirement
 def _pruning(analysis: Analysis, target: Target) -> PruningMode:
     """Whether channels go, by what the judge finds better where the search begins."""
     job = analysis.job
-    if job.samples.calibration is None or not job.passes.prunings:
+    if job.samples.calibration is None or job.passes.cutting is None:
         return "foreseen"
     try:
         plans = alternatives(analysis, target.at(FIRST))

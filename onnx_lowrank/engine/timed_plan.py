@@ -75,7 +75,9 @@ def _pruned_in_time(analysis: Analysis, target: Target, wanted: float) -> Planne
     """Pruning alone counts MACs in place of time; once more, by the time that they took."""
     planned = plan_once(analysis, target)
     measured = _measured(analysis, planned.plan)
-    if not analysis.job.passes.prunings[0].options.keep and wanted < measured < 1:
+    cutting = analysis.job.passes.cutting
+    assert cutting is not None
+    if not cutting.keep and wanted < measured < 1:
         ratio = max(1 - (1 - wanted) ** 2 / (1 - measured), 0.0)
         with suppress(BudgetError):  # else what there is
             again = plan_once(analysis, Target((("macs", ratio),)))

@@ -26,6 +26,7 @@ __all__ = [
     "Decomposition",
     "Edit",
     "Factorization",
+    "HeadNarrowing",
     "Iterative",
     "Pass",
     "Pruning",
@@ -184,6 +185,40 @@ class PruningOptions:
     gather: bool
     keep: float
     optional: bool = False
+
+
+@dataclass(frozen=True)
+class HeadNarrowing(Pass):
+    """Chooses bases in which channels of attention heads may go; the engine removes the last ones.
+
+    Attributes:
+        optional: whether it is only one of the defaults, as in :class:`PruningOptions`.
+    """
+
+    optional: bool = False
+
+    @abc.abstractmethod
+    def scores(self, queries: Array, keys: Array) -> tuple[Array, Array, Array]:
+        """Bases of the queries and keys of a head, most important channel first.
+
+        Args:
+            queries: second moment ``(d, d)`` of the queries.
+            keys: moment ``(d, d)`` of the keys, under the metric in which errors of scores reach
+                the output.
+
+        Returns:
+            ``Tq (d, d)`` and ``Tk (d, d)`` with ``Tq^T Tk = I``, and errors ``(d + 1,)`` by number
+            of channels left.
+        """
+
+    @abc.abstractmethod
+    def values(self, gram: Array, covariance: Array) -> Array:
+        """Invertible basis ``(d, d)`` of the values of a head, most important channel first.
+
+        Args:
+            gram: ``W^T W (d, d)`` of the layer that reads the mixed values.
+            covariance: ``(d, d)`` of the mixed values.
+        """
 
 
 @dataclass(frozen=True)

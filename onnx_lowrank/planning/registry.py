@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from onnx_lowrank.errors import LowRankError, OptionError
 from onnx_lowrank.passes import BUILT_IN
-from onnx_lowrank.passkit.base import Factorization, Pass, Pruning, Rewrite
+from onnx_lowrank.passkit.base import (
+    Factorization,
+    HeadNarrowing,
+    Pass,
+    Pruning,
+    PruningOptions,
+    Rewrite,
+)
 
 __all__ = ["GROUP", "Passes", "available", "parse", "parse_list", "pass_class"]
 
@@ -101,11 +108,23 @@ class Passes(NamedTuple):
     rewrites: list[Rewrite]
     factorizations: list[Factorization]
     prunings: list[Pruning]
+    narrowings: list[HeadNarrowing]
 
     @property
     def specs(self) -> tuple[str, ...]:
         """Specs of all the passes, rewrites first."""
         return tuple(p.spec for kind in self for p in kind)
+
+    @property
+    def cutting(self) -> PruningOptions | None:
+        """How channels are taken out, of groups and of heads; None where no pass does."""
+        optional = all(p.optional for p in self.narrowings)
+        if self.prunings:
+            options = self.prunings[0].options
+            return replace(options, optional=options.optional and optional)
+        if not self.narrowings:
+            return None
+        return PruningOptions(True, "parallel", gather=False, keep=0.0, optional=optional)
 
 
 def parse_list(text: str | Sequence[str | Pass]) -> Passes:
@@ -117,6 +136,7 @@ def parse_list(text: str | Sequence[str | Pass]) -> Passes:
         [p for p in passes if isinstance(p, Rewrite)],
         [p for p in passes if isinstance(p, Factorization)],
         [p for p in passes if isinstance(p, Pruning)],
+        [p for p in passes if isinstance(p, HeadNarrowing)],
     )
 
 

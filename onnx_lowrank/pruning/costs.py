@@ -25,7 +25,7 @@ from onnx_lowrank.analysis.time_model import BLOCK, MOVED, in_blocks
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.passkit.rank_grid import aligned_ranks
 from onnx_lowrank.pruning.greedy import Ledger, Removable
-from onnx_lowrank.pruning.prunable import Found, Prunable
+from onnx_lowrank.pruning.prunable import Found, Product, Prunable
 
 __all__ = ["TILE", "Costs"]
 
@@ -57,13 +57,24 @@ class Costs:
         self._blocked = [
             metric == "macs" and in_blocks(layer.value.outline) for layer in prepared.layers
         ]
+        self._blocked += [False] * len(found.products)
 
     def ledger(self) -> Ledger:
         """Ledger of all layers with all their channels."""
         layers = self._prepared.layers
         costs, biases, made = zip(*map(self._costs, layers), strict=True) if layers else ((),) * 3
         outputs, inputs = ([layer.shape[axis] for layer in layers] for axis in (0, 1))
-        return Ledger(costs, outputs, inputs, biases, made)
+        products = self._found.products
+        none = [0.0] * len(products)
+        widths = [p.width for p in products]
+        return Ledger(
+            [*costs, *(self.of_product(p) for p in products)], [*outputs, *widths],
+            [*inputs, *widths], [*biases, *none], [*made, *none],
+        )  # fmt: skip
+
+    def of_product(self, product: Product) -> float:
+        """Cost of a product of two activations."""
+        return float(product.macs) if self._metric == "macs" else 0.0
 
     def grids(self, losses: Mapping[str, Array]) -> Iterator[list[Removable]]:
         """Yield the groups with the numbers of channels they may be left with, ever finer.
@@ -85,6 +96,8 @@ class Costs:
 
     def _coarse(self, prunable: Prunable) -> Labels:
         """Numbers of channels that fill whole blocks or tiles, falling from all of them."""
+        if prunable.pairs:
+            return self._of_heads(prunable)
         layers, size = self._prepared.layers, prunable.size
         blocked = [side for side in prunable.sides if self._blocked[side.layer]]
         if not blocked:
@@ -94,13 +107,21 @@ class Costs:
 
     def _aligned(self, prunable: Prunable) -> Labels:
         """The numbers of channels that ranks may have too."""
+        if prunable.pairs:
+            return self._of_heads(prunable)
         if any(self._blocked[side.layer] for side in prunable.sides):
             return _falling(prunable.size, aligned_ranks(prunable.size - 1))
         return self._coarse(prunable)
 
     def _finest(self, prunable: Prunable) -> Labels:
-        """All numbers of channels; some of very many."""
+        """All numbers of channels; some of very many. Heads keep those that runtimes like."""
+        if prunable.pairs:
+            return self._of_heads(prunable)
         return _falling(prunable.size, range(1, prunable.size, max(prunable.size // _COUNTS, 1)))
+
+    def _of_heads(self, prunable: Prunable) -> Labels:
+        """Widths of heads: ranks that runtimes like, since each head is a product of its own."""
+        return _falling(prunable.size, aligned_ranks(prunable.size - 1))
 
     def _uncounted_cost(self, prunable: Prunable) -> Array | None:
         """MACs in the time of a Gather, ``(size + 1,)`` by number of channels left; else None."""

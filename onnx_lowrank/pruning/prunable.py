@@ -1,20 +1,27 @@
-"""Prunables: channels of a model that may go, in a group or in front of one layer."""
+"""Prunables: channels of a model that may go, in a group, in heads, or in front of one layer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.analysis.preparation import Prepared
+from onnx_lowrank.channels.attention import (
+    Attention,
+    Pair,
+    Projection,
+    find_attention,
+    one_channel_a_column,
+)
 from onnx_lowrank.channels.groups import ChannelGroup, find_channel_groups
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.pruning.greedy import Side
 
-__all__ = ["Found", "Prunable", "find_prunables", "norms"]
+__all__ = ["Found", "Product", "Prunable", "find_prunables", "norms"]
 
 Array = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.intp]
@@ -30,7 +37,9 @@ class Prunable:
         group: group to cut; None for a Gather in front of the only reader.
         readers: layers that read the channels, each with the positions ``(size, w)`` of each
             channel on its axis of inputs.
-        sides: layers that make, carry or read the channels.
+        sides: layers that make, carry or read the channels, and products of activations that they
+            pass, which are numbered behind the layers.
+        pairs: queries and keys, values and their readers, whose channels these are.
     """
 
     name: str
@@ -38,6 +47,20 @@ class Prunable:
     group: ChannelGroup | None
     readers: tuple[tuple[PlacedLayer, Labels], ...]
     sides: tuple[Side, ...]
+    pairs: tuple[Pair, ...] = ()
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product of two activations that channels of heads pass.
+
+    Attributes:
+        macs: its cost.
+        width: number of channels of a head.
+    """
+
+    macs: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -48,11 +71,15 @@ class Found:
         groups: all channel groups.
         refused: reasons why groups must stay, by name of the group.
         prunables: channels that may go, by name.
+        blocks: blocks of attention.
+        products: products that prunables pass, in the order of their numbers.
     """
 
     groups: Sequence[ChannelGroup]
     refused: Mapping[str, str]
     prunables: Mapping[str, Prunable]
+    blocks: Sequence[Attention] = ()
+    products: Sequence[Product] = ()
 
     def excludes(self, prunable: Prunable) -> frozenset[str]:
         """Names of the groups that a Gather excludes, because its layer reads them."""
@@ -65,15 +92,77 @@ class Found:
         )  # fmt: skip
 
 
-def find_prunables(prepared: Prepared, gather: bool) -> Found:
-    """Find all groups and prunables; with ``gather`` also inputs of single layers."""
+def find_prunables(prepared: Prepared, channels: bool, gather: bool, heads: bool) -> Found:
+    """Find all groups and prunables.
+
+    Args:
+        prepared: the model.
+        channels: whether channels of groups may go.
+        gather: whether single layers may read fewer of their inputs.
+        heads: whether channels of attention heads may go.
+    """
     layers = {layer.name: layer for layer in prepared.layers}
-    groups = find_channel_groups(prepared.graph, prepared.shapes)
+    blocks = find_attention(prepared.graph, prepared.shapes, prepared.layers) if heads else []
+    pairs = [pair for block in blocks for pair in _weighable(block)]
+    followed = one_channel_a_column(pairs, prepared.layers) if pairs else None
+    groups = find_channel_groups(prepared.graph, prepared.shapes, followed)
     refused = {g.name: r for g in groups if (r := _refusal(g, layers))}
-    found = list(_cuts(groups, refused, layers))
+    inside = _in_heads(groups, refused, pairs)
+    for group in groups:
+        if group.name not in inside:
+            if group.products:
+                refused.setdefault(group.name, "not all that is multiplied with them was found")
+            elif not channels:
+                refused.setdefault(group.name, "only channels of heads may go")
+    products: list[Product] = []
+    found = [_with_heads(p, inside, prepared, products) for p in _cuts(groups, refused, layers)]
     if gather:
         found += _gathers(groups, refused, layers)
-    return Found(groups, refused, {p.name: p for p in found})
+    return Found(groups, refused, {p.name: p for p in found}, blocks, products)
+
+
+def _weighable(block: Attention) -> tuple[Pair, ...]:
+    """The pairs of a block; queries and keys only where it is known what reads the mixed values."""
+    return block.pairs if isinstance(block.mixing, Pair) else ()
+
+
+def _in_heads(
+    groups: Sequence[ChannelGroup], refused: Mapping[str, str], pairs: Sequence[Pair]
+) -> dict[str, tuple[Pair, ...]]:
+    """Pairs whose channels are those of a group, in its order, by the group's name."""
+    channels: dict[tuple[str, int], tuple[str, int]] = {}
+    for group in groups:
+        for producer in group.producers if group.name not in refused else ():
+            for number, rows in enumerate(producer.rows):
+                channels |= {(producer.name, row): (group.name, number) for row in rows}
+    found: dict[str, tuple[Pair, ...]] = {}
+    sizes = {group.name: group.size for group in groups}
+    for pair in pairs:
+        made = [channels.get((pair.first.layer, int(row))) for row in pair.first.places[0, 0]]
+        names = {group for group, _ in filter(None, made)}
+        if None in made or len(names) != 1 or sizes[next(iter(names))] != pair.width:
+            continue
+        order = np.argsort([number for _, number in filter(None, made)])
+        ordered = [Projection(p.layer, p.places[..., order]) for p in (pair.first, pair.second)]
+        name = names.pop()
+        own = replace(pair, first=ordered[0], second=ordered[1], order=order)
+        found[name] = (*found.get(name, ()), own)
+    return found
+
+
+def _with_heads(
+    prunable: Prunable,
+    inside: Mapping[str, tuple[Pair, ...]],
+    prepared: Prepared,
+    products: list[Product],
+) -> Prunable:
+    """The same with the pairs of a group, and the products that its channels pass."""
+    pairs = inside.get(prunable.name, ())
+    sides = list(prunable.sides)
+    for pair in pairs:
+        sides.append(Side(len(prepared.layers) + len(products), pair.reads, 1))
+        products.append(Product(prepared.cost.counts.of(pair.product) or 0, pair.width))
+    return replace(prunable, sides=tuple(sides), pairs=pairs)
 
 
 def norms(prunable: Prunable, layers: Mapping[str, PlacedLayer]) -> tuple[Array, Array]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,15 +16,18 @@ from onnx_lowrank.channels.cut import Remains, cut_groups, gather_input
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Layer, PlacedLayer
 from onnx_lowrank.linalg.blas_threads import blas_for, side_by_side
-from onnx_lowrank.passkit.base import Pruning
 from onnx_lowrank.passkit.channel_selection import Selection, parts_of, solved_weights
 from onnx_lowrank.passkit.runner import order, refined
 from onnx_lowrank.planning.lagrangian import bearable
 from onnx_lowrank.planning.plan import GroupDecision
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning.costs import Costs
+from onnx_lowrank.pruning.cutting import Cutting
 from onnx_lowrank.pruning.greedy import Budget, OutOfReachError, plan_counts
-from onnx_lowrank.pruning.prunable import Prunable, find_prunables, norms
+from onnx_lowrank.pruning.heads import TurnedHeads
+from onnx_lowrank.pruning.prunable import Prunable, norms
+from onnx_lowrank.pruning.remaining import RemainingMoments
+from onnx_lowrank.pruning.turns import Turn, turned_layer, turned_moments
 
 __all__ = ["ChannelOrder", "KeptChannels", "Pruner", "ReaderTarget"]
 
@@ -46,6 +49,11 @@ class ReaderTarget:
     layer: Layer
     moments: Moments
 
+    def turned(self, turns: Sequence[Turn]) -> ReaderTarget:
+        """The same in the bases that the layer reads and makes channels in."""
+        moments = turned_moments(self.layer.name, self.moments, turns)
+        return ReaderTarget(turned_layer(self.layer, turns), moments)
+
 
 @dataclass(frozen=True)
 class ChannelOrder:
@@ -65,21 +73,30 @@ class Pruner:
 
     Args:
         prepared: the model; it is not changed.
-        method: pass that chooses channels.
+        methods: passes that choose channels.
         metric: unit of costs: ``macs | params | size``.
         progress: receives one step for each group.
     """
 
     def __init__(
-        self, prepared: Prepared, method: Pruning, metric: str, progress: Progress
+        self, prepared: Prepared, methods: Cutting, metric: str, progress: Progress
     ) -> None:
-        self._prepared, self._method = prepared, method
-        self._progress = progress
+        self._prepared, self._methods = prepared, methods
+        self._progress, self._options = progress, methods.options
         self._layers = {layer.name: layer for layer in prepared.layers}
-        options = method.options
-        self.found = find_prunables(prepared, options.gather and not options.keep)
+        self.found = methods.found(prepared)
         self.prunables = self.found.prunables
-        self._costs = Costs(prepared, self.found, metric, options.solve)
+        self._costs = Costs(prepared, self.found, metric, self._options.solve)
+
+    @cached_property
+    def heads(self) -> dict[str, TurnedHeads]:
+        """Heads in the bases that they are cut in, by name of the prunable."""
+        return self._methods.turned(self.found, self._prepared)
+
+    @property
+    def products(self) -> float:
+        """Cost of the products of activations that channels of heads pass."""
+        return sum(map(self._costs.of_product, self.found.products))
 
     # -- planning --------------------------------------------------------------------------------
 
@@ -107,9 +124,14 @@ class Pruner:
             targets: problems of readers by name, where they differ from those of the original.
         """
         selection = self._selection(prunable, rows, targets or {})
+        if prunable.pairs:  # in the order of their bases
+            first = np.arange(prunable.size)
+            lost = selection.losses(first) + self.heads[prunable.name].losses
+            return ChannelOrder(first, np.maximum(lost, 0.0))
         with blas_for(max((len(p.sigma) for p in selection.parts), default=0)):
-            ranked = order(self._method, selection, f"channels {prunable.name!r}")
-            losses = selection.losses(ranked, self._method.options.solve)
+            assert self._methods.channels is not None
+            ranked = order(self._methods.channels, selection, f"channels {prunable.name!r}")
+            losses = selection.losses(ranked, self._options.solve)
         return ChannelOrder(ranked, np.maximum(losses, 0.0))
 
     def _selection(
@@ -120,6 +142,8 @@ class Pruner:
             known = self._prepared.moments
             total = known.totals.get(layer.name, 0.0)
             reader = self._target(layer.name, targets)
+            if prunable.pairs:
+                reader = reader.turned(self.heads[prunable.name].turns)
             moments = replace(reader.moments, outputs=known.outputs.get(layer.name))
             with blas_for(layer.patch):
                 parts += parts_of(reader.layer, positions, moments, total, rows.get(layer.name))
@@ -127,7 +151,7 @@ class Pruner:
 
     @property
     def cost(self) -> float:
-        """Cost of all layers with all their channels."""
+        """Cost of all layers, and of the :attr:`products`, with all their channels."""
         return self._costs.ledger().total
 
     def plan(self, budget: Budget) -> tuple[KeptChannels, float]:
@@ -139,14 +163,15 @@ class Pruner:
         Raises:
             OutOfReachError: the budget cannot be met.
         """
-        keep = self._method.options.keep
+        keep = self._options.keep
         if keep:
-            counts = {n: max(round(keep * p.size), 1) for n, p in self.prunables.items()}
+            counts = {n: max(round(keep * p.size), 1)
+                      for n, p in self.prunables.items() if not p.pairs}  # fmt: skip
         else:
             counts = self._counts(budget)
         kept = {n: np.sort(self.orders[n].order[:c]) for n, c in counts.items()
                 if c < self.prunables[n].size}  # fmt: skip
-        if self._method.options.chain == "bottom_up":
+        if self._options.chain == "bottom_up":
             kept = self._bottom_up(kept)
         return kept, sum(float(self.orders[n].losses[len(k)]) for n, k in kept.items())
 
@@ -171,8 +196,11 @@ class Pruner:
         """Improve a choice by :meth:`Pruning.refined`; the numbers of channels stay the same."""
 
         def better(name: str) -> Labels:
+            if self.prunables[name].pairs:
+                return kept[name]
+            assert self._methods.channels is not None
             selection = self._selection(self.prunables[name], {}, {})
-            return refined(self._method, selection, kept[name], f"channels {name!r}")
+            return refined(self._methods.channels, selection, kept[name], f"channels {name!r}")
 
         names = list(kept)
         widths = [_width(self.prunables[name]) for name in names]
@@ -186,6 +214,9 @@ class Pruner:
         for name, prunable in reversed(list(self.prunables.items())):
             if name not in kept:
                 continue
+            if prunable.pairs:
+                chosen[name] = kept[name]
+                continue
             again = self.order_of(prunable, rows)
             chosen[name] = np.sort(again.order[: len(kept[name])])
             gone = np.setdiff1d(np.arange(prunable.size), chosen[name])
@@ -198,7 +229,8 @@ class Pruner:
     def layers_of(self, name: str) -> frozenset[str]:
         """Names of the layers that make, carry or read the channels of a prunable."""
         layers = self._prepared.layers
-        return frozenset(layers[side.layer].name for side in self.prunables[name].sides)
+        sides = (side.layer for side in self.prunables[name].sides)
+        return frozenset(layers[side].name for side in sides if side < len(layers))
 
     def decisions(self, kept: KeptChannels) -> list[GroupDecision]:
         """List a decision with its reason for each cut and Gather, then for the other groups."""
@@ -206,11 +238,12 @@ class Pruner:
         for name, prunable in self.prunables.items():
             if name in kept:
                 left = kept[name]
+                what = "channels of each head" if prunable.pairs else "channels"
                 made.append(
                     GroupDecision(
                         name, "cut" if prunable.group else "gather", prunable.size,
                         tuple(int(k) for k in left), float(self.orders[name].losses[len(left)]),
-                        f"{len(left)} of {prunable.size} channels are left",
+                        f"{len(left)} of {prunable.size} {what} are left",
                     )
                 )  # fmt: skip
         for group in self.found.groups:
@@ -219,6 +252,10 @@ class Pruner:
                 why = reason or "the budget is met with less error elsewhere"
                 decision = "frozen" if reason else "keep"
                 made.append(GroupDecision(group.name, decision, group.size, (), 0.0, why))
+        made += [
+            GroupDecision(name, "frozen", 0, (), 0.0, reason)
+            for block in self.found.blocks for name, reason in block.refused.items()
+        ]  # fmt: skip
         return made
 
     # -- cutting ---------------------------------------------------------------------------------
@@ -249,11 +286,17 @@ class Pruner:
             else:
                 cuts.append((prunable.group, [int(k) for k in left]))
         positions = self.positions(kept)
+        turns = self._turns(kept)
         weights = {}
-        for name, left in positions.items():
-            if self._method.options.solve and self._layers[name].sharers == 1:
-                reader = self._target(name, targets or {})
+        for name in dict.fromkeys([*positions, *(turn.layer for turn in turns)]):
+            reader = self._target(name, targets or {}).turned(turns)
+            if name in positions and self._options.solve and self._layers[name].sharers == 1:
+                left = positions[name]
                 weights[name] = solved_weights(reader.layer, left, reader.moments, _RIDGE)
+            elif any(turn.layer == name for turn in turns):
+                stage = reader.layer.stage
+                left = positions.get(name, np.arange(stage.weight.shape[1]))
+                weights[name] = stage.weight[:, left], stage.bias
         through = {layer.name for layer in gathers}
         own = {name: w for name, w in weights.items() if name not in through}
         remains = cut_groups(graph, cuts, own) if cuts else Remains({}, {})
@@ -284,41 +327,20 @@ class Pruner:
         Each is made when it is read: those of all layers together may take gigabytes. Those of
         depthwise layers, which no pass factorizes, are left out.
         """
-        return _RestrictedMoments(self._prepared.moments, self._layers, self.positions(kept))
+        return RemainingMoments(
+            self._prepared.moments, self._layers, self.positions(kept), self._turns(kept)
+        )
 
+    def turned(self, kept: KeptChannels) -> tuple[PlacedLayer, ...]:
+        """The layers of the model, those that make channels in the bases that these are cut in."""
+        turns = [turn for turn in self._turns(kept) if not turn.columns]
+        layers = self._layers.values()
+        return tuple(replace(la, value=turned_layer(la.value, turns)) for la in layers)
 
-@dataclass(frozen=True)
-class _RestrictedMoments(Mapping[str, Moments]):
-    """Moments of layers that some of their inputs are left of."""
-
-    _whole: Mapping[str, Moments]
-    _layers: Mapping[str, PlacedLayer]
-    _positions: Mapping[str, Labels]
-
-    def __getitem__(self, name: str) -> Moments:
-        layer = self._layers[name].value
-        if layer.depthwise:
-            return Moments()
-        return _restricted(self._whole[name], layer, self._positions.get(name))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        return len(self._layers)
+    def _turns(self, kept: KeptChannels) -> list[Turn]:
+        return [t for n in kept if self.prunables[n].pairs for t in self.heads[n].turns]
 
 
 def _width(prunable: Prunable) -> int:
     """Number of columns of the widest reader."""
     return max((layer.patch for layer, _ in prunable.readers), default=0)
-
-
-def _restricted(moments: Moments, layer: Layer, positions: Labels | None) -> Moments:
-    if positions is None or moments.mean is None:
-        return moments
-    taps = int(np.prod(layer.shape[2:], dtype=int))
-    patch = (positions[:, None] * taps + np.arange(taps)).reshape(-1)
-    covariance = moments.covariance
-    if covariance is not None:
-        covariance = covariance[:, patch[:, None], patch]
-    return replace(moments, mean=moments.mean[:, patch], covariance=covariance)

@@ -235,7 +235,7 @@ def test_misuse_is_named() -> None:
         cut_channels(graph, first, [0, 2])
     with pytest.raises(ValueError, match="nothing would be left of conv1_out"):
         cut_channels(graph, first, [])
-    with pytest.raises(ValueError, match="'conv3' reads none of these channels"):
+    with pytest.raises(ValueError, match="'conv3' neither makes nor reads these channels"):
         cut_channels(graph, first, [0], {"conv3": (np.zeros(1), None)})
     with pytest.raises(ValueError, match="different searches"):
         cut_groups(graph, [(first, [0]), (groups_of(proto)[1][1], [0])])

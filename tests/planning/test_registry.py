@@ -6,7 +6,14 @@ from typing import ClassVar
 import pytest
 
 from onnx_lowrank.errors import OptionError
-from onnx_lowrank.passes import BUILT_IN, ChannelSvd, FoldBatchnorm, SpatialSvd, Svd
+from onnx_lowrank.passes import (
+    BUILT_IN,
+    AttentionRank,
+    ChannelSvd,
+    FoldBatchnorm,
+    SpatialSvd,
+    Svd,
+)
 from onnx_lowrank.passkit.base import Rewrite
 from onnx_lowrank.planning import registry
 from onnx_lowrank.planning.registry import available, parse, parse_list, pass_class
@@ -116,13 +123,14 @@ def test_errors_name_the_choices(spec: str, words: list[str]) -> None:
 
 def test_parse_list_sorts_by_kind_and_keeps_the_order() -> None:
     text = "spatial_svd{split=vh,metric=identity},fold_batchnorm,svd"
-    rewrites, factorizations, _ = parse_list(text)
-    assert rewrites == [FoldBatchnorm()]
-    assert factorizations == [SpatialSvd(metric="identity", split="vh"), Svd()]
-    assert parse_list([Svd(metric="identity"), "fold-batchnorm"]) == (
+    factorizations = [SpatialSvd(metric="identity", split="vh"), Svd()]
+    assert parse_list(text) == ([FoldBatchnorm()], factorizations, [], [])
+    given = [AttentionRank(), Svd(metric="identity"), "fold-batchnorm"]
+    assert parse_list(given) == (
         [FoldBatchnorm()],
         [Svd(metric="identity")],
         [],
+        [AttentionRank()],
     )
 
 

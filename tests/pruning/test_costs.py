@@ -29,7 +29,7 @@ def grids(proto: ModelProto, metric: str) -> list[dict[str, Removable]]:
     dims = [d.dim_value or 1 for d in proto.graph.input[0].type.tensor_type.shape.dim]
     data = samples_of(source, None, input_shapes={"x": dims})
     prepared = prepare(source, data, fm.ONE_THREAD, lambda _: None, 0, Progress(), every_shape=True)
-    found = find_prunables(prepared, gather=True)
+    found = find_prunables(prepared, channels=True, gather=True, heads=False)
     losses = {n: np.linspace(1, 0, p.size + 1) for n, p in found.prunables.items()}
     costs = Costs(prepared, found, metric, solve=True)
     return [{r.name: r for r in grid} for grid in costs.grids(losses)]

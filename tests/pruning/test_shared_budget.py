@@ -19,6 +19,7 @@ from onnx_lowrank.planning.proposals import Proposals, make_choices
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning import shared_budget as prune_split
+from onnx_lowrank.pruning.cutting import Cutting
 from onnx_lowrank.pruning.greedy import Budget
 from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
 from onnx_lowrank.pruning.shared_budget import SHARES, Factorizing, share_budget
@@ -40,7 +41,9 @@ class Split:
         self.prepared = prepare(
             source, self.data, fm.ONE_THREAD, lambda _: None, 0, Progress(), every_shape=True
         )
-        self.pruner = Pruner(self.prepared, self.pruning, "macs", Progress())
+        self.pruner = Pruner(
+            self.prepared, Cutting(self.pruning.options, self.pruning), "macs", Progress()
+        )
 
     def measure(
         self, model: Model, graph: Graph, layers: Sequence[PlacedLayer]

@@ -14,8 +14,9 @@ from onnx_lowrank.layers.writer import Written, apply_chain
 from onnx_lowrank.modelfile.model import Model, load
 from onnx_lowrank.planning.plan import Decision
 from onnx_lowrank.planning.proposals import cut_candidate
-from onnx_lowrank.planning.registry import parse, parse_list
+from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.progress import Progress
+from onnx_lowrank.pruning.cutting import Cutting
 from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
 from onnx_lowrank.refit.refit import refit
 from onnx_lowrank.refit.task import Task
@@ -37,7 +38,9 @@ class Case:
         self.source = load(proto)
         self.data = samples_of(self.source, {"x": SEEN})
         self.original = self._prepare(self.source)
-        pruner = Pruner(self.original, parse("prune_channels"), "macs", Progress())  # type: ignore[arg-type]
+        pruning = parse_list("prune_channels").prunings[0]
+        cutting = Cutting(pruning.options, pruning)
+        pruner = Pruner(self.original, cutting, "macs", Progress())
         graph = Graph(self.source)
         self.remains = pruner.apply(graph, kept) if kept else Remains({}, {})
         self.work = self._prepare(graph.to_model()) if kept else self.original

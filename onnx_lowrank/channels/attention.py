@@ -1,0 +1,288 @@
+"""Attention: the layers around a softmax over products of activations, found by structure.
+
+    z = softmax(c q k^T + mask) v        q, k, v: layers behind Reshape, Transpose, Split, scales
+    y = Wo z + bo                        Wo: the layer that alone reads z
+
+From a Softmax over the last axis the product of queries and keys is found above it (behind scales,
+masks and additions), and the product with the values below. What lies between a layer and a product
+may only move numbers, or multiply them all by one number: then a change of basis of a head's
+channels commutes with it. Which rows of a layer are channel j of head h is not read off the nodes:
+labels (:mod:`onnx_lowrank.channels.labels`) are led from the layers to the products. So it does not
+matter how heads are split, whether one layer makes queries, keys and values together, whether
+several heads share keys, or whether keys come from another sequence.
+
+Reference: Vaswani et al. 2017, Attention is all you need; Shazeer 2019 (shared keys); Ainslie et
+al. 2023 (grouped queries).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_lowrank.channels.around_softmax import SCALES, around_softmax, one_number
+from onnx_lowrank.channels.atoms import IntArray
+from onnx_lowrank.channels.groups import follow
+from onnx_lowrank.channels.labels import Flow, Heads, UnknownOperatorError, first_output, varying
+from onnx_lowrank.channels.labels import label as node_label
+from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.layers import PlacedLayer
+
+__all__ = ["Attention", "Pair", "Projection", "find_attention", "one_channel_a_column"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+#: operators that change no number
+_MOVES = frozenset({
+    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Split", "Slice",
+    "Gather", "Expand", "Cast",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A layer that makes or reads the channels of heads.
+
+    Attributes:
+        layer: its name.
+        places: rows of its weight (columns, of the layer that reads) that belong to each channel,
+            ``(heads, n, width)``; n > 1 where several heads share what is on the other side.
+    """
+
+    layer: str
+    places: IntArray
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two layers whose channels meet: queries and keys, or values and the layer that reads them.
+
+    Attributes:
+        first: the layer that makes queries, or values.
+        second: the layer that makes keys, or reads the mixed values.
+        reads: whether the second layer reads the channels; else it makes the other side's.
+        operands: names of the two tensors whose product they meet in.
+        product: its output.
+        heads: number of the head, by position on the product's batch axes; broadcasts to them.
+        order: positions of the channels in the operands, ``(width,)``; None for rising ones.
+    """
+
+    first: Projection
+    second: Projection
+    reads: bool
+    operands: tuple[str, str]
+    product: str
+    heads: IntArray
+    order: IntArray | None = None
+
+    @property
+    def width(self) -> int:
+        """Number of channels of a head."""
+        return int(self.first.places.shape[-1])
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the two layers; one name where they are one layer."""
+        return tuple(dict.fromkeys((self.first.layer, self.second.layer)))
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One block of attention.
+
+    Attributes:
+        name: name of the node of the softmax.
+        softmax: its output.
+        scales: tensors of one element that scores are multiplied by (or divided by: True) between
+            the product and the softmax.
+        scoring: queries and keys, or why they are left alone.
+        mixing: values and the layer that reads them, or why they are left alone.
+    """
+
+    name: str
+    softmax: str
+    scales: tuple[tuple[str, bool], ...]
+    scoring: Pair | str
+    mixing: Pair | str
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """The pairs that were found."""
+        return tuple(p for p in (self.scoring, self.mixing) if isinstance(p, Pair))
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Reasons why pairs are left alone, by the name of the block and what they are."""
+        pairs = (("queries and keys", self.scoring), ("values", self.mixing))
+        return {f"{self.name} ({what})": p for what, p in pairs if isinstance(p, str)}
+
+
+class _RefusedError(Exception):
+    """Why a pair is left alone."""
+
+
+def find_attention(graph: Graph, shapes: Shapes, layers: Sequence[PlacedLayer]) -> list[Attention]:
+    """Find the blocks of attention of the main graph, in order.
+
+    Args:
+        graph: the graph; it is not changed.
+        shapes: concrete shapes of all its tensors.
+        layers: layers that may be changed.
+    """
+    seen = list(around_softmax(graph, shapes))
+    nodes = [n for s in seen for n in (s.scoring, s.mixing) if n is not None]
+    if not nodes:
+        return []
+    flow = follow(graph, shapes, Heads(frozenset(map(first_output, nodes))))
+    reader = _Reader(flow, shapes, layers)
+    return [
+        Attention(
+            s.softmax.name or first_output(s.softmax), first_output(s.softmax), s.scales,
+            reader.pair(s.scoring, reader.scoring), reader.pair(s.mixing, reader.mixing),
+        )
+        for s in seen
+    ]  # fmt: skip
+
+
+def one_channel_a_column(pairs: Sequence[Pair], layers: Sequence[PlacedLayer]) -> Heads:
+    """Heads whose channels at one position are one channel, so that all keep the same width."""
+    nodes = {layer.name: layer for layer in layers}
+    rows: dict[str, IntArray] = {}
+    for pair in pairs:
+        for made in (pair.first,) if pair.reads else (pair.first, pair.second):
+            layer = nodes[made.layer]
+            key = first_output(layer.nodes[0])
+            numbers = rows.setdefault(key, np.arange(layer.shape[0], dtype=np.int64))
+            numbers[made.places] = made.places[:1, :1]
+    return Heads(
+        frozenset(pair.product for pair in pairs),
+        {key: np.unique(n, return_inverse=True)[1].astype(np.int64) for key, n in rows.items()},
+    )
+
+
+class _Reader:
+    """Reads which rows of which layers meet in a product, off the labels of its operands."""
+
+    def __init__(self, flow: Flow, shapes: Shapes, layers: Sequence[PlacedLayer]) -> None:
+        self._flow, self._graph, self._shapes = flow, flow.graph, shapes
+        self._made = {layer.output: layer for layer in layers}
+        self._read: dict[str, list[PlacedLayer]] = {}
+        for layer in layers:
+            self._read.setdefault(layer.input, []).append(layer)
+
+    def pair(self, node: Node | None, read: object) -> Pair | str:
+        """The pair that meets in ``node``, or why it is left alone."""
+        assert callable(read)
+        if node is None:
+            return "no product with values follows its softmax"
+        try:
+            found = read(node)
+        except _RefusedError as error:
+            return str(error)
+        except (UnknownOperatorError, LookupError) as error:
+            return f"{node_label(node)} could not be read: {error}"
+        assert isinstance(found, Pair)
+        return found
+
+    def scoring(self, node: Node) -> Pair:
+        """Queries and keys."""
+        names = node.inputs[0].name, node.inputs[1].name
+        query, key = map(self._maker, names)
+        one, other = self._flow.of(names[0]), self._flow.of(names[1])
+        if one.shape[-2] > 1 or other.shape[-1] > 1:
+            raise _RefusedError(f"{node_label(node)} does not sum over channels of {query.name}")
+        rows = [self._rows(query, one[..., 0, :]), self._rows(key, other[..., :, 0])]
+        q, k = (r.reshape(-1, r.shape[-1]) for r in np.broadcast_arrays(*rows))
+        batch = np.broadcast_arrays(*rows)[0].shape[:-1]
+        if len(np.unique(q)) < q.size:
+            raise _RefusedError(f"several heads share the queries of {query.name}")
+        first, heads = _shared(k)
+        places = np.stack([q[heads == h] for h in range(len(first))])
+        return Pair(
+            Projection(query.name, places), Projection(key.name, k[first][:, None]), False, names,
+            first_output(node), heads.reshape(batch),
+        )  # fmt: skip
+
+    def mixing(self, node: Node) -> Pair:
+        """Values, and the layer that reads them mixed."""
+        names = node.inputs[0].name, node.inputs[1].name
+        value, labels = self._maker(names[1]), self._flow.of(names[1])
+        if labels.shape[-2] > 1:
+            raise _RefusedError(f"{node_label(node)} sums over channels of {value.name}")
+        rows = self._rows(value, labels[..., 0, :])
+        first, heads = _shared(rows.reshape(-1, rows.shape[-1]))
+        places = rows.reshape(-1, rows.shape[-1])[first]
+        output = self._reader(first_output(node))
+        read = self._flow.of(output.input)
+        if len(varying(read)) != 1 or read.size != output.shape[1]:
+            raise _RefusedError(f"{output.name} reads heads in an order that is not followed")
+        columns = self._rows(value, read.reshape(-1))
+        order = np.argsort(columns, kind="stable")
+        shared, left = divmod(columns.size, places.size)
+        if left or (np.bincount(columns, minlength=1)[places] != shared).any():
+            raise _RefusedError(f"{output.name} does not read all channels of {value.name}")
+        start = np.searchsorted(columns[order], places)
+        at = order[start[:, None, :] + np.arange(shared)[:, None]]
+        return Pair(
+            Projection(value.name, places[:, None]), Projection(output.name, at), True, names,
+            first_output(node), heads.reshape(rows.shape[:-1]),
+        )  # fmt: skip
+
+    def _rows(self, layer: PlacedLayer, labels: IntArray) -> IntArray:
+        """The rows of a layer that labels are those of."""
+        own = self._flow.labels[first_output(layer.nodes[0])].reshape(-1)
+        order = np.argsort(own, kind="stable")
+        at = np.searchsorted(own, labels, sorter=order).clip(max=own.size - 1)
+        rows = order[at]
+        if own.size != layer.shape[0] or (own[rows] != labels).any():
+            raise _RefusedError(f"not all of its channels are made by {layer.name}")
+        return np.asarray(rows, np.int64)
+
+    def _maker(self, tensor: str) -> PlacedLayer:
+        """The layer that makes a tensor, but for moves and a factor."""
+        while tensor not in self._made:
+            node = self._graph.producer(tensor)
+            if node is None:
+                raise _RefusedError(f"it reads {tensor}, which no layer makes")
+            tensor = self._moved(node)
+        return _narrowable(self._made[tensor])
+
+    def _moved(self, node: Node) -> str:
+        """The tensor that a node moves, or multiplies by one number."""
+        if node.op in _MOVES:
+            return str(node.inputs[0].name)
+        scaled = one_number(self._graph, self._shapes, node) if node.op in SCALES else None
+        if scaled is None:
+            raise _RefusedError(f"{node_label(node)} stands between its layers and the product")
+        return scaled[0]
+
+    def _reader(self, tensor: str) -> PlacedLayer:
+        """The layer that reads a tensor, but for moves and a factor."""
+        while tensor not in self._read:
+            following = [n for n in self._graph.consumers(tensor) if n.op != "Shape"]
+            if len(following) != 1 or self._graph.is_output(tensor):
+                raise _RefusedError("no single layer reads what it mixes")
+            if self._moved(following[0]) != tensor:
+                raise _RefusedError(f"{node_label(following[0])} reads what it mixes as a number")
+            tensor = first_output(following[0])
+        if len(self._read[tensor]) > 1:
+            raise _RefusedError("several layers read what it mixes")
+        return _narrowable(self._read[tensor][0])
+
+
+def _narrowable(layer: PlacedLayer) -> PlacedLayer:
+    if layer.value.recurrent or layer.groups > 1 or layer.shape[2:].count(1) < len(layer.shape) - 2:
+        raise _RefusedError(f"{layer.name} is no plain product with a matrix")
+    if layer.sharers > 1:
+        raise _RefusedError(f"{layer.name} shares its weight with other layers")
+    return layer
+
+
+def _shared(rows: IntArray) -> tuple[IntArray, IntArray]:
+    """Numbers of the heads with different rows, and of each head among them."""
+    first: dict[bytes, int] = {}
+    heads = [first.setdefault(r.tobytes(), len(first)) for r in rows]
+    numbers = np.array(heads, np.int64)
+    return np.unique(numbers, return_index=True)[1], numbers

@@ -1,0 +1,51 @@
+"""Moments of the layers of a model after a cut, from those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.layers import Layer, PlacedLayer
+from onnx_lowrank.pruning.turns import Turn, turned_moments
+
+__all__ = ["RemainingMoments"]
+
+Labels = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class RemainingMoments(Mapping[str, Moments]):
+    """Moments of layers that some of their inputs are left of."""
+
+    _whole: Mapping[str, Moments]
+    _layers: Mapping[str, PlacedLayer]
+    _positions: Mapping[str, Labels]
+    _turns: Sequence[Turn]
+
+    def __getitem__(self, name: str) -> Moments:
+        layer = self._layers[name].value
+        if layer.depthwise:
+            return Moments()
+        moments = turned_moments(name, self._whole[name], self._turns)
+        return _restricted(moments, layer, self._positions.get(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
+def _restricted(moments: Moments, layer: Layer, positions: Labels | None) -> Moments:
+    if positions is None or moments.mean is None:
+        return moments
+    taps = int(np.prod(layer.shape[2:], dtype=int))
+    patch = (positions[:, None] * taps + np.arange(taps)).reshape(-1)
+    covariance = moments.covariance
+    if covariance is not None:
+        covariance = covariance[:, patch[:, None], patch]
+    return replace(moments, mean=moments.mean[:, patch], covariance=covariance)
