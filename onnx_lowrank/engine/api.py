@@ -55,7 +55,8 @@ from onnx_lowrank.progress import Progress
 from onnx_lowrank.report.report import Report
 from onnx_lowrank.report.stages import Stage
 from onnx_lowrank.report.sweep import Sweep
-from onnx_lowrank.runtime.quantizer import Quantize, check_quantizable
+from onnx_lowrank.runtime.quantizable import check_quantizable
+from onnx_lowrank.runtime.quantizer import Quantize
 from onnx_lowrank.samples.split import DrawOptions
 
 __all__ = ["Result", "apply", "compress", "compressed", "plan", "sweep"]

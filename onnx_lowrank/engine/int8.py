@@ -25,7 +25,8 @@ from onnx_lowrank.judge.verdict import Verdict
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.planning.notes import InInt8, Note
 from onnx_lowrank.report.stages import Stage
-from onnx_lowrank.runtime.quantizer import Mode, Quantize, Ready, made_ready, quantized
+from onnx_lowrank.runtime.quantizable import Mode, Ready, made_ready
+from onnx_lowrank.runtime.quantizer import Quantize, quantized, untaken
 
 __all__ = ["Finished", "Quantized", "beside_int8", "within"]
 
@@ -42,7 +43,7 @@ class Quantized:
     Attributes:
         model: the model; the one that was given where no layer can be borne in int8.
         left: names of the layers that stay as they are.
-        layers: number of layers that could be quantized.
+        layers: number of layers in int8.
         narrow: whether weights have seven bits.
         every_kind: whether other operators are in int8 too.
         runs: number of models that were quantized and judged.
@@ -104,7 +105,7 @@ def beside_int8(analysis: Analysis, built: Built, asked: Quantize) -> Finished:
     }
     note = InInt8(
         mode=asked.mode,
-        layers=both.layers - len(both.left),
+        layers=both.layers,
         left=both.left,
         bits=7 if both.narrow else 8,
         every_kind=both.every_kind,
@@ -135,13 +136,19 @@ def within(ready: Ready, plain: Model, judge: Judge, kept: float) -> Quantized:
         made = quantized(ready, leaving=leaving, every_kind=every_kind, narrow=narrow)
         return made, judge.compare(made)
 
-    layers, narrow = len(ready.layers), False
+    def finished(model: Model, left: Collection[str]) -> Quantized:
+        floats = ready.layers if model is plain else untaken(ready, model)
+        names = tuple(name for name in ready.layers if name in left)
+        layers = len(ready.layers) - len(floats)
+        return Quantized(model, names, layers, narrow, every_kind, runs)
+
+    narrow = every_kind = False
     for every_kind in (True, False) if ready.mode == "static" else (False,):
         tried = {n: judged((), every_kind, n) for n in (False, True)}
         narrow = tried[True][1].loss.value < tried[False][1].loss.value
         made, verdict = tried[narrow]
         if verdict.kept.value >= least:
-            return Quantized(made, (), layers, narrow, every_kind, runs)
+            return finished(made, ())
     groups = _by_cost(ready, judge, narrow)
     runs += len(groups)
     least_left, most_left, found = 0, len(groups), None
@@ -154,8 +161,7 @@ def within(ready: Ready, plain: Model, judge: Judge, kept: float) -> Quantized:
         else:
             least_left = count
     model, left = found or (plain, set(ready.layers))
-    names = tuple(name for name in ready.layers if name in left)
-    return Quantized(model, names, layers, narrow, False, runs)
+    return finished(model, left)
 
 
 def _by_cost(ready: Ready, judge: Judge, narrow: bool) -> list[tuple[str, ...]]:

@@ -17,7 +17,8 @@ from onnx_lowrank.errors import DataError, GuardError, OptionError
 from onnx_lowrank.judge.judge import Judge
 from onnx_lowrank.modelfile.model import load
 from onnx_lowrank.planning.notes import InInt8
-from onnx_lowrank.runtime.quantizer import MODES, Mode, made_ready, quantized
+from onnx_lowrank.runtime.quantizable import MODES, Mode, made_ready
+from onnx_lowrank.runtime.quantizer import quantized
 from tests import fixtures_models as fm
 from tests.scripted_timer import taking
 

@@ -11,14 +11,8 @@ from onnx import ModelProto, helper, numpy_helper
 
 from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.modelfile.model import Model, load
-from onnx_lowrank.runtime.quantizer import (
-    MODES,
-    Mode,
-    Ready,
-    check_quantizable,
-    made_ready,
-    quantized,
-)
+from onnx_lowrank.runtime.quantizable import MODES, Mode, Ready, check_quantizable, made_ready
+from onnx_lowrank.runtime.quantizer import quantized, untaken
 from tests import fixtures_models as fm
 
 X, _ = fm.classified(64)
@@ -129,6 +123,41 @@ def test_an_opset_that_cannot_be_raised() -> None:
     proto.graph.node.add(op_type="Unheard", input=["y"], output=["z"])
     with pytest.raises(ModelError, match="int8 needs opset 13, and onnx cannot convert"):
         ready(proto, "static")
+
+
+def test_weights_that_follow_from_constants() -> None:
+    """As torch exports them: through Identity, or cut out of larger ones."""
+    rng = np.random.default_rng(3)
+    weights = {
+        "w": fm.float32(rng.standard_normal((64, 32)) / 8),
+        "r": fm.float32(rng.standard_normal((2, 128, 32)) / 8),
+        "start": np.array([1]), "end": np.array([2]), "axis": np.array([0]),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Identity", ["w"], ["wi"]),
+        helper.make_node("MatMul", ["x", "wi"], ["h"], name="product"),
+        helper.make_node("Unsqueeze", ["h", "axis"], ["s"]),
+        helper.make_node("Slice", ["r", "start", "end", "axis"], ["rs"]),
+        helper.make_node("LSTM", ["s", "rs", "rs"], ["", "last"], name="lstm", hidden_size=32),
+        helper.make_node("Squeeze", ["last", "axis"], ["y"]),
+    ]
+    proto = fm.build(nodes, {"x": ["N", 64]}, {"y": None}, weights)
+    given = ready(proto)
+    assert given.layers == ("product", "lstm")
+    made = quantized(given, narrow=True)
+    assert untaken(given, made) == ()
+    assert {"MatMulInteger", "DynamicQuantizeLSTM"} <= kinds(made)
+    assert made.bytes < 0.5 * Model(proto).bytes
+    assert fm.relative(fm.run(made.proto, {"x": X})["y"], fm.run(proto, {"x": X})["y"]) < SATURATED
+    assert untaken(given, quantized(given, leaving=["lstm"])) == ("lstm",)
+
+
+def test_what_the_quantizer_does_not_take_is_not_counted() -> None:
+    proto = fm.classifier()
+    proto.graph.node[0].attribute.add(name="alpha", f=0.5, type=1)
+    given = ready(proto)
+    assert given.layers == ("first", "second")
+    assert untaken(given, quantized(given)) == ("first",)
 
 
 def test_models_that_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
