@@ -21,7 +21,7 @@ __all__ = ["ScriptedSession", "ScriptedTimer", "by_effort", "pair", "taking"]
 
 def pair(ratio: float = 0.5) -> LatencyPair:
     """What a clock would say of a model that takes ``ratio`` of the time."""
-    return LatencyPair(1, 1.0, ratio, 1.0, ratio, 0.0)
+    return LatencyPair(1, 1.0, ratio, 1.0, ratio, 1.0, ratio, 0.0)
 
 
 def by_effort(place: Place, chain: Chain) -> float:

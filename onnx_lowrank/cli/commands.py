@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,14 +27,15 @@ from onnx_lowrank.engine.options import (
     SweepOptions,
     ValidateOptions,
 )
-from onnx_lowrank.engine.validate import validate
-from onnx_lowrank.errors import BudgetError, DataError, OptionError, ValidationError
+from onnx_lowrank.engine.validate import beyond, opened
+from onnx_lowrank.errors import BudgetError, OptionError, ValidationError
 from onnx_lowrank.judge.requirement import largest_loss
 from onnx_lowrank.modelfile.model import atomic_write, check_output, load
 from onnx_lowrank.options import flag_of, keywords_from, options_of
 from onnx_lowrank.planning.plan import Plan
 from onnx_lowrank.planning.registry import available, pass_class
 from onnx_lowrank.progress import Progress
+from onnx_lowrank.report.check import as_text
 from onnx_lowrank.report.plan_summary import print_summary
 from onnx_lowrank.report.plots import check_picture
 from onnx_lowrank.report.report import outputs_table
@@ -140,8 +142,16 @@ def run_validate(a: argparse.Namespace, out: Console) -> int:
     """Compare two models, and fail where too much was lost."""
     limit = GateOptions(max_drop=a.max_drop).limit()
     keywords = keywords_from(ValidateOptions, a)
-    with _progress(a.quiet) as progress:
-        checks = validate(a.reference, a.new, a.data, progress=progress, **keywords)
+    pair = opened(a.reference, a.new, a.data, keywords)
+    if a.report:
+        check_output(a.report, pair.models[0], keep=[a.new, a.data])
+    try:
+        with _progress(a.quiet) as progress:
+            checks = pair.compared(progress)
+    except ValidationError as error:
+        if a.report:
+            _write_report(a.report, pair.check(None, limit, str(error)).to_dict(_command(a)))
+        raise
     if a.json:
         _print_json(checks.to_dict())
     elif not a.quiet:
@@ -154,23 +164,13 @@ def run_validate(a: argparse.Namespace, out: Console) -> int:
             )
         for note in checks.notes:
             out.print(Text(f"note: {note}", style="yellow"))
-    if limit is None:
-        return 0
-    if checks.uncounted:
-        raise DataError(checks.uncounted)
-    if checks.accuracy is not None and checks.accuracy.doubt:
-        raise DataError(
-            f"{checks.accuracy.doubt}; --max-drop would let any model pass: check the labels and "
-            "how the inputs are prepared, or give more samples"
-        )
-    allowed = largest_loss(limit, labelled=checks.accuracy is not None)
-    if not (a.json or a.quiet):
-        out.print(allowed)
-    if checks.drop is None:
-        raise OptionError("--max-drop needs labels in the data, or an output of class scores")
-    if checks.drop > limit:
-        what = "accuracy fell by" if checks.accuracy is not None else "the top class changed in"
-        raise ValidationError(f"{what} {checks.drop:.2%}; {allowed}")
+    if limit is not None and not (a.json or a.quiet):
+        out.print(largest_loss(limit, labelled=checks.accuracy is not None))
+    failed = beyond(checks, limit)
+    if a.report:
+        _write_report(a.report, pair.check(checks, limit, failed).to_dict(_command(a)))
+    if failed:
+        raise ValidationError(failed)
     return 0
 
 
@@ -211,11 +211,26 @@ def _curves(a: argparse.Namespace, keywords: dict[str, Any], out: Console) -> in
 
 def _finish(a: argparse.Namespace, out: Console, result: Result, written: int) -> int:
     if a.report:
-        _write_text(a.report, result.report.to_json())
+        _write_report(a.report, result.report.to_dict(_command(a)))
     if not a.quiet:
         result.report.print(out)
         out.print(f"wrote {a.output}, {written:,} bytes")
     return 0
+
+
+def _command(a: argparse.Namespace) -> str:
+    """The command as it was given."""
+    return shlex.join(["onnx-lowrank", *a.given])
+
+
+def _write_report(path: str, data: dict[str, Any]) -> None:
+    """Write a report, as a page where the name says so, else as JSON."""
+    if Path(path).suffix.lower() not in (".html", ".htm"):
+        _write_text(path, as_text(data))
+        return
+    from onnx_lowrank.report.page import page  # templates take a tenth of a second
+
+    _write_text(path, page(data))
 
 
 def _write_text(path: str, text: str) -> None:

@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None, errors: Console) -> int:
     try:
         arguments = _parser().parse_args(argv)
+        arguments.given = sys.argv[1:] if argv is None else argv
         run: Callable[[argparse.Namespace, Console], int] = arguments.run
         # tables in a pipe are not folded to a screen that is not there
         out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -149,7 +150,7 @@ COMMANDS = {
         "compare a model with its original",
         run_validate,
         {"reference": ("REF", "the original"), "new": ("NEW", "the model to judge")},
-        (GateOptions, SampleFile, ValidateOptions, PrintOptions),
+        (GateOptions, SampleFile, ValidateOptions, ReportFile, PrintOptions),
     ),
     "passes": Command("list the passes", run_passes),
     "explain": Command(

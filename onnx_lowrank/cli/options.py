@@ -49,7 +49,9 @@ class ReportFile(OptionGroup):
 
     title: ClassVar[str] = "files"
 
-    report: str | None = option(None, "Write the report as JSON.", metavar="FILE")
+    report: str | None = option(
+        None, "Write the report, as a page to read (.html) or as JSON.", metavar="FILE"
+    )
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ __all__ = [
     "channels_key",
     "cost_of_model",
     "cut",
+    "feed_of",
     "feed_of_batch",
     "leaving",
     "timed_inference",
@@ -231,7 +232,11 @@ def cost_of_model(job: Job, model: Model) -> Cost:
 
 def feed_of_batch(job: Job, batch: int) -> Feed:
     """An inference of so many samples, where the data allows it; else of one."""
-    data = job.samples.validation
+    return feed_of(job.samples.validation, batch)
+
+
+def feed_of(data: Dataset, batch: int) -> Feed:
+    """An inference of so many of some samples, where they allow it; else of one."""
     if batch == 1 or not data.batchable:
         return data.feed(0)
     return next(data.subset([i % len(data) for i in range(batch)]).batches(batch))

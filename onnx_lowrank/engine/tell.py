@@ -13,7 +13,7 @@ from onnx_lowrank.engine.analyse import Analysis, cost_of_model, feed_of_batch
 from onnx_lowrank.engine.build import Built
 from onnx_lowrank.engine.job import Job
 from onnx_lowrank.judge.validation import validate_models
-from onnx_lowrank.latency.operators import beside_products, operator_times
+from onnx_lowrank.latency.operators import beside_products, layer_times, operator_times
 from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.planning.amounts import said as amount_text
@@ -27,8 +27,10 @@ from onnx_lowrank.planning.notes import (
     TimeBesideProducts,
 )
 from onnx_lowrank.planning.targets import METRICS, Target
+from onnx_lowrank.report.check import Basis
 from onnx_lowrank.report.report import LayerLoss, Report
 from onnx_lowrank.report.stages import Stage
+from onnx_lowrank.runtime.machine import surroundings
 
 __all__ = ["tell", "timed_pairs"]
 
@@ -92,7 +94,33 @@ def tell(
         seed=plan.seed,
         costliest=costliest,
         stages=stages,
+        layer_times=_layer_times(analysis, built),
+        basis=Basis(
+            model=job.source.digest,
+            result=built.model.digest,
+            data=job.samples.digest,
+            surroundings=surroundings(job.tools.runtime),
+        ),
     )
+
+
+def _layer_times(analysis: Analysis, built: Built) -> dict[str, tuple[float | None, float | None]]:
+    """Milliseconds of each layer, and of what became of it, at the batch that counts."""
+    job, names = analysis.job, [d.layer for d in built.decisions]
+    feed = feed_of_batch(job, job.tools.timing.batch)
+    with job.tools.stopwatch("validate"):
+        before, after = (
+            layer_times(job.tools.runtime, m, feed, names) for m in (job.source, built.model)
+        )
+    return {
+        name: (_milliseconds(before.get(name)), _milliseconds(after.get(name)))
+        for name in names
+        if name in before or name in after
+    }
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
 
 
 def _of_target(before: Cost, after: Cost, target: Target, timed: LatencyPair) -> list[Note]:

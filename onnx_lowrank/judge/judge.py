@@ -152,6 +152,20 @@ class Judge:
         ):
             yield Pair(feed, count, old, new)
 
+    def on(self, data: Dataset, model: Model) -> Iterator[Pair]:
+        """Run both models on other samples, a feed at a time.
+
+        Raises:
+            ValidationError: an output has another shape than the original's.
+        """
+        session = self.observer.session(model)
+        for feed in data.batches(1):
+            count = data.samples_in(feed)
+            old, new = (
+                _by_samples(self.observer.run(s, feed), count) for s in (self._original, session)
+            )
+            yield Pair(feed, count, old, new)
+
     def loss(self, model: Model) -> float:
         """Mean loss of a model; infinite where it gives NaN or Inf and the original does not."""
         return self._compared(model, Comparison.add_losses).loss.value
@@ -259,6 +273,12 @@ class Comparison:
     def loss(self) -> Estimate:
         """Mean loss so far, with its interval."""
         return self._mean_over(self._losses)
+
+    @property
+    def losses(self) -> npt.NDArray[np.float64]:
+        """Loss of each sample so far, mean over the readings, ``(samples,)``."""
+        every = [np.concatenate(found) for found in self._losses if found]
+        return np.mean(every, axis=0) if every else np.zeros(self._samples)
 
     @property
     def divergence(self) -> Estimate:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.errors import DataError, ValidationError
+from onnx_lowrank.judge.disagreements import Disagreement, most_different
 from onnx_lowrank.judge.judge import AS_FOUND, Judge, Judging
 from onnx_lowrank.judge.labels import class_ids, doubt, not_class_numbers
 from onnx_lowrank.judge.verdict import Verdict
@@ -119,6 +120,7 @@ class Validation:
         notes: sentences that say what was not compared and what else a reader should know.
         uncounted: reason why no accuracy was counted though there are labels; else empty.
         verdict: what the judge says; None where nothing was run.
+        disagreements: the samples on which the models differ most, the worst first.
     """
 
     samples: int
@@ -127,6 +129,7 @@ class Validation:
     notes: tuple[str, ...] = ()
     uncounted: str = ""
     verdict: Verdict | None = None
+    disagreements: tuple[Disagreement, ...] = ()
 
     @property
     def compared(self) -> bool:
@@ -156,6 +159,7 @@ class Validation:
             "judged": readings,
             "outputs": outputs,
             "accuracy": accuracy,
+            "disagreements": [d.to_dict() for d in self.disagreements],
             "notes": list(self.notes),
         }
 
@@ -351,8 +355,10 @@ def validate_models(
         notes.append(f"accuracy was not counted: {uncounted}")
     if accuracy is not None and accuracy.doubt:
         notes.append(f"the accuracy says nothing about the models: {accuracy.doubt}")
-    verdict = comparison.verdict()
-    return Validation(len(dataset), checks, accuracy, tuple(notes), uncounted, verdict)
+    worst = most_different(judge, new, dataset, comparison.losses)
+    return Validation(
+        len(dataset), checks, accuracy, tuple(notes), uncounted, comparison.verdict(), worst
+    )
 
 
 def _accuracy(

@@ -21,11 +21,13 @@ class Latency:
     Attributes:
         best: the shortest time.
         median: the median time.
+        late: the time that 95 % of the runs stay below.
         spread: the interquartile range over the median.
     """
 
     best: float
     median: float
+    late: float
     spread: float
 
 
@@ -54,8 +56,8 @@ def interleaved_latency(
 
 
 def _latency(record: list[float]) -> Latency:
-    low, median, high = np.percentile(record, [25, 50, 75])
-    return Latency(min(record), float(median), float((high - low) / median))
+    low, median, high, late = np.percentile(record, [25, 50, 75, 95])
+    return Latency(min(record), float(median), float(late), float((high - low) / median))
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class LatencyPair:
         new_ms: best time of the new model.
         reference_median_ms: median time of the original.
         new_median_ms: median time of the new model.
+        reference_p95_ms: time that 95 % of the original's runs stay below.
+        new_p95_ms: likewise of the new model.
         spread: the larger one of both interquartile ranges over their medians.
     """
 
@@ -76,6 +80,8 @@ class LatencyPair:
     new_ms: float
     reference_median_ms: float
     new_median_ms: float
+    reference_p95_ms: float
+    new_p95_ms: float
     spread: float
 
     @property
@@ -119,6 +125,8 @@ def measure_latency(
                 two.best * 1e3,
                 one.median * 1e3,
                 two.median * 1e3,
+                one.late * 1e3,
+                two.late * 1e3,
                 max(one.spread, two.spread),
             )
         )

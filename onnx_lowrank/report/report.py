@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -18,12 +17,11 @@ from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.planning.notes import Note
 from onnx_lowrank.planning.plan import Decision, GroupDecision
 from onnx_lowrank.refit.refit import Refit
+from onnx_lowrank.report.check import SCHEMA, Basis, as_text, costs, latencies, validated
 from onnx_lowrank.report.stages import Stage, stages_table
 from onnx_lowrank.report.wording import figures_in_words, kept_in_words, means, worded
 
 __all__ = ["LayerLoss", "Report", "model_table", "outputs_table", "short"]
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,12 @@ class Report:
         version: of this package.
         plan: digest of the plan.
         seed: of all random draws.
+        basis: what the report stands on.
         costliest: layers that cost most of the judge's loss, the first the most; empty where that
             was not measured.
         stages: the original, int8 alone, compressed, and both, where the result is in int8.
+        layer_times: milliseconds of a layer, and of what became of it, by its name; None where
+            ONNX Runtime does not name its kernels.
     """
 
     before: Cost
@@ -77,8 +78,10 @@ class Report:
     version: str
     plan: str
     seed: int
+    basis: Basis
     costliest: tuple[LayerLoss, ...] = ()
     stages: tuple[Stage, ...] = ()
+    layer_times: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
 
     @property
     def macs_ratio(self) -> float:
@@ -90,40 +93,43 @@ class Report:
         """The notes in words."""
         return tuple(worded(note) for note in self.notes)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, as written by ``--report``."""
-        first = self.latency[0] if self.latency else None
-        validation = self.validation.to_dict()
-        accuracy = validation.pop("accuracy")
-        del validation["notes"]  # they are among those of the report
+    def to_dict(self, command: str = "") -> dict[str, Any]:
+        """Plain data, as written by ``--report``.
+
+        Args:
+            command: as it was given; empty where there was none.
+        """
+        checked, accuracy = validated(self.validation)
         return {
             "schema": SCHEMA,
+            "kind": "compress",
             "version": self.version,
             "target": self.target,
             "seed": self.seed,
             "plan": self.plan,
-            "model": {
-                "before": _cost_dict(self.before, first.reference_ms if first else None),
-                "after": _cost_dict(self.after, first.new_ms if first else None),
-            },
-            "layers": [_layer_dict(d) for d in self.decisions],
+            "model": costs(self.before, self.after, self.latency),
+            "layers": [self._layer(d) for d in self.decisions],
             "groups": [asdict(g) for g in self.groups],
             "refit": [_finite(asdict(r)) for r in self.refits],
-            "validation": validation,
+            "validation": checked,
             "costliest": [asdict(c) for c in self.costliest],
             "accuracy": accuracy,
-            "latency": [
-                {**asdict(p), "speedup": p.speedup, "median_speedup": p.median_speedup}
-                for p in self.latency
-            ],
+            "latency": latencies(self.latency),
             "stages": [s.to_dict() for s in self.stages],
             "notes": list(self.said),
             "seconds": self.seconds,
+            "gate": None,
+            "basis": self.basis.to_dict(command, self.plan),
         }
 
-    def to_json(self) -> str:
+    def to_json(self, command: str = "") -> str:
         """:meth:`to_dict` as text; no NaN, no Infinity."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        return as_text(self.to_dict(command))
+
+    def _layer(self, d: Decision) -> dict[str, Any]:
+        data = asdict(d)
+        before, after = self.layer_times.get(d.layer, (None, None))
+        return {"name": data.pop("layer"), **data, "before_ms": before, "after_ms": after}
 
     def print(self, console: Console) -> None:
         """Both tables and the notes."""
@@ -208,7 +214,7 @@ def outputs_table(validation: Validation) -> RenderableType:
         loss = f"{r.loss.value:.2%}" if math.isfinite(r.loss.value) else "infinite"
         said = "; ".join(filter(None, (kept_in_words(r), figures_in_words(r))))
         ratio = ratios.get(r.reading.output, "")
-        table.add_row(Text(short(r.reading.label)), means(r), loss, ratio, said)
+        table.add_row(Text(short(r.reading.label)), means(r.reading.kind), loss, ratio, said)
     return Group(table, Text())
 
 
@@ -292,15 +298,6 @@ def short(name: str, width: int = 40) -> str:
         return name
     half = (width - 3) // 2
     return f"{name[:half]}...{name[-half:]}"
-
-
-def _layer_dict(d: Decision) -> dict[str, Any]:
-    data = asdict(d)
-    return {"name": data.pop("layer"), **data}
-
-
-def _cost_dict(cost: Cost, latency: float | None) -> dict[str, Any]:
-    return {**cost.to_dict(), "latency_ms": latency}
 
 
 def _finite(data: dict[str, Any]) -> dict[str, Any]:

@@ -40,9 +40,9 @@ _FIGURES = {
 }
 
 
-def means(verdict: ReadingVerdict) -> str:
-    """What an output was judged as."""
-    return _MEANS[verdict.reading.kind]
+def means(kind: str) -> str:
+    """What an output was judged as, by the kind of its reading."""
+    return _MEANS[kind]
 
 
 def kept_in_words(verdict: ReadingVerdict) -> str:

@@ -15,7 +15,7 @@ import platformdirs
 
 from onnx_lowrank.runtime.runtime import Runtime
 
-__all__ = ["cache_folder", "machine"]
+__all__ = ["cache_folder", "machine", "surroundings"]
 
 #: lines of /proc/cpuinfo that tell processors apart, as a virtual one may have no name
 _CPU_FIELDS = (
@@ -48,6 +48,16 @@ def machine(runtime: Runtime) -> dict[str, str]:
         "provider": runtime.provider,
         "threads": str(runtime.threads),
     }
+
+
+def surroundings(runtime: Runtime) -> dict[str, str]:
+    """What a result was made and measured with, for people: machine, system and versions."""
+    found = machine(runtime)
+    found["processor"] = _processor().rpartition(" ")[0] or _processor()
+    found["system"] = platform.platform(terse=True)
+    found["python"] = platform.python_version()
+    found |= {name: metadata.version(name) for name in ("onnx", "numpy", "scipy")}
+    return {key: value for key, value in found.items() if value}
 
 
 def _cores() -> int:

@@ -75,6 +75,36 @@ def test_validate_without_labels(tiny: Path, worse: Path, tmp_path: Path, capsys
     fm.refused([*command, "-q", "--max-drop", "1%"], capsys, 6, "the top class changed in")
 
 
+def test_validate_writes_a_report_also_where_it_fails(
+    tiny: Path, worse: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fm.without_clock(monkeypatch)
+    model, report = tiny / "tiny.onnx", tmp_path / "check.json"
+    command = ["validate", str(model), str(worse), "--data", str(tiny / "data.npz"), "-q"]
+    command += ["--max-drop", "1%"]
+    fm.refused([*command, "--report", str(report)], capsys, 6, "accuracy fell by")
+    data = json.loads(report.read_text(encoding="utf-8"))
+    assert data["kind"] == "validate"
+    assert data["gate"]["allowed"] == 0.01
+    assert data["gate"]["failed"].startswith("accuracy fell by")
+    assert data["basis"]["command"].startswith("onnx-lowrank validate ")
+    assert data["basis"]["command"].endswith(f"--report {report}")
+    assert data["latency"][0]["speedup"] == 2
+    # a page; and where the models cannot be compared at all
+    page = tmp_path / "check.html"
+    assert cli.main([*command[:-2], "--report", str(page)]) == 0
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    proto = onnx.load(worse)
+    proto.graph.output[0].name = proto.graph.node[-1].output[0] = "z"
+    onnx.save(proto, worse)
+    fm.refused([*command, "--report", str(report)], capsys, 6, "lacks the outputs y")
+    data = json.loads(report.read_text(encoding="utf-8"))
+    assert data["gate"]["failed"] == "the new model lacks the outputs y"
+    assert data["validation"] is None
+    fm.refused([*command, "--report", str(model)], capsys, 2, "is the input itself")
+    fm.refused([*command, "--report", str(worse)], capsys, 2, "another file of this command")
+
+
 def test_passes_and_explain(capsys: Capture) -> None:
     assert cli.main(["passes"]) == 0
     out, err = capsys.readouterr()

@@ -53,6 +53,17 @@ def test_compress(arguments: list[str], tmp_path: Path, capsys: Capture) -> None
     assert {p.name for p in tmp_path.iterdir()} == {"out.onnx", "report.json"}
 
 
+def test_the_report_is_a_page_where_its_name_says_so(
+    arguments: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    report = tmp_path / "report.html"
+    assert cli.main([*arguments, "-q", "--report", str(report)]) == 0
+    text = report.read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>")
+    assert f"--report {report}" in text
+    assert capsys.readouterr() == ("", "")
+
+
 def test_quiet_prints_nothing(arguments: list[str], tmp_path: Path, capsys: Capture) -> None:
     assert cli.main([*arguments, "-q"]) == 0
     assert capsys.readouterr() == ("", "")

@@ -8,7 +8,7 @@ import pytest
 from onnx import helper
 
 from onnx_lowrank.errors import ModelError
-from onnx_lowrank.latency.operators import beside_products, operator_times
+from onnx_lowrank.latency.operators import beside_products, layer_times, operator_times
 from onnx_lowrank.modelfile.model import Model, load
 from tests import fixtures_models as fm
 
@@ -41,6 +41,22 @@ def test_operators_have_the_time_that_they_take() -> None:
     assert "MatMul" not in beside
     assert beside["Exp"] > 0.1
     assert 0.9 < sum(beside.values()) < 1
+
+
+def test_layers_have_the_time_of_what_they_became() -> None:
+    """Kernels are found in fusions; of two names that fit, the longer is meant."""
+    proto = fm.residual_net(channels=16, size=16)
+    names = {"conv0": "net/c", "conv1": "net/c1", "conv3": "net/c10"}
+    for node in proto.graph.node:
+        node.name = names.get(node.name, node.name)
+    feed = {"x": np.random.default_rng(0).standard_normal((8, 3, 16, 16)).astype(np.float32)}
+    layers = [*names.values(), "not there"]
+    times = layer_times(fm.ONE_THREAD, load(proto), feed, layers)
+    assert times.keys() == set(names.values())
+    # three inputs for sixteen
+    assert times["net/c"] < times["net/c1"] + times["net/c10"]
+    assert all(1e-7 < t < 1 for t in times.values())
+    assert layer_times(fm.ONE_THREAD, load(proto), feed, []) == {}
 
 
 def test_fused_products_are_products() -> None:

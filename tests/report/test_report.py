@@ -17,6 +17,7 @@ from onnx_lowrank.planning.notes import Remark, TimeBesideProducts
 from onnx_lowrank.planning.plan import Decision, GroupDecision
 from onnx_lowrank.refit.behind_relu import Behind
 from onnx_lowrank.refit.refit import Refit
+from onnx_lowrank.report.check import Basis
 from onnx_lowrank.report.report import Report
 from onnx_lowrank.report.stages import Stage
 from onnx_lowrank.report.wording import worded
@@ -42,6 +43,7 @@ REPORT = Report(
     version="0.1",
     plan="abc",
     seed=3,
+    basis=Basis("1a", "2b", "3c", {"processor": "a <CPU>"}),
 )
 EMPTY = replace(
     REPORT,
@@ -67,8 +69,9 @@ def test_json_has_the_agreed_keys() -> None:
     assert data.keys() == {
         "schema", "version", "target", "seed", "plan", "model", "layers", "groups", "refit",
         "validation", "accuracy", "latency", "notes", "seconds", "costliest", "stages",
+        "kind", "gate", "basis",
     }  # fmt: skip
-    assert data["schema"] == 1
+    assert data["schema"] == 2
     assert data["model"] == {
         "before": {"macs": 1500, "params": 150, "bytes": 6000, "uncounted": [], "latency_ms": 1.0},
         "after": {"macs": 900, "params": 90, "bytes": 3600, "uncounted": [], "latency_ms": 0.5},
@@ -184,7 +187,7 @@ def test_stages_are_columns() -> None:
         return Stage(name, size, pairs, Estimate(0.01, 0.0, 0.02), Estimate(0.98, 0.9, 1.01))
 
     # the original is told once, however slow the machine was beside the others
-    slow = LatencyPair(1, 10.0, 2.5, 10.0, 2.5, 0.0)
+    slow = LatencyPair(1, 10.0, 2.5, 10.0, 2.5, 10.0, 2.5, 0.0)
     report = replace(REPORT, stages=(stage("original", 6000), stage("int8", 1500, pair(0.5)),
                                      stage("both", 600, slow)))  # fmt: skip
     lines = [" ".join(line.split()) for line in printed(report).splitlines()]

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import platform
+import re
 from pathlib import Path
 
 import pytest
 
 from onnx_lowrank.runtime import machine as module
-from onnx_lowrank.runtime.machine import cache_folder, machine
+from onnx_lowrank.runtime.machine import cache_folder, machine, surroundings
 from onnx_lowrank.runtime.runtime import Runtime
 
 
@@ -28,3 +30,13 @@ def test_the_default_folder_is_the_users(tmp_path: Path) -> None:
     assert "onnx-lowrank" in folder.parts
     assert cache_folder(tmp_path, "moments") == tmp_path / "moments"
     assert cache_folder("", "moments") is None
+
+
+def test_surroundings_are_for_people() -> None:
+    found = surroundings(Runtime(threads=1))
+    assert found["provider"] == "CPUExecutionProvider"
+    assert found["threads"] == "1"
+    assert found["python"] == platform.python_version()
+    assert found["processor"]
+    assert not re.search(r" [0-9a-f]{12}$", found["processor"]), "no digest"
+    assert all(found.values())
