@@ -6,12 +6,14 @@ tell(analysis, built, notes) -> Report
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from onnx_lowrank._version import __version__
 from onnx_lowrank.analysis.cost import Cost
 from onnx_lowrank.engine.analyse import Analysis, cost_of_model, feed_of_batch
 from onnx_lowrank.engine.build import Built
 from onnx_lowrank.engine.job import Job
+from onnx_lowrank.errors import ModelError
 from onnx_lowrank.judge.validation import validate_models
 from onnx_lowrank.latency.operators import beside_products, layer_times, operator_times
 from onnx_lowrank.latency.pairs import LatencyPair
@@ -108,10 +110,12 @@ def _layer_times(analysis: Analysis, built: Built) -> dict[str, tuple[float | No
     """Milliseconds of each layer, and of what became of it, at the batch that counts."""
     job, names = analysis.job, [d.layer for d in built.decisions]
     feed = feed_of_batch(job, job.tools.timing.batch)
-    with job.tools.stopwatch("validate"):
-        before, after = (
-            layer_times(job.tools.runtime, m, feed, names) for m in (job.source, built.model)
-        )
+    before: dict[str, float] = {}
+    after: dict[str, float] = {}
+    # a profile may not be written or read, as where names have quotes; no result is lost for that
+    with job.tools.stopwatch("validate"), suppress(ModelError):
+        before = layer_times(job.tools.runtime, job.source, feed, names)
+        after = layer_times(job.tools.runtime, built.model, feed, names)
     return {
         name: (_milliseconds(before.get(name)), _milliseconds(after.get(name)))
         for name in names

@@ -192,6 +192,16 @@ def test_real_reports_have_the_form(options: dict[str, Any]) -> None:
     assert all(before > 0 for before, _ in times)
 
 
+def test_names_that_a_profile_cannot_hold_cost_no_result() -> None:
+    proto = fm.classifier()
+    proto.graph.node[0].name = 'a "quoted" \\ name <i>'
+    result = fm.quick_compress(proto, calib={"x": X}, target="macs=0.6", quantize="dynamic")
+    data = result.report.to_dict()
+    check_form(json.loads(json.dumps(data, allow_nan=False)))
+    assert data["layers"][0]["name"] == 'a "quoted" \\ name <i>'
+    assert "<i>" not in page(data)
+
+
 def test_checks_have_the_form() -> None:
     proto = fm.classifier()
     two = opened(proto, proto, {"x": X, "labels": LABELS}, {"threads": 1})
