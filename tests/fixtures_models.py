@@ -150,7 +150,7 @@ def quick_compress(model: Path | ModelProto, **options: Any) -> Result:
 
     To half the MACs, where nothing else is asked for.
     """
-    usual: dict[str, Any] = {"timer": taking(0.5), "threads": 1, "rounds": 0, "cache": ""}
+    usual: dict[str, Any] = {"timer": taking(0.5), "threads": 1, "effort": "quick", "cache": ""}
     if not options.keys() & {"ranks", "max_drop", "min_agreement", "min_snr", "max_loss"}:
         usual["target"] = "macs=0.5"
     return compress(model, **{**usual, **options})

@@ -72,9 +72,9 @@ CASES: dict[str, tuple[Callable[[], tuple[Any, dict[str, Any]]], dict[str, Any]]
     "vgg-default-half": (digits("vgg"), {"target": "macs=0.5"}),
     "resnet-default-quarter": (digits("resnet"), {"target": "macs=0.25"}),
     "mlp-default-fifth": (digits("mlp"), {"target": "params=0.2"}),
-    "mlp-two-rounds": (
+    "mlp-thorough": (
         digits("mlp"),
-        {"target": "params=0.2", "passes": "prune_channels,svd", "rounds": 2},
+        {"target": "params=0.2", "passes": "prune_channels,svd", "effort": "thorough"},
     ),
     "vgg-size-one-form": (
         digits("vgg"),
@@ -91,11 +91,11 @@ CASES: dict[str, tuple[Callable[[], tuple[Any, dict[str, Any]]], dict[str, Any]]
     ),
     "residual-other-methods": (
         residual,
-        {"target": "macs=0.6", "passes": EVERYTHING, "repair": "chain", "rounds": 0},
+        {"target": "macs=0.6", "passes": EVERYTHING, "repair": "chain", "effort": "quick"},
     ),
     "resnet-two-budgets": (
         digits("resnet"),
-        {"target": ["macs=0.4", "params=0.35"], "rounds": 0},
+        {"target": ["macs=0.4", "params=0.35"], "effort": "quick"},
     ),
     "residual-pruned-alone": (
         residual,

@@ -31,12 +31,12 @@ _CHAINS = DEFAULT_PASSES.replace("prune_channels{optional=true},", "")
 STEPS: dict[str, dict[str, Any]] = {
     "weight space, one ratio": WAYS["weight space, uniform"],
     "response metric, one ratio": WAYS["response metric, uniform"],
-    "planned ranks": {"repair": "none", "rounds": 0, "passes": _CHAINS},
-    "last stages solved again": {"repair": "last", "rounds": 0, "passes": _CHAINS},
-    "whole chains solved again": {"repair": "chain", "rounds": 0, "passes": _CHAINS},
-    "behind the ReLU": {"repair": "relu", "rounds": 0, "passes": _CHAINS},
-    "layers weighed by a round": {"repair": "relu", "rounds": 1, "passes": _CHAINS},
-    "with pruning where the judge finds it better": {"repair": "relu", "rounds": 1},
+    "planned ranks": {"repair": "none", "effort": "quick", "passes": _CHAINS},
+    "last stages solved again": {"repair": "last", "effort": "quick", "passes": _CHAINS},
+    "whole chains solved again": {"repair": "chain", "effort": "quick", "passes": _CHAINS},
+    "behind the ReLU": {"repair": "relu", "effort": "quick", "passes": _CHAINS},
+    "layers weighed by a round": {"repair": "relu", "effort": "normal", "passes": _CHAINS},
+    "with pruning where the judge finds it better": {"repair": "relu", "effort": "normal"},
 }
 
 

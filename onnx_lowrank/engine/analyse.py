@@ -34,6 +34,7 @@ from onnx_lowrank.pruning.cutting import Cutting
 from onnx_lowrank.pruning.head_moments import ScoreMoments, score_moments
 from onnx_lowrank.pruning.prunable import Found
 from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
+from onnx_lowrank.pruning.shared_budget import Shared
 from onnx_lowrank.runtime.machine import cache_folder
 from onnx_lowrank.runtime.runtime import Feed
 from onnx_lowrank.samples.dataset import Dataset
@@ -70,7 +71,7 @@ class Cut:
 
 
 #: channels that stay, and a decision for every group where pruning was considered
-Channels = tuple[KeptChannels, tuple[GroupDecision, ...]]
+Channels = tuple[Shared, tuple[GroupDecision, ...]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Memo:
 
     Attributes:
         pruners: by metric.
-        channels: channels that stay and decisions on all groups, by target and whether to prune.
+        channels: channels that stay and decisions on all groups, by target and share.
         cuts: by the channels that stay.
         scores: moments of queries and keys.
         whole: proposals of the whole model, by metric and rule.
@@ -91,11 +92,11 @@ class Memo:
 
     chains: ChainCutter
     pruners: Recent[Hashable, Pruner] = field(default_factory=lambda: Recent(4))
-    channels: Recent[Hashable, Channels] = field(default_factory=lambda: Recent(4))
+    channels: Recent[Hashable, Channels] = field(default_factory=lambda: Recent(8))
     cuts: Recent[Hashable, Cut] = field(default_factory=lambda: Recent(1))
     scores: Recent[Hashable, Mapping[str, ScoreMoments]] = field(default_factory=lambda: Recent(1))
     whole: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(8))
-    narrowed: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(1))
+    narrowed: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(4))
     timed: Recent[Hashable, Timed] = field(default_factory=lambda: Recent(2))
     unfinished: list[MomentCache] = field(default_factory=list)
 

@@ -29,6 +29,7 @@ from onnx_lowrank.engine.analyse import Analysis, analyse
 from onnx_lowrank.engine.blame import costliest
 from onnx_lowrank.engine.build import Built, build
 from onnx_lowrank.engine.choose import Planned
+from onnx_lowrank.engine.effort import NORMAL, Effort, effort_of
 from onnx_lowrank.engine.guard import check_result
 from onnx_lowrank.engine.int8 import beside_int8
 from onnx_lowrank.engine.job import JobOptions, begin
@@ -43,7 +44,6 @@ from onnx_lowrank.engine.search import smallest_within
 from onnx_lowrank.engine.sweep import swept
 from onnx_lowrank.engine.take_back import without_slow_chains
 from onnx_lowrank.engine.tell import tell
-from onnx_lowrank.errors import OptionError
 from onnx_lowrank.judge.requirement import GUARDED, NEARLY_ALL, Requirement
 from onnx_lowrank.latency.timer import Timer
 from onnx_lowrank.modelfile.model import Model, load, save
@@ -117,8 +117,7 @@ def compress(
         requirement = Requirement("kept", options.judge.kept(NEARLY_ALL))
         asked = replace(asked, target="latency")
     target = Target.parse(asked.target, asked.ranks, search=requirement is not None)
-    if requirement is not None and asked.rounds:
-        raise OptionError("rounds are for one target; first search, then give rounds what it found")
+    effort = effort_of(asked.effort)
     model, quantize = load(model), _int8(options)
     if quantize is not None:
         check_quantizable(model)
@@ -127,8 +126,8 @@ def compress(
     analysis = analyse(begin(model, job, progress, timer))
     force = options.result.force
     if requirement is None:
-        return compressed(analysis, target, asked.rounds, force, quantize)
-    found = smallest_within(analysis, target, requirement)
+        return compressed(analysis, target, effort, force, quantize)
+    found = smallest_within(analysis, target, requirement, effort)
     planned = found.planned.noting(found.note(requirement))
     return _finished(analysis, found.built, planned, force, quantize)
 
@@ -136,7 +135,7 @@ def compress(
 def compressed(
     analysis: Analysis,
     target: Target,
-    rounds: int | None = None,
+    effort: Effort = NORMAL,
     force: bool = False,
     quantize: Quantize | None = None,
 ) -> Result:
@@ -145,14 +144,14 @@ def compressed(
     Args:
         analysis: of the model.
         target: what is asked for.
-        rounds: at the most; None for one where layers can be weighed.
+        effort: how much is built and judged to find the plan.
         force: return the model even if it is slower or bigger, or gives other answers.
         quantize: how the result is put into int8; None leaves it as it is.
 
     Raises:
         BudgetError, GuardError, ValidationError.
     """
-    chosen = plan_in_rounds(analysis, target, rounds)
+    chosen = plan_in_rounds(analysis, target, effort)
     analysis, planned = chosen.analysis, chosen.planned
     built = chosen.built or build(analysis, planned.plan)
     planned, built = without_slow_chains(analysis, planned, built)
@@ -182,7 +181,7 @@ def plan(
     options = from_keywords(PlanOptions, keywords)
     target = Target.parse(options.target.target, options.target.ranks)
     analysis = analyse(begin(model, options.job(), progress, timer))
-    return plan_in_rounds(analysis, target, options.target.rounds).planned.plan
+    return plan_in_rounds(analysis, target, effort_of(options.target.effort)).planned.plan
 
 
 @documented(ApplyOptions)

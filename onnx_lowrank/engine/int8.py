@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.build import Built
-from onnx_lowrank.engine.rounds import judge_between
+from onnx_lowrank.engine.shares import judge_between
 from onnx_lowrank.engine.signing import check, sign
 from onnx_lowrank.engine.tell import timed_pairs
 from onnx_lowrank.errors import DataError

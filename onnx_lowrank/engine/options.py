@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from onnx_lowrank.engine.effort import EFFORTS, NORMAL, effort_of
 from onnx_lowrank.engine.job import JobOptions
 from onnx_lowrank.judge.judge import AS_FOUND, Judging, Loss
 from onnx_lowrank.judge.readings import parse_kinds
@@ -17,7 +18,7 @@ from onnx_lowrank.judge.requirement import (
     check_bound,
     read_bound,
 )
-from onnx_lowrank.option_values import check_count, fraction, percent
+from onnx_lowrank.option_values import fraction, percent
 from onnx_lowrank.options import OptionGroup, option
 from onnx_lowrank.passkit.base import Pass
 from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR, REPAIRS, check_repair
@@ -90,17 +91,17 @@ class TargetOptions(OptionGroup):
         "error=R or evbmf is one rule for every layer, in the place of a target.",
         metavar="RULE",
     )
-    rounds: int | None = option(
-        None,
-        "Plan again up to N times, by how much the error of each layer reaches the outputs. Each "
-        "round takes another refit; 0 spares that. By default 1, where the refit solves layers.",
-        metavar="N",
-        read=int,
+    effort: str = option(
+        NORMAL.name,
+        "Time to spend on the plan. quick: predictions alone decide, nothing is built twice. "
+        "normal: the share of pruning is chosen by building some plans and judging them on "
+        "held-out samples, then one more plan is made with measured sensitivities of layers. "
+        "thorough: more shares, and up to three such plans.",
+        metavar="|".join(EFFORTS),
     )
 
     def __post_init__(self) -> None:
-        if self.rounds is not None:
-            check_count("rounds", self.rounds, least=0)
+        effort_of(self.effort)
 
 
 @dataclass(frozen=True)

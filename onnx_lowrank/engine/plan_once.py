@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.choose import EQUAL, Planned, choose
-from onnx_lowrank.engine.propose import PruningMode, propose, propose_together, whole_proposals
+from onnx_lowrank.engine.propose import PruningShare, propose, propose_together, whole_proposals
 from onnx_lowrank.errors import BudgetError, NothingAppliesError
 from onnx_lowrank.planning.countable import check_countable, fixed_nodes
 from onnx_lowrank.planning.sharing import ties
@@ -33,7 +33,7 @@ def plan_once(
     analysis: Analysis,
     target: Target,
     sensitivity: Mapping[str, float] = EQUAL,
-    pruning: PruningMode = "foreseen",
+    pruning: PruningShare = "foreseen",
 ) -> Planned:
     """A decision for every layer and group of channels, by predictions alone.
 
@@ -41,7 +41,7 @@ def plan_once(
         analysis: of the original model.
         target: what is asked for.
         sensitivity: factors on the weights of layers, by name; 1 for others.
-        pruning: whether channels go beside factorizations.
+        pruning: part of the saving that taking channels out makes.
 
     Raises:
         BudgetError: the target is out of reach, or on what cannot be counted or timed.
@@ -58,7 +58,7 @@ def plan_once(
 
 
 def _better(
-    analysis: Analysis, target: Target, sensitivity: Mapping[str, float], pruning: PruningMode
+    analysis: Analysis, target: Target, sensitivity: Mapping[str, float], pruning: PruningShare
 ) -> Planned:
     prepared = analysis.prepared
     tied = []

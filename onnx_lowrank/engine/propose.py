@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from onnx_lowrank.analysis.cost import other_cost
@@ -29,13 +29,14 @@ from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.planning.timed_candidates import Timed, timed_choices
 from onnx_lowrank.pruning.greedy import Budget
 from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
-from onnx_lowrank.pruning.shared_budget import Factorizing, share_budget
+from onnx_lowrank.pruning.shared_budget import Factorizing, Shared, share_budget, with_share
 from onnx_lowrank.pruning.top_down import top_down
 
-__all__ = ["Proposed", "PruningMode", "propose", "propose_together", "whole_proposals"]
+__all__ = ["Proposed", "PruningShare", "propose", "propose_together", "whole_proposals"]
 
-#: whether channels go: never, in any case, or where that promises less loss
-PruningMode = Literal["none", "some", "foreseen"]
+#: part of the saving that taking channels out makes: a number; that of which least loss is foreseen
+#: among those that take some out; or among all, none included
+PruningShare = float | Literal["some", "foreseen"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Proposed:
 
     Attributes:
         target: what is asked for.
+        share: part of the saving that taking channels out makes.
         kept: channels that stay, by group.
         groups: a decision for every group of channels, where pruning was considered.
         cut: the model without the channels that go.
@@ -53,6 +55,7 @@ class Proposed:
     """
 
     target: Target
+    share: float
     kept: KeptChannels
     groups: tuple[GroupDecision, ...]
     cut: Cut
@@ -61,28 +64,29 @@ class Proposed:
     tied: tuple[Tie, ...] = ()
 
 
-def propose(analysis: Analysis, target: Target, pruning: PruningMode = "foreseen") -> Proposed:
+def propose(analysis: Analysis, target: Target, pruning: PruningShare = "foreseen") -> Proposed:
     """Choose channels, and ask every pass for candidates of what is left.
 
     Args:
         analysis: of the model.
         target: what is asked for.
-        pruning: whether channels go beside factorizations.
+        pruning: part of the saving that taking channels out makes.
 
     Raises:
         BudgetError: the target is out of reach.
         OptionError: the target and the pruning pass contradict each other.
     """
     # they depend on the target alone: rounds ask again with other sensitivities
-    kept, groups = analysis.memo.channels.get(
+    shared, groups = analysis.memo.channels.get(
         (target, pruning), lambda: _channels(analysis, target, pruning)
     )
+    kept = shared.kept
     without = cut(analysis, kept)
     proposals = _proposals(analysis, without, kept, target)
     timed = None
     if target.latency is not None and analysis.job.passes.factorizations:
         timed = _timed(analysis, without, kept, target, proposals)
-    return Proposed(target, kept, groups, without, proposals, timed)
+    return Proposed(target, shared.share, kept, groups, without, proposals, timed)
 
 
 def propose_together(analysis: Analysis, target: Target, tied: Sequence[Tie]) -> Proposed:
@@ -100,7 +104,7 @@ def propose_together(analysis: Analysis, target: Target, tied: Sequence[Tie]) ->
             apart, whole.work, tied, job.passes.factorizations, _counted_in(target),
             job.tools.progress,
         )  # fmt: skip
-    return Proposed(target, {}, (), whole, proposals, tied=tuple(tied))
+    return Proposed(target, 0.0, {}, (), whole, proposals, tied=tuple(tied))
 
 
 def whole_proposals(analysis: Analysis, target: Target) -> Proposals:
@@ -145,25 +149,25 @@ def _counted_in(target: Target) -> str:
     return target.metric if len(target.budgets) == 1 else "macs"
 
 
-def _channels(analysis: Analysis, target: Target, pruning: PruningMode) -> Channels:
+def _channels(analysis: Analysis, target: Target, pruning: PruningShare) -> Channels:
     """Channels that stay, and a decision for every group where pruning was considered."""
     passes = analysis.job.passes
     options, alone = passes.cutting, not passes.factorizations
     if options is None:
-        return {}, ()
+        return Shared(0.0, {}), ()
     if alone and len(target.budgets) > 1:
         raise OptionError("pruning alone keeps one target; give one, or add a factorization")
-    loss = None
-    if not alone and not options.keep:
-        if pruning == "none" or (options.optional and _unfit_to_prune(analysis, target)):
-            return {}, ()
+    both = not alone and not options.keep
+    if both:
+        if pruning == 0 or (options.optional and _unfit_to_prune(analysis, target)):
+            return Shared(0.0, {}), ()
         if target.rule is not None:
             raise OptionError("ranks by rule leave pruning no budget; set prune_channels{keep=R}")
-        loss = _unpruned_loss(analysis, target) if pruning == "foreseen" else math.inf
     with analysis.job.tools.stopwatch("prune"):
         pruner = analysis.pruner(target.metric)
-        kept = _ordered(analysis, pruner, _numbers(analysis, pruner, target, loss))
-        return kept, tuple(pruner.decisions(kept))
+        found = _numbers(analysis, pruner, target, pruning if both else None)
+        kept = _ordered(analysis, pruner, found.kept)
+        return replace(found, kept=kept), tuple(pruner.decisions(kept))
 
 
 def _unfit_to_prune(analysis: Analysis, target: Target) -> bool:
@@ -192,17 +196,17 @@ def _alone(target: Target) -> Target:
 
 
 def _numbers(
-    analysis: Analysis, pruner: Pruner, target: Target, unpruned: float | None
-) -> KeptChannels:
-    """How many channels stay in each group, and which by the first order."""
+    analysis: Analysis, pruner: Pruner, target: Target, pruning: PruningShare | None
+) -> Shared:
+    """How many channels stay in each group, and which by the first order; None prunes alone."""
     prepared, job = analysis.prepared, analysis.job
     whole = analysis.before.of(target.metric)
     fixed = other_cost(prepared.cost, prepared.shapes, prepared.layers, target.metric)
     named = fixed_nodes(prepared, whole) if target.metric == "macs" else ""
     rest = fixed - pruner.products
     budget = Budget(target.ratio * whole - rest, str(target), whole, rest, named, target.metric)
-    if unpruned is None:
-        return pruner.plan(budget)[0]
+    if pruning is None:
+        return Shared(1.0, pruner.plan(budget)[0])
     factorizing = Factorizing(
         pruner, prepared, job.passes.factorizations,
         lambda model, graph, layers: measured_shapes(
@@ -210,6 +214,9 @@ def _numbers(
         ),
         target.metric, whole_proposals(analysis, _alone(target)).choices,
     )  # fmt: skip
+    if not isinstance(pruning, str):
+        return with_share(pruner, factorizing, budget, pruning)
+    unpruned = _unpruned_loss(analysis, target) if pruning == "foreseen" else math.inf
     return share_budget(pruner, factorizing, budget, unpruned)
 
 

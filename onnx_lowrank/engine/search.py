@@ -18,9 +18,10 @@ import numpy as np
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.build import Built, build
 from onnx_lowrank.engine.choose import Planned
+from onnx_lowrank.engine.effort import NORMAL, Effort
 from onnx_lowrank.engine.originals import in_parts
-from onnx_lowrank.engine.propose import PruningMode
-from onnx_lowrank.engine.rounds import alternatives, best_of, judge_between
+from onnx_lowrank.engine.propose import PruningShare
+from onnx_lowrank.engine.shares import alternatives, best_share, judge_between
 from onnx_lowrank.engine.timed_plan import plan_for
 from onnx_lowrank.errors import BudgetError, DataError, NothingAppliesError
 from onnx_lowrank.judge.judge import AS_FOUND, Judging
@@ -115,13 +116,16 @@ class _Attempt:
     holds: bool = False
 
 
-def smallest_within(analysis: Analysis, target: Target, requirement: Requirement) -> Found:
+def smallest_within(
+    analysis: Analysis, target: Target, requirement: Requirement, effort: Effort = NORMAL
+) -> Found:
     """Search the budget on what ``target`` names without a ratio.
 
     Args:
         analysis: of the original model.
         target: what is asked for; the ratio of what it searches is looked for.
         requirement: to be kept.
+        effort: whether plans are built to find the share of pruning.
 
     Raises:
         BudgetError: nothing that saves anything keeps it.
@@ -135,7 +139,7 @@ def smallest_within(analysis: Analysis, target: Target, requirement: Requirement
         job.source, job.samples.validation, job.tools.runtime, requirement,
         analysis.prepared.batch_size, job.options.judging,
     )  # fmt: skip
-    pruning = _pruning(analysis, target)
+    pruning = _pruning(analysis, target) if effort.builds else "foreseen"
 
     def make(at: Target) -> tuple[Planned, Built]:
         planned = plan_for(analysis, at, pruning=pruning)
@@ -144,8 +148,8 @@ def smallest_within(analysis: Analysis, target: Target, requirement: Requirement
     return search(make, target, judges, job.tools.progress)
 
 
-def _pruning(analysis: Analysis, target: Target) -> PruningMode:
-    """Whether channels go, by what the judge finds better where the search begins."""
+def _pruning(analysis: Analysis, target: Target) -> PruningShare:
+    """The share of pruning, by what the judge finds best where the search begins."""
     job = analysis.job
     if job.samples.calibration is None or job.passes.cutting is None:
         return "foreseen"
@@ -156,11 +160,16 @@ def _pruning(analysis: Analysis, target: Target) -> PruningMode:
     except BudgetError:  # smaller ones are out of reach; larger ones may not be
         return "foreseen"
     if len(plans) == 1:
-        return plans[0][0]
+        return _at_any_budget(plans[0].proposed.share)
     judge = judge_between(analysis)
     if not judge.has_a_say:
         return "foreseen"
-    return best_of(analysis, plans, judge)[0].pruning
+    return _at_any_budget(best_share(analysis, target.at(FIRST), plans, judge).share)
+
+
+def _at_any_budget(share: float) -> PruningShare:
+    """None and all mean the same at every budget; between them, each has its best."""
+    return share if share in (0.0, 1.0) else "some"
 
 
 def search(make: Make, target: Target, judges: Judges, progress: Progress) -> Found:

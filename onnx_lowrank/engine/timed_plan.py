@@ -15,7 +15,7 @@ from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.build import build
 from onnx_lowrank.engine.choose import EQUAL, Planned, choose
 from onnx_lowrank.engine.plan_once import plan_once
-from onnx_lowrank.engine.propose import PruningMode
+from onnx_lowrank.engine.propose import PruningShare
 from onnx_lowrank.engine.tell import timed_pairs
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.latency.table import corrected_budget
@@ -34,7 +34,7 @@ def plan_for(
     analysis: Analysis,
     target: Target,
     sensitivity: Mapping[str, float] = EQUAL,
-    pruning: PruningMode = "foreseen",
+    pruning: PruningShare = "foreseen",
 ) -> Planned:
     """A plan; where time is asked for, made again by what the first plan took.
 
@@ -42,7 +42,7 @@ def plan_for(
         analysis: of the original model.
         target: what is asked for.
         sensitivity: factors on the weights of layers, by name; 1 for others.
-        pruning: whether channels go beside factorizations.
+        pruning: part of the saving that taking channels out makes.
 
     Raises:
         BudgetError: the target is out of reach.

@@ -17,15 +17,16 @@ __all__ = [
     "InInt8",
     "LatencyOfPlan",
     "LatencyOfPruning",
+    "LeftOut",
     "Note",
     "OtherData",
     "Remark",
     "Resumed",
     "Round",
     "SearchResult",
+    "SharesTried",
     "SizeNotReached",
     "TimeBesideProducts",
-    "WithAndWithout",
 ]
 
 
@@ -149,18 +150,32 @@ class Round:
 
 
 @dataclass(frozen=True)
-class WithAndWithout:
-    """The judge's losses of a plan that takes channels out and of one that does not.
+class SharesTried:
+    """The judge's losses of plans in which pruning makes several shares of the saving.
 
     Attributes:
-        without: loss of the plan that factorizes alone, on held-out samples.
-        pruned: loss of the other.
+        share: that was taken.
+        losses: shares that were tried, rising, and the losses there on held-out samples.
         samples: that the losses stand on.
     """
 
-    without: float
-    pruned: float
+    share: float
+    losses: tuple[tuple[float, float], ...]
     samples: int
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What was not done to find the plan, for want of effort or of memory.
+
+    Attributes:
+        effort: that was asked for.
+        parameters: of the model, where they are too many to weigh its layers; None where no plan
+            was built to be judged.
+    """
+
+    effort: str
+    parameters: int | None = None
 
 
 @dataclass(frozen=True)
@@ -250,5 +265,6 @@ Note = (
     | HeadsWhole
     | InInt8
     | TimeBesideProducts
-    | WithAndWithout
+    | SharesTried
+    | LeftOut
 )

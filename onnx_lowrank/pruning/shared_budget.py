@@ -2,16 +2,17 @@
 
 Both lose response in the same unit: the error of a layer relative to the sum that its response
 enters. So growing shares are planned until the predicted loss of both rises, and the share of least
-loss is taken, if that is less than the loss of factorization without pruning. The moments of the
-narrower layers are those of the original without the channels that go. To save time, slow methods
-(which solve every rank anew) are left out of these shares, but not of the plan, and a layer that
-keeps the same channels at two shares, or all of them, is factorized once.
+loss is taken, if that is less than the loss of factorization without pruning; or a share is given,
+as predictions and outputs do not agree. The moments of the narrower layers are those of the
+original without the channels that go. To save time, slow methods (which solve every rank anew) are
+left out of these shares, but not of the plan, and a layer that keeps the same channels at two
+shares, or all of them, is factorized once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import isfinite
 
 from onnx_lowrank.analysis.cost import model_cost, other_cost
@@ -27,7 +28,7 @@ from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning.greedy import Budget, OutOfReachError
 from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
 
-__all__ = ["Factorizing", "share_budget"]
+__all__ = ["SHARES", "Factorizing", "Shared", "share_budget", "with_share"]
 
 #: parts of the saving by pruning that are tried
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -38,9 +39,15 @@ LEVELS = tuple(k / 20 for k in range(19, 0, -1))
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def share_budget(
-    pruner: Pruner, rest: Factorizing, budget: Budget, unpruned: float
-) -> KeptChannels:
+@dataclass(frozen=True)
+class Shared:
+    """Channels that stay, and the part of the saving that those that go make."""
+
+    share: float
+    kept: KeptChannels
+
+
+def share_budget(pruner: Pruner, rest: Factorizing, budget: Budget, unpruned: float) -> Shared:
     """Choose the channels to keep, so that pruning and factorization lose least together.
 
     Args:
@@ -53,12 +60,11 @@ def share_budget(
     Raises:
         OutOfReachError: no share meets the budget.
     """
-    best: tuple[float, KeptChannels] | None = (unpruned, {}) if isfinite(unpruned) else None
+    best = (unpruned, Shared(0.0, {})) if isfinite(unpruned) else None
     before = unpruned
     for share in SHARES:
-        limit = pruner.cost - share * (pruner.cost - budget.limit)
         try:
-            kept, loss = pruner.plan(replace(budget, limit=limit))
+            kept, loss = pruner.plan(_limited(pruner, budget, share))
             if best is not None and loss >= best[0]:
                 break
             if share < 1:
@@ -69,11 +75,35 @@ def share_budget(
             break
         before = loss
         if best is None or loss < best[0]:
-            best = loss, kept
+            best = loss, Shared(share, kept)
     return best[1] if best is not None else _first_within_budget(pruner, rest, budget)
 
 
-def _first_within_budget(pruner: Pruner, rest: Factorizing, budget: Budget) -> KeptChannels:
+def with_share(pruner: Pruner, rest: Factorizing, budget: Budget, share: float) -> Shared:
+    """Choose the channels to keep so that pruning makes at least ``share`` of the saving.
+
+    It makes more where factorization cannot make the rest.
+
+    Raises:
+        OutOfReachError: no share meets the budget.
+    """
+    for more in (s for s in SHARES if s >= share):
+        try:
+            kept, _ = pruner.plan(_limited(pruner, budget, more))
+            if more < 1:
+                rest.loss(kept, budget)
+        except OutOfReachError:
+            continue
+        return Shared(more, kept)
+    return _first_within_budget(pruner, rest, budget)
+
+
+def _limited(pruner: Pruner, budget: Budget, share: float) -> Budget:
+    """The budget of pruning that makes ``share`` of the saving."""
+    return replace(budget, limit=pruner.cost - share * (pruner.cost - budget.limit))
+
+
+def _first_within_budget(pruner: Pruner, rest: Factorizing, budget: Budget) -> Shared:
     """Find the least pruning with which factorization meets the budget.
 
     The levels of pruning do not depend on the budget, so a ratio that an error says can be reached
@@ -91,7 +121,8 @@ def _first_within_budget(pruner: Pruner, rest: Factorizing, budget: Budget) -> K
         except OutOfReachError as error:
             least = min(least, error.least)
         else:
-            return kept
+            saving = pruner.cost - budget.limit
+            return Shared(min((pruner.cost - level) / saving, 1.0) if saving > 0 else 1.0, kept)
         if level <= budget.limit:
             break
     raise budget.unmet(least)

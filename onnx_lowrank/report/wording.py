@@ -120,11 +120,22 @@ def worded(note: n.Note) -> str:
             )
         case n.InInt8():
             return _in_int8(note)
-        case n.WithAndWithout():
-            kept = "second" if note.pruned < note.without else "first"
+        case n.SharesTried():
+            tried = ", ".join(f"{loss:.2%} at {share:.0%}" for share, loss in note.losses)
             return (
-                f"channels: loss {note.without:.2%} where all stay, {note.pruned:.2%} where some "
-                f"go, on {note.samples} held-out samples; the {kept} is taken"
+                f"share of the saving that pruning makes: loss {tried}, on {note.samples} held-out "
+                f"samples; {note.share:.0%} is taken"
+            )
+        case n.LeftOut():
+            if note.parameters is None:
+                return (
+                    f"{note.effort} effort: predictions alone decided, no plan was built to be "
+                    "compared and no layer's sensitivity was measured"
+                )
+            return (
+                f"{note.effort} effort: sensitivities of layers were not measured, as the solved "
+                f"weights of {note.parameters:,} parameters would have to be held meanwhile "
+                "(--effort thorough does)"
             )
         case n.ChainsTakenBack():
             return f"taken back, slower than the layers: {', '.join(note.layers)}"

@@ -45,7 +45,7 @@ def test_steps_build_on_each_other() -> None:
     assert repairs == ["none"] * 3 + ["last", "chain", "relu", "relu", "relu"]
     assert set(repairs) == set(REPAIRS)
     *_, weighed, pruned = STEPS.values()
-    assert weighed["rounds"] == pruned["rounds"] == 1
+    assert weighed["effort"] == pruned["effort"] == "normal"
     assert not parse_list(weighed["passes"]).prunings
     assert parse_list(DEFAULT_PASSES).prunings
 
@@ -80,7 +80,8 @@ def test_first_and_last_layer_stay_where_ranks_are_not_planned() -> None:
     uniform = options_of(WAYS["weight space, uniform"], 0.3, fm.digits("mlp"))
     assert uniform["exclude"] == ["/fc1/Gemm", "/fc3/Gemm"]
     assert uniform["ranks"] == "ratio=0.31"
-    assert options_of({"rounds": 0}, 0.3, fm.digits("mlp")) == {"rounds": 0, "target": "macs=0.3"}
+    quick = {"effort": "quick"}
+    assert options_of(quick, 0.3, fm.digits("mlp")) == {**quick, "target": "macs=0.3"}
 
 
 def test_a_result_is_timed_where_that_is_asked_for(rows: list[Row]) -> None:

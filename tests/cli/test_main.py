@@ -138,7 +138,7 @@ def _narrow(a: list[str], folder: Path) -> list[str]:
         (_more("--samples", "many"), 2, "--samples"),
         (_more("--seed", "-1"), 2, "seed must be 0 or more"),
         (_more("--batch", "0"), 2, "batch must be 1 or more"),
-        (_more("--rounds", "-1"), 2, "rounds must be 0 or more"),
+        (_more("--effort", "none"), 2, "give one of: quick, normal, thorough"),
         (_more("--timing-limit", "nan"), 2, "timing limit must be more than 0 seconds"),
         (_more("--timing-limit", "-1"), 2, "timing limit must be more than 0 seconds"),
         (_set(6, "macs=60"), 2, "'60' without a sign would mean 6000 %; write 60% or 0.6"),

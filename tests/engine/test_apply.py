@@ -36,7 +36,7 @@ RUN: dict[str, Any] = {"threads": 1, "timer": taking(0.5)}
 @pytest.fixture(scope="module")
 def both() -> Plan:
     """Of pruning and factorization under one budget."""
-    made = plan(NET, calib=CALIB, target="macs=0.45", passes=PASSES, rounds=0, **RUN)
+    made = plan(NET, calib=CALIB, target="macs=0.45", passes=PASSES, effort="quick", **RUN)
     assert {d.decision for d in made.decisions} == {"keep", "factorize"}
     assert [g.decision for g in made.groups] == ["cut", "frozen"]
     return made
@@ -74,7 +74,7 @@ def factorized(to: Plan) -> Decision:
 def test_apply_is_compress(both: Plan, tmp_path: Path) -> None:
     onnx.save(NET, tmp_path / "in.onnx")
     whole = compress(
-        tmp_path / "in.onnx", calib=CALIB, target="macs=0.45", passes=PASSES, rounds=0,
+        tmp_path / "in.onnx", calib=CALIB, target="macs=0.45", passes=PASSES, effort="quick",
         force=True, **RUN,
     )  # fmt: skip
     again = Plan.from_json(whole.plan.to_json())
@@ -155,8 +155,8 @@ def test_the_repair_of_the_plan_is_done(both: Plan, repair: str) -> None:
     """As ``compress`` does it, for the plan says all."""
     done = applied(Plan.from_json(replace(both, repair=repair).to_json()))
     whole = compress(
-        NET, calib=CALIB, target=both.target, passes=list(both.passes), repair=repair, rounds=0,
-        force=True, **RUN,
+        NET, calib=CALIB, target=both.target, passes=list(both.passes), repair=repair,
+        effort="quick", force=True, **RUN,
     )  # fmt: skip
     assert whole.plan == replace(both, repair=repair)
     assert bytes_of(done.model) == bytes_of(whole.model)

@@ -171,7 +171,7 @@ def test_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "x.npz", x=fm.pictures(60))
     argv = ["compress", str(tmp_path / "net.onnx"), str(tmp_path / "out.onnx")]
     argv += ["--calib", str(tmp_path / "x.npz"), "--target", "macs=0.6", "--threads", "1"]
-    argv += ["--cache", "", "--rounds", "0", "--quantize", "dynamic"]
+    argv += ["--cache", "", "--effort", "quick", "--quantize", "dynamic"]
     fm.refused(argv, capsys, 2, "--quantize dynamic: the model has none of MatMul")
     assert not (tmp_path / "out.onnx").exists()
     monkey = pytest.MonkeyPatch()

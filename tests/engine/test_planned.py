@@ -12,6 +12,7 @@ from onnx_lowrank.engine.analyse import Analysis, cut
 from onnx_lowrank.engine.api import compressed
 from onnx_lowrank.engine.build import build
 from onnx_lowrank.engine.choose import Planned, choose
+from onnx_lowrank.engine.effort import QUICK
 from onnx_lowrank.engine.plan_checks import kept_by
 from onnx_lowrank.engine.plan_once import plan_once
 from onnx_lowrank.engine.take_back import without_slow_chains
@@ -41,7 +42,7 @@ def slower(seconds: Any = by_effort) -> ScriptedTimer:
 
 
 def planned_to(found: Analysis, target: Target) -> Planned:
-    return plan_once(found, target, pruning="none" if target is UNPRUNED else "some")
+    return plan_once(found, target, pruning=0.0 if target is UNPRUNED else "some")
 
 
 def taken_apart(plan: Plan) -> list[str]:
@@ -80,8 +81,8 @@ def test_where_no_chain_is_to_blame_the_guard_decides(
     passes: str, target: str, seconds: Any
 ) -> None:
     with pytest.raises(GuardError, match=r"takes 1\.2 ms, the original 1 ms .*; nothing was"):
-        compressed(analysis(slower(seconds), passes), Target.parse(target), 0, force=False)
-    result = compressed(analysis(slower(seconds), passes), Target.parse(target), 0, force=True)
+        compressed(analysis(slower(seconds), passes), Target.parse(target), QUICK, force=False)
+    result = compressed(analysis(slower(seconds), passes), Target.parse(target), QUICK, force=True)
     assert result.report.after.macs < result.report.before.macs
     assert not any(isinstance(n, ChainsAreSlower) for n in result.report.notes)
 
@@ -223,7 +224,7 @@ def test_where_time_does_not_fall_as_macs_do_it_is_said_what_else_takes_time(
     ratio: float, told: bool
 ) -> None:
     timer = ScriptedTimer(models=lambda _: ratio)
-    result = compressed(analysis(timer, CHAINS), Target.parse("macs=0.7"), 0, force=True)
+    result = compressed(analysis(timer, CHAINS), Target.parse("macs=0.7"), QUICK, force=True)
     found = [n for n in result.report.notes if isinstance(n, TimeBesideProducts)]
     assert len(found) == told
     for note in found:

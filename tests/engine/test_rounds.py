@@ -11,8 +11,7 @@ from onnx import helper, numpy_helper
 
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.engine import api as pipeline
-from onnx_lowrank.engine import rounds
-from onnx_lowrank.errors import OptionError
+from onnx_lowrank.engine import rounds, shares
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.judge.judge import Judge
 from onnx_lowrank.layers import find_layers
@@ -104,7 +103,7 @@ def ranks(result: pipeline.Result) -> dict[str, Any]:
 
 def test_rounds_end_nearer_to_the_original() -> None:
     plain = fm.quick_compress(net(), **OPTIONS)
-    result = fm.quick_compress(net(), **OPTIONS, rounds=2)
+    result = fm.quick_compress(net(), **OPTIONS, effort="thorough")
     notes = said(result)
     assert 1 <= len(notes) <= 2
     assert notes[0].endswith("kept")
@@ -122,11 +121,11 @@ def test_rounds_end_nearer_to_the_original() -> None:
     for r in (plain, result):
         assert r.report.after.parameters <= 0.5 * r.report.before.parameters
     # deterministic, and what apply does with the plan
-    again = fm.quick_compress(net(), **OPTIONS, rounds=2)
+    again = fm.quick_compress(net(), **OPTIONS, effort="thorough")
     assert again.model == result.model
     applied = pipeline.apply(net(), result.plan, calib=DATA, threads=1, force=True)
     assert applied.model == result.model
-    assert pipeline.plan(net(), **OPTIONS, threads=1, rounds=2) == result.plan
+    assert pipeline.plan(net(), **OPTIONS, threads=1, effort="thorough") == result.plan
 
 
 def test_a_round_that_is_worse_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,25 +135,33 @@ def test_a_round_that_is_worse_is_dropped(monkeypatch: pytest.MonkeyPatch) -> No
         return Measured({"strong": 1e-6, "weak": 1e6}, {}, 1.0)
 
     monkeypatch.setattr(rounds, "measured_factors", absurd)
-    result = fm.quick_compress(net(), **OPTIONS, rounds=3)
+    result = fm.quick_compress(net(), **OPTIONS, effort="thorough")
     assert result.model == plain.model
     (note,) = said(result)
     assert note.endswith("dropped")
 
 
-def test_one_round_is_made_unasked_where_layers_can_be_weighed() -> None:
-    asked, unasked = (fm.quick_compress(net(), **OPTIONS, rounds=n) for n in (1, None))
-    assert len(said(unasked)) == 1
-    assert unasked.model == asked.model
-    assert not said(fm.quick_compress(net(), **OPTIONS, rounds=None, repair="last"))
-    assert not said(fm.quick_compress(net(), target="params=0.5", rounds=None))  # no data
+def test_no_round_is_made_where_layers_cannot_be_weighed() -> None:
+    assert len(said(fm.quick_compress(net(), **OPTIONS, effort="normal"))) == 1
+    assert not said(fm.quick_compress(net(), **OPTIONS, effort="normal", repair="last"))
+    assert not said(fm.quick_compress(net(), target="params=0.5", effort="normal"))  # no data
     rule = {k: v for k, v in OPTIONS.items() if k != "target"}
-    assert not said(fm.quick_compress(net(), **rule, ranks="ratio=0.5", rounds=None))
+    assert not said(fm.quick_compress(net(), **rule, ranks="ratio=0.5", effort="normal"))
 
 
-def test_no_round_is_made_unasked_at_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_of_much_memory_are_for_thorough_effort(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "LARGEST", 1000)
-    assert not said(fm.quick_compress(net(), **OPTIONS, rounds=None))
+    result = fm.quick_compress(net(), **OPTIONS, effort="normal")
+    assert not said(result)
+    (left_out,) = [n for n in result.report.said if "effort" in n]
+    assert "4,609 parameters" in left_out
+    assert "--effort thorough" in left_out
+    assert said(fm.quick_compress(net(), **OPTIONS, effort="thorough"))
+
+
+def test_quick_effort_says_what_it_left_out() -> None:
+    result = fm.quick_compress(net(), **OPTIONS, effort="quick")
+    assert [n for n in result.report.said if "predictions alone decided" in n]
 
 
 def test_whole_numbers_are_judged_by_how_many_stay() -> None:
@@ -163,7 +170,7 @@ def test_whole_numbers_are_judged_by_how_many_stay() -> None:
     classes.graph.output[0].CopyFrom(
         helper.make_tensor_value_info("class", onnx.TensorProto.INT64, None)
     )
-    result = fm.quick_compress(classes, **OPTIONS, rounds=1, force=True)
+    result = fm.quick_compress(classes, **OPTIONS, effort="normal", force=True)
     (judged,) = result.report.validation.to_dict()["judged"]
     assert judged["kind"] == "equal"
 
@@ -171,35 +178,16 @@ def test_whole_numbers_are_judged_by_how_many_stay() -> None:
 def test_what_foresees_no_less_loss_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "WORTH", 0.0)
     built: list[Any] = []
-    build = rounds.build
+    build = shares.build
     monkeypatch.setattr(
-        rounds, "build", lambda found, plan, **o: (built.append(plan), build(found, plan, **o))[1]
+        shares, "build", lambda found, plan, **o: (built.append(plan), build(found, plan, **o))[1]
     )
-    result = fm.quick_compress(net(), **OPTIONS, rounds=2)
+    result = fm.quick_compress(net(), **OPTIONS, effort="thorough")
     assert said(result) == ["round 1 with measured sensitivities: no plan that promises less loss"]
     assert built == [result.plan]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"rounds": -1}, "rounds must be 0 or more"),
-        ({"rounds": 1, "repair": "last"}, "give --repair chain or relu"),
-        ({"rounds": 1, "min_snr": 20.0, "target": "macs"}, "rounds are for one target"),
-    ],
-)
-def test_what_rounds_are_not_for(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(OptionError, match=message):
-        fm.quick_compress(net(), **{**OPTIONS, **options})
-
-
-def test_rules_know_no_rounds() -> None:
-    options = {k: v for k, v in OPTIONS.items() if k != "target"}
-    with pytest.raises(OptionError, match="no rule for ranks"):
-        fm.quick_compress(net(), **options, ranks="ratio=0.5", rounds=1)
-
-
 def test_without_data_there_is_nothing_to_measure() -> None:
     options = {k: v for k, v in OPTIONS.items() if k not in ("calib", "samples")}
-    result = fm.quick_compress(net(), **options, rounds=1)
+    result = fm.quick_compress(net(), **options, effort="normal")
     assert not said(result)

@@ -161,7 +161,7 @@ def test_a_model_without_layers_is_not_faster() -> None:
 def finished(measured: Callable[[Model], float], target: Any = "latency=0.8") -> Result:
     """Where each model takes the part ``measured`` of the original's time."""
     found = analysis(ScriptedTimer(seconds, measured))
-    return compressed(found, Target.parse(target), rounds=None, force=False)
+    return compressed(found, Target.parse(target), effort="normal", force=False)
 
 
 def rank(result: Result) -> Any:

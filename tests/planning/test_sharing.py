@@ -110,7 +110,7 @@ RUN: dict[str, Any] = {"threads": 1, "timer": taking(0.5)}
 
 def test_a_plan_that_shares_is_applied_as_it_was_made() -> None:
     proto, x = NETS["pyramid"]
-    made = plan(proto, calib={"x": x}, target="params=0.35", rounds=0, threads=1)
+    made = plan(proto, calib={"x": x}, target="params=0.35", effort="quick", threads=1)
     one = apply(proto, type(made).from_json(made.to_json()), calib={"x": x}, force=True, **RUN)
     two = compressed("pyramid", target="params=0.35")
     assert one.model.SerializeToString() == two.model.SerializeToString()
@@ -129,7 +129,7 @@ def test_a_plan_that_cannot_share_is_refused(edit: dict[str, Any] | None, messag
         node = helper.make_node("MatMul", ["x", "w"], ["y"], name="y")
         proto = make_model([node], {"x": ["N", 32]}, ["y"], {"w": low(32, 32)})
     target = "params=0.35"
-    made = plan(proto, calib={"x": x}, target=target, rounds=0, threads=1)
+    made = plan(proto, calib={"x": x}, target=target, effort="quick", threads=1)
     first = replace(made.decisions[0], **(edit or {"decision": "share"}))
     edited = replace(made, decisions=(first, *made.decisions[1:]))
     with pytest.raises(PlanError, match=message):

@@ -22,7 +22,7 @@ from onnx_lowrank.pruning import shared_budget as prune_split
 from onnx_lowrank.pruning.cutting import Cutting
 from onnx_lowrank.pruning.greedy import Budget
 from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
-from onnx_lowrank.pruning.shared_budget import SHARES, Factorizing, share_budget
+from onnx_lowrank.pruning.shared_budget import SHARES, Factorizing, share_budget, with_share
 from tests import fixtures_models as fm
 from tests.analyses import samples_of
 
@@ -52,7 +52,7 @@ class Split:
 
     def share(self, ratio: float, unpruned: float | None = None) -> KeptChannels:
         alone = self.unpruned(ratio) if unpruned is None else unpruned
-        return share_budget(self.pruner, self.rest(), self.budget(ratio), alone)
+        return share_budget(self.pruner, self.rest(), self.budget(ratio), alone).kept
 
     def unpruned(self, ratio: float) -> float:
         try:
@@ -165,6 +165,27 @@ def test_where_factorization_cannot_pruning_does_all() -> None:
     kept = case.share(0.5)
     alone, _ = case.pruner.plan(case.budget(0.5))
     assert {n: k.tolist() for n, k in kept.items()} == {n: k.tolist() for n, k in alone.items()}
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6, 1.0])
+def test_a_share_that_is_given(share: float) -> None:
+    case = Split()
+    budget = case.budget(0.5)
+    found = with_share(case.pruner, case.rest(), budget, share)
+    limit = case.pruner.cost - share * (case.pruner.cost - budget.limit)
+    expected, _ = case.pruner.plan(replace(budget, limit=limit))
+    assert found.share == share
+    assert {n: k.tolist() for n, k in found.kept.items()} == {
+        n: k.tolist() for n, k in expected.items()
+    }
+
+
+def test_pruning_makes_more_than_its_share_where_factorization_cannot() -> None:
+    case = Split("svd,prune_channels")  # no Gemm is there for svd
+    found = with_share(case.pruner, case.rest(), case.budget(0.5), 0.2)
+    assert found.share > 0.2
+    alone, _ = case.pruner.plan(case.budget(0.5))
+    assert {n: len(k) for n, k in found.kept.items()} == {n: len(k) for n, k in alone.items()}
 
 
 def test_where_nothing_is_to_be_saved_nothing_goes() -> None:

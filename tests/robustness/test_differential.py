@@ -145,7 +145,7 @@ def budgeted(seed: int, count: Count) -> None:
     before = case.proto.SerializeToString()
     data = {"x": case.samples(int(random.integers(8, 17)), seed), "test.x": held_out["x"]}
     options = {"calib": data, "passes": passes, "force": True,
-               "repair": chosen(random, *REPAIRS), "rounds": None}  # fmt: skip
+               "repair": chosen(random, *REPAIRS), "effort": "normal"}  # fmt: skip
     try:
         result = fm.quick_compress(case.proto, target=f"{metric}={ratio}", **options)
         verdict = "kept"

@@ -53,7 +53,7 @@ def compression(folder: Path, target: str = "macs=0.5", out: str = "out.onnx") -
         fm.external(folder, onnx.load(fm.digits("mlp")))
     return [
         "compress", str(path), str(folder / out), "--calib", str(fm.DIGITS),
-        "--target", target, "--threads", "1", "--samples", "200", "--rounds", "0", "-q",
+        "--target", target, "--threads", "1", "--samples", "200", "--effort", "quick", "-q",
     ]  # fmt: skip
 
 

@@ -151,7 +151,7 @@ def boxes_net() -> ModelProto:
 
 
 def test_what_boxes_are_chosen_from_is_compared() -> None:
-    result = compressed(boxes_net(), rounds=1, force=True)
+    result = compressed(boxes_net(), effort="normal", force=True)
     found = by_name(result)
     assert list(found) == ["boxes", "scores"]
     assert 0 < found["boxes"].relative_error < 0.5
@@ -189,7 +189,7 @@ def test_shapes_that_the_data_decide(tail: list[NodeProto], names: list[str] | N
         "ones": np.array([1]), "few": np.array([5]),
     }  # fmt: skip
     model = net(tail, [info("y", element)], weights)
-    result = compressed(model, rounds=1, force=True)
+    result = compressed(model, effort="normal", force=True)
     found = by_name(result)
     if names is None:  # a constant condition decides no shape
         assert list(found) == ["y"]
@@ -214,8 +214,8 @@ def test_infinite_outputs_are_compared_where_both_are_finite() -> None:
     tail = [node("Mul", ["h", "much"], "z"), node("Softmax", ["z"], "p", axis=1),
             node("Log", ["p"], "y")]  # fmt: skip
     model = net(tail, [info("y", dims=["N", 16])], {"much": np.array(40, np.float32)})
-    for rounds in (0, 2):
-        result = compressed(model, rounds=rounds, force=True)
+    for effort in ("quick", "thorough"):
+        result = compressed(model, effort=effort, force=True)
         check = by_name(result)["y"]
         checks = validate(model, result.model, {"x": X}, threads=1)
         old, new = (fm.run(m, {"x": X})["y"].astype(float) for m in (model, result.model))
@@ -246,7 +246,7 @@ def test_outputs_that_are_nan_everywhere_are_not_exact(force: bool) -> None:
     assert result.report.to_dict()["validation"]["outputs"][0]["snr_db"] is None
     with pytest.raises(DataError, match=r"hold only NaN and Inf"):
         compressed(model, target=None, min_snr=10.0, calib={"x": np.tile(X, (3, 1))})
-    assert not compressed(model, rounds=None, force=True).report.validation.compared
+    assert not compressed(model, effort="normal", force=True).report.validation.compared
 
 
 def test_outputs_that_are_not_repeated_are_left_out() -> None:
@@ -268,7 +268,7 @@ def test_outputs_that_are_not_repeated_are_left_out() -> None:
         {"part": np.array(0.5, np.float32), "yes": np.array(True)},
     )
     with pytest.raises(GuardError, match="no output could be compared"):
-        compressed(dropped, rounds=None)
+        compressed(dropped, effort="normal")
     kept = net(
         [node("Dropout", ["h", "part", "yes"], "y")],
         [info("y", dims=["N", 16])],
@@ -312,7 +312,8 @@ def test_values_that_are_no_tensors(kind: str, calibrated: bool) -> None:
     tail, output, domains = ODD_NETS[kind]
     weights = {"eight": np.int64(8), "one": np.int64(1), "w3": falling(8, 8)}
     model = net(tail, [output], weights, domains=domains)
-    result = compressed(model, calib={"x": X} if calibrated else None, rounds=1 * calibrated)
+    effort = "normal" if calibrated else "quick"
+    result = compressed(model, calib={"x": X} if calibrated else None, effort=effort)
     (check,) = result.report.validation.outputs
     assert 0 < check.relative_error < 0.9
     (whole,) = validate(model, result.model, {"x": X}, threads=1).outputs
@@ -344,7 +345,7 @@ def test_labels_as_texts_are_compared_by_equality() -> None:
     assert text.equal == number.equal == np.mean(old == new)
     assert math.isnan(text.snr_db)
     assert text.top1_agreement is None
-    assert compressed(model, rounds=None, force=True).report.validation.compared
+    assert compressed(model, effort="normal", force=True).report.validation.compared
 
 
 @pytest.mark.parametrize("value", [0.0, 0.7])
@@ -373,7 +374,8 @@ def test_layers_that_read_infinities_fit_the_rest() -> None:
             node("MatMul", ["e", "w3"], "even", name="fc4"),
             node("Add", ["even", "o"], "y")]  # fmt: skip
     weights = {"w3": np.abs(falling(16, 16)), "low": np.float32(-1), "high": np.float32(1)}
-    result = compressed(net(tail, [info("y", dims=["N", 16])], weights), rounds=2, force=True)
+    model = net(tail, [info("y", dims=["N", 16])], weights)
+    result = compressed(model, effort="thorough", force=True)
     assert result.report.validation.compared
     assert all(math.isfinite(d.error) for d in result.plan.decisions)
 
@@ -450,7 +452,7 @@ def test_texts_are_fed(kind: str, tmp_path: Path) -> None:
         "lists": words.tolist(),
     }[kind]  # fmt: skip
     model = texts_net()
-    result = compressed(model, calib={"words": data}, rounds=1)
+    result = compressed(model, calib={"words": data}, effort="normal")
     assert result.plan.data == compressed(model, calib={"words": words}).plan.data
     old, new = (fm.run(m, {"words": words.astype(object)})["h"] for m in (model, result.model))
     assert 0 < fm.relative(new, old) < 0.5
@@ -493,7 +495,7 @@ def test_layers_behind_shapes_that_the_data_decide() -> None:
     ]  # fmt: skip
     weights = {"w3": falling(16, 16), "b3": np.ones(16, np.float32), "cut": np.float32(1.5)}
     model = net(tail, [info("y", dims=None)], weights)
-    result = compressed(model, rounds=1, force=True)
+    result = compressed(model, effort="normal", force=True)
     assert {d.layer for d in result.plan.decisions if d.method} >= {"fc1"}
     assert set(by_name(result)) == {"h", "s"}
     assert 0 < by_name(result)["h"].relative_error < 0.5

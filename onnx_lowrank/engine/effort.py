@@ -1,0 +1,55 @@
+"""How much is spent on finding a plan: one choice for a person, from seconds to minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from onnx_lowrank.errors import OptionError
+
+__all__ = ["EFFORTS", "NORMAL", "QUICK", "Effort", "effort_of"]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What is built and judged on held-out samples before a plan is taken.
+
+    Attributes:
+        name: as in the options.
+        builds: whether plans are built to compare them, or predictions decide.
+        steps: times that the share of pruning is moved to where the judge finds less loss.
+        rounds: times that sensitivities are measured and the plan is made again, at the most.
+        much_memory: whether layers are weighed where their solved weights take much memory.
+    """
+
+    name: str
+    builds: bool
+    steps: int
+    rounds: int
+    much_memory: bool
+
+
+#: predictions alone
+QUICK = Effort("quick", builds=False, steps=0, rounds=0, much_memory=False)
+
+#: the usual one
+NORMAL = Effort("normal", builds=True, steps=1, rounds=1, much_memory=False)
+
+#: by name
+EFFORTS: Mapping[str, Effort] = MappingProxyType({
+    "quick": QUICK,
+    "normal": NORMAL,
+    "thorough": Effort("thorough", builds=True, steps=6, rounds=3, much_memory=True),
+})  # fmt: skip
+
+
+def effort_of(name: str) -> Effort:
+    """The effort of that name.
+
+    Raises:
+        OptionError: there is none.
+    """
+    if name not in EFFORTS:
+        raise OptionError(f"there is no effort {name!r}; give one of: {', '.join(EFFORTS)}")
+    return EFFORTS[name]

@@ -1,0 +1,186 @@
+"""How much of the saving pruning makes: plans at several shares are built, and the judge chooses.
+
+    alternatives(analysis, target) -> plans at the shares to begin with
+    best_share(analysis, target, plans, judge, steps) -> the best plan, built
+
+Predictions compare pruning with factorization badly: on some models pruning alone gives up half of
+what both together do, on others it ruins the outputs, and what is foreseen is nearly the
+same. Held-out samples can tell. So the plan without pruning, the one that pruning alone makes, and
+the one of least foreseen loss between them are built and refitted; then the share is moved towards
+the second best as long as the judge finds less loss there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from onnx_lowrank.engine.analyse import Analysis
+from onnx_lowrank.engine.build import Built, build
+from onnx_lowrank.engine.choose import Planned
+from onnx_lowrank.engine.plan_once import foreseen_loss
+from onnx_lowrank.engine.propose import PruningShare
+from onnx_lowrank.engine.timed_plan import plan_for
+from onnx_lowrank.errors import BudgetError
+from onnx_lowrank.judge.judge import Judge
+from onnx_lowrank.planning.notes import Note, SharesTried
+from onnx_lowrank.planning.targets import Target
+from onnx_lowrank.pruning.shared_budget import SHARES
+
+__all__ = ["Tried", "alternatives", "best_share", "judge_between", "score_of"]
+
+#: predictions err by less than this factor between plans of different shares: those that foresee
+#: more than this times the least loss are not built
+CERTAIN = 4.0
+
+#: shares that plans are built at
+_GRID = (0.0, *SHARES)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A plan, what it was made from, its model, and the judge's loss of it."""
+
+    analysis: Analysis
+    planned: Planned
+    built: Built
+    loss: float
+
+    @property
+    def share(self) -> float:
+        """Part of the saving that taking channels out makes."""
+        return self.planned.proposed.share
+
+    def noting(self, *notes: Note) -> Tried:
+        """The same with more to say in the report."""
+        return replace(self, planned=self.planned.noting(*notes))
+
+
+def alternatives(analysis: Analysis, target: Target) -> list[Planned]:
+    """Plans without pruning, by it alone, and between; those that are possible, not hopeless.
+
+    Args:
+        analysis: of the original model.
+        target: what is asked for.
+
+    Returns:
+        At least one plan, at rising shares.
+
+    Raises:
+        BudgetError: the target is out of reach.
+    """
+    passes = analysis.job.passes
+    if passes.cutting is None or not passes.factorizations or passes.cutting.keep:
+        return [plan_for(analysis, target)]
+    found: list[Planned] = []
+    refused: BudgetError | None = None
+    shares: tuple[PruningShare, ...] = (0.0, "some", 1.0)
+    for share in shares:
+        try:
+            planned = plan_for(analysis, target, pruning=share)
+        except BudgetError as error:
+            refused = refused or error
+            continue
+        if not _known(planned, found):
+            found.append(planned)
+    if not found:
+        assert refused is not None
+        raise refused
+    losses = [foreseen_loss(analysis, planned) for planned in found]
+    return [p for p, loss in zip(found, losses, strict=True) if loss <= CERTAIN * min(losses)]
+
+
+def best_share(
+    analysis: Analysis,
+    target: Target,
+    plans: Sequence[Planned],
+    judge: Judge,
+    steps: int = 0,
+    keep: bool = False,
+) -> Tried:
+    """Build plans, move the share to where the judge finds less loss, and keep the best.
+
+    Args:
+        analysis: of the original model.
+        target: what is asked for.
+        plans: of :func:`alternatives`.
+        judge: between them.
+        steps: times that the share is moved, at the most.
+        keep: keep what is needed to weigh the layers of the plan.
+    """
+    score = score_of(analysis, judge, keep)
+    best = score(plans[0])
+    losses = {best.share: best.loss}
+
+    def consider(planned: Planned) -> bool:
+        nonlocal best
+        other = score(planned)
+        losses[other.share] = other.loss
+        better = other.loss < best.loss
+        best = other if better else best
+        return better
+
+    for planned in plans[1:]:
+        consider(planned)
+    known = list(plans)
+    for _ in range(steps if len(plans) > 1 else 0):
+        moved = False
+        for share in _beside(best.share, losses):
+            try:
+                planned = plan_for(analysis, target, pruning=share)
+            except BudgetError:
+                continue
+            if _known(planned, known):
+                continue
+            known.append(planned)
+            moved = consider(planned)
+            break
+        if not moved:
+            break
+    if len(losses) == 1:
+        return best
+    tried = tuple(sorted(losses.items()))
+    return best.noting(SharesTried(best.share, tried, judge.samples))
+
+
+def score_of(analysis: Analysis, judge: Judge, keep: bool) -> Callable[[Planned], Tried]:
+    """A function that builds a plan and judges it.
+
+    Args:
+        analysis: what the plans were made from.
+        judge: of the models.
+        keep: keep what is needed to weigh the layers of a plan.
+    """
+
+    def score(planned: Planned) -> Tried:
+        built = build(analysis, planned.plan, keep_repaired=keep)
+        with analysis.job.tools.stopwatch("judge"):
+            return Tried(analysis, planned, built, judge.loss(built.model))
+
+    return score
+
+
+def judge_between(analysis: Analysis) -> Judge:
+    """The judge between plans, on half of the samples that did not calibrate."""
+    held = analysis.job.samples.validation
+    with analysis.job.tools.stopwatch("judge"):
+        return analysis.judge_on(held.subset(range(0, len(held), 2)))
+
+
+def _beside(best: float, losses: dict[float, float]) -> list[float]:
+    """Shares next to the best that were not tried, that on the side of less loss first."""
+    sides = []
+    for way, shares in ((-1, _GRID[::-1]), (1, _GRID)):
+        beyond = [loss for share, loss in losses.items() if (share - best) * way > 0]
+        near = next((share for share in shares if (share - best) * way > 1e-9), None)
+        if near is not None and near not in losses and beyond:
+            sides.append((min(beyond), near))
+    return [share for _, share in sorted(sides)]
+
+
+def _known(planned: Planned, others: Sequence[Planned]) -> bool:
+    """Whether a plan takes out the same channels as another."""
+    return any(planned.plan.groups == other.plan.groups for other in others) or (
+        not any(g.shrinks for g in planned.plan.groups)
+        and any(not any(g.shrinks for g in other.plan.groups) for other in others)
+    )

@@ -1,0 +1,105 @@
+"""Plans at several shares of pruning: which are built, and that the judge's best is taken."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from onnx_lowrank.engine import shares
+from onnx_lowrank.engine.analyse import Analysis
+from onnx_lowrank.engine.choose import Planned
+from onnx_lowrank.engine.plan_once import plan_once
+from onnx_lowrank.engine.shares import alternatives, best_share, judge_between
+from onnx_lowrank.planning.notes import SharesTried
+from onnx_lowrank.planning.plan import GroupDecision
+from onnx_lowrank.planning.targets import Target
+from tests import fixtures_models as fm
+from tests.analyses import analysis_of
+from tests.scripted_timer import ScriptedTimer, by_effort
+
+PASSES = "spatial_svd,channel_svd,prune_channels"
+TARGET = Target.parse("macs=0.5")
+
+
+@pytest.fixture
+def analysis() -> Analysis:
+    timer = ScriptedTimer(by_effort)
+    return analysis_of(fm.residual_net(16), PASSES, {"x": fm.pictures(60)}, timer)
+
+
+def share_of(planned: Planned) -> float:
+    return planned.proposed.share
+
+
+def test_none_all_and_the_best_foreseen_between_them(
+    analysis: Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "CERTAIN", 1e9)
+    found = [share_of(p) for p in alternatives(analysis, TARGET)]
+    assert found == sorted(set(found))
+    assert (found[0], found[-1]) == (0.0, 1.0)
+    assert len(found) in (2, 3)
+
+
+def test_what_is_hopeless_is_not_built(analysis: Analysis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares, "CERTAIN", 1.0)
+    assert len(alternatives(analysis, TARGET)) == 1
+
+
+@pytest.mark.parametrize("passes", ["spatial_svd", "prune_channels"])
+def test_one_sort_of_passes_leaves_no_choice(passes: str) -> None:
+    found = analysis_of(fm.residual_net(16), passes, {"x": fm.pictures(60)}, ScriptedTimer())
+    (planned,) = alternatives(found, Target.parse("macs=0.7"))
+    assert share_of(planned) == float(passes == "prune_channels")
+
+
+@pytest.mark.parametrize(
+    ("best", "built"),
+    [
+        (0.0, [0.0, 0.6, 1.0, 0.2]),
+        (0.3, [0.0, 0.6, 1.0, 0.2, 0.4]),
+        (0.7, [0.0, 0.6, 1.0, 0.8]),
+        (0.8, [0.0, 0.6, 1.0, 0.8]),
+        (1.0, [0.0, 0.6, 1.0, 0.8]),
+    ],
+)
+def test_the_share_is_moved_to_where_the_judge_finds_less_loss(
+    analysis: Analysis, monkeypatch: pytest.MonkeyPatch, best: float, built: list[float]
+) -> None:
+    """As if the loss were the distance to ``best``."""
+    whole = plan_once(analysis, TARGET, pruning=0.0)
+    asked: list[float] = []
+
+    def plan_for(_: Analysis, target: Target, pruning: float) -> Planned:
+        plan = replace(whole.plan, target=f"{target} at {pruning}", groups=(decision(pruning),))
+        return replace(whole, plan=plan, proposed=replace(whole.proposed, share=pruning))
+
+    def score_of(*_: Any) -> Any:
+        def score(planned: Planned) -> shares.Tried:
+            asked.append(share_of(planned))
+            loss = abs(share_of(planned) - best)
+            return shares.Tried(analysis, planned, None, loss)  # type: ignore[arg-type]
+
+        return score
+
+    monkeypatch.setattr(shares, "plan_for", plan_for)
+    monkeypatch.setattr(shares, "score_of", score_of)
+    plans = [plan_for(analysis, TARGET, share) for share in (0.0, 0.6, 1.0)]
+    judge = judge_between(analysis)
+    tried = best_share(analysis, TARGET, plans, judge, steps=6)
+    assert asked == built
+    assert tried.share == min(built, key=lambda s: abs(s - best))
+    (note,) = tried.planned.notes
+    assert isinstance(note, SharesTried)
+    assert note.share == tried.share
+    assert [share for share, _ in note.losses] == sorted(built)
+    asked.clear()
+    best_share(analysis, TARGET, plans, judge)
+    assert asked == built[:3]
+
+
+def decision(share: float) -> GroupDecision:
+    """A decision on channels that is another one at each share."""
+    return GroupDecision(f"at {share}", "cut", 2, (0,), share, "")
