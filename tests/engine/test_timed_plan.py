@@ -12,6 +12,7 @@ from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.engine import propose
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.api import Result, compressed
+from onnx_lowrank.engine.effort import NORMAL
 from onnx_lowrank.engine.plan_once import plan_once
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.latency.probe import Place
@@ -161,7 +162,7 @@ def test_a_model_without_layers_is_not_faster() -> None:
 def finished(measured: Callable[[Model], float], target: Any = "latency=0.8") -> Result:
     """Where each model takes the part ``measured`` of the original's time."""
     found = analysis(ScriptedTimer(seconds, measured))
-    return compressed(found, Target.parse(target), effort="normal", force=False)
+    return compressed(found, Target.parse(target), effort=NORMAL, force=False)
 
 
 def rank(result: Result) -> Any:
