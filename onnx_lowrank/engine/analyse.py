@@ -6,7 +6,7 @@ cut(analysis, kept) -> Cut          the same without the channels that go
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 
 from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
@@ -35,6 +35,8 @@ from onnx_lowrank.pruning.head_moments import ScoreMoments, score_moments
 from onnx_lowrank.pruning.prunable import Found
 from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
 from onnx_lowrank.pruning.shared_budget import Shared
+from onnx_lowrank.pruning.weighing import measured_weights
+from onnx_lowrank.refit.sensitivity import samples_to_weigh
 from onnx_lowrank.runtime.machine import cache_folder
 from onnx_lowrank.runtime.runtime import Feed
 from onnx_lowrank.samples.dataset import Dataset
@@ -83,6 +85,7 @@ class Memo:
         channels: channels that stay and decisions on all groups, by target and share.
         cuts: by the channels that stay.
         scores: moments of queries and keys.
+        weights: factors of groups of channels, by their names.
         whole: proposals of the whole model, by metric and rule.
         narrowed: proposals of models without some channels, by channels, metric and rule.
         timed: proposals with times as costs, likewise.
@@ -95,6 +98,7 @@ class Memo:
     channels: Recent[Hashable, Channels] = field(default_factory=lambda: Recent(8))
     cuts: Recent[Hashable, Cut] = field(default_factory=lambda: Recent(1))
     scores: Recent[Hashable, Mapping[str, ScoreMoments]] = field(default_factory=lambda: Recent(1))
+    weights: Recent[Hashable, Mapping[str, float]] = field(default_factory=lambda: Recent(2))
     whole: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(8))
     narrowed: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(4))
     timed: Recent[Hashable, Timed] = field(default_factory=lambda: Recent(2))
@@ -146,7 +150,19 @@ class Analysis:
                 ),
             )  # fmt: skip
 
-        return Cutting(passes.cutting, channels, heads, measure)
+        def weigh(
+            halved: Callable[[str], Model], losses: Mapping[str, float]
+        ) -> Mapping[str, float]:
+            assert data is not None
+            judge = self.judge_on(samples_to_weigh(data, len(losses)))
+            if not judge.has_a_say:
+                return {}
+            return self.memo.weights.get(
+                tuple(losses),
+                lambda: measured_weights(judge, halved, losses, job.tools.progress),
+            )
+
+        return Cutting(passes.cutting, channels, heads, measure, weigh)
 
     def judge_on(self, data: Dataset) -> Judge:
         """The judge of models against the original, on some samples."""

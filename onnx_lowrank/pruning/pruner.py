@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,8 +14,9 @@ from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.channels.cut import Remains, cut_groups, gather_input
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import Layer, PlacedLayer
+from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.linalg.blas_threads import blas_for, side_by_side
+from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.passkit.channel_selection import Selection, parts_of, solved_weights
 from onnx_lowrank.passkit.runner import order, refined
 from onnx_lowrank.planning.lagrangian import bearable
@@ -26,10 +27,11 @@ from onnx_lowrank.pruning.cutting import Cutting
 from onnx_lowrank.pruning.greedy import Budget, OutOfReachError, plan_counts
 from onnx_lowrank.pruning.heads import TurnedHeads
 from onnx_lowrank.pruning.prunable import Prunable, norms
+from onnx_lowrank.pruning.reader_target import ReaderTarget
 from onnx_lowrank.pruning.remaining import RemainingMoments
-from onnx_lowrank.pruning.turns import Turn, turned_layer, turned_moments
+from onnx_lowrank.pruning.turns import Turn, turned_layer
 
-__all__ = ["ChannelOrder", "KeptChannels", "Pruner", "ReaderTarget"]
+__all__ = ["ChannelOrder", "KeptChannels", "Pruner"]
 
 Array = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.intp]
@@ -40,19 +42,6 @@ KeptChannels = Mapping[str, Labels]
 
 #: ridge of the weights that are solved again, in units of the mean variance of the inputs
 _RIDGE = 1e-6
-
-
-@dataclass(frozen=True)
-class ReaderTarget:
-    """Problem of solving a reader: the map to reproduce, and the moments of its inputs."""
-
-    layer: Layer
-    moments: Moments
-
-    def turned(self, turns: Sequence[Turn]) -> ReaderTarget:
-        """The same in the bases that the layer reads and makes channels in."""
-        moments = turned_moments(self.layer.name, self.moments, turns)
-        return ReaderTarget(turned_layer(self.layer, turns), moments)
 
 
 @dataclass(frozen=True)
@@ -98,17 +87,34 @@ class Pruner:
         """Cost of the products of activations that channels of heads pass."""
         return sum(map(self._costs.of_product, self.found.products))
 
-    # -- planning --------------------------------------------------------------------------------
-
     @cached_property
     def orders(self) -> dict[str, ChannelOrder]:
-        """Orders and losses of all prunables, by name."""
+        """Orders and losses of all prunables, by name; weighed where there are heads among them."""
         prunables = list(self.prunables.values())
+        heads = self.heads  # found once, not on every thread
         with self._progress.task("prune", len(prunables)) as advance:
             orders = side_by_side(
                 lambda p: self.order_of(p, {}), prunables, list(map(_width, prunables)), advance
             )
-        return dict(zip(self.prunables, orders, strict=True))
+        found = dict(zip(self.prunables, orders, strict=True))
+        return self._weighed(found) if heads else found
+
+    def _weighed(self, orders: dict[str, ChannelOrder]) -> dict[str, ChannelOrder]:
+        """The same with losses in one measure; a Gather, unmeasured, weighs as the worst group."""
+        half = {n: (p.size + 1) // 2 for n, p in self.prunables.items() if p.group is not None}
+
+        def halved(name: str) -> Model:
+            graph = Graph(self._prepared.model)
+            self.apply(graph, {name: np.sort(orders[name].order[: half[name]])})
+            return graph.to_model()
+
+        losses = {n: float(orders[n].losses[count]) for n, count in half.items()}
+        factors = self._methods.weigh(halved, losses)
+        worst = max(factors.values(), default=1.0)
+        return {
+            n: replace(o, losses=o.losses * factors.get(n, 1.0 if n in losses else worst))
+            for n, o in orders.items()
+        }
 
     def order_of(
         self,
@@ -257,8 +263,6 @@ class Pruner:
             for block in self.found.blocks for name, reason in block.refused.items()
         ]  # fmt: skip
         return made
-
-    # -- cutting ---------------------------------------------------------------------------------
 
     def _target(self, name: str, targets: Mapping[str, ReaderTarget]) -> ReaderTarget:
         return targets.get(name) or ReaderTarget(

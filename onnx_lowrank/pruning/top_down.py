@@ -29,7 +29,8 @@ from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Layer, PlacedLayer
 from onnx_lowrank.linalg.blas_threads import blas_for
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.pruning.pruner import KeptChannels, Pruner, ReaderTarget
+from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
+from onnx_lowrank.pruning.reader_target import ReaderTarget
 from onnx_lowrank.refit.regression import solution
 from onnx_lowrank.refit.shared import responses_of
 from onnx_lowrank.runtime.runtime import Runtime
