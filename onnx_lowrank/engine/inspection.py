@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
+from onnx_lowrank.channels.attention import find_attention
 from onnx_lowrank.engine.options import DEFAULT_PASSES
 from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.graph.graph import Graph
@@ -25,7 +26,7 @@ from onnx_lowrank.runtime.runtime import Feed, Runtime
 from onnx_lowrank.samples.dataset import input_specs
 from onnx_lowrank.samples.split import made_up
 
-__all__ = ["Inspection", "LayerInfo", "inspect"]
+__all__ = ["AttentionInfo", "Inspection", "LayerInfo", "inspect"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,27 @@ class LayerInfo:
 
 
 @dataclass(frozen=True)
+class AttentionInfo:
+    """One block of attention.
+
+    Attributes:
+        name: of its softmax.
+        heads: number of heads; 0 where they were not read.
+        width: channels of a head.
+        macs: multiply-accumulates of its two products, without its layers.
+        layers: names of the layers around it.
+        reason: why its queries and keys, or its values, cannot be narrowed; empty if they can.
+    """
+
+    name: str
+    heads: int
+    width: int
+    macs: int
+    layers: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
 class Inspection:
     """A model's cost and layers.
 
@@ -61,11 +83,13 @@ class Inspection:
         cost: of the whole model, counted from the file.
         layers: nodes with weights, in topological order, those in subgraphs last.
         notes: what could not be counted, and the remedy.
+        attention: blocks of attention, in topological order.
     """
 
     cost: Cost
     layers: tuple[LayerInfo, ...]
     notes: tuple[str, ...]
+    attention: tuple[AttentionInfo, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as printed by ``--json``."""
@@ -74,6 +98,7 @@ class Inspection:
             "schema": 1,
             "model": cost.to_dict(),
             "layers": [asdict(layer) for layer in self.layers],
+            "attention": [asdict(block) for block in self.attention],
             "notes": list(self.notes),
         }
 
@@ -97,6 +122,8 @@ class Inspection:
                 layer.reason,
             )
         console.print(table)
+        if self.attention:
+            console.print(self._blocks())
         cost = self.cost
         console.print(
             f"{cost.macs:,} {cost.macs_label}, {cost.parameters:,} parameters, "
@@ -105,6 +132,34 @@ class Inspection:
         )
         for note in self.notes:
             console.print(Text(f"note: {note}", style="yellow"))
+
+    def _blocks(self) -> Table:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("attention", overflow="fold")
+        for column in ("heads", "width", "MACs of products"):
+            table.add_column(column, justify="right")
+        table.add_column("layers, or why not", overflow="fold", style="dim")
+        for block in self.attention:
+            told = block.reason or ", ".join(short(name) for name in block.layers)
+            sizes = block.heads or "?", block.width or "?"
+            table.add_row(Text(short(block.name)), *map(str, sizes), f"{block.macs:,}", told)
+        return table
+
+
+def _attention(
+    graph: Graph, layers: Sequence[PlacedLayer], shapes: Mapping[str, tuple[int, ...]], cost: Cost
+) -> Iterator[AttentionInfo]:
+    for block in find_attention(graph, shapes, layers):
+        first = next(iter(block.pairs), None)
+        names = dict.fromkeys(name for pair in block.pairs for name in pair.layers)
+        yield AttentionInfo(
+            block.name,
+            0 if first is None else first.heads.size,
+            0 if first is None else first.width,
+            sum(cost.counts.of(pair.product) or 0 for pair in block.pairs),
+            tuple(names),
+            "; ".join(block.refused.values()),
+        )
 
 
 def inspect(
@@ -135,7 +190,9 @@ def inspect(
         notes.append(f"MACs are not counted everywhere: {error}")
     given = {} if feed is None else {k: v.shape for k, v in feed.items()}
     try:
-        shapes = tensor_shapes(source, given, feed, Runtime())
+        scores = any(node.op == "Softmax" for node in graph.nodes)
+        every = [t.name for n in graph.nodes for t in n.outputs if t.name] if scores else []
+        shapes = tensor_shapes(source, given, feed, Runtime(), wished=every)
     except ModelError as error:
         shapes = tensor_shapes(source, given)
         notes.append(f"MACs are not counted everywhere: {error}")
@@ -146,7 +203,8 @@ def inspect(
         LayerInfo(o.name, o.op, (), 1, cost.counts.of(o.output, main=o.main), 0, False, o.reason)
         for o in others
     ]
-    return Inspection(cost, tuple(infos), (*notes, *cost.remarks))
+    blocks = tuple(_attention(graph, layers, shapes, cost))
+    return Inspection(cost, tuple(infos), (*notes, *cost.remarks), blocks)
 
 
 def _made(layer: PlacedLayer) -> str:

@@ -26,15 +26,25 @@ _READERS: dict[str, Callable[[Graph, Node, str], PlacedLayer]] = {
 _OTHER_OPS = {
     op: f"{op} is not factorized"
     for op in ("ConvInteger", "QLinearConv", "MatMulInteger", "QLinearMatMul", "QGemm",
-               "DeformConv", "Einsum", "Attention", "QAttention", "MatMulNBits", "MatMulBnb4",
-               "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM",
-               "MultiHeadAttention", "GroupQueryAttention")
+               "DeformConv", "Einsum", "MatMulNBits", "MatMulBnb4",
+               "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 }  # fmt: skip
 #: Operators that ONNX Runtime's graph optimisations make of layers, in its own domains.
 _OTHER_OPS |= dict.fromkeys(
-    ("FusedConv", "FusedGemm", "FusedMatMul", "NhwcConv", "NhwcFusedConv"),
+    (
+        "FusedConv",
+        "FusedGemm",
+        "FusedMatMul",
+        "NhwcConv",
+        "NhwcFusedConv",
+        "Attention",
+        "QAttention",
+        "MultiHeadAttention",
+        "GroupQueryAttention",
+    ),
     "it was fused by ONNX Runtime; give the model as it was before, to have it compressed",
 )
+_IN_ONE_NODE = "attention in one node is not narrowed; export to an opset before 23 for that"
 _OPTIMISED = "it has the blocked layout that ONNX Runtime makes for one kind of processor"
 _LAYOUT_DOMAIN = "com.microsoft.nchwc"
 
@@ -61,7 +71,8 @@ def find_layers(graph: Graph) -> tuple[list[PlacedLayer], list[Ineligible]]:
                 others.append(Ineligible(name, node.op, str(verdict), output))
         elif node.op in _OTHER_OPS or (node.op == "Conv" and node.domain == _LAYOUT_DOMAIN):
             taken.add(name)
-            reason = _OTHER_OPS.get(node.op, _OPTIMISED)
+            standard = node.op == "Attention" and node.domain in (None, "", "ai.onnx")
+            reason = _IN_ONE_NODE if standard else _OTHER_OPS.get(node.op, _OPTIMISED)
             others.append(Ineligible(name, node.op, reason, output))
     for proto, place in graph.subgraph_nodes():
         if proto.op_type in _READERS or proto.op_type in _OTHER_OPS:

@@ -8,9 +8,10 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 from rich.console import Console
 
-from onnx_lowrank.engine.inspection import Inspection, inspect
+from onnx_lowrank.engine.inspection import AttentionInfo, Inspection, inspect
 from onnx_lowrank.errors import ModelError, OptionError
 from tests import fixtures_models as fm
+from tests.fixtures_attention import Form, attention
 
 
 def mixed() -> ModelProto:
@@ -141,3 +142,15 @@ def test_table_and_json_say_the_same() -> None:
         assert layer["reason"] in text
     assert "8x8x3x3" in text
     assert "?" in text_of(inspect(mixed()))
+
+
+def test_blocks_of_attention_are_shown() -> None:
+    form = Form(heads=4, width=8, inputs=20, length=6)
+    found = inspect(attention(form))
+    (block,) = found.attention
+    products = 2 * form.heads * form.length**2 * form.width
+    assert block == AttentionInfo("n_softmax", 4, 8, products, ("n_q", "n_k", "n_v", "n_o"), "")
+    console = Console(record=True, width=160)
+    found.print(console)
+    assert "n_q, n_k, n_v, n_o" in console.export_text()
+    assert found.to_dict()["attention"][0]["heads"] == 4
