@@ -23,7 +23,7 @@ import onnxruntime as ort
 import pytest
 import scipy
 from onnx import ModelProto, helper
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from onnx_lowrank import compress
 from onnx_lowrank.planning.plan import Plan
@@ -175,10 +175,10 @@ def test_every_case_is_recorded(recorded: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     assert sys.argv[1:] == ["--record"], "python -m tests.test_pinned --record"
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     found = {}
     for name in CASES:
         start = time.perf_counter()
-        found[name] = made(name)
+        with threadpool_limits(1):  # as in the tests
+            found[name] = made(name)
         print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
     RECORD.write_text(json.dumps({"kernels": kernels(), "cases": found}, indent=1) + "\n")
