@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy.typing as npt
 
-from onnx_lowrank.analysis.time_model import effort
+from onnx_lowrank.analysis.time_model import workload
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.latency.probe import Place
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.runtime.runtime import Feed, Session
 
-__all__ = ["ScriptedSession", "ScriptedTimer", "by_effort", "pair", "taking"]
+__all__ = ["ScriptedSession", "ScriptedTimer", "by_workload", "pair", "taking"]
 
 
 def pair(ratio: float = 0.5) -> LatencyPair:
@@ -24,9 +24,9 @@ def pair(ratio: float = 0.5) -> LatencyPair:
     return LatencyPair(1, 1.0, ratio, 1.0, ratio, 1.0, ratio, 0.0)
 
 
-def by_effort(place: Place, chain: Chain) -> float:
-    """Seconds on a machine whose time grows with effort and with the number of nodes."""
-    return 1e-10 * effort(chain, place.shape) + 1e-6 * chain.nodes
+def by_workload(place: Place, chain: Chain) -> float:
+    """Seconds on a machine whose time grows with workload and with the number of nodes."""
+    return 1e-10 * workload(chain, place.shape) + 1e-6 * chain.nodes
 
 
 class ScriptedTimer:
@@ -40,7 +40,7 @@ class ScriptedTimer:
 
     def __init__(
         self,
-        seconds: Callable[[Place, Chain], float | None] = by_effort,
+        seconds: Callable[[Place, Chain], float | None] = by_workload,
         models: Callable[[Model], float] = lambda _: 0.5,
         network: float | None = None,
     ) -> None:

@@ -6,7 +6,6 @@ from benchmarks.command import Command
 from benchmarks.commands import (
     ablation,
     alone,
-    effort,
     kept,
     layers,
     models,
@@ -14,6 +13,7 @@ from benchmarks.commands import (
     real_models,
     search,
     times,
+    workload,
 )
 
 __all__ = ["COMMANDS"]
@@ -21,6 +21,6 @@ __all__ = ["COMMANDS"]
 COMMANDS: dict[str, Command] = {
     module.COMMAND.name: module.COMMAND
     for module in (
-        models, ablation, layers, alone, pruning, search, effort, real_models, kept, times,
+        models, ablation, layers, alone, pruning, search, workload, real_models, kept, times,
     )
 }  # fmt: skip

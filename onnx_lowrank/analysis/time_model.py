@@ -1,9 +1,9 @@
 """Model of the time that a chain takes: MACs in whole blocks, numbers that are moved, and nodes.
 
-A runtime with channel blocks computes each block whole, so the *effort* of a chain is the number of
-MACs that such a runtime carries out, and a step that waits for memory counts as the MACs that could
-be done meanwhile. A tensor between two steps with too few channels for a block costs more: the
-runtime converts it out of its blocked layout and back (*relayout*).
+A runtime with channel blocks computes each block whole, so the *workload* of a chain is the number
+of MACs that such a runtime carries out, and a step that waits for memory counts as the MACs that
+could be done meanwhile. A tensor between two steps with too few channels for a block costs more:
+the runtime converts it out of its blocked layout and back (*relayout*).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = [
     "READ",
     "RELAYOUT",
     "Features",
-    "effort",
     "features",
     "form_of",
     "in_blocks",
     "time_in_macs",
+    "workload",
 ]
 
 #: Channels that ONNX Runtime's blocked convolutions (NCHWc) compute at a time: 16 with AVX-512, a
@@ -38,11 +38,11 @@ BLOCK = 16
 #: number of MACs in the time of copying one number to a tensor in another layout
 MOVED = 100
 
-#: effort in MACs, bytes moved, bytes in a relayout, and nodes of a chain
+#: workload in MACs, bytes moved, bytes in a relayout, and nodes of a chain
 Features = tuple[float, float, float, float]
 
 #: number of MACs in the time of reading or writing a number, of converting a number out of blocks
-#: and back, and of calling a node, as measured by ``python -m benchmarks effort``
+#: and back, and of calling a node, as measured by ``python -m benchmarks workload``
 READ, RELAYOUT, CALL = 5, 30, 120_000
 
 
@@ -52,25 +52,25 @@ def in_blocks(stage: Stage) -> bool:
     return plain and (stage.groups == 1 or stage.depthwise)
 
 
-def effort(chain: Chain, shape: Sequence[int]) -> int:
+def workload(chain: Chain, shape: Sequence[int]) -> int:
     """MACs that a runtime with channel blocks carries out for an input of ``shape``."""
-    return sum(_effort(step, at) for step, at in chain.with_shapes(shape))
+    return sum(_workload(step, at) for step, at in chain.with_shapes(shape))
 
 
-def _effort(step: Step, shape: Sequence[int]) -> int:
+def _workload(step: Step, shape: Sequence[int]) -> int:
     if isinstance(step, Stage) and in_blocks(step):
-        return _effort_in_blocks(step, shape)
+        return _workload_in_blocks(step, shape)
     if isinstance(step, Select):  # does nothing but wait for memory
         return MOVED * math.prod(step.output_shape(shape))
     if isinstance(step, Branches):
         added = MOVED * (len(step.chains) - 1) * math.prod(step.output_shape(shape))
-        return sum(effort(chain, shape) for chain in step.chains) + added
+        return sum(workload(chain, shape) for chain in step.chains) + added
     if isinstance(step, TensorTrainStep):
         return step.macs(shape) + _between_cores(step) * int(step.geometry.rows(shape))
     return step.macs(shape)
 
 
-def _effort_in_blocks(stage: Stage, shape: Sequence[int]) -> int:
+def _workload_in_blocks(stage: Stage, shape: Sequence[int]) -> int:
     """MACs of whole blocks; 0 for a depthwise convolution, which waits for memory."""
     if stage.depthwise:
         return 0
@@ -97,7 +97,7 @@ def features(chain: Chain, shape: Sequence[int], itemsize: int) -> Features:
         shape: shape of its input.
         itemsize: size of one number, in bytes.
     """
-    work = effort(chain, shape)
+    work = workload(chain, shape)
     moved = relayout = 0
     for step, leaves_blocks in _with_relayouts(chain):
         after = step.output_shape(shape)

@@ -1,10 +1,10 @@
 """Prediction of the times of chains that were not measured, from those that were.
 
-    t(chain) = (a effort + b moved + c relayout + d nodes) * exp(r(effort)),      a, b, c, d >= 0
+    t(chain) = (a workload + b moved + c relayout + d nodes) * exp(r(workload)),    a, b, c, d >= 0
 
 with the features of :mod:`onnx_lowrank.analysis.time_model`. The rates a to d are fitted to the
 measured chains of one place, in relative error; r is the residual (a logarithm) of the measured
-chains of the same form, interpolated between their efforts. So measured chains are met exactly,
+chains of the same form, interpolated between their workloads. So measured chains are met exactly,
 and the others lie between their neighbours as the model does.
 
 Reference:
@@ -70,8 +70,8 @@ class Fit:
         points = sorted(self._forms.get(form, {}).items())
         if not points:
             return self._model(about) * math.exp(self._usual)
-        efforts, rests = [p[0] for p in points], [float(np.mean(p[1])) for p in points]
-        return self._model(about) * math.exp(float(np.interp(about[0], efforts, rests)))
+        workloads, rests = [p[0] for p in points], [float(np.mean(p[1])) for p in points]
+        return self._model(about) * math.exp(float(np.interp(about[0], workloads, rests)))
 
     def _model(self, about: Features) -> float:
         return max(float(self._rates @ np.array(about)), 1e-12)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from onnx_lowrank.analysis.time_model import BLOCK, effort
+from onnx_lowrank.analysis.time_model import BLOCK, workload
 from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.chains.protocol import Step
@@ -47,8 +47,8 @@ _ACTIVATIONS = frozenset(
 
 #: smallest and largest number of copies in a probe
 _COPIES = (1, 8)
-#: effort of all copies together, in MACs
-_EFFORT = 40_000_000
+#: workload of all copies together, in MACs
+_WORKLOAD = 40_000_000
 #: largest size of the weights of all copies, in bytes
 _BYTES = 16 << 20
 
@@ -88,7 +88,7 @@ class Place:
     @property
     def copies(self) -> int:
         """Number of copies in a probe."""
-        wanted = _EFFORT // max(effort(self.chain, self.shape), 1)
+        wanted = _WORKLOAD // max(workload(self.chain, self.shape), 1)
         room = _BYTES // max(self.stage.parameters * 4, 1)
         return max(min(wanted, room, _COPIES[1]), _COPIES[0])
 

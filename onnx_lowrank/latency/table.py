@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from onnx_lowrank.analysis.time_model import Features, effort, features, form_of
+from onnx_lowrank.analysis.time_model import Features, features, form_of, workload
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.latency.cache import LatencyCache
@@ -287,8 +287,8 @@ def _groups(
     """Groups of chains to time together, the most useful first.
 
     The ends of the ranks of every form come first, then the middles, then finer levels. Within a
-    level the first groups of all places come before the others, and places with more effort before
-    those with less.
+    level the first groups of all places come before the others, and places with more workload
+    before those with less.
     """
     ordered: list[tuple[tuple[int, bool, float], Place, list[Chain]]] = []
     for key, place in places.items():
@@ -298,10 +298,10 @@ def _groups(
         for chain in (c for k, c in chains[key].items() if k != own):
             forms.setdefault(form_of(chain), []).append(chain)
         for form in forms.values():
-            form.sort(key=lambda c: (effort(c, place.shape), c.parameters))
+            form.sort(key=lambda c: (workload(c, place.shape), c.parameters))
             for level, chain in zip(levels(len(form)), form, strict=True):
                 by_level.setdefault(level, []).append(chain)
-        weight = uses[key] * effort(place.chain, place.shape)
+        weight = uses[key] * workload(place.chain, place.shape)
         for level, members in by_level.items():
             new = [c for c in members if chain_key(c) not in known.get(key, {})]
             for start in range(0, len(new), _GROUP):

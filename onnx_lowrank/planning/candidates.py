@@ -35,7 +35,7 @@ class Candidate:
             the layer as it is.
         error: relative response error, between 0 and 1.
         cost: cost in the unit of the budget (MACs, parameters, bytes or nanoseconds).
-        effort: MACs that the runtime could do in the time of the candidate; equal to ``cost``
+        workload: MACs that the runtime could do in the time of the candidate; equal to ``cost``
             where the budget is not on MACs.
         macs: number of multiply-accumulates.
         parameters: number of elements of weights and biases.
@@ -50,7 +50,7 @@ class Candidate:
     rank: Rank
     error: float
     cost: int
-    effort: int
+    workload: int
     macs: int
     parameters: int
     bytes: int = 0
@@ -136,7 +136,7 @@ def recosted(choices: Sequence[Choice], metric: str) -> list[Choice]:
 
     def cost(c: Candidate) -> Candidate:
         value = c.total.of(metric)
-        return replace(c, cost=value, effort=value)
+        return replace(c, cost=value, workload=value)
 
     return [replace(c, candidates=tuple(map(cost, c.candidates))) for c in choices]
 

@@ -3,8 +3,8 @@
     minimise  sum_l s_l eps_l(candidate)   subject to   sum_l cost_l(candidate) <= budget
 
 by Lagrangian relaxation; what it leaves of the budget is spent greedily on the best remaining
-steps. For MACs the multiplier may weigh a candidate's *effort* besides its cost: of two candidates
-that save the same MACs, the one whose channels fill the runtime's blocks is faster.
+steps. For MACs the multiplier may weigh a candidate's *workload* besides its cost: of two
+candidates that save the same MACs, the one whose channels fill the runtime's blocks is faster.
 
 Reference:
     Everett 1963, Generalized Lagrange multiplier method; Shoham & Gersho 1988, Efficient bit
@@ -29,15 +29,15 @@ __all__ = ["allocate", "allocate_blocked", "bearable"]
 Array = npt.NDArray[np.floating[Any]]
 Places = npt.NDArray[np.intp]
 
-#: parts of the budget, and weights of the effort against the MACs, that are tried
+#: parts of the budget, and weights of the workload against the MACs, that are tried
 _SCALES, _BLOCKED = tuple(k / 20 for k in range(20, 11, -1)), (0.0, 0.5, 0.8, 1.0)
 
 #: a plan is fast enough with this part of the speed-up that its MACs promise
 _PROMISED = 0.9
 
-#: effort is ignored where the model has more than this many times its MACs in effort: its time
+#: workload is ignored where the model has more than this many times its MACs in workload: its time
 #: is spent on other things than MACs
-_MOST_EFFORT_PER_MAC = 3
+_MOST_WORKLOAD_PER_MAC = 3
 
 #: loss a layer that may be taken for speed, above that of the plan by MACs alone; no part of that
 #: loss, which is most where least can be borne
@@ -50,7 +50,7 @@ def allocate(choices: Sequence[Choice], budget: int, blocked: float = 0.0) -> li
     Args:
         choices: the layers with their candidates.
         budget: largest sum of costs allowed.
-        blocked: weight of the effort in what the multiplier weighs, between 0 and 1; the cost has
+        blocked: weight of the workload in what the multiplier weighs, between 0 and 1; the cost has
             the remaining weight.
 
     Raises:
@@ -63,10 +63,10 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
     """Choose one candidate for each layer under a budget on MACs, with an eye on their time.
 
     A plan may halve the MACs and leave the time nearly as it was, if its channels fill no blocks
-    or its nodes wait for memory. So plans with several weights on the effort, and with smaller
+    or its nodes wait for memory. So plans with several weights on the workload, and with smaller
     budgets, are tried. Plans that lose far more than the plan by MACs alone are put aside. Of the
-    others that nearly keep the budget in effort too, the one of least loss is taken; where there
-    is none, the one of least effort. Where MACs take little of the time, as in small dense
+    others that nearly keep the budget in workload too, the one of least loss is taken; where there
+    is none, the one of least workload. Where MACs take little of the time, as in small dense
     layers, the plan by MACs alone is taken.
 
     Args:
@@ -81,15 +81,15 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
     def loss(plan: Sequence[Candidate]) -> float:
         return loss_of(choices, plan)
 
-    def effort(plan: Sequence[Candidate]) -> int:
-        return sum(p.effort for p in plan) + fixed
+    def workload(plan: Sequence[Candidate]) -> int:
+        return sum(p.workload for p in plan) + fixed
 
     table = _Table(choices)
     free = table.allocated(budget, 0.0)
     most = bearable(loss(free), len(choices))
     whole = max(sum(c.keep.cost for c in choices) + fixed, 1)
-    time = sum(c.keep.effort for c in choices) + fixed
-    if time > _MOST_EFFORT_PER_MAC * whole:
+    time = sum(c.keep.workload for c in choices) + fixed
+    if time > _MOST_WORKLOAD_PER_MAC * whole:
         return free
     wanted = (budget + fixed) / whole * time / _PROMISED
     least = least_cost(choices)
@@ -99,8 +99,8 @@ def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list
             plan = table.allocated(int(scale * budget), blocked)
             if loss(plan) <= most:
                 plans.append(plan)
-    fast = [plan for plan in plans if effort(plan) <= wanted]
-    return min(fast, key=loss) if fast else min(plans, key=effort)
+    fast = [plan for plan in plans if workload(plan) <= wanted]
+    return min(fast, key=loss) if fast else min(plans, key=workload)
 
 
 def bearable(loss: float, layers: int) -> float:
@@ -123,7 +123,7 @@ class _Table:
         self._starts = np.cumsum(sizes) - sizes
         self._errors = np.array([c.error for c in self._candidates], np.float64)
         self._costs = np.array([c.cost for c in self._candidates], np.int64)
-        self._efforts = np.array([c.effort for c in self._candidates], np.float64)
+        self._workloads = np.array([c.workload for c in self._candidates], np.float64)
         self._weights = np.array([choice.weight for choice in choices], np.float64)
         # (layers, most): numbers of the candidates of each layer, the least cost first; where it
         # has fewer, the number behind the last candidate
@@ -140,30 +140,30 @@ class _Table:
                 f"these passes cannot cost less than {least}, and the budget is {budget}; ask for "
                 "a larger part, or allow more passes or layers"
             )
-        efforts = (1 - blocked) * self._costs + blocked * self._efforts
-        places = self._filled(self._relaxed(budget, efforts), budget, efforts)
+        workloads = (1 - blocked) * self._costs + blocked * self._workloads
+        places = self._filled(self._relaxed(budget, workloads), budget, workloads)
         return [self._candidates[place] for place in places]
 
-    def _relaxed(self, budget: int, efforts: Array) -> Places:
+    def _relaxed(self, budget: int, workloads: Array) -> Places:
         """Choose at the smallest multiplier with which the budget is kept."""
-        low, high = 0.0, 1.0 / max([1, *(c.keep.effort for c in self._choices)])
-        chosen = self._at(low, efforts)
+        low, high = 0.0, 1.0 / max([1, *(c.keep.workload for c in self._choices)])
+        chosen = self._at(low, workloads)
         if self._cost(chosen) <= budget:
             return chosen
-        while self._cost(self._at(high, efforts)) > budget:
+        while self._cost(self._at(high, workloads)) > budget:
             low, high = high, high * 2
-            if high > 1e6:  # what is cheapest by effort is not what is cheapest by cost
+            if high > 1e6:  # what is cheapest by workload is not what is cheapest by cost
                 inside = [c.candidates.index(cheapest(c)) for c in self._choices]
                 return self._starts + np.array(inside, np.intp)
         for _ in range(40):
             middle = (low + high) / 2
-            over = self._cost(self._at(middle, efforts)) > budget
+            over = self._cost(self._at(middle, workloads)) > budget
             low, high = (middle, high) if over else (low, middle)
-        return self._at(high, efforts)
+        return self._at(high, workloads)
 
-    def _at(self, multiplier: float, efforts: Array) -> Places:
+    def _at(self, multiplier: float, workloads: Array) -> Places:
         """The best candidate of each layer at a multiplier, and of equals the one of least cost."""
-        losses = self._weights[self._layers] * self._errors + multiplier * efforts
+        losses = self._weights[self._layers] * self._errors + multiplier * workloads
         rows = np.append(losses, np.inf)[self._rising]
         best: Places = self._rising[np.arange(len(rows)), np.argmin(rows, axis=1)]
         return best
@@ -171,8 +171,8 @@ class _Table:
     def _cost(self, places: Places) -> int:
         return int(self._costs[places].sum())
 
-    def _filled(self, places: Places, budget: int, efforts: Array) -> Places:
-        """Spend what is left of the budget on the steps that lower the loss most for their effort.
+    def _filled(self, places: Places, budget: int, workloads: Array) -> Places:
+        """Spend what is left of the budget on the steps of least loss for their workload.
 
         Each step gives one layer a candidate of less error, so no candidate is taken twice and
         there are fewer steps than candidates.
@@ -183,7 +183,7 @@ class _Table:
             gains = self._weights[layers] * (self._errors[now] - self._errors)
             left = budget - self._cost(places)
             allowed = (self._costs - self._costs[now] <= left) & (gains > 0)
-            step = best_step(gains, np.maximum(efforts - efforts[now], 1.0), allowed)
+            step = best_step(gains, np.maximum(workloads - workloads[now], 1.0), allowed)
             if step is None:
                 break
             places[layers[step]] = step

@@ -164,8 +164,8 @@ def _choice(
     shape = shapes[layer.input]
     whole = layer_cost(layer, shapes)
     cost = whole.of(metric)
-    effort = time_in_macs(Chain((layer.value.outline,)), shape) if metric == "macs" else cost
-    keep = Candidate("", "", 0, 0.0, cost, effort, whole.macs, whole.parameters, whole.bytes)
+    workload = time_in_macs(Chain((layer.value.outline,)), shape) if metric == "macs" else cost
+    keep = Candidate("", "", 0, 0.0, cost, workload, whole.macs, whole.parameters, whole.bytes)
     found: list[tuple[Candidate, Chain]] = []
     reasons: list[str] = []
     for factorization in passes:
@@ -254,13 +254,13 @@ def _candidates(
             continue
         size = parameters * layer.dtype.itemsize + NODE_BYTES * (outline.nodes - 1)
         cost = Cost(macs, parameters, size).of(metric)
-        effort = time_in_macs(outline, shape) if metric == "macs" else cost
+        workload = time_in_macs(outline, shape) if metric == "macs" else cost
         error = decomposition.error(rank)
         if not math.isfinite(error):  # squares of very large or small numbers overflow
             continue
         yield (
             Candidate(
-                factorization.spec, decomposition.variant, rank, error, cost, effort, macs,
+                factorization.spec, decomposition.variant, rank, error, cost, workload, macs,
                 parameters, size,
             ),
             outline,

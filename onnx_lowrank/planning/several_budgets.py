@@ -145,5 +145,5 @@ def _joined(
             for k, w, kind in zip(kinds, weights, constraints, strict=True)
         )
         cost = round(_SCALE * sum(parts))
-        candidates.append(replace(kinds[0], cost=cost, effort=cost))
+        candidates.append(replace(kinds[0], cost=cost, workload=cost))
     return replace(layer[0], candidates=tuple(candidates))

@@ -144,8 +144,8 @@ def _together(candidate: Candidate, macs: int, nodes: int, users: int, metric: s
     """A candidate of one layer, with the cost for all layers that use its weight."""
     size = candidate.bytes + (users - 1) * (nodes - 1) * NODE_BYTES
     cost = Cost(macs, candidate.parameters, size).of(metric)
-    effort = candidate.effort * users if metric == "macs" else cost
-    return replace(candidate, cost=cost, effort=effort, macs=macs, bytes=size)
+    workload = candidate.workload * users if metric == "macs" else cost
+    return replace(candidate, cost=cost, workload=workload, macs=macs, bytes=size)
 
 
 def decided_together(

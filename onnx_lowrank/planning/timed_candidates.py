@@ -27,7 +27,7 @@ __all__ = ["Timed", "TimingOptions", "latency_table", "losers", "timed_choices"]
 #: nanoseconds in a second: costs are whole nanoseconds
 UNIT = 1e9
 
-#: a candidate is not timed if another has no more error and at most this part of its effort
+#: a candidate is not timed if another has no more error and at most this part of its workload
 _DOMINATED = 0.9
 
 
@@ -180,7 +180,7 @@ def losers(
 
 def _timed(candidate: Candidate, seconds: float) -> Candidate:
     cost = round(UNIT * seconds)
-    return replace(candidate, cost=cost, effort=cost)
+    return replace(candidate, cost=cost, workload=cost)
 
 
 def _undominated(choice: Choice, outlines: Sequence[Chain]) -> list[tuple[Candidate, Chain]]:
@@ -189,5 +189,5 @@ def _undominated(choice: Choice, outlines: Sequence[Chain]) -> list[tuple[Candid
     return [
         (c, outline)
         for c, outline in pairs
-        if not any(o.error <= c.error and o.effort <= _DOMINATED * c.effort for o, _ in pairs)
+        if not any(o.error <= c.error and o.workload <= _DOMINATED * c.workload for o, _ in pairs)
     ]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_lowrank.analysis.time_model import BLOCK, MOVED, effort
+from onnx_lowrank.analysis.time_model import BLOCK, MOVED, workload
 from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.chains.geometry import ConvGeometry, LinearGeometry
 from onnx_lowrank.chains.special_stages import Branches, Select, TensorTrainStep
@@ -25,37 +25,37 @@ def conv(kernel: tuple[int, ...], groups: int = 1) -> ConvGeometry:
         (6, 3, 2, 18),  # grouped convolutions run unblocked
     ],
 )
-def test_effort_pays_whole_blocks(outputs: int, inputs: int, groups: int, wanted: int) -> None:
+def test_workload_pays_whole_blocks(outputs: int, inputs: int, groups: int, wanted: int) -> None:
     stage = Stage(np.zeros((outputs, inputs, 3, 1)), None, conv((3, 1), groups))
     shape = (2, inputs * groups, 6, 5)
-    found = effort(Chain((stage,)), shape)
+    found = workload(Chain((stage,)), shape)
     assert found == wanted * 3 * 2 * 4 * 5
     assert found >= stage.macs(shape)
 
 
-def test_effort_of_a_product_is_its_macs() -> None:
+def test_workload_of_a_product_is_its_macs() -> None:
     stage = Stage(np.zeros((5, 3)), None, LinearGeometry())
-    assert effort(Chain((stage,)), (2, 3)) == stage.macs((2, 3)) == 30
+    assert workload(Chain((stage,)), (2, 3)) == stage.macs((2, 3)) == 30
 
 
-def test_a_depthwise_convolution_has_no_effort() -> None:
+def test_a_depthwise_convolution_has_no_workload() -> None:
     stage = Stage(np.zeros((BLOCK, 1, 3, 3)), None, conv((3, 3), BLOCK))
     assert stage.macs((1, BLOCK, 5, 5)) > 0
-    assert effort(Chain((stage,)), (1, BLOCK, 5, 5)) == 0
+    assert workload(Chain((stage,)), (1, BLOCK, 5, 5)) == 0
 
 
 def test_channels_picked_out_cost_the_time_of_moving_them() -> None:
     picked = Chain((Select((2, 0, 1), 4, conv((1, 1))),))
     assert picked.macs((2, 4, 5, 6)) == 0
-    assert effort(picked, (2, 4, 5, 6)) == MOVED * 2 * 3 * 5 * 6
+    assert workload(picked, (2, 4, 5, 6)) == MOVED * 2 * 3 * 5 * 6
 
 
-def test_branches_cost_their_efforts_and_the_moving_of_each_sum() -> None:
+def test_branches_cost_their_workloads_and_the_moving_of_each_sum() -> None:
     branch = Chain((Stage(np.zeros((BLOCK, BLOCK, 1, 1)), None, conv((1, 1))),))
     both = Chain((Branches((branch, branch, branch)),))
     shape = (1, BLOCK, 4, 4)
     sums = 2 * BLOCK * 4 * 4
-    assert effort(both, shape) == 3 * effort(branch, shape) + MOVED * sums
+    assert workload(both, shape) == 3 * workload(branch, shape) + MOVED * sums
 
 
 def test_a_tensor_train_moves_numbers_from_core_to_core() -> None:
@@ -65,4 +65,4 @@ def test_a_tensor_train_moves_numbers_from_core_to_core() -> None:
     )
     # into the first core 4 x 5 numbers of a row, into the second 2 x 5 x 7
     moved = 4 * 5 + 2 * 7 * 5
-    assert effort(Chain((train,)), (9, 20)) == train.macs((9, 20)) + 9 * moved
+    assert workload(Chain((train,)), (9, 20)) == train.macs((9, 20)) + 9 * moved

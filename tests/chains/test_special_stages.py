@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto, helper
 
 from onnx_lowrank.analysis.cost import model_cost, tensor_shapes
-from onnx_lowrank.analysis.time_model import effort
+from onnx_lowrank.analysis.time_model import workload
 from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.chains.geometry import ConvGeometry, LinearGeometry
 from onnx_lowrank.chains.protocol import Step
@@ -118,7 +118,7 @@ def test_costs_are_those_of_the_written_model(chain: Chain) -> None:
     cost = model_cost(model, tensor_shapes(model, {"x": shape}))
     assert chain.macs(shape) == cost.macs
     assert chain.parameters == cost.parameters
-    assert effort(chain, shape) > chain.macs(shape)
+    assert workload(chain, shape) > chain.macs(shape)
 
 
 TRAINS = {

@@ -23,7 +23,7 @@ from onnx_lowrank.planning.plan import Plan
 from onnx_lowrank.planning.targets import Target
 from tests import fixtures_models as fm
 from tests.analyses import analysis_of
-from tests.scripted_timer import ScriptedTimer, by_effort
+from tests.scripted_timer import ScriptedTimer, by_workload
 
 CHAINS = "spatial_svd,channel_svd"
 BOTH = f"{CHAINS},prune_channels"
@@ -36,7 +36,7 @@ def analysis(timer: ScriptedTimer, passes: str = BOTH) -> Analysis:
     return analysis_of(fm.residual_net(16), passes, {"x": fm.pictures(60)}, timer)
 
 
-def slower(seconds: Any = by_effort) -> ScriptedTimer:
+def slower(seconds: Any = by_workload) -> ScriptedTimer:
     """A clock by which every result takes 1.2 times the time of the original."""
     return ScriptedTimer(seconds, lambda _: 1.2)
 
@@ -58,7 +58,7 @@ def no_layer_runs(place: Place, chain: Chain) -> None:
 
 
 def no_chain_runs(place: Place, chain: Chain) -> float | None:
-    return by_effort(place, chain) if chain.nodes == 1 else None
+    return by_workload(place, chain) if chain.nodes == 1 else None
 
 
 # results that are slower
@@ -67,11 +67,11 @@ def no_chain_runs(place: Place, chain: Chain) -> float | None:
 @pytest.mark.parametrize(
     ("passes", "target", "seconds"),
     [
-        ("prune_channels", "macs=0.7", by_effort),
-        ("prune_channels", "latency=0.7", by_effort),
-        ("prune_channels{keep=0.5}", "macs=0.9", by_effort),
+        ("prune_channels", "macs=0.7", by_workload),
+        ("prune_channels", "latency=0.7", by_workload),
+        ("prune_channels{keep=0.5}", "macs=0.9", by_workload),
         # ranks are planned, and pruning does all
-        (BOTH, "macs=0.7", by_effort),
+        (BOTH, "macs=0.7", by_workload),
         (CHAINS, "macs=0.7", no_layer_runs),
         (CHAINS, "macs=0.7", no_chain_runs),
         (BOTH, "macs=0.6", no_layer_runs),
@@ -102,7 +102,7 @@ def test_a_plan_that_only_prunes_is_not_timed_again() -> None:
 
 def conv1_costs_more(place: Place, chain: Chain) -> float:
     """Seconds where the chains of one layer do not pay, whose place has a shape of its own."""
-    return by_effort(place, chain) * (3.0 if chain.nodes > 1 and place.output == "b0" else 1.0)
+    return by_workload(place, chain) * (3.0 if chain.nodes > 1 and place.output == "b0" else 1.0)
 
 
 def test_what_does_not_pay_is_replaced_from_the_plans_own_proposals() -> None:

@@ -17,7 +17,7 @@ from onnx_lowrank.planning.plan import GroupDecision
 from onnx_lowrank.planning.targets import Target
 from tests import fixtures_models as fm
 from tests.analyses import analysis_of
-from tests.scripted_timer import ScriptedTimer, by_effort
+from tests.scripted_timer import ScriptedTimer, by_workload
 
 PASSES = "spatial_svd,channel_svd,prune_channels"
 TARGET = Target.parse("macs=0.5")
@@ -25,7 +25,7 @@ TARGET = Target.parse("macs=0.5")
 
 @pytest.fixture
 def analysis() -> Analysis:
-    timer = ScriptedTimer(by_effort)
+    timer = ScriptedTimer(by_workload)
     return analysis_of(fm.residual_net(16), PASSES, {"x": fm.pictures(60)}, timer)
 
 

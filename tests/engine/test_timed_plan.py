@@ -80,7 +80,7 @@ def test_costs_are_nanoseconds(remembered: list[tuple[Any, Timed]]) -> None:
         for c in choice.candidates[1:]:
             (same,) = [k for k in known.candidates[1:] if k.rank == c.rank]
             assert (c.macs, c.error, c.method) == (same.macs, same.error, same.method)
-            assert c.cost == c.effort == pytest.approx(c.macs + 5000, rel=0, abs=1)
+            assert c.cost == c.workload == pytest.approx(c.macs + 5000, rel=0, abs=1)
 
 
 def test_what_is_slower_than_the_layer_is_dropped(remembered: list[tuple[Any, Timed]]) -> None:

@@ -42,9 +42,9 @@ def drawn(count: int, seed: int, form: str = "f") -> list[tuple[str, Features]]:
 
 
 def test_features_counted_by_hand() -> None:
-    effort, moved, relayout, nodes = features(two(16), (2, 32, 5, 5), 4)
+    workload, moved, relayout, nodes = features(two(16), (2, 32, 5, 5), 4)
     first, last = 2 * 25 * 16 * 32 * 9, 2 * 25 * 48 * 16
-    assert effort == first + last
+    assert workload == first + last
     assert moved == 4 * (50 * (32 + 16) + 16 * 32 * 9 + 50 * (16 + 48) + 48 * 16)
     assert (relayout, nodes) == (0, 2)
     assert features(two(12), (2, 32, 5, 5), 4)[2] == 4 * 50 * 12

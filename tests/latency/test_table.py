@@ -23,7 +23,7 @@ from onnx_lowrank.layers import find_layers
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.runtime import Runtime
-from tests.scripted_timer import ScriptedTimer, by_effort
+from tests.scripted_timer import ScriptedTimer, by_workload
 from tests.support import graph_of, make_model, quick, rng
 
 SHAPES = {"x": (1, 16, 8, 8), "a": (1, 16, 8, 8), "b": (1, 16, 8, 8)}
@@ -110,7 +110,7 @@ def test_measured_times_are_those_of_the_timer() -> None:
         for chain in (place.chain, *chains):
             estimate = times.estimate(place, chain)
             assert estimate.measured
-            assert estimate.seconds == pytest.approx(by_effort(place, chain), rel=1e-9)
+            assert estimate.seconds == pytest.approx(by_workload(place, chain), rel=1e-9)
 
 
 @quick(50)
@@ -167,7 +167,7 @@ def test_what_was_not_measured_lies_near_the_truth_on_a_machine_of_the_models_ki
     assert times.measure(model, FEED, wanted).predicted > 10
     for place, chains in wanted:
         for chain in chains:
-            true = by_effort(place, chain)
+            true = by_workload(place, chain)
             assert times.seconds(place, chain) == pytest.approx(true, rel=0.1)
 
 
@@ -176,25 +176,25 @@ def test_a_chain_that_does_not_run_alone_is_predicted() -> None:
     (place,) = places(model)
     chains = ranked(place, RANKS)
     broken = chains[7]
-    timer = ScriptedTimer(lambda p, c: None if c is broken else by_effort(p, c))
+    timer = ScriptedTimer(lambda p, c: None if c is broken else by_workload(p, c))
     times = table(timer)
     coverage = times.measure(model, FEED, [(place, chains)])
     assert coverage.predicted == 1
     estimate = times.estimate(place, broken)
     assert not estimate.measured
-    assert estimate.seconds == pytest.approx(by_effort(place, broken), rel=0.1)
+    assert estimate.seconds == pytest.approx(by_workload(place, broken), rel=0.1)
 
 
 def test_a_layer_that_does_not_run_alone_is_predicted_from_other_places() -> None:
     model = network(3, 5)
     good, bad = places(model)
-    timer = ScriptedTimer(lambda p, c: None if p is bad else by_effort(p, c))
+    timer = ScriptedTimer(lambda p, c: None if p is bad else by_workload(p, c))
     times = table(timer)
     coverage = times.measure(model, FEED, [(p, ranked(p, RANKS)) for p in (good, bad)])
     assert coverage.predicted == 1 + len(RANKS)
     estimate = times.estimate(bad, bad.chain)
     assert not estimate.measured
-    assert estimate.seconds == pytest.approx(by_effort(bad, bad.chain), rel=0.1)
+    assert estimate.seconds == pytest.approx(by_workload(bad, bad.chain), rel=0.1)
 
 
 def test_where_no_layer_runs_alone_nothing_is_known() -> None:
@@ -272,12 +272,12 @@ def test_new_chains_of_a_known_layer_hang_together_with_it(tmp_path: Path) -> No
     table(ScriptedTimer(), cache=cached(tmp_path)).measure(
         model, FEED, [(place, ranked(place, [4]))]
     )
-    slow = ScriptedTimer(lambda p, c: 2 * by_effort(p, c))
+    slow = ScriptedTimer(lambda p, c: 2 * by_workload(p, c))
     times = table(slow, cache=cached(tmp_path))
     coverage = times.measure(model, FEED, [(place, ranked(place, [4, 8]))])
     assert (coverage.measured, coverage.cached) == (1, 2)
     (new,) = ranked(place, [8])
-    assert times.seconds(place, new) == pytest.approx(by_effort(place, new), rel=1e-9)
+    assert times.seconds(place, new) == pytest.approx(by_workload(place, new), rel=1e-9)
 
 
 def test_what_was_measured_before_an_interruption_is_kept(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_what_was_measured_before_an_interruption_is_kept(tmp_path: Path) -> Non
     def seconds(where: Place, chain: Chain) -> float:
         if chain is chains[4]:
             raise KeyboardInterrupt
-        return by_effort(where, chain)
+        return by_workload(where, chain)
 
     times = table(ScriptedTimer(seconds), cache=cached(tmp_path))
     with pytest.raises(KeyboardInterrupt):

@@ -18,9 +18,9 @@ from tests.support import quick
 Layers = list[Choice]
 
 
-def candidate(cost: int, error: float, effort: int | None = None) -> Candidate:
+def candidate(cost: int, error: float, workload: int | None = None) -> Candidate:
     method = "" if error == 0 else "svd"
-    return Candidate(method, "", 0, error, cost, cost if effort is None else effort, cost, cost)
+    return Candidate(method, "", 0, error, cost, cost if workload is None else workload, cost, cost)
 
 
 def choice(name: str, *points: tuple[int, float], weight: float = 1.0) -> Choice:
@@ -51,8 +51,8 @@ def problems(draw: st.DrawFn) -> tuple[Layers, int]:
         cuts = draw(
             st.lists(st.tuples(st.integers(1, whole - 1), st.integers(1, 1000)), max_size=4)
         )
-        efforts = [draw(st.integers(c, 2 * c)) for c, _ in cuts]
-        points = [candidate(c, e / 1000, f) for (c, e), f in zip(cuts, efforts, strict=True)]
+        workloads = [draw(st.integers(c, 2 * c)) for c, _ in cuts]
+        points = [candidate(c, e / 1000, f) for (c, e), f in zip(cuts, workloads, strict=True)]
         weight = draw(st.sampled_from([1.0, 0.25, 3.0]))
         layers.append(Choice(str(i), (candidate(whole, 0.0), *points), weight))
     low = sum(min(c.cost for c in la.candidates) for la in layers)
@@ -129,22 +129,22 @@ def test_the_layer_that_suffers_less_is_cut() -> None:
     assert [c.cost for c in allocate([b, a], 150)] == [100, 50]
 
 
-def test_effort_decides_between_equal_costs() -> None:
+def test_workload_decides_between_equal_costs() -> None:
     keep = candidate(100, 0.0, 128)
     ragged, filled = candidate(50, 0.100, 90), candidate(48, 0.101, 48)
     layer = Choice("a", (keep, ragged, filled))
     assert allocate([layer], 50, 0.0) == [ragged]
-    # what is left of the budget is spent, though in effort the second alone keeps it
+    # what is left of the budget is spent, though in workload the second alone keeps it
     assert allocate_blocked([layer], 50, 0) == [ragged]
     other = replace(layer, layer="b")
-    assert sum(c.effort for c in allocate_blocked([layer, other], 98, 0)) < 180
+    assert sum(c.workload for c in allocate_blocked([layer, other], 98, 0)) < 180
 
 
 @pytest.mark.parametrize(
-    ("effort", "taken"), [(55, "near"), (60, "quick")], ids=["0.91 of the speed-up", "0.83 of it"]
+    ("workload", "taken"), [(55, "near"), (60, "quick")], ids=["0.91 of the speed-up", "0.83 of it"]
 )
-def test_no_loss_is_spent_on_time_that_is_nearly_kept(effort: int, taken: str) -> None:
-    near, quick = candidate(50, 0.1, effort), candidate(44, 0.103, 44)
+def test_no_loss_is_spent_on_time_that_is_nearly_kept(workload: int, taken: str) -> None:
+    near, quick = candidate(50, 0.1, workload), candidate(44, 0.103, 44)
     layer = Choice("a", (candidate(100, 0.0), near, quick))
     assert allocate_blocked([layer], 50, 0) == [{"near": near, "quick": quick}[taken]]
 

@@ -188,7 +188,7 @@ def problem(seed: int, layers: int = 4, cuts: int = 4) -> list[Constraint]:
     for i in range(layers):
         wholes = rng.integers(50, 1000, 2) * (1, 100)
         keep = Candidate("", "", 0, 0.0, 0, 0, 1, 1)
-        found = [[replace(keep, cost=int(w), effort=int(w))] for w in wholes]
+        found = [[replace(keep, cost=int(w), workload=int(w))] for w in wholes]
         weight = float(rng.choice([1.0, 0.25, 3.0]))
         for k in range(cuts):
             parts = np.clip(rng.uniform(0.05, 0.95) + rng.normal(0, 0.25, 2), 0.02, 0.98)
@@ -282,12 +282,12 @@ def test_budgets_that_exclude_each_other() -> None:
 
 
 def test_recosted() -> None:
-    candidate = Candidate("svd", "", 4, 0.1, cost=50, effort=64, macs=50, parameters=7, bytes=29)
+    candidate = Candidate("svd", "", 4, 0.1, cost=50, workload=64, macs=50, parameters=7, bytes=29)
     choice = Choice("x", (replace(candidate, method="", parameters=9, bytes=37), candidate), 0.5)
     for metric, costs in (("params", [9, 7]), ("size", [37, 29])):
         (found,) = recosted([choice], metric)
-        assert [c.cost for c in found.candidates] == [c.effort for c in found.candidates] == costs
-        back = tuple(replace(c, cost=50, effort=64) for c in found.candidates)
+        assert [c.cost for c in found.candidates] == [c.workload for c in found.candidates] == costs
+        back = tuple(replace(c, cost=50, workload=64) for c in found.candidates)
         assert replace(found, candidates=back) == choice
 
 

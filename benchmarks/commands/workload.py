@@ -64,7 +64,7 @@ class Rates(NamedTuple):
 def cells(arguments: argparse.Namespace) -> list[Cell]:
     """Every model at every batch size."""
     every = product(arguments.models, arguments.batches)
-    return [Cell("effort", name, {"batch": batch}) for name, batch in every]
+    return [Cell("workload", name, {"batch": batch}) for name, batch in every]
 
 
 def begin(name: str, folder: Path, arguments: argparse.Namespace) -> Measure:
@@ -133,7 +133,7 @@ def _close(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
         for form, features, seconds in row.details["chains"]
     ]
     if samples:
-        together = Cell("effort", "all", {"batch": "all"}).measured({}, _figures(samples))
+        together = Cell("workload", "all", {"batch": "all"}).measured({}, _figures(samples))
         print(line(together, COMMAND.columns))
 
 
@@ -148,7 +148,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 COMMAND = Command(
-    name="effort",
+    name="workload",
     summary="Time chains in place, and fit what the time model counts beside MACs.",
     models=[name for name in with_ratios() if not name.startswith("digits")],
     choices=list(NETS),
