@@ -114,8 +114,14 @@ def silenced(proto: ModelProto, group: ChannelGroup, removed: Sequence[int]) -> 
     nodes = {n.name or n.output[0]: n for n in result.graph.node}
     for consumer in group.consumers:
         columns = [c for i in removed for c in consumer.columns[i]]
-        node = nodes[consumer.name]
-        index = 0 if node.op_type == "MatMul" and node.input[0] in tensors else 1
+        node = nodes[consumer.name.removesuffix(" (states)")]
+        index = (
+            2
+            if node.name != consumer.name
+            else 0
+            if node.op_type == "MatMul" and node.input[0] in tensors
+            else 1
+        )
         if node.input[index] in tensors:
             value = numpy_helper.to_array(tensors[node.input[index]]).copy()
         else:  # behind a Reshape

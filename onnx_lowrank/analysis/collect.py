@@ -15,13 +15,15 @@ import numpy.typing as npt
 
 from onnx_lowrank.analysis.accumulator import Accumulator
 from onnx_lowrank.analysis.class_shares import ClassShares
+from onnx_lowrank.analysis.gates import GateSquares, reads_gates
 from onnx_lowrank.analysis.moment_cache import MomentCache
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.chains.geometry import Geometry
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import Head, PlacedLayer, destination
+from onnx_lowrank.layers import Head, PlacedLayer, destination, states_name
 from onnx_lowrank.linalg.blas_threads import blas_for
-from onnx_lowrank.linalg.output_metric import OutputMetric
+from onnx_lowrank.linalg.gate_metric import GateMetric
+from onnx_lowrank.linalg.output_metric import OutputMetric, ResponseMetric
 from onnx_lowrank.modelfile.array_store import ArrayStore, Slot
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.runtime import Runtime
@@ -53,6 +55,8 @@ class MomentStore(Mapping[str, Moments]):
         self.totals: dict[str, float] = {}
         #: metrics of the outputs of layers that make class scores
         self.outputs: dict[str, OutputMetric] = {}
+        #: metrics of the gates of recurrent nodes, by name of a product that they are made by
+        self.gates: dict[str, GateMetric] = {}
         #: layers that the data says nothing of
         self.silent: set[str] = set()
         self._arrays = ArrayStore("the moments of the layers", memory)
@@ -72,7 +76,11 @@ class MomentStore(Mapping[str, Moments]):
     def __getitem__(self, name: str) -> Moments:
         count, *stored = self._found[name]
         mean, covariance = (None if s is None else self._arrays.read(s) for s in stored)
-        return Moments(count, mean, covariance, self.outputs.get(name))
+        return Moments(count, mean, covariance, self.metric(name))
+
+    def metric(self, name: str) -> ResponseMetric | None:
+        """The metric of a layer's outputs; None where all count alike."""
+        return self.outputs.get(name) or self.gates.get(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._found)
@@ -110,10 +118,16 @@ def collect_moments(
         heads: class scores that layers make, by layer name, for the metrics of their outputs.
     """
     store = MomentStore(memory)
+    names = {layer.name: layer for layer in layers}
+    gates = {
+        layer.name: states
+        for layer in layers
+        if (states := names.get(states_name(layer.name))) and reads_gates(graph, states)
+    }
     groups = list(_grouped(_inputs(graph, layers), memory // 2))
     with progress.task("calibrate", len(groups) * len(dataset)) as advance:
         for number, group in enumerate(groups):
-            begin = partial(_Reader, graph, group, [seed, number], len(dataset), heads)
+            begin = partial(_Reader, graph, group, [seed, number], len(dataset), heads, gates)
             reader, done = _resumed(begin, cache.read(number) if cache is not None else None)
             size = batch_size(reader.tensors, shapes, memory // 4)
             if cache is not None:
@@ -229,10 +243,17 @@ class _Reader:
         seed: Sequence[int],
         samples: int,
         heads: Mapping[str, Head],
+        gates: Mapping[str, PlacedLayer],
     ) -> None:
         self._inputs, self._samples = inputs, samples
         self._rng = np.random.default_rng(seed)
         self._moments = [Accumulator(i.geometry.groups, i.width) for i in inputs]
+        self._gates = {
+            la.name: GateSquares(graph, la, gates[la.name], samples)
+            for i in inputs for la in i.layers if la.name in gates
+        }  # fmt: skip
+        self._gated = {la.name: (la.input, gates[la.name].input)
+                       for i in inputs for la in i.layers if la.name in gates}  # fmt: skip
         # of responses only, by residual sum
         self._totals = [
             {i.sums[la.name]: Accumulator(la.groups, 0, la.shape[0] // la.groups)
@@ -245,6 +266,7 @@ class _Reader:
             la.name: ClassShares(la.shape[0], heads[la.name].axis, samples) for la in layers
         }
         read = [t for i in inputs for t in (i.tensor, *i.sums.values())]
+        read += [t for pair in self._gated.values() for t in pair]
         self.tensors = list(dict.fromkeys([*read, *self._scores.values()]))
         self.part = graph.extract(graph.input_types(), self.tensors)
 
@@ -252,6 +274,9 @@ class _Reader:
         """Add the tensors of a batch of so many samples."""
         for name, shares in self._shares.items():
             shares.update(values[self._scores[name]], samples)
+        for name, squares in self._gates.items():
+            read, made = self._gated[name]
+            squares.update(values[read], values[made], samples)
         for each, moments, totals in zip(self._inputs, self._moments, self._totals, strict=True):
             x = values[each.tensor].astype(np.float32, copy=False)
             geometry = each.geometry
@@ -284,7 +309,7 @@ class _Reader:
         self._rng.bit_generator.state = json.loads(str(state["drawn"]))
         return int(state["done"])
 
-    def _parts(self) -> Iterator[tuple[str, Accumulator | ClassShares]]:
+    def _parts(self) -> Iterator[tuple[str, Accumulator | ClassShares | GateSquares]]:
         """All sums, and how their names in a state begin."""
         for number, (moments, totals) in enumerate(zip(self._moments, self._totals, strict=True)):
             yield f"inputs.{number}.", moments
@@ -292,6 +317,8 @@ class _Reader:
                 yield f"totals.{number}.{place}.", total
         for number, shares in enumerate(self._shares.values()):
             yield f"shares.{number}.", shares
+        for number, squares in enumerate(self._gates.values()):
+            yield f"gates.{number}.", squares
 
     def finish(self, store: MomentStore) -> None:
         """Put the moments and variances into ``store``; nothing is left here."""
@@ -314,3 +341,5 @@ class _Reader:
             metric = shares.metric()
             if metric is not None and name not in store.silent:
                 store.outputs[name] = metric
+        for squares in self._gates.values():
+            store.gates |= squares.metrics()

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.chains.chain import Chain, Stage
-from onnx_lowrank.linalg.output_metric import OutputMetric
+from onnx_lowrank.linalg.output_metric import ResponseMetric
 
 __all__ = [
     "Moments",
@@ -45,14 +45,14 @@ class Moments:
         count: rows behind them; 0 means that there was no data.
         mean: ``(groups, d)``, or None without data.
         covariance: ``(groups, d, d)``, or None for the identity.
-        outputs: metric of the outputs of a layer of one group that makes class scores, or None
-            where all outputs count alike.
+        outputs: metric of the outputs of a layer that makes class scores or gates, or None where
+            all outputs count alike.
     """
 
     count: int = 0
     mean: Array | None = None
     covariance: Array | None = None
-    outputs: OutputMetric | None = None
+    outputs: ResponseMetric | None = None
 
     def sigma(self, group: int) -> Array | None:
         """Covariance ``(d, d)`` of one group; None is the identity."""

@@ -21,6 +21,8 @@ from onnx_lowrank.layers import (
     find_heads,
     find_layers,
     refuse_optimised,
+    state_products,
+    states_name,
 )
 from onnx_lowrank.linalg.output_metric import OutputMetric
 from onnx_lowrank.modelfile.model import Model
@@ -55,6 +57,7 @@ class Prepared:
         shapes: of tensors, at one sample.
         moments: of the layers' inputs, by name.
         unfinished: what is on disk of them as long as the run has not come to its end.
+        states: products of recurrent layers with their own states, which pruning alone may touch.
     """
 
     model: Model
@@ -64,6 +67,12 @@ class Prepared:
     shapes: Mapping[str, tuple[int, ...]]
     moments: MomentStore
     unfinished: MomentCache | None = None
+    states: tuple[PlacedLayer, ...] = ()
+
+    @property
+    def products(self) -> tuple[PlacedLayer, ...]:
+        """The layers, then the :attr:`states`: all that makes and reads channels."""
+        return (*self.layers, *self.states)
 
     @property
     def batch_size(self) -> int:
@@ -125,7 +134,9 @@ def prepare(
     graph = Graph(model)
     found, others = find_layers(graph)
     refuse_optimised(others)
-    shapes = measured_shapes(model, graph, found, data.validation, runtime, every_shape)
+    recurrent = state_products(graph, found)
+    both = [*found, *recurrent]
+    shapes = measured_shapes(model, graph, both, data.validation, runtime, every_shape)
     layers, left_out = [], list(others)
     for layer in found:
         reason = refuse(layer.name)
@@ -136,14 +147,18 @@ def prepare(
         else:
             left_out.append(layer.left_alone(reason))
     heads = find_heads(graph, layers, shapes) if outputs is None else NO_HEADS
-    unfinished = None
+    names = {states_name(layer.name) for layer in layers}
+    states = tuple(p for p in recurrent if p.name in names and p.input in shapes)
+    read, unfinished = [*layers, *states], None
     if cache is not None and data.calibration is not None:
-        unfinished = MomentCache(cache, _origin(model, layers, data, runtime, seed))
+        unfinished = MomentCache(cache, _origin(model, read, data, runtime, seed))
     moments = moments_of(
-        graph, layers, data.calibration, runtime, shapes, seed, progress, unfinished, heads
+        graph, read, data.calibration, runtime, shapes, seed, progress, unfinished, heads
     )
     moments.outputs |= outputs or {}
-    return Prepared(model, graph, tuple(layers), tuple(left_out), shapes, moments, unfinished)
+    return Prepared(
+        model, graph, tuple(layers), tuple(left_out), shapes, moments, unfinished, states
+    )
 
 
 def measured_shapes(

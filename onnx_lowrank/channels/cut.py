@@ -13,19 +13,20 @@ Reference: He et al. 2017, Channel pruning for accelerating very deep neural net
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.chains.chain import Chain, Stage
+from onnx_lowrank.chains.state_geometry import StateGeometry
 from onnx_lowrank.channels.edits import EDITS, Cut, Mask, constant_operand
 from onnx_lowrank.channels.groups import ChannelGroup
 from onnx_lowrank.channels.labels import Flow, first_output
 from onnx_lowrank.graph.graph import Graph, Node
-from onnx_lowrank.layers import find_layers
-from onnx_lowrank.layers.writer import apply_chain
+from onnx_lowrank.layers import PlacedLayer, find_layers, state_products
+from onnx_lowrank.layers.writer import apply_chain, set_states
 
 __all__ = ["Remains", "cut_channels", "cut_groups", "gather_input"]
 
@@ -40,10 +41,12 @@ class Remains:
     Attributes:
         shapes: shapes of the tensors after the cut, by name.
         kept: masks of the positions kept along the axes that lost some, by tensor and axis.
+        rows: masks of the rows kept of layers that lost some, by name.
     """
 
     shapes: dict[str, tuple[int, ...]]
     kept: Mapping[str, Mapping[int, Mask]]
+    rows: Mapping[str, Mask] = field(default_factory=dict)
 
 
 def cut_channels(
@@ -101,7 +104,9 @@ def cut_groups(
         for operand in made_by.inputs if made_by is not None and made_by.op == "Add" else ():
             if not graph.is_constant(operand.name):  # a product that got a bias
                 shapes.setdefault(operand.name, shapes[output])
-    return Remains(shapes, cut.kept)
+    return Remains(
+        shapes, cut.kept, {name: mask for name, mask in rows.items() if mask is not None}
+    )
 
 
 def gather_input(
@@ -229,16 +234,27 @@ def _reading(graph: Graph, node: Node) -> tuple[int, int, int]:
 
 def _set_weights(graph: Graph, weights: Weights, rows: Mapping[str, Mask | None]) -> Iterator[str]:
     """Give layers new weights, and yield the names of their outputs."""
-    layers = {x.name: x for x in find_layers(graph)[0]} if weights else {}
+    layers = _layers(graph) if weights else {}
     for name, (weight, bias) in weights.items():
         if name not in layers:
             raise ValueError(f"{name!r} is not a layer of this graph")
         layer = layers[name]
+        if layer.value.recurrent:  # its node may have been replaced, for its other weight
+            layer = _layers(graph)[name]
         kept = rows.get(name)
         if kept is not None:
             weight = weight[kept]
             bias = None if bias is None else bias[kept]
         if weight.shape != layer.shape:
             raise ValueError(f"{name!r} takes a weight of {layer.shape}, not {weight.shape}")
-        apply_chain(graph, layer, Chain((Stage(weight, bias, layer.geometry),)))
+        if isinstance(layer.geometry, StateGeometry):
+            set_states(graph, layer, weight, bias)
+        else:
+            apply_chain(graph, layer, Chain((Stage(weight, bias, layer.geometry),)))
         yield layer.output
+
+
+def _layers(graph: Graph) -> dict[str, PlacedLayer]:
+    """All layers of a graph, and the products of recurrent ones with their states, by name."""
+    layers = find_layers(graph)[0]
+    return {x.name: x for x in (*layers, *state_products(graph, layers))}

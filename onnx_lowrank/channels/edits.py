@@ -16,9 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.channels.atoms import IntArray
-from onnx_lowrank.channels.labels import Dim, Flow, varying
+from onnx_lowrank.channels.labels import Dim, Flow, first_output, varying
 from onnx_lowrank.channels.moves import pads, slices
+from onnx_lowrank.channels.parts import part_read
 from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.layers import initial_zeros
+from onnx_lowrank.layers.layer import RECURRENT
 
 __all__ = ["EDITS", "Cut", "Edit", "Mask", "constant_operand"]
 
@@ -71,12 +74,21 @@ class Cut:
     def changes(self, extents: str) -> bool:
         """Whether a tensor of extents holds one that is smaller after the cut."""
         entries: list[object] = self.flow.dims[extents].reshape(-1).tolist()
-        return any(isinstance(e, Dim) and e.axis in self.kept.get(e.tensor, {}) for e in entries)
+        return any(
+            isinstance(e, Dim) and self.kept.get(e.tensor, {}).keys() & e.axes for e in entries
+        )
 
     def rows(self, output: str) -> Mask | None:
-        """Mask of the rows that stay of the layer that makes ``output``; None if all do."""
-        masks = self.kept.get(output, {})
-        return next(iter(masks.values()), None)
+        """Mask of the rows that stay of the layer that makes ``output``; None if all do.
+
+        Those of a recurrent layer are (direction, gate, hidden unit).
+        """
+        node = self.flow.graph.producer(output)
+        if node is None or node.op not in RECURRENT:
+            return next(iter(self.kept.get(output, {}).values()), None)
+        mask = self.operands.get((output, 2), {}).get(1)
+        directions = self.flow.shape(node.inputs[2].name)[0]
+        return None if mask is None else np.tile(mask, directions)
 
 
 def _groups(graph: Graph, cut: Cut, node: Node) -> Edit:
@@ -153,7 +165,9 @@ def _slice(graph: Graph, cut: Cut, node: Node) -> Edit:
 
 
 def _gather(graph: Graph, cut: Cut, node: Node) -> Edit:
-    x = node.inputs[0].name
+    x, part = node.inputs[0].name, part_read(graph, node)
+    if part is not None and part.tensor in cut.kept and x not in cut.kept:
+        return {0: part.tensor, 1: graph.add_constant(f"{x}_index", part.indices)}, {}
     axis = int(graph.attribute(node, "axis", 0)) % len(cut.flow.shapes[x])
     mask = cut.kept.get(x, {}).get(axis)
     if mask is None:
@@ -192,6 +206,31 @@ def _pad(graph: Graph, cut: Cut, node: Node) -> Edit:
     return {1: graph.renew_constant(node.inputs[1].name, amounts)}, {}
 
 
+def _recurrent(graph: Graph, cut: Cut, node: Node) -> Edit:
+    """The number of hidden units, and initial states of other widths."""
+    mask = cut.operands.get((first_output(node), 2), {}).get(2)
+    if mask is None:
+        return {}, {}
+    inputs: dict[int, str] = {}
+    for index in (5, 6):
+        name = node.inputs[index].name if len(node.inputs) > index else ""
+        if not name or graph.is_constant(name) or name in cut.kept:
+            continue
+        if initial_zeros(graph, name):
+            inputs[index] = ""
+            continue
+        inputs[index] = _gathered(graph, node, name, mask)
+    return inputs, {"hidden_size": int(mask.sum())}
+
+
+def _gathered(graph: Graph, node: Node, state: str, mask: Mask) -> str:
+    """Put a Gather of the units that stay in front of a node's initial state; its output."""
+    output, name = graph.fresh(f"{state}_kept"), graph.fresh(f"{state}_gather")
+    operands = [state, graph.add_constant(f"{state}_units", np.flatnonzero(mask))]
+    graph.insert(node, lambda: graph.make_node("Gather", name, operands, output, {"axis": 2}))
+    return output
+
+
 #: Edits of operators with constants or attributes that depend on the number of channels.
 EDITS: dict[str, Callable[[Graph, Cut, Node], Edit]] = {
     "Conv": _groups,
@@ -203,6 +242,7 @@ EDITS: dict[str, Callable[[Graph, Cut, Node], Edit]] = {
     "Slice": _slice,
     "Gather": _gather,
     "Pad": _pad,
+    **dict.fromkeys(RECURRENT, _recurrent),
 }
 
 

@@ -7,6 +7,7 @@ number of channels.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ from onnx_lowrank.graph.graph import Node
 __all__ = ["follow_extents"]
 
 #: Operators whose results are followed.
-_MOVES = frozenset({"Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Cast", "Identity", "Add"})
+_MOVES = frozenset({
+    "Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Cast", "Identity", "Add",
+    "Mul",
+})  # fmt: skip
 #: Position of the input that is a shape, by operator.
 _TARGETS = {"Reshape": 1, "Expand": 1, "Resize": 3}
 
@@ -60,12 +64,20 @@ def _static(flow: Flow, tensor: str) -> npt.NDArray[Any] | None:
     found = []
     entries: list[object] = flow.dims[tensor].reshape(-1).tolist()
     for entry in entries:
-        known = flow.graph.extents(entry.tensor) if isinstance(entry, Dim) else None
-        value = known[entry.axis] if isinstance(entry, Dim) and known is not None else entry
-        if not isinstance(value, int):
+        value = _number(flow, entry)
+        if value is None:
             return None
         found.append(value)
     return np.array(found, _type(flow, tensor)).reshape(flow.dims[tensor].shape)
+
+
+def _number(flow: Flow, entry: object) -> int | None:
+    """An entry as an integer, where it is the same at every run."""
+    if not isinstance(entry, Dim):
+        return entry if isinstance(entry, int) else None
+    known = flow.graph.extents(entry.tensor) or ()
+    extents = [e for e in known[entry.axis : entry.axis + entry.span] if e is not None]
+    return math.prod(extents) if len(extents) == entry.span else None
 
 
 def _type(flow: Flow, tensor: str) -> np.dtype[Any]:
@@ -83,11 +95,11 @@ def _moved(flow: Flow, node: Node, names: list[str]) -> npt.NDArray[np.object_] 
     value = entries[0]
     if node.op == "Concat":
         return np.concatenate([e.reshape(-1) for e in entries])
-    if node.op == "Add":
+    if node.op in ("Add", "Mul"):
         pairs = list(zip(*(e.flat for e in np.broadcast_arrays(*entries)), strict=True))
-        sums = [_sum(a, b) for a, b in pairs]
+        made = [_sum(a, b) if node.op == "Add" else _times(flow, a, b) for a, b in pairs]
         shape = np.broadcast_shapes(*(e.shape for e in entries))
-        return None if None in sums else _objects(sums).reshape(shape)
+        return None if None in made else _objects(made).reshape(shape)
     if node.op == "Gather" and names[1] not in flow.dims and value.ndim == 1:
         return np.asarray(value.take(entries[1].astype(np.int64)), object)
     if node.op == "Slice":
@@ -97,6 +109,8 @@ def _moved(flow: Flow, node: Node, names: list[str]) -> npt.NDArray[np.object_] 
             return None
         step = int(entries[4][0]) if len(names) > 4 else 1
         return np.asarray(value[int(entries[1][0]) : int(entries[2][0]) : step], object)
+    if node.op == "Reshape":
+        return value.reshape([int(n) for n in entries[1]]) if names[1] not in flow.dims else None
     if node.op in ("Squeeze", "Unsqueeze"):
         return value.reshape(() if node.op == "Squeeze" else (-1,)) if value.size == 1 else None
     return np.asarray(value, object) if node.op in ("Cast", "Identity") else None
@@ -107,6 +121,20 @@ def _sum(first: object, second: object) -> object:
         return first + second
     zeros = [x == 0 for x in (first, second)]
     return (second if zeros[0] else first) if any(zeros) else None
+
+
+def _times(flow: Flow, first: object, second: object) -> object:
+    """Product of two entries: of integers, by 1, or of axes of a tensor that lie side by side."""
+    if isinstance(first, int) and isinstance(second, int):
+        return first * second
+    ones = [_number(flow, x) == 1 for x in (first, second)]
+    if any(ones):
+        return second if ones[0] else first
+    if isinstance(first, Dim) and isinstance(second, Dim) and first.tensor == second.tensor:
+        before, behind = sorted((first, second), key=lambda d: d.axis)
+        if before.axes[-1] + 1 == behind.axis:
+            return Dim(first.tensor, before.axis, before.span + behind.span)
+    return None
 
 
 def _objects(items: list[Any]) -> npt.NDArray[np.object_]:

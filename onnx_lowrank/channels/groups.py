@@ -36,7 +36,8 @@ from onnx_lowrank.channels.labels import (
 )
 from onnx_lowrank.channels.rules import JOINING, RULES
 from onnx_lowrank.graph.graph import Graph, Node
-from onnx_lowrank.layers import PlacedLayer, find_layers
+from onnx_lowrank.layers import PlacedLayer, find_layers, states_name
+from onnx_lowrank.layers.layer import RECURRENT
 
 __all__ = ["ChannelGroup", "Consumer", "Producer", "find_channel_groups", "follow"]
 
@@ -275,8 +276,12 @@ def _group(
         node = flow.graph.producer(operand.output)
         assert node is not None
         name = names.get(operand.output, operand.output)
+        if node.op in RECURRENT and operand.index == 2:
+            name = states_name(name)
         if operand.role == "rows":
-            made = _where(flow, flow.labels[operand.output])
+            # the weight of a ConvTranspose holds the outputs of one group
+            whole = flow.labels[operand.output] if node.op == "ConvTranspose" else operand.labels
+            made = _where(flow, whole)
             rows = tuple(tuple(made[r]) for r in roots)
             producers.append(Producer(name, node.op, operand.output, rows))
         elif operand.role == "columns":

@@ -36,10 +36,22 @@ class UnknownOperatorError(Exception):
 
 @dataclass(frozen=True)
 class Dim:
-    """An extent that the model reads at run time: ``Shape(tensor)[axis]``."""
+    """An extent that the model reads at run time: ``Shape(tensor)[axis]``.
+
+    Attributes:
+        tensor: name of the tensor.
+        axis: the axis.
+        span: number of axes, that one and those behind it, whose extents are multiplied.
+    """
 
     tensor: str
     axis: int
+    span: int = 1
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The axes whose extents are multiplied."""
+        return tuple(range(self.axis, self.axis + self.span))
 
 
 @dataclass(frozen=True)
@@ -190,7 +202,7 @@ class Flow:
         """Freeze the channels whose number the model reads by Shape and computes with."""
         for entry in entries:
             if isinstance(entry, Dim) and entry.tensor in self.labels:
-                self.freeze_along(entry.tensor, [entry.axis], reason)
+                self.freeze_along(entry.tensor, entry.axes, reason)
 
     def follow(self, labels: IntArray, target: Sequence[object], reason: str) -> None:
         """Freeze channels whose number in a target shape cannot be adjusted."""
@@ -198,13 +210,20 @@ class Flow:
             if axis not in varying(labels):
                 self.use([entry], reason)
             elif isinstance(entry, Dim):
-                source = self.of(entry.tensor)
-                same = varying(source) == (entry.axis,) and varying(labels) == (axis,)
-                if not same or not np.array_equal(source.reshape(-1), labels.reshape(-1)):
+                if varying(labels) != (axis,) or not self._lie_along(entry, labels):
                     self.use([entry], reason)
                     self.atoms.freeze(labels, reason)
             elif entry is None:
                 self.atoms.freeze(labels, reason)
+
+    def _lie_along(self, extent: Dim, labels: IntArray) -> bool:
+        """Whether the labels of the axes of an extent, joined, are those of another axis."""
+        source, shape = self.of(extent.tensor), self.shape(extent.tensor)
+        if not set(varying(source)) <= set(extent.axes):
+            return False
+        wide = [shape[a] if a in extent.axes else 1 for a in range(source.ndim)]
+        joined = np.broadcast_to(source, wide).reshape(-1)
+        return joined.size > 1 and np.array_equal(joined, labels.reshape(-1))
 
 
 def varying(labels: IntArray) -> tuple[int, ...]:

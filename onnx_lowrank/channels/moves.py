@@ -20,6 +20,7 @@ from onnx_lowrank.channels.labels import (
     reshape_labels,
     varying,
 )
+from onnx_lowrank.channels.parts import part_read, read_in_parts
 from onnx_lowrank.graph.graph import Node
 
 __all__ = ["MOVES", "pads", "slices"]
@@ -77,6 +78,8 @@ def pads(flow: Flow, node: Node) -> dict[int, tuple[int, int]]:
 
 
 def _concat(flow: Flow, node: Node) -> Outputs:
+    if read_in_parts(flow.graph, node):
+        return [None]
     names = [t.name for t in node.inputs]
     rank = len(flow.shape(names[0]))
     axis = int(flow.graph.attribute(node, "axis", 1)) % rank
@@ -110,6 +113,9 @@ def _slice(flow: Flow, node: Node) -> Outputs:
 
 def _gather(flow: Flow, node: Node) -> Outputs:
     x = operand_name(node, 0)
+    part, joined_by = part_read(flow.graph, node), flow.graph.producer(x)
+    if part is not None and joined_by is not None and read_in_parts(flow.graph, joined_by):
+        x = part.tensor
     labels, rank = flow.of(x), len(flow.shape(x))
     axis = int(flow.graph.attribute(node, "axis", 0)) % rank
     indices = len(flow.shape(operand_name(node, 1)))

@@ -28,6 +28,7 @@ from onnx_lowrank.channels.labels import (
 )
 from onnx_lowrank.channels.moves import MOVES
 from onnx_lowrank.graph.graph import Node
+from onnx_lowrank.layers.layer import RECURRENT
 
 __all__ = ["JOINING", "RULES"]
 
@@ -133,14 +134,36 @@ def _product(flow: Flow, node: Node) -> Outputs:
 
 
 def _recurrent(flow: Flow, node: Node) -> Outputs:
-    shape = _weight(flow, node)
-    inputs = flow.vector(operand_name(node, 0), 2, f"channels on another axis of {label(node)}")
-    flow.operand(node, 1, _along(inputs, 2, len(shape)), "columns")
-    _tie_shared(flow, operand_name(node, 1), inputs, inputs, (node.op,))
-    for tensor in node.inputs[2:]:
-        if tensor.name in flow.labels:
-            flow.atoms.freeze(flow.labels[tensor.name], label(node))
-    return [None] * len(node.outputs)
+    """Labels behind a recurrent node; a hidden unit is the same channel in all directions."""
+    (directions, rows, _), names = _weight(flow, node), [t.name for t in node.inputs]
+    names += [""] * (8 - len(names))
+    reason = f"channels on another axis of {label(node)}"
+    inputs = flow.vector(names[0], 2, reason)
+    flow.operand(node, 1, _along(inputs, 2, 3), "columns")
+    if names[4] in flow.labels:  # the lengths of the sequences
+        flow.atoms.freeze(flow.labels[names[4]], label(node))
+    if not all(flow.graph.is_constant(names[i]) for i in (2, 3, 7) if names[i]):
+        return [None] * len(node.outputs)
+    hidden = flow.shape(names[2])[2]
+    units = flow.atoms.fresh(hidden)
+    gates = np.tile(units, (directions, rows // hidden))[:, :, None]
+    _tie_shared(flow, names[1], units, inputs, (node.op, "input"))
+    _tie_shared(flow, names[2], units, units, (node.op, "states"))
+    flow.operand(node, 1, gates, "rows")
+    flow.operand(node, 2, gates, "rows")
+    flow.operand(node, 2, _along(units, 2, 3), "columns")
+    for index, copies in ((3, 2 * rows // hidden), (7, 3)):  # the bias, weights of peepholes
+        if names[index]:
+            flow.operand(node, index, np.tile(units, (1, copies)), "carried")
+    for index in (5, 6):  # initial states; the others are zeros, or read through a Gather
+        if flow.graph.is_constant(names[index]):
+            flow.operand(node, index, _along(units, 2, 3), "carried")
+        elif names[index] and varying(flow.of(names[index])):
+            flow.atoms.tie(units, flow.vector(names[index], 2, reason))
+    if not operand_name(node, 0, out=True):
+        flow.atoms.freeze(units, f"the states of {label(node)} are none of its outputs")
+    outputs = [t.name for t in node.outputs]
+    return [flow.spread(name, -1, units) if name else None for name in outputs]
 
 
 def _batchnorm(flow: Flow, node: Node) -> Outputs:
@@ -243,7 +266,9 @@ for _rule, _operators in (
 ):  # fmt: skip
     RULES.update(dict.fromkeys(_operators.split(), _rule))
 #: Operators that read channels through any of their inputs; the others through the first.
-JOINING = frozenset(k for k, v in RULES.items() if v is _elementwise) | {"Concat", "MatMul"}
+JOINING = (
+    frozenset(k for k, v in RULES.items() if v is _elementwise) | RECURRENT | {"Concat", "MatMul"}
+)
 
 
 def _weight(flow: Flow, node: Node, index: int = 1) -> tuple[int, ...]:

@@ -201,7 +201,7 @@ def _numbers(
     """How many channels stay in each group, and which by the first order; None prunes alone."""
     prepared, job = analysis.prepared, analysis.job
     whole = analysis.before.of(target.metric)
-    fixed = other_cost(prepared.cost, prepared.shapes, prepared.layers, target.metric)
+    fixed = other_cost(prepared.cost, prepared.shapes, prepared.products, target.metric)
     named = fixed_nodes(prepared, whole) if target.metric == "macs" else ""
     rest = fixed - pruner.products
     budget = Budget(target.ratio * whole - rest, str(target), whole, rest, named, target.metric)

@@ -86,7 +86,7 @@ def _with_heads_whole(target: Target, best: Tried, judge: Judge, keep: bool) -> 
     also under the metric of the head's outputs.
     """
     moments = best.planned.proposed.cut.work.moments
-    heads = [n for n in best.planned.errors if moments[n].outputs is not None]
+    heads = [n for n in best.planned.errors if n in moments.outputs]
     if not heads:
         return best
     rest = leaving(best.analysis, heads, "class scores stay nearer to the original's so")

@@ -469,7 +469,7 @@ class Graph:
 
     def _kept(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """``values`` in memory, or on disk where the model is large."""
-        values = np.ascontiguousarray(values)
+        values = np.asarray(values, order="C")  # an array without axes stays one
         if self._scratch is None or values.nbytes < SMALLEST_EXTERNAL:
             self._spilled.pop(name, None)
             return values

@@ -7,6 +7,7 @@ from onnx_lowrank.layers.finder import find_layers, refuse_optimised
 from onnx_lowrank.layers.heads import Head, find_heads
 from onnx_lowrank.layers.layer import Layer
 from onnx_lowrank.layers.placed import Destination, Ineligible, PlacedLayer, destination
+from onnx_lowrank.layers.states import initial_zeros, state_products, states_name
 
 __all__ = [
     "Destination",
@@ -17,6 +18,9 @@ __all__ = [
     "destination",
     "find_heads",
     "find_layers",
+    "initial_zeros",
     "refuse_optimised",
+    "state_products",
+    "states_name",
     "turned",
 ]

@@ -36,6 +36,8 @@ class Layer:
         biased: whether it adds a bias ``(N,)``.
         directions: number of directions of a recurrent node, whose rows are (direction, gate,
             hidden); else 1.
+        given: mask ``(N,)`` of the rows that do not read the patches alone, and so are never solved
+            again; None where all do.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Layer:
     biased: bool
     _load: Callable[[], tuple[Array, Array | None]]
     directions: int = 1
+    given: npt.NDArray[np.bool_] | None = None
 
     @property
     def stage(self) -> Stage:

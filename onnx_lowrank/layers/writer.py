@@ -18,7 +18,7 @@ from onnx_lowrank.graph.graph import Graph, Node
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.layers.stored import flat, multiplies_left, stored
 
-__all__ = ["Written", "apply_chain", "update_chain"]
+__all__ = ["Written", "apply_chain", "set_states", "update_chain"]
 
 Array = npt.NDArray[Any]
 
@@ -86,6 +86,29 @@ def update_chain(graph: Graph, written: Written, chain: Chain) -> None:
     for name, values in zip(written.constants, numbers, strict=True):
         graph.set_constant(name, values)
     written.chain = chain
+
+
+def set_states(graph: Graph, product: PlacedLayer, weight: Array, bias: Array | None) -> None:
+    """Give a recurrent node another weight for its own states.
+
+    Args:
+        graph: graph to change.
+        product: product of the node with its states.
+        weight: ``(directions * gates * hidden, hidden)``.
+        bias: its bias ``(directions * gates * hidden,)``; None for none.
+    """
+    node, directions = product.nodes[0], product.value.directions
+    values = weight.reshape(directions, -1, weight.shape[1]).astype(product.value.dtype)
+    inputs = {2: graph.renew_constant(node.inputs[2].name, values)}
+    old = node.inputs[3].name if len(node.inputs) > 3 else ""
+    if bias is not None:
+        own = bias.reshape(directions, -1)
+        before = graph.constant(old) if old else np.zeros((directions, 2 * own.shape[1]))
+        assert before is not None
+        both = np.concatenate([before[:, : own.shape[1]], own], axis=1).astype(values.dtype)
+        stem = f"{product.name}_bias"
+        inputs[3] = graph.renew_constant(old, both) if old else graph.add_constant(stem, both)
+    graph.change(node, inputs)
 
 
 def _renewed(graph: Graph, layer: PlacedLayer, chain: Chain) -> Written | None:

@@ -26,12 +26,12 @@ Reference:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["OutputMetric", "interpolated"]
+__all__ = ["OutputMetric", "ResponseMetric", "interpolated"]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -40,6 +40,18 @@ _FLOOR = 1e-4
 
 #: halvings of the interval that lambda is in
 _HALVINGS = 50
+
+
+class ResponseMetric(Protocol):
+    """A metric ``M = L^T L`` that errors of a layer's outputs are compared under."""
+
+    def weighed(self, values: Array, axis: int) -> Array:
+        """``L`` applied along an axis of ``values``."""
+        ...
+
+    def plain(self, values: Array, axis: int) -> Array:
+        """The inverse of ``L`` applied along an axis of ``values``."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -157,7 +157,11 @@ def solved_weights(
         if moments.mean is not None:
             shifts.append(matrix @ moments.mean[g] - solved @ moments.mean[g][patch])
     weight = np.concatenate(weights).reshape(layer.shape[0], len(kept), *layer.shape[2:])
+    if layer.given is not None:
+        weight[layer.given] = stage.weight[layer.given][:, kept]
     if not shifts:
         return weight, stage.bias
     shift = np.concatenate(shifts)
+    if layer.given is not None:
+        shift[layer.given] = 0.0
     return weight, shift if stage.bias is None else stage.bias + shift

@@ -20,7 +20,7 @@ from onnx_lowrank.chains.chain import Chain, Rank, Stage
 from onnx_lowrank.chains.protocol import Step
 from onnx_lowrank.chains.special_stages import Branches
 from onnx_lowrank.layers import Layer
-from onnx_lowrank.linalg.output_metric import OutputMetric
+from onnx_lowrank.linalg.output_metric import ResponseMetric
 from onnx_lowrank.passkit.base import Decomposition, Factorization, Unfolded
 
 __all__ = ["taken_apart"]
@@ -81,7 +81,7 @@ class _Other:
 class _Weighed(_Other):
     """A decomposition of ``L W`` as one of ``W``."""
 
-    metric: OutputMetric
+    metric: ResponseMetric
 
     def cut(self, rank: Rank) -> Chain:
         return _plain(self.whole.cut(rank), self.metric)
@@ -122,7 +122,7 @@ def _dense_end(step: Step) -> bool:
     return isinstance(step, Stage) and step.groups == 1
 
 
-def _plain(chain: Chain, metric: OutputMetric) -> Chain:
+def _plain(chain: Chain, metric: ResponseMetric) -> Chain:
     """The chain with ``L^-1`` behind it."""
     *before, last = chain.stages
     end: Step

@@ -55,13 +55,13 @@ class Costs:
     def __init__(self, prepared: Prepared, found: Found, metric: str, solve: bool) -> None:
         self._prepared, self._found, self._metric, self._solve = prepared, found, metric, solve
         self._blocked = [
-            metric == "macs" and in_blocks(layer.value.outline) for layer in prepared.layers
+            metric == "macs" and in_blocks(layer.value.outline) for layer in prepared.products
         ]
         self._blocked += [False] * len(found.products)
 
     def ledger(self) -> Ledger:
         """Ledger of all layers with all their channels."""
-        layers = self._prepared.layers
+        layers = self._prepared.products
         costs, biases, made = zip(*map(self._costs, layers), strict=True) if layers else ((),) * 3
         outputs, inputs = ([layer.shape[axis] for layer in layers] for axis in (0, 1))
         products = self._found.products
@@ -98,7 +98,7 @@ class Costs:
         """Numbers of channels that fill whole blocks or tiles, falling from all of them."""
         if prunable.pairs:
             return self._of_heads(prunable)
-        layers, size = self._prepared.layers, prunable.size
+        layers, size = self._prepared.products, prunable.size
         blocked = [side for side in prunable.sides if self._blocked[side.layer]]
         if not blocked:
             return _falling(size, _in_tiles(prunable))

@@ -101,7 +101,7 @@ def find_prunables(prepared: Prepared, channels: bool, gather: bool, heads: bool
         gather: whether single layers may read fewer of their inputs.
         heads: whether channels of attention heads may go.
     """
-    layers = {layer.name: layer for layer in prepared.layers}
+    layers = {layer.name: layer for layer in prepared.products}
     blocks = find_attention(prepared.graph, prepared.shapes, prepared.layers) if heads else []
     pairs = [pair for block in blocks for pair in _weighable(block)]
     followed = one_channel_a_column(pairs, prepared.layers) if pairs else None
@@ -117,7 +117,7 @@ def find_prunables(prepared: Prepared, channels: bool, gather: bool, heads: bool
     products: list[Product] = []
     found = [_with_heads(p, inside, prepared, products) for p in _cuts(groups, refused, layers)]
     if gather:
-        found += _gathers(groups, refused, layers)
+        found += _gathers(groups, refused, prepared.layers)
     return Found(groups, refused, {p.name: p for p in found}, blocks, products)
 
 
@@ -160,7 +160,7 @@ def _with_heads(
     pairs = inside.get(prunable.name, ())
     sides = list(prunable.sides)
     for pair in pairs:
-        sides.append(Side(len(prepared.layers) + len(products), pair.reads, 1))
+        sides.append(Side(len(prepared.products) + len(products), pair.reads, 1))
         products.append(Product(prepared.cost.counts.of(pair.product) or 0, pair.width))
     return replace(prunable, sides=tuple(sides), pairs=pairs)
 
@@ -217,14 +217,14 @@ def _cuts(
 
 
 def _gathers(
-    groups: Sequence[ChannelGroup], refused: Mapping[str, str], layers: Mapping[str, PlacedLayer]
+    groups: Sequence[ChannelGroup], refused: Mapping[str, str], layers: Sequence[PlacedLayer]
 ) -> Iterator[Prunable]:
     """Yield the layers whose inputs may be cut independently of the groups, by a Gather."""
     served = {
         g.consumers[0].name for g in groups
         if g.name not in refused and len(g.consumers) == 1 and len(g.consumers[0].columns[0]) == 1
     }  # fmt: skip
-    for number, layer in enumerate(layers.values()):
+    for number, layer in enumerate(layers):
         inputs = layer.shape[1]
         if layer.name in served or layer.groups > 1 or inputs < 2 or layer.sharers > 1:
             continue

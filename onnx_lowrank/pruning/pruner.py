@@ -72,7 +72,7 @@ class Pruner:
     ) -> None:
         self._prepared, self._methods = prepared, methods
         self._progress, self._options = progress, methods.options
-        self._layers = {layer.name: layer for layer in prepared.layers}
+        self._layers = {layer.name: layer for layer in prepared.products}
         self.found = methods.found(prepared)
         self.prunables = self.found.prunables
         self._costs = Costs(prepared, self.found, metric, self._options.solve)
@@ -150,7 +150,7 @@ class Pruner:
             reader = self._target(layer.name, targets)
             if prunable.pairs:
                 reader = reader.turned(self.heads[prunable.name].turns)
-            moments = replace(reader.moments, outputs=known.outputs.get(layer.name))
+            moments = replace(reader.moments, outputs=known.metric(layer.name))
             with blas_for(layer.patch):
                 parts += parts_of(reader.layer, positions, moments, total, rows.get(layer.name))
         return Selection(tuple(parts), norms(prunable, self._layers))
@@ -234,7 +234,7 @@ class Pruner:
 
     def layers_of(self, name: str) -> frozenset[str]:
         """Names of the layers that make, carry or read the channels of a prunable."""
-        layers = self._prepared.layers
+        layers = self._prepared.products
         sides = (side.layer for side in self.prunables[name].sides)
         return frozenset(layers[side].name for side in sides if side < len(layers))
 
@@ -306,7 +306,7 @@ class Pruner:
         remains = cut_groups(graph, cuts, own) if cuts else Remains({}, {})
         for layer in gathers:
             given = weights.get(layer.name)
-            mask = next(iter(remains.kept.get(layer.output, {}).values()), None)
+            mask = remains.rows.get(layer.name)
             if given is not None and mask is not None:
                 given = given[0][mask], None if given[1] is None else given[1][mask]
             gather_input(graph, layer.name, positions[layer.name].tolist(), given)
@@ -332,13 +332,26 @@ class Pruner:
         depthwise layers, which no pass factorizes, are left out.
         """
         return RemainingMoments(
-            self._prepared.moments, self._layers, self.positions(kept), self._turns(kept)
-        )
+            self._prepared.moments, self._layers, self.positions(kept), self._rows(kept),
+            self._turns(kept),
+        )  # fmt: skip
+
+    def _rows(self, kept: KeptChannels) -> dict[str, Mask]:
+        """Masks ``(N,)`` of the outputs that stay of the layers that make the channels, by name."""
+        rows: dict[str, Mask] = {}
+        for name, left in kept.items():
+            group = self.prunables[name].group
+            for producer in group.producers if group is not None else ():
+                every = np.ones(self._layers[producer.name].shape[0], bool)
+                mask = rows.setdefault(producer.name, every)
+                gone = np.setdiff1d(np.arange(self.prunables[name].size), left)
+                mask[[row for j in gone for row in producer.rows[j]]] = False
+        return rows
 
     def turned(self, kept: KeptChannels) -> tuple[PlacedLayer, ...]:
         """The layers of the model, those that make channels in the bases that these are cut in."""
         turns = [turn for turn in self._turns(kept) if not turn.columns]
-        layers = self._layers.values()
+        layers = self._prepared.layers
         return tuple(replace(la, value=turned_layer(la.value, turns)) for la in layers)
 
     def _turns(self, kept: KeptChannels) -> list[Turn]:

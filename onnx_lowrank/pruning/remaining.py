@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.layers import Layer, PlacedLayer
+from onnx_lowrank.linalg.gate_metric import GateMetric
 from onnx_lowrank.pruning.turns import Turn, turned_moments
 
 __all__ = ["RemainingMoments"]
@@ -24,6 +25,7 @@ class RemainingMoments(Mapping[str, Moments]):
     _whole: Mapping[str, Moments]
     _layers: Mapping[str, PlacedLayer]
     _positions: Mapping[str, Labels]
+    _rows: Mapping[str, npt.NDArray[np.bool_]]
     _turns: Sequence[Turn]
 
     def __getitem__(self, name: str) -> Moments:
@@ -31,6 +33,9 @@ class RemainingMoments(Mapping[str, Moments]):
         if layer.depthwise:
             return Moments()
         moments = turned_moments(name, self._whole[name], self._turns)
+        rows = self._rows.get(name)
+        if isinstance(moments.outputs, GateMetric) and rows is not None:
+            moments = replace(moments, outputs=moments.outputs.taken(rows))
         return _restricted(moments, layer, self._positions.get(name))
 
     def __iter__(self) -> Iterator[str]:

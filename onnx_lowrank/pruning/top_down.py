@@ -64,7 +64,7 @@ def top_down(
         seed: random seed of the drawn positions.
         progress: receives one step for each group.
     """
-    numbers = {layer.name: i for i, layer in enumerate(prepared.layers)}
+    numbers = {layer.name: i for i, layer in enumerate(prepared.products)}
     names = sorted(
         kept, key=lambda n: min((numbers[la.name] for la, _ in _readers(pruner, n)), default=0)
     )

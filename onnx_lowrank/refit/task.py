@@ -12,7 +12,7 @@ import numpy.typing as npt
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.layers.writer import Written
-from onnx_lowrank.linalg.output_metric import OutputMetric
+from onnx_lowrank.linalg.output_metric import ResponseMetric
 
 __all__ = ["Task"]
 
@@ -41,7 +41,7 @@ class Task:
     original: Stage
     source: str
     rows: npt.NDArray[np.bool_] | None = None
-    outputs: OutputMetric | None = None
+    outputs: ResponseMetric | None = None
 
     @property
     def name(self) -> str:

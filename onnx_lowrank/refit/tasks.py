@@ -16,7 +16,7 @@ from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.graph.values import data_shapes
 from onnx_lowrank.layers import Layer, PlacedLayer, destination, find_layers
 from onnx_lowrank.layers.writer import Written, apply_chain
-from onnx_lowrank.linalg.output_metric import OutputMetric
+from onnx_lowrank.linalg.output_metric import ResponseMetric
 from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.plan import Decision
 from onnx_lowrank.planning.proposals import cut_candidate
@@ -62,7 +62,7 @@ def refit_tasks(
             continue
         stage, first = layer.stage, before[layer.name]
         rows = _rows(original.graph, first, remains)
-        outputs = work.moments.outputs.get(layer.name)
+        outputs = work.moments.metric(layer.name)
         if layer.name in written and decisions[layer.name].decision == SHARE:
             changed.add(layer.output)  # a shared chain is fitted to several layers at once
             continue
@@ -95,6 +95,8 @@ def refit_tasks(
 
 def _rows(graph: Graph, layer: PlacedLayer, remains: Remains) -> npt.NDArray[np.bool_] | None:
     """Mask of the outputs of a layer that stay; None for all."""
+    if layer.value.recurrent:
+        return remains.rows.get(layer.name)
     total = destination(graph, layer).total or layer.output
     masks = remains.kept.get(total) or remains.kept.get(layer.output, {})
     return next(iter(masks.values()), None)
@@ -123,7 +125,7 @@ def _cutter(
     layer: Layer,
     decision: Decision,
     passes: Sequence[Factorization],
-    outputs: OutputMetric | None,
+    outputs: ResponseMetric | None,
     near: Chain,
 ) -> Callable[[Stage, Moments], Chain]:
     def cut(stage: Stage, moments: Moments) -> Chain:

@@ -14,8 +14,9 @@ from onnx_lowrank.analysis.cost import tensor_shapes
 from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.channels.cut import cut_channels, cut_groups, gather_input
 from onnx_lowrank.channels.groups import ChannelGroup, Consumer, find_channel_groups
-from onnx_lowrank.layers import find_layers
-from onnx_lowrank.layers.writer import apply_chain
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.layers import PlacedLayer, find_layers, state_products
+from onnx_lowrank.layers.writer import apply_chain, set_states
 from onnx_lowrank.modelfile.model import Model
 from tests.fixtures_channels import TOPOLOGIES, Net, build, groups_of, random_net, silenced
 from tests.support import AnyArray, checked, graph_of, quick, relative, rng, run
@@ -39,6 +40,12 @@ def assert_same(wanted: ModelProto, got: ModelProto, net: Net, *batches: int) ->
 def batches(proto: ModelProto) -> tuple[int, ...]:
     """The batch size of the search and another, where the model takes it."""
     return (2,) if any(n.op_type in ("Resize", "Expand") for n in proto.graph.node) else (2, 3)
+
+
+def products(graph: Graph) -> list[PlacedLayer]:
+    """All layers, and the products of recurrent ones with their states."""
+    layers = find_layers(graph)[0]
+    return [*layers, *state_products(graph, layers)]
 
 
 def cuttable(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
@@ -171,12 +178,15 @@ def test_new_weights_for_the_consumers(name: str, biased: bool) -> None:
         new: dict[str, tuple[Any, Any]] = {}
         expected = graph_of(checked(loud))
         for consumer in group.consumers:
-            layer = next(x for x in find_layers(expected)[0] if x.name == consumer.name)
+            layer = next(x for x in products(expected) if x.name == consumer.name)
             columns = sorted(c for i in keep for c in consumer.columns[i])
             bias = rng(index, 8).normal(size=layer.shape[0]) if biased else None
             stage = layer.stage
             changed = Stage(2 * stage.weight, bias, stage.geometry)
-            apply_chain(expected, layer, Chain((changed,)))
+            if consumer.name.endswith("(states)"):
+                set_states(expected, layer, changed.weight, bias)
+            else:
+                apply_chain(expected, layer, Chain((changed,)))
             new[consumer.name] = (2 * stage.weight[:, columns], bias)
         shapes = cut_channels(graph, group, keep, new).shapes
         assert_same(checked(expected), checked(graph), net, 2)

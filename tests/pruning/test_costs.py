@@ -126,7 +126,7 @@ def test_what_is_foreseen_of_a_cut_is_what_it_leaves(
             ledger.change(prunable.sides, 1)
             work = cut(found, {name: np.arange(1, prunable.size)}).work
             now = model_cost(prepared.model, prepared.shapes)
-            whole = ledger.total + other_cost(now, prepared.shapes, prepared.layers, metric)
+            whole = ledger.total + other_cost(now, prepared.shapes, prepared.products, metric)
             left = model_cost(work.model, work.shapes).of(metric)
             # what becomes of vectors along the channels, and of nodes left alone, is not foreseen
             assert left <= whole, (seed, name)
@@ -135,7 +135,7 @@ def test_what_is_foreseen_of_a_cut_is_what_it_leaves(
                 checked += 1
             transposed += any(
                 la.value.depthwise and la.op == "ConvTranspose" and side.outputs
-                for side in prunable.sides for la in [prepared.layers[side.layer]]
+                for side in prunable.sides for la in [prepared.products[side.layer]]
             )  # fmt: skip
     assert transposed or 53 not in seeds
     assert metric != "macs" or checked > least
