@@ -3,6 +3,7 @@
 Before:      layers -> channels (through activations, pools, sums, concatenations ...) -> layers
 After:       the same nodes, narrower; or a Gather in front of a layer that reads fewer channels
              than there are, where others need them (gather=true)
+             of LSTM, GRU and RNN the channels are hidden units, in all gates and both directions
 Conditions:  the channels are not those of a graph input or output, and pass only operators with a
              rule; a layer of one group may read fewer of any channels through a Gather
 Numbers:     under a budget on MACs, convolutions keep whole blocks of channels where these do not

@@ -211,7 +211,9 @@ def _edit(
     for (output, index), numbers in cut.flow.numbers.items():
         if output == first_output(node) and cut.changes(node.inputs[index].name):
             inputs[index] = graph.add_constant(f"{node.inputs[index].name}_before", numbers)
-    loses_channels = any(t.name in cut.kept for t in (*node.inputs, *node.outputs))
+    joined = cut.flow.parts.get(first_output(node), ())
+    touched = [*joined, *(t.name for t in (*node.inputs, *node.outputs))]
+    loses_channels = any(name in cut.kept for name in touched)
     if loses_channels and node.op in EDITS:
         more, attrs = EDITS[node.op](graph, cut, node)
         inputs.update(more)

@@ -165,8 +165,10 @@ def _slice(graph: Graph, cut: Cut, node: Node) -> Edit:
 
 
 def _gather(graph: Graph, cut: Cut, node: Node) -> Edit:
-    x, part = node.inputs[0].name, part_read(graph, node)
-    if part is not None and part.tensor in cut.kept and x not in cut.kept:
+    x = node.inputs[0].name
+    if first_output(node) in cut.flow.parts:  # what is joined is no longer of one width
+        part = part_read(graph, node)
+        assert part is not None
         return {0: part.tensor, 1: graph.add_constant(f"{x}_index", part.indices)}, {}
     axis = int(graph.attribute(node, "axis", 0)) % len(cut.flow.shapes[x])
     mask = cut.kept.get(x, {}).get(axis)

@@ -103,6 +103,7 @@ class Flow:
         summed: labels that a product of two activations sums over, by its output.
         numbers: values of the integers that a node computes with, by its first output and the
             position of the operand: extents that a cut must not change.
+        parts: tensors that a Gather reads one of, and that another node joins, by its output.
     """
 
     graph: Graph
@@ -116,6 +117,7 @@ class Flow:
     heads: Heads = Heads()
     summed: dict[str, IntArray] = field(default_factory=dict)
     numbers: dict[tuple[str, int], npt.NDArray[Any]] = field(default_factory=dict)
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _shapes_of_constants: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def shape(self, tensor: str) -> tuple[int, ...]:

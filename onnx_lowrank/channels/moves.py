@@ -115,6 +115,7 @@ def _gather(flow: Flow, node: Node) -> Outputs:
     x = operand_name(node, 0)
     part, joined_by = part_read(flow.graph, node), flow.graph.producer(x)
     if part is not None and joined_by is not None and read_in_parts(flow.graph, joined_by):
+        flow.parts[operand_name(node, 0, out=True)] = tuple(t.name for t in joined_by.inputs)
         x = part.tensor
     labels, rank = flow.of(x), len(flow.shape(x))
     axis = int(flow.graph.attribute(node, "axis", 0)) % rank

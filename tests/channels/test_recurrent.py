@@ -139,6 +139,17 @@ def test_a_state_of_one_layer_that_is_read_ties_it_to_no_other() -> None:
     assert len(hidden(groups_of(proto)[1])) == 3
 
 
+def test_a_joined_state_that_nobody_reads_may_be_of_another_width() -> None:
+    proto, net = recurrent_net(replace(Kind("RNN"), last=True), 3)
+    graph, groups = groups_of(proto)
+    quiet = silenced(proto, hidden(groups)[0], [2])
+    cut_groups(graph, [(hidden(groups)[0], [0, 1, 3, 4])])
+    small, feed = checked(graph), net.feed()
+    assert not any(n.op_type == "Concat" for n in small.graph.node)
+    for name, value in run(quiet, feed).items():
+        assert relative(value, run(small, feed)[name]) < 1e-5
+
+
 def test_all_states_that_are_read_together_tie_their_units() -> None:
     net = Net(0, (4, 2, 3))
     ends, x, width = [], "x", 3
