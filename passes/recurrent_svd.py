@@ -8,9 +8,11 @@ Conditions:  saves when r < directions gates hidden I / (directions gates hidden
 
 Formula:     all gates of all directions stacked to W (N, I); P = the r leading eigenvectors of
              W Sigma W^T, U = P, V = P^T W: reduced-rank regression of the gates' inputs, optimal
-             at each rank. The half of B that belongs to W corrects the mean. Tucker of the tensor
-             (directions, gates, hidden, I) on its last side is the same, as the node needs a
-             dense W. V is a matrix product that tensor_train may factorize in turn.
+             at each rank. Errors of gates are weighed by how much they move the next state
+             (:mod:`onnx_lowrank.linalg.gate_metric`). The half of B that belongs to W corrects the
+             mean. Tucker of the tensor (directions, gates, hidden, I) on its last side is the
+             same, as the node needs a dense W. V is a matrix product that tensor_train may
+             factorize in turn.
 
 Reference:   Eckart & Young 1936; Izenman 1975; Novikov et al. 2015 for the tensor view; for
              recurrent nets Sak, Senior & Beaufays 2014, Prabhavalkar et al. 2016.
