@@ -72,7 +72,9 @@ def plan_in_rounds(analysis: Analysis, target: Target, effort: Effort = NORMAL) 
     judge = judge_between(analysis)
     if not judge.has_a_say:
         return Chosen(analysis, plans[0])
-    best = best_share(analysis, target, plans, judge, effort.steps, keep=most > 0)
+    best = best_share(analysis, target, plans, judge, effort, keep=most > 0)
+    if best.loss < effort.enough:
+        return Chosen(best.analysis, best.planned, best.built)
     best = _with_heads_whole(target, best, judge, keep=most > 0).noting(*heavy)
     if most and len(best.planned.errors) > 1:
         best = _in_rounds(target, best, most, judge, data)

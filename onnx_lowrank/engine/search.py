@@ -139,7 +139,7 @@ def smallest_within(
         job.source, job.samples.validation, job.tools.runtime, requirement,
         analysis.prepared.batch_size, job.options.judging,
     )  # fmt: skip
-    pruning = _pruning(analysis, target) if effort.builds else "foreseen"
+    pruning = _pruning(analysis, target, effort) if effort.builds else "foreseen"
 
     def make(at: Target) -> tuple[Planned, Built]:
         planned = plan_for(analysis, at, pruning=pruning)
@@ -148,7 +148,7 @@ def smallest_within(
     return search(make, target, judges, job.tools.progress)
 
 
-def _pruning(analysis: Analysis, target: Target) -> PruningShare:
+def _pruning(analysis: Analysis, target: Target, effort: Effort) -> PruningShare:
     """The share of pruning, by what the judge finds best where the search begins."""
     job = analysis.job
     if job.samples.calibration is None or job.passes.cutting is None:
@@ -164,7 +164,9 @@ def _pruning(analysis: Analysis, target: Target) -> PruningShare:
     judge = judge_between(analysis)
     if not judge.has_a_say:
         return "foreseen"
-    return _at_any_budget(best_share(analysis, target.at(FIRST), plans, judge).share)
+    return _at_any_budget(
+        best_share(analysis, target.at(FIRST), plans, judge, replace(effort, steps=0)).share
+    )
 
 
 def _at_any_budget(share: float) -> PruningShare:

@@ -18,12 +18,13 @@ from dataclasses import dataclass, replace
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.build import Built, build
 from onnx_lowrank.engine.choose import Planned
+from onnx_lowrank.engine.effort import Effort
 from onnx_lowrank.engine.plan_once import foreseen_loss
 from onnx_lowrank.engine.propose import PruningShare
 from onnx_lowrank.engine.timed_plan import plan_for
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.judge.judge import Judge
-from onnx_lowrank.planning.notes import Note, SharesTried
+from onnx_lowrank.planning.notes import NearEnough, Note, SharesTried
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.pruning.shared_budget import SHARES
 
@@ -64,7 +65,7 @@ def alternatives(analysis: Analysis, target: Target) -> list[Planned]:
         target: what is asked for.
 
     Returns:
-        At least one plan, at rising shares.
+        At least one plan; the one of least foreseen loss first.
 
     Raises:
         BudgetError: the target is out of reach.
@@ -87,7 +88,8 @@ def alternatives(analysis: Analysis, target: Target) -> list[Planned]:
         assert refused is not None
         raise refused
     losses = [foreseen_loss(analysis, planned) for planned in found]
-    return [p for p, loss in zip(found, losses, strict=True) if loss <= CERTAIN * min(losses)]
+    ranked = sorted(zip(losses, range(len(found)), strict=True))
+    return [found[number] for loss, number in ranked if loss <= CERTAIN * min(losses)]
 
 
 def best_share(
@@ -95,21 +97,25 @@ def best_share(
     target: Target,
     plans: Sequence[Planned],
     judge: Judge,
-    steps: int = 0,
+    effort: Effort,
     keep: bool = False,
 ) -> Tried:
     """Build plans, move the share to where the judge finds less loss, and keep the best.
+
+    Where the first loses little enough, the others are not built.
 
     Args:
         analysis: of the original model.
         target: what is asked for.
         plans: of :func:`alternatives`.
         judge: between them.
-        steps: times that the share is moved, at the most.
+        effort: how often the share is moved at the most, and what loss is small enough.
         keep: keep what is needed to weigh the layers of the plan.
     """
     score = score_of(analysis, judge, keep)
     best = score(plans[0])
+    if best.loss < effort.enough:
+        return best.noting(NearEnough(best.loss, judge.samples)) if plans[1:] else best
     losses = {best.share: best.loss}
 
     def consider(planned: Planned) -> bool:
@@ -123,7 +129,7 @@ def best_share(
     for planned in plans[1:]:
         consider(planned)
     known = list(plans)
-    for _ in range(steps if len(plans) > 1 else 0):
+    for _ in range(effort.steps if len(plans) > 1 else 0):
         moved = False
         for share in _beside(best.share, losses):
             try:

@@ -18,6 +18,7 @@ __all__ = [
     "LatencyOfPlan",
     "LatencyOfPruning",
     "LeftOut",
+    "NearEnough",
     "Note",
     "OtherData",
     "Remark",
@@ -165,6 +166,19 @@ class SharesTried:
 
 
 @dataclass(frozen=True)
+class NearEnough:
+    """The judge's loss of the first plan, too small to look for a better one.
+
+    Attributes:
+        loss: on held-out samples.
+        samples: that it stands on.
+    """
+
+    loss: float
+    samples: int
+
+
+@dataclass(frozen=True)
 class LeftOut:
     """What was not done to find the plan, for want of effort or of memory.
 
@@ -267,4 +281,5 @@ Note = (
     | TimeBesideProducts
     | SharesTried
     | LeftOut
+    | NearEnough
 )

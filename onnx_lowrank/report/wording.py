@@ -126,6 +126,11 @@ def worded(note: n.Note) -> str:
                 f"share of the saving that pruning makes: loss {tried}, on {note.samples} held-out "
                 f"samples; {note.share:.0%} is taken"
             )
+        case n.NearEnough():
+            return (
+                f"the first plan loses {note.loss:.2%} on {note.samples} held-out samples; no "
+                "other was built (--effort thorough looks for a better one)"
+            )
         case n.LeftOut():
             if note.parameters is None:
                 return (

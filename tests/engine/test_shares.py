@@ -10,9 +10,10 @@ import pytest
 from onnx_lowrank.engine import shares
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.choose import Planned
+from onnx_lowrank.engine.effort import EFFORTS
 from onnx_lowrank.engine.plan_once import plan_once
 from onnx_lowrank.engine.shares import alternatives, best_share, judge_between
-from onnx_lowrank.planning.notes import SharesTried
+from onnx_lowrank.planning.notes import NearEnough, SharesTried
 from onnx_lowrank.planning.plan import GroupDecision
 from onnx_lowrank.planning.targets import Target
 from tests import fixtures_models as fm
@@ -21,6 +22,7 @@ from tests.scripted_timer import ScriptedTimer, by_workload
 
 PASSES = "spatial_svd,channel_svd,prune_channels"
 TARGET = Target.parse("macs=0.5")
+THOROUGH = EFFORTS["thorough"]
 
 
 @pytest.fixture
@@ -38,9 +40,8 @@ def test_none_all_and_the_best_foreseen_between_them(
 ) -> None:
     monkeypatch.setattr(shares, "CERTAIN", 1e9)
     found = [share_of(p) for p in alternatives(analysis, TARGET)]
-    assert found == sorted(set(found))
-    assert (found[0], found[-1]) == (0.0, 1.0)
-    assert len(found) in (2, 3)
+    assert {0.0, 1.0} <= set(found)
+    assert len(found) == len(set(found)) <= 3
 
 
 def test_what_is_hopeless_is_not_built(analysis: Analysis, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +89,7 @@ def test_the_share_is_moved_to_where_the_judge_finds_less_loss(
     monkeypatch.setattr(shares, "score_of", score_of)
     plans = [plan_for(analysis, TARGET, share) for share in (0.0, 0.6, 1.0)]
     judge = judge_between(analysis)
-    tried = best_share(analysis, TARGET, plans, judge, steps=6)
+    tried = best_share(analysis, TARGET, plans, judge, THOROUGH)
     assert asked == built
     assert tried.share == min(built, key=lambda s: abs(s - best))
     (note,) = tried.planned.notes
@@ -96,8 +97,13 @@ def test_the_share_is_moved_to_where_the_judge_finds_less_loss(
     assert note.share == tried.share
     assert [share for share, _ in note.losses] == sorted(built)
     asked.clear()
-    best_share(analysis, TARGET, plans, judge)
+    best_share(analysis, TARGET, plans, judge, replace(THOROUGH, steps=0))
     assert asked == built[:3]
+    asked.clear()
+    lenient = replace(THOROUGH, enough=1.1)
+    tried = best_share(analysis, TARGET, plans, judge, lenient)
+    assert asked == built[:1]
+    assert tried.planned.notes == (NearEnough(tried.loss, judge.samples),)
 
 
 def decision(share: float) -> GroupDecision:
