@@ -495,7 +495,7 @@ def test_layers_behind_shapes_that_the_data_decide() -> None:
     ]  # fmt: skip
     weights = {"w3": falling(16, 16), "b3": np.ones(16, np.float32), "cut": np.float32(1.5)}
     model = net(tail, [info("y", dims=None)], weights)
-    result = compressed(model, effort="normal", force=True)
+    result = compressed(model, passes="svd", effort="normal", force=True)
     assert {d.layer for d in result.plan.decisions if d.method} >= {"fc1"}
     assert set(by_name(result)) == {"h", "s"}
     assert 0 < by_name(result)["h"].relative_error < 0.5
