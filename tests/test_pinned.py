@@ -114,6 +114,9 @@ CASES: dict[str, tuple[Callable[[], tuple[Any, dict[str, Any]]], dict[str, Any]]
 #: cases of every run, which take a few seconds
 QUICK = ("mlp-rule-error", "residual-pruned-alone", "residual-joint-last", "lstm")
 
+#: cases of a minute
+SLOW = ("residual-other-methods",)
+
 
 def kernels() -> str:
     """What the bits of the linear algebra and of the runtime depend on."""
@@ -157,9 +160,13 @@ def recorded() -> dict[str, Any]:
     return told
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.full) for n in CASES]
-)
+def _marked(name: str) -> Any:
+    if name in QUICK:
+        return name
+    return pytest.param(name, marks=pytest.mark.slow if name in SLOW else pytest.mark.full)
+
+
+@pytest.mark.parametrize("name", [_marked(name) for name in CASES])
 def test_plan_and_model_are_the_recorded_ones(name: str, recorded: dict[str, Any]) -> None:
     now, then = made(name), recorded["cases"][name]
     if recorded["kernels"] == kernels():
