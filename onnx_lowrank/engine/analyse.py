@@ -153,14 +153,14 @@ class Analysis:
         def weigh(
             halved: Callable[[str], Model], losses: Mapping[str, float]
         ) -> Mapping[str, float]:
-            assert data is not None
-            judge = self.judge_on(samples_to_weigh(data, len(losses)))
-            if not judge.has_a_say:
-                return {}
-            return self.memo.weights.get(
-                tuple(losses),
-                lambda: measured_weights(judge, halved, losses, job.tools.progress),
-            )
+            def make() -> Mapping[str, float]:
+                assert data is not None
+                judge = self.judge_on(samples_to_weigh(data, len(losses)))
+                if not judge.has_a_say:
+                    return {}
+                return measured_weights(judge, halved, losses, job.tools.progress)
+
+            return self.memo.weights.get(tuple(losses), make)
 
         return Cutting(passes.cutting, channels, heads, measure, weigh)
 

@@ -1,7 +1,7 @@
 """How much of the saving pruning makes: plans at several shares are built, and the judge chooses.
 
     alternatives(analysis, target) -> plans at the shares to begin with
-    best_share(analysis, target, plans, judge, steps) -> the best plan, built
+    best_share(analysis, target, plans, judge, effort) -> the best plan, built
 
 Predictions compare pruning with factorization badly: on some models pruning alone gives up half of
 what both together do, on others it ruins the outputs, and what is foreseen is nearly the

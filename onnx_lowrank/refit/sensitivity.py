@@ -78,7 +78,7 @@ class Repaired:
 
 
 def samples_to_weigh(data: Dataset, layers: int) -> Dataset:
-    """As many of the samples as may be run for each of so many layers."""
+    """Choose as many samples as may be run once for each of a number of layers."""
     count = PASSES * len(data) // max(layers, 1)
     return data.subset(range(min(max(count, FEWEST), SAMPLES, len(data))))
 
