@@ -24,7 +24,6 @@ from onnx_lowrank.layers import (
     state_products,
     states_name,
 )
-from onnx_lowrank.linalg.output_metric import OutputMetric
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.machine import machine
@@ -112,7 +111,7 @@ def prepare(
     progress: Progress,
     every_shape: bool = False,
     cache: Path | None = None,
-    outputs: Mapping[str, OutputMetric] | None = None,
+    known: Callable[[Sequence[PlacedLayer]], MomentStore] | None = None,
 ) -> Prepared:
     """Read the layers of a canonical model and stream the data through them.
 
@@ -125,8 +124,8 @@ def prepare(
         progress: is told of every sample.
         every_shape: whether shapes of all tensors are needed, or those that costs are counted from.
         cache: folder of what interrupted runs have done.
-        outputs: metrics of the outputs of layers, by name, where they are those of another model;
-            None to measure them.
+        known: gives the moments of layers, where they follow from those of another model; None to
+            measure them.
 
     Raises:
         ModelError: ONNX Runtime has laid the model out for itself.
@@ -146,16 +145,18 @@ def prepare(
             layers.append(layer)
         else:
             left_out.append(layer.left_alone(reason))
-    heads = find_heads(graph, layers, shapes) if outputs is None else NO_HEADS
     names = {states_name(layer.name) for layer in layers}
     states = tuple(p for p in recurrent if p.name in names and p.input in shapes)
     read, unfinished = [*layers, *states], None
-    if cache is not None and data.calibration is not None:
-        unfinished = MomentCache(cache, _origin(model, read, data, runtime, seed))
-    moments = moments_of(
-        graph, read, data.calibration, runtime, shapes, seed, progress, unfinished, heads
-    )
-    moments.outputs |= outputs or {}
+    if known is not None:
+        moments = known(read)
+    else:
+        if cache is not None and data.calibration is not None:
+            unfinished = MomentCache(cache, _origin(model, read, data, runtime, seed))
+        moments = moments_of(
+            graph, read, data.calibration, runtime, shapes, seed, progress, unfinished,
+            find_heads(graph, layers, shapes),
+        )  # fmt: skip
     return Prepared(
         model, graph, tuple(layers), tuple(left_out), shapes, moments, unfinished, states
     )

@@ -6,9 +6,11 @@ cut(analysis, kept) -> Cut          the same without the channels that go
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
+from onnx_lowrank.analysis.collect import MomentStore
 from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
 from onnx_lowrank.analysis.moment_cache import MomentCache
 from onnx_lowrank.analysis.preparation import (
@@ -21,8 +23,8 @@ from onnx_lowrank.engine.job import Job
 from onnx_lowrank.engine.memo import Recent
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.judge.judge import Judge
+from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.layers.finder import find_layers
-from onnx_lowrank.linalg.output_metric import OutputMetric
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.passkit.runner import canonicalise
 from onnx_lowrank.planning.chain_cutter import ChainCutter
@@ -34,9 +36,9 @@ from onnx_lowrank.pruning.cutting import Cutting
 from onnx_lowrank.pruning.head_moments import ScoreMoments, score_moments
 from onnx_lowrank.pruning.prunable import Found
 from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
+from onnx_lowrank.pruning.remaining import remaining_moments
 from onnx_lowrank.pruning.shared_budget import Shared
 from onnx_lowrank.pruning.weighing import measured_weights
-from onnx_lowrank.refit.sensitivity import samples_to_weigh
 from onnx_lowrank.runtime.machine import cache_folder
 from onnx_lowrank.runtime.runtime import Feed
 from onnx_lowrank.samples.dataset import Dataset
@@ -58,7 +60,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Cut:
-    """A model without some of its channels, measured anew.
+    """A model without some of its channels.
 
     Attributes:
         work: the model; the canonical one itself where no channel goes.
@@ -71,6 +73,9 @@ class Cut:
     remains: Remains
     reference: Prepared
 
+
+#: samples that groups of channels are weighed on: half of a group gone is plain to see
+_TO_WEIGH = 40
 
 #: channels that stay, and a decision for every group where pruning was considered
 Channels = tuple[Shared, tuple[GroupDecision, ...]]
@@ -155,7 +160,8 @@ class Analysis:
         ) -> Mapping[str, float]:
             def make() -> Mapping[str, float]:
                 assert data is not None
-                judge = self.judge_on(samples_to_weigh(data, len(losses)))
+                some = data.subset(range(min(_TO_WEIGH, len(data))))
+                judge = self.judge_on(some)
                 if not judge.has_a_say:
                     return {}
                 return measured_weights(judge, halved, losses, job.tools.progress)
@@ -220,7 +226,10 @@ def leaving(analysis: Analysis, layers: Collection[str], reason: str) -> Analysi
 
 
 def cut(analysis: Analysis, kept: KeptChannels) -> Cut:
-    """The model without the channels that go, measured anew.
+    """The model without the channels that go.
+
+    Its moments are those of the original without these channels: what is left changes little by
+    the cut, and the refit measures anew what it solves with.
 
     Args:
         analysis: of the whole model.
@@ -233,8 +242,8 @@ def cut(analysis: Analysis, kept: KeptChannels) -> Cut:
         with analysis.job.tools.stopwatch("cut"):
             graph, pruner = Graph(analysis.prepared.model), analysis.pruner("macs")
             remains = pruner.apply(graph, kept)
-            outputs = analysis.prepared.moments.outputs
-            work = _measured(analysis.job, graph.to_model(), analysis.memo, outputs)
+            known = partial(remaining_moments, analysis.prepared.moments, pruner.moments(kept))
+            work = _measured(analysis.job, graph.to_model(), analysis.memo, known)
             reference = replace(analysis.prepared, layers=pruner.turned(kept))
             return Cut(work, remains, reference)
 
@@ -282,8 +291,12 @@ def _check_globs(job: Job, canonical: Model) -> None:
 
 
 def _measured(
-    job: Job, model: Model, memo: Memo, outputs: Mapping[str, OutputMetric] | None = None
+    job: Job,
+    model: Model,
+    memo: Memo,
+    known: Callable[[Sequence[PlacedLayer]], MomentStore] | None = None,
 ) -> Prepared:
+    """A model, with the moments that are known of it, or measured ones."""
     options = job.options
 
     def refuse(name: str) -> str | None:
@@ -292,7 +305,7 @@ def _measured(
     found = prepare(
         model, job.samples, job.tools.runtime, refuse, job.seed, job.tools.progress,
         every_shape=job.passes.cutting is not None,
-        cache=cache_folder(job.tools.timing.cache, "moments"), outputs=outputs,
+        cache=cache_folder(job.tools.timing.cache, "moments"), known=known,
     )  # fmt: skip
     if found.unfinished is not None:
         memo.unfinished.append(found.unfinished)

@@ -6,7 +6,7 @@ build(analysis, plan) -> Built
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from onnx_lowrank.analysis.preparation import MEMORY
@@ -26,7 +26,10 @@ from onnx_lowrank.refit.refit import Refit, refit
 from onnx_lowrank.refit.sensitivity import Repaired, recorded
 from onnx_lowrank.refit.tasks import refit_tasks
 
-__all__ = ["Built", "build"]
+__all__ = ["Built", "build", "draft"]
+
+#: a draft is solved on one of so many samples, but on this number at the least
+_DRAFTED, _LEAST_DRAFTED = 2, 100
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,19 @@ def build(analysis: Analysis, plan: Plan, *, keep_repaired: bool = False) -> Bui
         chains={name: w.chain for name, w in written.items()},
         repaired=repaired,
     )
+
+
+def draft(analysis: Analysis, plan: Plan) -> Built:
+    """The model that a plan describes, solved on fewer samples and not behind ReLUs.
+
+    It costs a third of the model itself, and drafts of two plans compare as the models do.
+    """
+    job, data = analysis.job, analysis.job.samples.calibration
+    if data is not None and len(data) >= _DRAFTED * _LEAST_DRAFTED:
+        some = data.subset(range(0, len(data), _DRAFTED))
+        job = replace(job, samples=replace(job.samples, calibration=some))
+    repair = "chain" if plan.repair == "relu" else plan.repair
+    return build(replace(analysis, job=job), replace(plan, repair=repair))
 
 
 def _rewritten(

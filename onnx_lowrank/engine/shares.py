@@ -6,8 +6,8 @@
 Predictions compare pruning with factorization badly: on some models pruning alone gives up half of
 what both together do, on others it ruins the outputs, and what is foreseen is nearly the
 same. Held-out samples can tell. So the plan without pruning, the one that pruning alone makes, and
-the one of least foreseen loss between them are built and refitted; then the share is moved towards
-the second best as long as the judge finds less loss there.
+the one of least foreseen loss between them are built, as drafts that are solved with less work;
+then the share is moved towards the second best as long as the judge finds less loss there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from onnx_lowrank.engine.analyse import Analysis
-from onnx_lowrank.engine.build import Built, build
+from onnx_lowrank.engine.build import Built, build, draft
 from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.effort import Effort
 from onnx_lowrank.engine.plan_once import foreseen_loss
@@ -100,9 +100,9 @@ def best_share(
     effort: Effort,
     keep: bool = False,
 ) -> Tried:
-    """Build plans, move the share to where the judge finds less loss, and keep the best.
+    """Draft plans, move the share to where the judge finds less loss, and build the best.
 
-    Where the first loses little enough, the others are not built.
+    Where the first loses little enough, the others are not drafted.
 
     Args:
         analysis: of the original model.
@@ -112,10 +112,14 @@ def best_share(
         effort: how often the share is moved at the most, and what loss is small enough.
         keep: keep what is needed to weigh the layers of the plan.
     """
-    score = score_of(analysis, judge, keep)
+    whole = score_of(analysis, judge, keep)
+    if len(plans) == 1:
+        return whole(plans[0])
+    score = score_of(analysis, judge, drafts=True)
     best = score(plans[0])
     if best.loss < effort.enough:
-        return best.noting(NearEnough(best.loss, judge.samples)) if plans[1:] else best
+        best = whole(best.planned)
+        return best.noting(NearEnough(best.loss, judge.samples))
     losses = {best.share: best.loss}
 
     def consider(planned: Planned) -> bool:
@@ -129,7 +133,7 @@ def best_share(
     for planned in plans[1:]:
         consider(planned)
     known = list(plans)
-    for _ in range(effort.steps if len(plans) > 1 else 0):
+    for _ in range(effort.steps):
         moved = False
         for share in _beside(best.share, losses):
             try:
@@ -143,23 +147,27 @@ def best_share(
             break
         if not moved:
             break
-    if len(losses) == 1:
-        return best
     tried = tuple(sorted(losses.items()))
-    return best.noting(SharesTried(best.share, tried, judge.samples))
+    return whole(best.planned).noting(SharesTried(best.share, tried, judge.samples))
 
 
-def score_of(analysis: Analysis, judge: Judge, keep: bool) -> Callable[[Planned], Tried]:
+def score_of(
+    analysis: Analysis, judge: Judge, keep: bool = False, drafts: bool = False
+) -> Callable[[Planned], Tried]:
     """A function that builds a plan and judges it.
 
     Args:
         analysis: what the plans were made from.
         judge: of the models.
         keep: keep what is needed to weigh the layers of a plan.
+        drafts: make drafts, to be compared with each other.
     """
 
     def score(planned: Planned) -> Tried:
-        built = build(analysis, planned.plan, keep_repaired=keep)
+        if drafts:
+            built = draft(analysis, planned.plan)
+        else:
+            built = build(analysis, planned.plan, keep_repaired=keep)
         with analysis.job.tools.stopwatch("judge"):
             return Tried(analysis, planned, built, judge.loss(built.model))
 

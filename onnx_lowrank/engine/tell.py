@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
+import numpy as np
+
 from onnx_lowrank._version import __version__
 from onnx_lowrank.analysis.cost import Cost
 from onnx_lowrank.engine.analyse import Analysis, cost_of_model, feed_of_batch
@@ -26,6 +28,7 @@ from onnx_lowrank.planning.notes import (
     Remark,
     Resumed,
     SizeNotReached,
+    SomeCompared,
     TimeBesideProducts,
 )
 from onnx_lowrank.planning.targets import METRICS, Target
@@ -33,11 +36,16 @@ from onnx_lowrank.report.check import Basis
 from onnx_lowrank.report.report import LayerLoss, Report
 from onnx_lowrank.report.stages import Stage
 from onnx_lowrank.runtime.machine import surroundings
+from onnx_lowrank.samples.dataset import Dataset
 
-__all__ = ["tell", "timed_pairs"]
+__all__ = ["enough_of", "tell", "timed_pairs"]
 
 #: part of the speed-up that MACs promise with which nothing is to be said of the time
 _PROMISED = 0.9
+
+#: MACs of the original that comparing takes, on samples without labels, and the smallest number of
+#: samples whatever they take: some seconds, and 95 % intervals of a few points
+_ENOUGH_MACS, _ENOUGH_SAMPLES = 4e11, 250
 
 
 def tell(
@@ -60,9 +68,10 @@ def tell(
         ValidationError: outputs are missing, of other shapes, or not finite.
     """
     job, plan = analysis.job, built.plan
+    compared = enough_of(job.samples.validation, analysis.before.macs)
     with job.tools.stopwatch("validate"):
         validation = validate_models(
-            job.source, built.model, job.samples.validation, job.tools.runtime,
+            job.source, built.model, compared, job.tools.runtime,
             size=analysis.prepared.batch_size, progress=job.tools.progress,
             labels_are_classes=job.options.labels_are_classes, judging=job.options.judging,
         )  # fmt: skip
@@ -71,6 +80,8 @@ def tell(
     said: list[Note] = [Remark(text) for text in job.samples.notes]
     if analysis.resumed:
         said.append(Resumed())
+    if len(compared) < len(job.samples.validation):
+        said.append(SomeCompared(len(compared), len(job.samples.validation)))
     said += [Remark(text) for text in validation.notes]
     said += notes
     said += [Remark(text) for text in (*analysis.before.remarks, *analysis.prepared.notes)]
@@ -104,6 +115,19 @@ def tell(
             surroundings=surroundings(job.tools.runtime),
         ),
     )
+
+
+def enough_of(data: Dataset, macs: int) -> Dataset:
+    """Samples to compare on: all, or where they take long and have no labels, some spread evenly.
+
+    Args:
+        data: samples that did not calibrate.
+        macs: of the original, at one sample.
+    """
+    most = max(int(_ENOUGH_MACS / max(macs, 1)), _ENOUGH_SAMPLES)
+    if data.sample_labels is not None or len(data) <= most:
+        return data
+    return data.subset(np.linspace(0, len(data) - 1, most).astype(int).tolist())
 
 
 def _layer_times(analysis: Analysis, built: Built) -> dict[str, tuple[float | None, float | None]]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ import numpy.typing as npt
 from scipy import linalg
 
 from onnx_lowrank.lazily import lazy
-from onnx_lowrank.linalg.conjugate_gradients import conjugate_gradients
+from onnx_lowrank.linalg.conjugate_gradients import Single, conjugate_gradients, single_of
 from onnx_lowrank.linalg.cp import CpTensor
 
 __all__ = ["CpProblem", "CpRegression", "outer_rows"]
@@ -154,21 +155,31 @@ class CpProblem:
         operands = [rows[m] for m in others]
         shape = [r.shape[1] for r in rows]
 
-        def expanded(v: Array) -> Array:
-            return outer_rows([v if m == mode else r for m, r in enumerate(rows)])
-
         def contracted(gradient: Array) -> Array:
             # einsum is fastest with one operand at a time
+            parts = [o.astype(gradient.dtype, copy=False) for o in operands]
             result: Array = np.einsum(
-                equation, gradient.reshape(-1, *shape), *operands, optimize=len(operands) > 1
+                equation, gradient.reshape(-1, *shape), *parts, optimize=len(operands) > 1
             )
             return result
 
-        def normal(v: Array) -> Array:
-            return contracted(gram @ self._seen(expanded(v)))
+        def normal(v: Array, gram: Array = gram, sigma: Array | None = self._sigma) -> Array:
+            parts = [v if m == mode else r.astype(v.dtype) for m, r in enumerate(rows)]
+            terms = outer_rows(parts)
+            return contracted(gram @ (terms if sigma is None else terms @ sigma))
 
         target = contracted(last.T @ self._weighted)
-        return conjugate_gradients(normal, target, rows[mode], steps)
+        single = None
+        if self._sigma is not None:
+            (small, one), (whole, other) = single_of(gram), self._single
+            single = Single(partial(normal, gram=small, sigma=whole), one * other)
+        return conjugate_gradients(normal, target, rows[mode], steps, single)
+
+    @lazy
+    def _single(self) -> tuple[Array, float]:
+        """``Sigma`` in float32, and what it is divided by."""
+        assert self._sigma is not None
+        return single_of(self._sigma)
 
     def _start(self, power: float) -> tuple[CpTensor, Array | None]:
         """The kernel with its channels under ``L``, and ``L^-1`` to bring their rows back.

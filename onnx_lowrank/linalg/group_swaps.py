@@ -15,8 +15,10 @@ the blocks of D, so that trying every exchange of i costs O(d (w + k)) for w col
 and of single columns from ``||C_j'||^2 = ||C_j||^2 + 2 l <C_j, m> + l^2 ||m||^2``, with numbers l
 and one row m, so that C is read once.
 
-The exchange that gains most is made, by sweeping i out and j in, O(d (d + k) w). A pass tries every
-kept group, the one of least cost first; the matrix is computed again for each pass.
+The exchange that gains most is made, by sweeping i out and j in, O(d (d + k) w). A pass tries the
+kept groups, the one of least cost first, and of very many only those of least cost: among 384 to
+1,024 of 1,536 units of a sentence encoder these 256 gain as much as all (errors within 0.15 % of
+each other). The matrix is computed again for each pass.
 
 After elimination this took off the error, in the layers of a trained network of digits, 2 to 9 % of
 784 pixels, 0.6 to 5 % of 300 neurons and 1 to 5 % of 100, the more the fewer are kept; 0 to 1.5 %
@@ -46,6 +48,9 @@ Indices = npt.NDArray[np.intp]
 
 #: an exchange must gain more than its cost by this part of it, so that equal groups stay
 _LEAST = 1e-3
+
+#: largest number of groups that a pass tries to exchange
+_TRIED = 256
 
 
 def swap_groups(
@@ -85,12 +90,12 @@ def swap_groups(
 
 
 def _pass(consumers: Sequence[_Swept], kept: npt.NDArray[np.bool_]) -> bool:
-    """Try to exchange every group kept, in place; return whether any was exchanged."""
+    """Try to exchange the groups kept, in place; return whether any was exchanged."""
     costs = [
         (sum(consumer.cost(int(i)) for consumer in consumers), int(i)) for i in np.flatnonzero(kept)
     ]
     changed = False
-    for _, i in sorted(costs):
+    for _, i in sorted(costs)[:_TRIED]:
         dropped = np.flatnonzero(~kept)
         gains = np.sum([consumer.gains(i, dropped) for consumer in consumers], axis=0)
         best = int(np.argmax(gains))

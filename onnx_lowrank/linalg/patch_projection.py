@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from scipy import linalg
 
 from onnx_lowrank.lazily import lazy
 from onnx_lowrank.linalg.cholesky import cholesky
-from onnx_lowrank.linalg.conjugate_gradients import conjugate_gradients
+from onnx_lowrank.linalg.conjugate_gradients import Single, conjugate_gradients, single_of
 
 __all__ = ["Factors", "PatchProjection"]
 
@@ -144,13 +145,21 @@ class PatchProjection:
         gram = np.tensordot(last, last, (0, 0)).reshape(rank, b * rank * b)
         metric = self._metric.reshape(a, b * a * b)
 
-        def normal(v: Array) -> Array:
+        def normal(v: Array, gram: Array = gram, metric: Array = metric) -> Array:
             read = (v @ metric).reshape(rank, b, a, b).transpose(3, 0, 1, 2)
             product: Array = gram @ read.reshape(b * rank * b, a)
             return product
 
         target = np.tensordot(last, self._weighted.reshape(-1, a, b), ((0, 2), (0, 2)))
-        return conjugate_gradients(normal, target, basis, steps)
+        (small, one), (whole, other) = single_of(gram), self._single
+        single = Single(partial(normal, gram=small, metric=whole), one * other)
+        return conjugate_gradients(normal, target, basis, steps, single)
+
+    @lazy
+    def _single(self) -> tuple[Array, float]:
+        """The metric in float32, and what it is divided by."""
+        assert self._metric is not None
+        return single_of(self._metric.reshape(self._a, -1))
 
     @lazy
     def _features(self) -> tuple[Array, Array, Array]:

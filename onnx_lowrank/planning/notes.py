@@ -27,6 +27,7 @@ __all__ = [
     "SearchResult",
     "SharesTried",
     "SizeNotReached",
+    "SomeCompared",
     "TimeBesideProducts",
 ]
 
@@ -166,6 +167,19 @@ class SharesTried:
 
 
 @dataclass(frozen=True)
+class SomeCompared:
+    """Not all samples were compared, as that takes long.
+
+    Attributes:
+        samples: number of those that were.
+        given: number of those that did not calibrate.
+    """
+
+    samples: int
+    given: int
+
+
+@dataclass(frozen=True)
 class NearEnough:
     """The judge's loss of the first plan, too small to look for a better one.
 
@@ -282,4 +296,5 @@ Note = (
     | SharesTried
     | LeftOut
     | NearEnough
+    | SomeCompared
 )

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from onnx_lowrank.analysis.collect import MomentStore
 from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.analysis.preparation import MEMORY
 from onnx_lowrank.layers import Layer, PlacedLayer
 from onnx_lowrank.linalg.gate_metric import GateMetric
 from onnx_lowrank.pruning.turns import Turn, turned_moments
 
-__all__ = ["RemainingMoments"]
+__all__ = ["RemainingMoments", "remaining_moments"]
 
 Labels = npt.NDArray[np.intp]
 
@@ -43,6 +45,29 @@ class RemainingMoments(Mapping[str, Moments]):
 
     def __len__(self) -> int:
         return len(self._layers)
+
+
+def remaining_moments(
+    whole: MomentStore, left: Mapping[str, Moments], layers: Sequence[PlacedLayer]
+) -> MomentStore:
+    """A store of the moments of a model after a cut.
+
+    Args:
+        whole: of the model before it.
+        left: of the layers after it, made when they are read.
+        layers: layers after the cut.
+    """
+    store = MomentStore(MEMORY)
+    store.totals |= whole.totals
+    store.outputs |= whole.outputs
+    names = {layer.name for layer in layers}
+    store.silent |= whole.silent & names
+    for name in (layer.name for layer in layers if layer.name in left):
+        moments = left[name]
+        store.add(moments, name)
+        if isinstance(moments.outputs, GateMetric):
+            store.gates[name] = moments.outputs
+    return store
 
 
 def _restricted(moments: Moments, layer: Layer, positions: Labels | None) -> Moments:

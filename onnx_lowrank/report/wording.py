@@ -123,8 +123,13 @@ def worded(note: n.Note) -> str:
         case n.SharesTried():
             tried = ", ".join(f"{loss:.2%} at {share:.0%}" for share, loss in note.losses)
             return (
-                f"share of the saving that pruning makes: loss {tried}, on {note.samples} held-out "
-                f"samples; {note.share:.0%} is taken"
+                f"share of the saving that pruning makes: drafts lose {tried}, on {note.samples} "
+                f"held-out samples; {note.share:.0%} is taken"
+            )
+        case n.SomeCompared():
+            return (
+                f"compared on {note.samples} of {note.given} samples that did not calibrate, spread"
+                " evenly: onnx-lowrank validate compares on all"
             )
         case n.NearEnough():
             return (

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from onnx_lowrank.linalg.conjugate_gradients import conjugate_gradients
+from onnx_lowrank.linalg.conjugate_gradients import Single, conjugate_gradients, single_of
 
 
 def test_exact_after_as_many_steps_as_unknowns() -> None:
@@ -39,3 +39,25 @@ def test_it_rests_at_the_solution() -> None:
     start = np.array([1.0, 2.0])
     found = conjugate_gradients(lambda x: 2 * x, 2 * start, start, steps=5)
     np.testing.assert_array_equal(found, start)
+
+
+def test_the_change_in_float32_is_that_in_float64_at_any_scale() -> None:
+    rng = np.random.default_rng(2)
+    root, target, start = rng.normal(size=(30, 20)), rng.normal(size=20), rng.normal(size=20)
+    for scale in (1e-30, 1.0, 1e30):
+        matrix = root.T @ root * scale
+        small, unit = single_of(matrix)
+        single = Single(lambda x, a=small: a @ x, unit)
+        whole, half = (
+            conjugate_gradients(lambda x, a=matrix: a @ x, target * scale, start, 8, way)
+            for way in (None, single)
+        )
+        np.testing.assert_allclose(half, whole, rtol=1e-3, atol=1e-4)
+
+
+def test_single_precision_leaves_what_is_no_number() -> None:
+    start = np.array([1.0, 2.0])
+    nothing = Single(lambda x: x, 0.0)
+    np.testing.assert_array_equal(
+        conjugate_gradients(lambda x: 0 * x, np.ones(2), start, 3, nothing), start
+    )

@@ -1,0 +1,99 @@
+"""Ways that cost less: moments that follow from the original's, drafts, samples that are enough."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnx_lowrank.analysis.preparation import moments_of
+from onnx_lowrank.engine import build as building
+from onnx_lowrank.engine.analyse import Analysis, cut
+from onnx_lowrank.engine.build import build, draft
+from onnx_lowrank.engine.plan_once import plan_once
+from onnx_lowrank.engine.tell import enough_of
+from onnx_lowrank.planning.targets import Target
+from onnx_lowrank.progress import Progress
+from tests import fixtures_models as fm
+from tests.analyses import analysis_of
+from tests.scripted_timer import ScriptedTimer, by_workload
+
+PASSES = "spatial_svd,channel_svd,prune_channels"
+
+
+def analysis(count: int = 60) -> Analysis:
+    timer = ScriptedTimer(by_workload)
+    return analysis_of(fm.residual_net(16), PASSES, {"x": fm.pictures(count)}, timer)
+
+
+def test_the_moments_of_a_cut_are_near_to_those_measured() -> None:
+    found = analysis()
+    kept = plan_once(found, Target.parse("macs=0.6"), pruning=1.0).proposed.kept
+    assert kept
+    work = cut(found, kept).work
+    job = found.job
+    measured = moments_of(
+        work.graph, work.layers, job.samples.calibration, job.tools.runtime, work.shapes,
+        job.seed, Progress(),
+    )  # fmt: skip
+    assert set(work.moments) >= {layer.name for layer in work.layers}
+    for layer in work.layers:
+        ours, theirs = (m[layer.name].covariance for m in (work.moments, measured))
+        assert ours is not None
+        assert theirs is not None
+        assert ours.shape == theirs.shape
+        # the layers before it answer a little otherwise, and no more than that
+        assert np.linalg.norm(ours - theirs) < 0.5 * np.linalg.norm(theirs)
+    assert work.moments.totals == found.prepared.moments.totals
+
+
+def test_what_no_cut_reaches_keeps_its_moments_to_the_bit() -> None:
+    found = analysis()
+    kept = plan_once(found, Target.parse("macs=0.6"), pruning=1.0).proposed.kept
+    work = cut(found, kept).work
+    narrowed = found.pruner("macs").positions(kept)
+    whole = [layer.name for layer in work.layers if layer.name not in narrowed]
+    assert whole
+    for name in whole:
+        ours, theirs = work.moments[name].covariance, found.prepared.moments[name].covariance
+        assert ours is not None
+        assert theirs is not None
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_draft_is_solved_on_fewer_samples_and_not_behind_relus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(building, "_LEAST_DRAFTED", 10)
+    found = analysis()
+    plan = plan_once(found, Target.parse("macs=0.5"), pruning=0.0).plan
+    whole, sketch = build(found, plan), draft(found, plan)
+    assert any(r.behind_relu for r in whole.refits)
+    assert not any(r.behind_relu for r in sketch.refits)
+    assert [r.layer for r in sketch.refits] == [r.layer for r in whole.refits]
+    judge = found.judge_on(found.job.samples.validation)
+    assert judge.loss(sketch.model) < 4 * judge.loss(whole.model) + 1e-3
+
+
+def test_few_samples_are_all_drafted_on() -> None:
+    found = analysis()
+    plan = plan_once(found, Target.parse("macs=0.5"), pruning=0.0).plan
+    plain = draft(found, plan)
+    again = draft(found, plan)
+    assert plain.model.digest == again.model.digest
+
+
+@pytest.mark.parametrize(
+    ("macs", "labelled", "compared"),
+    [(1_000, False, 600), (10**12, False, 250), (10**9, False, 400), (10**12, True, 600)],
+)
+def test_samples_that_take_long_are_compared_in_part(
+    macs: int, labelled: bool, compared: int
+) -> None:
+    pictures = fm.pictures(600)
+    given = {"x": pictures, "labels": np.zeros(600, np.int64)} if labelled else {"x": pictures}
+    data = fm.dataset(fm.residual_net(16), given)
+    assert (data.sample_labels is not None) == labelled
+    some = enough_of(data, macs)
+    assert len(some) == compared
+    for i in (0, -1):
+        np.testing.assert_array_equal(some.feed(range(compared)[i])["x"][0], pictures[i])
