@@ -92,6 +92,7 @@ class Memo:
         scores: moments of queries and keys.
         weights: factors of groups of channels, by their names.
         whole: proposals of the whole model, by metric and rule.
+        layers: proposals of single layers, by name, channels, metric and rule.
         narrowed: proposals of models without some channels, by channels, metric and rule.
         timed: proposals with times as costs, likewise.
         chains: that were cut for layers.
@@ -105,6 +106,7 @@ class Memo:
     scores: Recent[Hashable, Mapping[str, ScoreMoments]] = field(default_factory=lambda: Recent(1))
     weights: Recent[Hashable, Mapping[str, float]] = field(default_factory=lambda: Recent(2))
     whole: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(8))
+    layers: dict[Hashable, Proposals] = field(default_factory=dict)
     narrowed: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(4))
     timed: Recent[Hashable, Timed] = field(default_factory=lambda: Recent(2))
     unfinished: list[MomentCache] = field(default_factory=list)
@@ -220,7 +222,8 @@ def leaving(analysis: Analysis, layers: Collection[str], reason: str) -> Analysi
         left_out=(*before.left_out, *left),
     )
     skipped = {**job.options.skipped, **dict.fromkeys(layers, reason)}
-    memo = Memo(ChainCutter(job.passes.factorizations), unfinished=analysis.memo.unfinished)
+    known = analysis.memo
+    memo = Memo(known.chains, layers=known.layers, unfinished=known.unfinished)
     job = replace(job, options=replace(job.options, skipped=skipped))
     return Analysis(job, analysis.before, prepared, memo)
 

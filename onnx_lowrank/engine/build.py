@@ -11,7 +11,7 @@ from functools import partial
 
 from onnx_lowrank.analysis.preparation import MEMORY
 from onnx_lowrank.chains.chain import Chain
-from onnx_lowrank.engine.analyse import Analysis, Cut, channels_key, cut
+from onnx_lowrank.engine.analyse import Analysis, Cut, cut
 from onnx_lowrank.engine.plan_checks import check_plan, kept_by
 from onnx_lowrank.engine.signing import check, sign
 from onnx_lowrank.errors import PlanError
@@ -112,12 +112,14 @@ def _rewritten(
     if missing := [la.name for la in work.layers if la.name not in decisions]:
         raise PlanError(f"the plan has no decision for layer {missing[0]!r}")
     targets = {t.name: t for t in find_layers(compressed)[0]}
-    channels = channels_key(kept_by(plan))
+    kept = kept_by(plan)
+    pruner = analysis.pruner("macs") if kept else None
     written: dict[str, Written] = {}
     for layer in work.layers:
         decision = decisions[layer.name]
         if decision.decision == "factorize":
             moments = work.moments[layer.name]
+            channels = pruner.channels_of(layer, kept) if pruner else b""
             chain = analysis.memo.chains.cut(channels, layer, decision, moments)
             decisions[layer.name] = after_cut(layer, decision, chain, moments, work.shapes)
             written[layer.name] = apply_chain(compressed, targets[layer.name], chain)

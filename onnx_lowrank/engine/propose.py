@@ -23,7 +23,7 @@ from onnx_lowrank.errors import BudgetError, OptionError
 from onnx_lowrank.planning.candidates import loss_of
 from onnx_lowrank.planning.countable import fixed_nodes
 from onnx_lowrank.planning.plan import GroupDecision
-from onnx_lowrank.planning.proposals import Proposals, make_choices
+from onnx_lowrank.planning.proposals import Proposals, make_choices, together
 from onnx_lowrank.planning.sharing import Tie, proposed_together
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.planning.timed_candidates import Timed, timed_choices
@@ -113,16 +113,30 @@ def whole_proposals(analysis: Analysis, target: Target) -> Proposals:
 
 
 def _proposals(analysis: Analysis, without: Cut, kept: KeptChannels, target: Target) -> Proposals:
-    """Candidates of every layer."""
+    """Candidates of every layer; those of a layer that no cut reaches are found once."""
     job, work = analysis.job, without.work
     metric = _counted_in(target)
 
     def make() -> Proposals:
+        pruner = analysis.pruner(target.metric) if kept else None
+        keys = {
+            layer.name: (
+                layer.name,
+                pruner.channels_of(layer, kept) if pruner else b"",
+                metric,
+                target.rule,
+            )
+            for layer in work.layers
+        }
+        known = analysis.memo.layers
+        new = [layer for layer in work.layers if keys[layer.name] not in known]
         with job.tools.stopwatch("plan"):
-            return make_choices(
-                work.layers, job.passes.factorizations, work.moments, work.shapes, metric,
+            found = make_choices(
+                new, job.passes.factorizations, work.moments, work.shapes, metric,
                 analysis.prepared.moments.totals, job.tools.progress, target.rule,
             )  # fmt: skip
+        known |= {keys[name]: own for name, own in found.by_layer().items()}
+        return together([known[keys[layer.name]] for layer in work.layers])
 
     memo = analysis.memo.narrowed if kept else analysis.memo.whole
     return memo.get((channels_key(kept), metric, target.rule), make)

@@ -35,7 +35,7 @@ class ChainCutter:
         """The chain that a decision puts in the place of a layer.
 
         Args:
-            channels: equal where the same channels of the model stay.
+            channels: equal where the same channels that the layer makes or reads stay.
             layer: of the model without the others.
             decision: what becomes of it.
             moments: of its input.

@@ -23,7 +23,7 @@ from onnx_lowrank.planning.candidates import Candidate, Choice, reweighed, witho
 from onnx_lowrank.planning.plan import Decision
 from onnx_lowrank.progress import Progress
 
-__all__ = ["NODE_BYTES", "Proposals", "cut_candidate", "make_choices"]
+__all__ = ["NODE_BYTES", "Proposals", "cut_candidate", "make_choices", "together"]
 
 #: bytes that one more node takes in the file, without the data of its initializers
 NODE_BYTES = 400
@@ -44,6 +44,15 @@ class Proposals:
     skips: Mapping[str, tuple[str, ...]]
     outlines: Mapping[str, tuple[Chain, ...]]
 
+    def by_layer(self) -> dict[str, Proposals]:
+        """The same, each layer for itself, by name."""
+        return {
+            c.layer: Proposals(
+                (c,), {c.layer: self.skips[c.layer]}, {c.layer: self.outlines[c.layer]}
+            )
+            for c in self.choices
+        }
+
     def weighed(self, factors: Mapping[str, float]) -> Proposals:
         """The same with the weights of layers, by name, multiplied by factors."""
         return replace(self, choices=tuple(reweighed(self.choices, factors)))
@@ -56,6 +65,16 @@ class Proposals:
             {**self.skips, **dict.fromkeys(kept, (reason,))},
             {name: () if name in kept else found for name, found in self.outlines.items()},
         )
+
+
+def together(parts: Iterable[Proposals]) -> Proposals:
+    """Proposals of several layers as one, in the order given."""
+    parts = list(parts)
+    return Proposals(
+        tuple(choice for part in parts for choice in part.choices),
+        {name: found for part in parts for name, found in part.skips.items()},
+        {name: found for part in parts for name, found in part.outlines.items()},
+    )
 
 
 def make_choices(

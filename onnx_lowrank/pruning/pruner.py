@@ -238,6 +238,14 @@ class Pruner:
         sides = (side.layer for side in self.prunables[name].sides)
         return frozenset(layers[side].name for side in sides if side < len(layers))
 
+    def channels_of(self, layer: PlacedLayer, kept: KeptChannels) -> bytes:
+        """A key of the channels that stay in the groups that a layer makes or reads."""
+        return b"".join(
+            name.encode() + b"\0" + left.tobytes()
+            for name, left in kept.items()
+            if layer.name in self.layers_of(name)
+        )
+
     def decisions(self, kept: KeptChannels) -> list[GroupDecision]:
         """List a decision with its reason for each cut and Gather, then for the other groups."""
         made = []

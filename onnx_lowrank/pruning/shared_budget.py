@@ -177,7 +177,9 @@ class Factorizing:
         self._pruner.apply(graph, kept)
         model = graph.to_model()
         graph = Graph(model)
-        keys = {la.name: (la.name, self._channels(la, kept)) for la in self._prepared.layers}
+        keys = {
+            la.name: (la.name, self._pruner.channels_of(la, kept)) for la in self._prepared.layers
+        }
         layers = [layer for layer in find_layers(graph)[0] if layer.name in keys]
         new = [layer for layer in layers if keys[layer.name] not in self._choices]
         shapes = self._measure(model, graph, layers)
@@ -188,14 +190,6 @@ class Factorizing:
         self._choices |= {keys[choice.layer]: choice for choice in found.choices}
         choices = [self._choices[keys[layer.name]] for layer in layers]
         return choices, other_cost(model_cost(model, shapes), shapes, layers, self._metric)
-
-    def _channels(self, layer: PlacedLayer, kept: KeptChannels) -> bytes:
-        """Key of the channels that stay in the groups that a layer makes or reads."""
-        return b"".join(
-            name.encode() + b"\0" + left.tobytes()
-            for name, left in kept.items()
-            if layer.name in self._pruner.layers_of(name)
-        )
 
 
 def _of_methods(choice: Choice, passes: Sequence[Factorization]) -> Choice:

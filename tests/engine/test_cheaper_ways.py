@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 
 from onnx_lowrank.analysis.preparation import moments_of
 from onnx_lowrank.engine import build as building
+from onnx_lowrank.engine import propose as proposing
 from onnx_lowrank.engine.analyse import Analysis, cut
 from onnx_lowrank.engine.build import build, draft
 from onnx_lowrank.engine.plan_once import plan_once
 from onnx_lowrank.engine.tell import enough_of
+from onnx_lowrank.layers import PlacedLayer
+from onnx_lowrank.planning.proposals import Proposals, make_choices
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.progress import Progress
 from tests import fixtures_models as fm
@@ -97,3 +103,35 @@ def test_samples_that_take_long_are_compared_in_part(
     assert len(some) == compared
     for i in (0, -1):
         np.testing.assert_array_equal(some.feed(range(compared)[i])["x"][0], pictures[i])
+
+
+def test_layers_that_a_cut_does_not_reach_are_proposed_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[list[str]] = []
+
+    def counted(layers: Sequence[PlacedLayer], *rest: Any) -> Proposals:
+        asked.append([layer.name for layer in layers])
+        return make_choices(layers, *rest)
+
+    monkeypatch.setattr(proposing, "make_choices", counted)
+    samples = np.random.default_rng(0).standard_normal((40, 1, 16, 16)).astype(np.float32)
+    found = analysis_of(fm.digits("vgg"), PASSES, samples, ScriptedTimer(by_workload))
+    target = Target.parse("macs=0.6")
+    name, order = next(iter(found.pruner("macs").orders.items()))
+    kept = {name: np.sort(order.order[: len(order.order) // 2])}
+    proposing.whole_proposals(found, target)
+    asked.clear()
+    work = cut(found, kept).work
+    ours = proposing._proposals(found, cut(found, kept), kept, target)
+    reached = found.pruner("macs").layers_of(name)
+    names = [layer.name for layer in work.layers]
+    assert asked == [[n for n in names if n in reached]]
+    assert 0 < len(asked[0]) < len(names)
+    theirs = make_choices(
+        work.layers, found.job.passes.factorizations, work.moments, work.shapes, "macs",
+        work.moments.totals, Progress(),
+    )  # fmt: skip
+    assert ours.choices == theirs.choices
+    assert ours.skips == theirs.skips
+    assert list(ours.outlines) == list(theirs.outlines)
