@@ -53,13 +53,16 @@ class Built:
     repaired: Mapping[str, Repaired]
 
 
-def build(analysis: Analysis, plan: Plan, *, keep_repaired: bool = False) -> Built:
+def build(
+    analysis: Analysis, plan: Plan, *, keep_repaired: bool = False, rows: float = 1.0
+) -> Built:
     """The model that a plan describes, checked but not measured.
 
     Args:
         analysis: of the original model.
         plan: what to do.
         keep_repaired: keep the solved weights of all layers too; they take much memory.
+        rows: part of the rows of samples that layers are solved with otherwise.
 
     Raises:
         PlanError: the plan is of another model, or names what is not there.
@@ -77,7 +80,7 @@ def build(analysis: Analysis, plan: Plan, *, keep_repaired: bool = False) -> Bui
     if written or kept:
         into = repaired if keep_repaired else None
         with job.tools.stopwatch("refit"):
-            refits = _solved(analysis, plan, without, compressed, decisions, written, into)
+            refits = _solved(analysis, plan, without, compressed, decisions, written, into, rows)
     model = sign(compressed.to_model(), plan)
     check(job.source, model)
     return Built(
@@ -95,12 +98,13 @@ def draft(analysis: Analysis, plan: Plan) -> Built:
 
     It costs a third of the model itself, and drafts of two plans compare as the models do.
     """
-    job, data = analysis.job, analysis.job.samples.calibration
+    job, data, rows = analysis.job, analysis.job.samples.calibration, 1.0
     if data is not None and len(data) >= _DRAFTED * _LEAST_DRAFTED:
+        rows = 1 / _DRAFTED
         some = data.subset(range(0, len(data), _DRAFTED))
         job = replace(job, samples=replace(job.samples, calibration=some))
     repair = "chain" if plan.repair == "relu" else plan.repair
-    return build(replace(analysis, job=job), replace(plan, repair=repair))
+    return build(replace(analysis, job=job), replace(plan, repair=repair), rows=rows)
 
 
 def _rewritten(
@@ -138,6 +142,7 @@ def _solved(
     decisions: Mapping[str, Decision],
     written: Mapping[str, Written],
     into: dict[str, Repaired] | None,
+    rows: float,
 ) -> list[Refit]:
     """Solve the layers of ``compressed`` again; ``into`` takes what becomes of them."""
     job, work = analysis.job, without.work
@@ -154,4 +159,5 @@ def _solved(
         analysis.prepared.graph, compressed, tasks, data, job.tools.runtime,
         size=work.batch_size, seed=plan.seed,
         memory=MEMORY // 8, progress=job.tools.progress, behind_relu=plan.repair == "relu",
+        rows=rows,
     )  # fmt: skip

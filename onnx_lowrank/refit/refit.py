@@ -77,6 +77,7 @@ def refit(
     memory: int,
     progress: Progress,
     behind_relu: bool = False,
+    rows: float = 1.0,
 ) -> list[Refit]:
     """Solve the chains of ``compressed`` again, in place.
 
@@ -91,6 +92,7 @@ def refit(
         memory: largest size of tensors stored in memory, in bytes; the rest is stored on disk.
         progress: receives one step for each chain.
         behind_relu: whether to fit chains behind the ReLU that follows, where one does.
+        rows: part of the rows that covariances are made of otherwise.
 
     Returns:
         A result for each chain that could be solved, in the order of the tasks.
@@ -115,7 +117,7 @@ def refit(
             ]
             rng = np.random.default_rng(own[0])
             with blas_for(group.width):
-                fit, held = group.sums(batches, len(dataset), rng, drawn)
+                fit, held = group.sums(batches, round(len(dataset) / rows), rng, drawn)
                 done |= _solved(compressed, group, fit, held, drawn)
             advance(len(group.tasks))
     return [done[task.name] for task in tasks if task.name in done]

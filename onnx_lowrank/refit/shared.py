@@ -127,7 +127,7 @@ class Shared:
 
         Args:
             batches: the data.
-            samples: number of all samples.
+            samples: number of samples that would make enough rows together.
             rng: draws the positions that are read.
             drawn: takes rows for tasks that are fitted behind a ReLU.
         """
