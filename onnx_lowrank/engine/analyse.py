@@ -74,8 +74,9 @@ class Cut:
     reference: Prepared
 
 
-#: samples that groups of channels are weighed on: half of a group gone is plain to see
-_TO_WEIGH = 40
+#: largest and smallest number of samples that groups of channels are weighed on, half of a group
+#: gone being plain to see; between them, all groups together take one run through the samples
+_TO_WEIGH = 40, 10
 
 #: channels that stay, and a decision for every group where pruning was considered
 Channels = tuple[Shared, tuple[GroupDecision, ...]]
@@ -162,8 +163,9 @@ class Analysis:
         ) -> Mapping[str, float]:
             def make() -> Mapping[str, float]:
                 assert data is not None
-                some = data.subset(range(min(_TO_WEIGH, len(data))))
-                judge = self.judge_on(some)
+                most, least = _TO_WEIGH
+                count = min(max(len(data) // max(len(losses), 1), least), most, len(data))
+                judge = self.judge_on(data.subset(range(count)))
                 if not judge.has_a_say:
                     return {}
                 return measured_weights(judge, halved, losses, job.tools.progress)
