@@ -39,6 +39,7 @@ from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
 from onnx_lowrank.pruning.remaining import remaining_moments
 from onnx_lowrank.pruning.shared_budget import Shared
 from onnx_lowrank.pruning.weighing import measured_weights
+from onnx_lowrank.refit.sensitivity import samples_to_weigh
 from onnx_lowrank.runtime.machine import cache_folder
 from onnx_lowrank.runtime.runtime import Feed
 from onnx_lowrank.samples.dataset import Dataset
@@ -74,9 +75,9 @@ class Cut:
     reference: Prepared
 
 
-#: largest and smallest number of samples that groups of channels are weighed on, half of a group
-#: gone being plain to see; between them, all groups together take one run through the samples
-_TO_WEIGH = 40, 10
+#: runs through the samples that weighing all groups of channels may cost, and the largest number of
+#: samples for it: half of a group gone is plain to see
+_PASSES, _MOST_TO_WEIGH = 1, 40
 
 #: channels that stay, and a decision for every group where pruning was considered
 Channels = tuple[Shared, tuple[GroupDecision, ...]]
@@ -163,9 +164,8 @@ class Analysis:
         ) -> Mapping[str, float]:
             def make() -> Mapping[str, float]:
                 assert data is not None
-                most, least = _TO_WEIGH
-                count = min(max(len(data) // max(len(losses), 1), least), most, len(data))
-                judge = self.judge_on(data.subset(range(count)))
+                some = samples_to_weigh(data, len(losses), _PASSES, _MOST_TO_WEIGH)
+                judge = self.judge_on(some)
                 if not judge.has_a_say:
                     return {}
                 return measured_weights(judge, halved, losses, job.tools.progress)

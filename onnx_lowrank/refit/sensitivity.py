@@ -77,10 +77,19 @@ class Repaired:
     chain: Chain
 
 
-def samples_to_weigh(data: Dataset, layers: int) -> Dataset:
-    """Choose as many samples as may be run once for each of a number of layers."""
-    count = PASSES * len(data) // max(layers, 1)
-    return data.subset(range(min(max(count, FEWEST), SAMPLES, len(data))))
+def samples_to_weigh(
+    data: Dataset, parts: int, passes: int = PASSES, most: int = SAMPLES
+) -> Dataset:
+    """Choose as many samples as may be run once for each of a number of parts of a model.
+
+    Args:
+        data: samples to choose from.
+        parts: number of parts, as layers.
+        passes: number of runs through all samples that this may cost, approximately.
+        most: largest number of samples.
+    """
+    count = passes * len(data) // max(parts, 1)
+    return data.subset(range(min(max(count, FEWEST), most, len(data))))
 
 
 def measured_factors(
