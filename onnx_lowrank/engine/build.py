@@ -96,7 +96,7 @@ def build(
 def draft(analysis: Analysis, plan: Plan) -> Built:
     """The model that a plan describes, solved on fewer samples and not behind ReLUs.
 
-    It costs a third of the model itself, and drafts of two plans compare as the models do.
+    It costs less than the model itself; its loss is to be compared with that of other drafts alone.
     """
     job, data, rows = analysis.job, analysis.job.samples.calibration, 1.0
     if data is not None and len(data) >= _DRAFTED * _LEAST_DRAFTED:
