@@ -34,7 +34,7 @@ from onnx_lowrank.chains.geometry import ConvGeometry, Geometry
 from onnx_lowrank.chains.special_stages import Branches, Select
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.cholesky import cholesky
-from onnx_lowrank.linalg.lowrank_sparse_relu import refit_relu
+from onnx_lowrank.linalg.lowrank_sparse_relu import ReluSample, refit_relu
 from onnx_lowrank.linalg.lowrank_sparse_sizes import LowRankSparseParts, LowRankSparseSizes
 from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip
 from onnx_lowrank.passkit.rank_grid import aligned_ranks
@@ -146,7 +146,8 @@ class _Form:
         own = np.zeros(len(weight)) if bias is None else bias.reshape(len(self._groups), -1)[group]
         target = np.maximum(rows @ weight.T + own, 0.0)
         width = math.prod(self._geometry.kernel)
-        found = refit_relu(rows, target, weight, own, part.support, rank, width=width, sigma=sigma)
+        sample = ReluSample(rows, target, weight, own)
+        found = refit_relu(sample, part.support, rank, width=width, sigma=sigma)
         return found.parts, found.bias
 
     def _chain(

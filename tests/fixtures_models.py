@@ -13,10 +13,12 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from onnx_lowrank.analysis.streaming import Streaming
 from onnx_lowrank.cli import main as cli
 from onnx_lowrank.engine.api import Result, compress
 from onnx_lowrank.latency.timer import RuntimeTimer
 from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.runtime import Feed, Runtime
 from onnx_lowrank.samples.dataset import Dataset, input_specs, load_dataset
 from tests.scripted_timer import pair, taking
@@ -27,6 +29,11 @@ ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "models" / "digits.npz"
 SHARED = ROOT.parent / "shared"
 ONE_THREAD = Runtime(threads=1)
+
+
+def streaming(memory: int = 10**9) -> Streaming:
+    """One thread, no progress, seed 0."""
+    return Streaming(ONE_THREAD, 0, Progress(), memory)
 
 
 def digits(net: str) -> Path:

@@ -18,6 +18,7 @@ from onnx_lowrank.analysis.class_shares import ClassShares
 from onnx_lowrank.analysis.gates import GateSquares, reads_gates
 from onnx_lowrank.analysis.moment_cache import MomentCache
 from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.analysis.streaming import Streaming
 from onnx_lowrank.chains.geometry import Geometry
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Head, PlacedLayer, destination, states_name
@@ -25,8 +26,6 @@ from onnx_lowrank.linalg.blas_threads import blas_for
 from onnx_lowrank.linalg.gate_metric import GateMetric
 from onnx_lowrank.linalg.output_metric import OutputMetric, ResponseMetric
 from onnx_lowrank.modelfile.array_store import ArrayStore, Slot
-from onnx_lowrank.progress import Progress
-from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset
 
 __all__ = ["MomentStore", "batch_size", "collect_moments", "drawn_positions"]
@@ -93,12 +92,9 @@ def collect_moments(
     graph: Graph,
     layers: Sequence[PlacedLayer],
     dataset: Dataset,
-    runtime: Runtime,
     shapes: Mapping[str, tuple[int, ...]],
+    streaming: Streaming,
     *,
-    seed: int,
-    memory: int,
-    progress: Progress,
     cache: MomentCache | None = None,
     heads: Mapping[str, Head] = NO_HEADS,
 ) -> MomentStore:
@@ -107,16 +103,13 @@ def collect_moments(
     Args:
         graph: the model.
         layers: whose inputs to read.
-        dataset: calibration samples.
-        runtime: how to run the model.
+        dataset: calibration samples; peak memory does not grow with their number.
         shapes: of tensors at one sample.
-        seed: of the positions that are drawn where a sample has many.
-        memory: bytes for accumulators and captured activations at a time; where they need
-            more, the data is read several times. Peak memory does not grow with the samples.
-        progress: is told of every sample.
+        streaming: how to run the model over them.
         cache: what an interrupted run has done of it, and this one does.
         heads: class scores that layers make, by layer name, for the metrics of their outputs.
     """
+    memory, runtime, seed = streaming.memory, streaming.runtime, streaming.seed
     store = MomentStore(memory)
     names = {layer.name: layer for layer in layers}
     gates = {
@@ -125,7 +118,7 @@ def collect_moments(
         if (states := names.get(states_name(layer.name))) and reads_gates(graph, states)
     }
     groups = list(_grouped(_inputs(graph, layers), memory // 2))
-    with progress.task("calibrate", len(groups) * len(dataset)) as advance:
+    with streaming.progress.task("calibrate", len(groups) * len(dataset)) as advance:
         for number, group in enumerate(groups):
             begin = partial(_Reader, graph, group, [seed, number], len(dataset), heads, gates)
             reader, done = _resumed(begin, cache.read(number) if cache is not None else None)

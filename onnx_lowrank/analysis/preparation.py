@@ -13,6 +13,7 @@ from onnx_lowrank.analysis.collect import NO_HEADS, MomentStore, batch_size, col
 from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
 from onnx_lowrank.analysis.moment_cache import MomentCache
 from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.analysis.streaming import MEMORY, Streaming
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import (
     Head,
@@ -25,23 +26,18 @@ from onnx_lowrank.layers import (
     states_name,
 )
 from onnx_lowrank.modelfile.model import Model
-from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.machine import machine
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset
 from onnx_lowrank.samples.split import Samples
 
 __all__ = [
-    "MEMORY",
     "Prepared",
     "measured_shapes",
     "moments_of",
     "prepare",
     "silent_notes",
 ]
-
-#: bytes for moments and stored tensors at a time
-MEMORY = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -105,10 +101,9 @@ def silent_notes(moments: MomentStore, layers: int) -> list[str]:
 def prepare(
     model: Model,
     data: Samples,
-    runtime: Runtime,
+    streaming: Streaming,
     refuse: Callable[[str], str | None],
-    seed: int,
-    progress: Progress,
+    *,
     every_shape: bool = False,
     cache: Path | None = None,
     known: Callable[[Sequence[PlacedLayer]], MomentStore] | None = None,
@@ -118,10 +113,8 @@ def prepare(
     Args:
         model: canonical.
         data: samples.
-        runtime: how to run it.
+        streaming: how to run it over them.
         refuse: why a layer of this name is left out; None if it is not.
-        seed: of the drawn positions.
-        progress: is told of every sample.
         every_shape: whether shapes of all tensors are needed, or those that costs are counted from.
         cache: folder of what interrupted runs have done.
         known: gives the moments of layers, where they follow from those of another model; None to
@@ -135,7 +128,7 @@ def prepare(
     refuse_optimised(others)
     recurrent = state_products(graph, found)
     both = [*found, *recurrent]
-    shapes = measured_shapes(model, graph, both, data.validation, runtime, every_shape)
+    shapes = measured_shapes(model, graph, both, data.validation, streaming.runtime, every_shape)
     layers, left_out = [], list(others)
     for layer in found:
         reason = refuse(layer.name)
@@ -152,10 +145,10 @@ def prepare(
         moments = known(read)
     else:
         if cache is not None and data.calibration is not None:
-            unfinished = MomentCache(cache, _origin(model, read, data, runtime, seed))
+            unfinished = MomentCache(cache, _origin(model, read, data, streaming))
         moments = moments_of(
-            graph, read, data.calibration, runtime, shapes, seed, progress, unfinished,
-            find_heads(graph, layers, shapes),
+            graph, read, data.calibration, shapes, streaming,
+            cache=unfinished, heads=find_heads(graph, layers, shapes),
         )  # fmt: skip
     return Prepared(
         model, graph, tuple(layers), tuple(left_out), shapes, moments, unfinished, states
@@ -182,10 +175,9 @@ def moments_of(
     graph: Graph,
     layers: Sequence[PlacedLayer],
     calibration: Dataset | None,
-    runtime: Runtime,
     shapes: Mapping[str, tuple[int, ...]],
-    seed: int,
-    progress: Progress,
+    streaming: Streaming,
+    *,
     cache: MomentCache | None = None,
     heads: Mapping[str, Head] = NO_HEADS,
 ) -> MomentStore:
@@ -195,14 +187,11 @@ def moments_of(
         for layer in layers:
             store.add(Moments(), layer.name)
         return store
-    return collect_moments(
-        graph, layers, calibration, runtime, shapes,
-        seed=seed, memory=MEMORY, progress=progress, cache=cache, heads=heads,
-    )  # fmt: skip
+    return collect_moments(graph, layers, calibration, shapes, streaming, cache=cache, heads=heads)
 
 
 def _origin(
-    model: Model, layers: Sequence[PlacedLayer], data: Samples, runtime: Runtime, seed: int
+    model: Model, layers: Sequence[PlacedLayer], data: Samples, streaming: Streaming
 ) -> dict[str, Any]:
     """All that the bits of the moments depend on."""
     digest = hashlib.sha256(model.digest.encode())
@@ -213,7 +202,7 @@ def _origin(
         "model": digest.hexdigest(),
         "layers": [layer.name for layer in layers],
         "data": data.digest,
-        "seed": seed,
-        "memory": MEMORY,
-        **machine(runtime),
+        "seed": streaming.seed,
+        "memory": streaming.memory,
+        **machine(streaming.runtime),
     }

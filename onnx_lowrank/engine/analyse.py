@@ -18,6 +18,7 @@ from onnx_lowrank.analysis.preparation import (
     measured_shapes,
     prepare,
 )
+from onnx_lowrank.analysis.streaming import Streaming
 from onnx_lowrank.channels.cut import Remains
 from onnx_lowrank.engine.job import Job
 from onnx_lowrank.engine.memo import Recent
@@ -308,7 +309,7 @@ def _measured(
         return options.skipped.get(name) or selected(name, options.include, options.exclude)
 
     found = prepare(
-        model, job.samples, job.tools.runtime, refuse, job.seed, job.tools.progress,
+        model, job.samples, Streaming(job.tools.runtime, job.seed, job.tools.progress), refuse,
         every_shape=job.passes.cutting is not None,
         cache=cache_folder(job.tools.timing.cache, "moments"), known=known,
     )  # fmt: skip

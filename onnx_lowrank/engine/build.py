@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from onnx_lowrank.analysis.preparation import MEMORY
+from onnx_lowrank.analysis.streaming import MEMORY, Streaming
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.engine.analyse import Analysis, Cut, cut
 from onnx_lowrank.engine.plan_checks import check_plan, kept_by
@@ -155,9 +155,8 @@ def _solved(
     )  # fmt: skip
     if into is not None:
         tasks = [recorded(task, into) for task in tasks]
+    streaming = Streaming(job.tools.runtime, plan.seed, job.tools.progress, MEMORY // 8)
     return refit(
-        analysis.prepared.graph, compressed, tasks, data, job.tools.runtime,
-        size=work.batch_size, seed=plan.seed,
-        memory=MEMORY // 8, progress=job.tools.progress, behind_relu=plan.repair == "relu",
-        rows=rows,
+        analysis.prepared.graph, compressed, tasks, data, streaming,
+        size=work.batch_size, behind_relu=plan.repair == "relu", rows=rows,
     )  # fmt: skip

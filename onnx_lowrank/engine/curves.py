@@ -22,6 +22,7 @@ from onnx_lowrank.analysis.preparation import (
     moments_of,
     silent_notes,
 )
+from onnx_lowrank.analysis.streaming import Streaming
 from onnx_lowrank.chains.chain import Rank
 from onnx_lowrank.engine.options import CurvesOptions
 from onnx_lowrank.errors import OptionError
@@ -263,7 +264,7 @@ def curves(
     unknown = [layer.name for layer in found if layer.input not in shapes]
     skipped |= dict.fromkeys(unknown, "the shape of its input is not known")
     found = [layer for layer in found if layer.name not in unknown]
-    moments = moments_of(graph, found, calibration, runtime, shapes, seed, progress)
+    moments = moments_of(graph, found, calibration, shapes, Streaming(runtime, seed, progress))
     notes += silent_notes(moments, len(found))
     proposals = make_choices(found, factorizations, moments, shapes, "macs", {}, progress)
     made: list[Curve] = []

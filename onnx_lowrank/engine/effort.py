@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from onnx_lowrank.errors import OptionError
+from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR
 
 __all__ = ["EFFORTS", "NORMAL", "QUICK", "Effort", "effort_of"]
 
@@ -21,6 +22,8 @@ class Effort:
         steps: times that the share of pruning is moved to where the judge finds less loss.
         rounds: times that sensitivities are measured and the plan is made again, at the most.
         much_memory: whether layers are weighed where their solved weights take much memory.
+        repair: how layers are solved again where the caller does not say, a key of
+            :data:`~onnx_lowrank.planning.refit_modes.REPAIRS`.
         enough: loss of a built plan below which no better one is looked for.
     """
 
@@ -29,11 +32,12 @@ class Effort:
     steps: int
     rounds: int
     much_memory: bool
+    repair: str = DEFAULT_REPAIR
     enough: float = 0.0
 
 
 #: predictions alone
-QUICK = Effort("quick", builds=False, steps=0, rounds=0, much_memory=False)
+QUICK = Effort("quick", builds=False, steps=0, rounds=0, much_memory=False, repair="chain")
 
 #: the usual one; at a loss of 0.2 % no more than one answer in 250 can have changed
 NORMAL = Effort("normal", builds=True, steps=1, rounds=1, much_memory=False, enough=0.002)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnx_lowrank.engine.effort import EFFORTS, NORMAL, effort_of
+from onnx_lowrank.engine.effort import EFFORTS, NORMAL, QUICK, Effort, effort_of
 from onnx_lowrank.engine.job import JobOptions
 from onnx_lowrank.judge.judge import AS_FOUND, Judging, Loss
 from onnx_lowrank.judge.readings import parse_kinds
@@ -93,7 +93,8 @@ class TargetOptions(OptionGroup):
     )
     effort: str = option(
         NORMAL.name,
-        "Time to spend on the plan. quick: predictions alone decide, nothing is built twice. "
+        "Time to spend on the plan. quick: predictions alone decide, nothing is built twice, and "
+        "layers are solved once. "
         "normal: the share of pruning is chosen by building some plans and judging them on "
         "held-out samples, then one more plan is made with measured sensitivities of layers. "
         "thorough: more shares, and up to three such plans.",
@@ -127,15 +128,17 @@ class PassOptions(OptionGroup):
         metavar="GLOB",
         repeat=True,
     )
-    repair: str = option(
-        DEFAULT_REPAIR,
+    repair: str | None = option(
+        None,
         "How layers are solved again behind layers that changed: none, the last stage of each "
-        "chain, each whole chain, or that and again for what a ReLU lets through.",
+        "chain, each whole chain, or that and again for what a ReLU lets through. By default "
+        f"{DEFAULT_REPAIR}; {QUICK.repair} with --effort {QUICK.name}.",
         choices=tuple(REPAIRS),
     )
 
     def __post_init__(self) -> None:
-        check_repair(self.repair)
+        if self.repair is not None:
+            check_repair(self.repair)
 
 
 @dataclass(frozen=True)
@@ -286,7 +289,7 @@ class PlanOptions:
 
     def job(self) -> JobOptions:
         """What stays the same whatever the budget."""
-        return _job(self)
+        return _job(self, effort_of(self.target.effort))
 
 
 @dataclass(frozen=True)
@@ -339,7 +342,7 @@ class SweepOptions:
 
     def job(self) -> JobOptions:
         """What stays the same whatever the budget."""
-        return _job(self)
+        return _job(self, NORMAL)
 
 
 @dataclass(frozen=True)
@@ -386,7 +389,7 @@ def _listed(globs: str | Sequence[str]) -> Sequence[str]:
     return [globs] if isinstance(globs, str) else globs
 
 
-def _job(options: PlanOptions | SweepOptions) -> JobOptions:
+def _job(options: PlanOptions | SweepOptions, effort: Effort) -> JobOptions:
     methods = options.methods
     return JobOptions(
         passes=parse_list(methods.passes),
@@ -397,7 +400,7 @@ def _job(options: PlanOptions | SweepOptions) -> JobOptions:
         timing=options.timing,
         include=_listed(methods.include),
         exclude=_listed(methods.exclude),
-        repair=methods.repair,
+        repair=methods.repair or effort.repair,
         judging=options.judge.judging(),
         min_kept=options.judge.kept(GUARDED),
     )

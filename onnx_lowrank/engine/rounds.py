@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx_lowrank.analysis.preparation import MEMORY
+from onnx_lowrank.analysis.streaming import MEMORY
 from onnx_lowrank.engine.analyse import Analysis, leaving
 from onnx_lowrank.engine.build import Built
 from onnx_lowrank.engine.choose import Planned

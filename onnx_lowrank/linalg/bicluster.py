@@ -47,6 +47,8 @@ Labels = npt.NDArray[np.intp]
 
 #: limits of the search for one block's factors: sweeps of the outer form, rounds of the core form
 _SWEEPS, _ALTERNATIONS = 50, 4
+#: conjugate-gradient steps for each factor, in a round of refinement of all blocks together
+_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,6 @@ def bicluster(
     starts: int = 2,
     seed: int = 0,
     rounds: int = 1,
-    steps: int = 8,
 ) -> Bicluster:
     """Approximate ``kernel`` block by block.
 
@@ -129,7 +130,6 @@ def bicluster(
         starts: number of starts of the search for clusters, and of the outer products.
         seed: random seed.
         rounds: number of rounds of refinement of all blocks together.
-        steps: number of conjugate-gradient steps for each factor.
 
     Raises:
         ValueError: ``groups`` do not divide the channels or are not those of ``clusters``, or
@@ -148,7 +148,7 @@ def bicluster(
         blocks = _alone(problem, ranks, metric is not None, starts, seed)
         expand, error = problem.solved(blocks)
         for _ in range(rounds):
-            moved = problem.improved(blocks, expand, steps)
+            moved = problem.improved(blocks, expand, _STEPS)
             again, lower = problem.solved(moved)
             if not lower < error:
                 break

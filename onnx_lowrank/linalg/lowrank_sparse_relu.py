@@ -47,6 +47,7 @@ from onnx_lowrank.linalg.relu_regression import nearest_before_relu
 __all__ = [
     "ReluParts",
     "ReluResult",
+    "ReluSample",
     "lowrank_sparse_relu",
     "refit_relu",
     "relu_loss",
@@ -111,11 +112,41 @@ class ReluParts:
     best: int
 
 
+class ReluSample:
+    """What a ReLU lets through of a linear map; a bias is ``level - M mean``.
+
+    Args:
+        rows: inputs ``x (n, d)``.
+        target: responses ``y (n, N)``, not negative.
+        weight: ``W (N, d)`` of the linear problem to start from, ``relu(W x + b)`` near ``y``.
+        bias: ``b (N,)`` of the linear problem.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+
+    def __init__(self, rows: Array, target: Array, weight: Array, bias: Array) -> None:
+        if target.shape != (len(rows), len(weight)) or weight.shape[1:] != rows.shape[1:]:
+            raise ValueError(
+                f"rows {rows.shape}, target {target.shape} and weight {weight.shape} do not fit"
+            )
+        self.target, self.weight, self.mean = target, weight, rows.mean(axis=0)
+        self.centred = rows - self.mean
+        self.sigma = self.centred.T @ self.centred / len(rows)
+        self.level: Array = weight @ self.mean + bias
+
+    def response(self, matrix: Array, level: Array) -> Array:
+        """Response ``M x + c (n, N)``."""
+        response: Array = self.centred @ matrix.T + level
+        return response
+
+    def loss(self, matrix: Array, level: Array) -> float:
+        """Loss of a map, as in :func:`relu_loss`."""
+        return relu_loss(self.centred, self.target, matrix, level)
+
+
 def lowrank_sparse_relu(
-    rows: Array,
-    target: Array,
-    weight: Array,
-    bias: Array,
+    sample: ReluSample,
     l1: float,
     l2: float,
     *,
@@ -127,10 +158,7 @@ def lowrank_sparse_relu(
     """Solve the module's problem for one pair of penalties.
 
     Args:
-        rows: inputs ``x (n, d)``.
-        target: responses ``y (n, N)``, not negative.
-        weight: ``W (N, d)`` of the linear problem to start from, ``relu(W x + b)`` near ``y``.
-        bias: ``b (N,)`` of the linear problem.
+        sample: rows and responses, and the linear problem to start from.
         l1: penalty on the columns of ``A``, finite.
         l2: penalty on the singular values of ``B``, finite.
         width: number of columns of one input channel.
@@ -144,8 +172,8 @@ def lowrank_sparse_relu(
     """
     if not (0 < l1 < math.inf and 0 < l2 < math.inf and tau > 0):
         raise ValueError(f"penalties {l1}, {l2} and tau {tau} must be positive and finite")
-    sample = _Sample(rows, target, weight, bias)
-    n, centred = len(rows), sample.centred
+    target, weight, centred = sample.target, sample.weight, sample.centred
+    n = len(centred)
     linear = LowRankSparse(weight, sample.sigma, width).solve(l1, l2)
     values, vectors = np.linalg.eigh(sample.sigma)
     values = np.maximum(values, 0.0)
@@ -202,10 +230,7 @@ def lowrank_sparse_relu(
 
 
 def refit_relu(
-    rows: Array,
-    target: Array,
-    weight: Array,
-    bias: Array,
+    sample: ReluSample,
     support: Index,
     rank: int,
     *,
@@ -222,10 +247,7 @@ def refit_relu(
     on others.
 
     Args:
-        rows: inputs ``x (n, d)``.
-        target: responses ``y (n, N)``, not negative.
-        weight: ``W (N, d)`` of the linear problem to start from, ``relu(W x + b)`` near ``y``.
-        bias: ``b (N,)`` of the linear problem.
+        sample: rows and responses, and the linear problem to start from.
         support: numbers of the channels of the sparse part, rising.
         rank: rank of the other part.
         width: number of columns of one input channel.
@@ -235,7 +257,7 @@ def refit_relu(
             directions that few rows do not.
         schedule: ``tau`` of each round.
     """
-    sample = _Sample(rows, target, weight, bias)
+    target, weight = sample.target, sample.weight
     if sigma is None:
         d = len(sample.sigma)
         sigma = max(float(np.trace(sample.sigma)) / d, np.finfo(np.float64).tiny) * np.eye(d)
@@ -250,7 +272,7 @@ def refit_relu(
     for number, tau in enumerate(schedule, 1):
         z = nearest_before_relu(target, response, tau)
         level = z.mean(axis=0)
-        change = (z - exact - (level - sample.level)).T @ sample.centred / len(rows)
+        change = (z - exact - (level - sample.level)).T @ sample.centred / len(sample.centred)
         towards = weight + linalg.cho_solve(factor, change.T, check_finite=False).T
         parts = parts_of(towards, sigma, width, support, rank)
         response = sample.response(parts.matrix, level)
@@ -280,29 +302,6 @@ class _Point(NamedTuple):
     pair: Array
     level: Array
     rank: int
-
-
-class _Sample:
-    """Rows minus their mean; a bias is ``level - M mean``."""
-
-    def __init__(self, rows: Array, target: Array, weight: Array, bias: Array) -> None:
-        if target.shape != (len(rows), len(weight)) or weight.shape[1:] != rows.shape[1:]:
-            raise ValueError(
-                f"rows {rows.shape}, target {target.shape} and weight {weight.shape} do not fit"
-            )
-        self.target, self.mean = target, rows.mean(axis=0)
-        self.centred = rows - self.mean
-        self.sigma = self.centred.T @ self.centred / len(rows)
-        self.level: Array = weight @ self.mean + bias
-
-    def response(self, matrix: Array, level: Array) -> Array:
-        """Response ``M x + c (n, N)``."""
-        response: Array = self.centred @ matrix.T + level
-        return response
-
-    def loss(self, matrix: Array, level: Array) -> float:
-        """Loss of a map, as in :func:`relu_loss`."""
-        return relu_loss(self.centred, self.target, matrix, level)
 
 
 def _ratio(change: Array, *sizes: Array) -> float:

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.analysis.preparation import MEMORY, Prepared
+from onnx_lowrank.analysis.preparation import Prepared
+from onnx_lowrank.analysis.streaming import MEMORY
 from onnx_lowrank.channels.attention import Attention, Pair
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.linalg.blas_threads import blas_for

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.analysis.collect import MomentStore
 from onnx_lowrank.analysis.moments import Moments
-from onnx_lowrank.analysis.preparation import MEMORY
+from onnx_lowrank.analysis.streaming import MEMORY
 from onnx_lowrank.layers import Layer, PlacedLayer
 from onnx_lowrank.linalg.gate_metric import GateMetric
 from onnx_lowrank.pruning.turns import Turn, turned_moments

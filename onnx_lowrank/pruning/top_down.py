@@ -24,7 +24,8 @@ import numpy.typing as npt
 from onnx_lowrank.analysis.accumulator import Accumulator
 from onnx_lowrank.analysis.collect import batch_size, drawn_positions
 from onnx_lowrank.analysis.moments import Moments
-from onnx_lowrank.analysis.preparation import MEMORY, Prepared
+from onnx_lowrank.analysis.preparation import Prepared
+from onnx_lowrank.analysis.streaming import MEMORY
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Layer, PlacedLayer
 from onnx_lowrank.linalg.blas_threads import blas_for

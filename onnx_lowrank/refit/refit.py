@@ -26,17 +26,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnx_lowrank.analysis.accumulator import Accumulator
+from onnx_lowrank.analysis.streaming import Streaming
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Destination
 from onnx_lowrank.layers.writer import update_chain
 from onnx_lowrank.linalg.blas_threads import blas_for
-from onnx_lowrank.progress import Progress
 from onnx_lowrank.refit.behind_relu import Behind, DrawnRows, ceiling_behind, fitted_behind_relu
 from onnx_lowrank.refit.regression import best_ridge
 from onnx_lowrank.refit.shared import Batch, Shared, shared_tasks
 from onnx_lowrank.refit.stepwise import Walker
 from onnx_lowrank.refit.task import Task
-from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset
 
 __all__ = ["Refit", "refit"]
@@ -70,12 +69,9 @@ def refit(
     compressed: Graph,
     tasks: Sequence[Task],
     dataset: Dataset,
-    runtime: Runtime,
+    streaming: Streaming,
     *,
     size: int,
-    seed: int,
-    memory: int,
-    progress: Progress,
     behind_relu: bool = False,
     rows: float = 1.0,
 ) -> list[Refit]:
@@ -86,17 +82,15 @@ def refit(
         compressed: the model with chains in the place of layers; it is changed.
         tasks: chains to solve, in topological order.
         dataset: calibration samples.
-        runtime: runs the models.
+        streaming: how to run both models over them; its progress is told of each chain.
         size: number of samples in a batch.
-        seed: random seed of the drawn positions.
-        memory: largest size of tensors stored in memory, in bytes; the rest is stored on disk.
-        progress: receives one step for each chain.
         behind_relu: whether to fit chains behind the ReLU that follows, where one does.
         rows: part of the rows that covariances are made of otherwise.
 
     Returns:
         A result for each chain that could be solved, in the order of the tasks.
     """
+    runtime, memory = streaming.runtime, streaming.memory
     size = min(size, max(1, len(dataset) // (2 * HELD_OUT)))
     groups = shared_tasks(compressed, tasks)
     reference = Walker(original, dataset, size, runtime, memory)
@@ -105,10 +99,10 @@ def refit(
     # a skip branch may hold layers that are solved later, and is computed again then
     current.plan([group.reads[:1] for group in groups], [group.reads[1:] for group in groups])
     done: dict[str, Refit] = {}
-    with progress.task("refit", len(tasks)) as advance:
+    with streaming.progress.task("refit", len(tasks)) as advance:
         for group in groups:
             batches = _batches(reference, current)
-            own = [[seed, zlib.crc32(task.name.encode())] for task in group.tasks]
+            own = [[streaming.seed, zlib.crc32(task.name.encode())] for task in group.tasks]
             drawn = [
                 _drawn(compressed, *pair, len(dataset) / size, [*own[n], 1])
                 if behind_relu and pair[0].written.biased

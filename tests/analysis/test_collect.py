@@ -14,6 +14,7 @@ from onnx_lowrank.analysis.accumulator import Accumulator
 from onnx_lowrank.analysis.collect import MomentStore, batch_size, collect_moments, drawn_positions
 from onnx_lowrank.analysis.cost import tensor_shapes
 from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.analysis.streaming import Streaming
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer, find_layers
 from onnx_lowrank.modelfile.array_store import Slot
@@ -35,8 +36,8 @@ def collected(
     layers, _ = find_layers(graph)
     shapes = tensor_shapes(load(proto), {"x": (1, 3, 7, 7)})
     store = collect_moments(
-        graph, layers, data, fm.ONE_THREAD, shapes,
-        seed=seed, memory=memory, progress=progress or Progress(),
+        graph, layers, data, shapes,
+        Streaming(fm.ONE_THREAD, seed, progress or Progress(), memory),
     )  # fmt: skip
     return layers, store
 

@@ -16,6 +16,7 @@ from onnx_lowrank.analysis import collect, preparation
 from onnx_lowrank.analysis.collect import MomentStore, collect_moments
 from onnx_lowrank.analysis.cost import tensor_shapes
 from onnx_lowrank.analysis.moment_cache import MomentCache
+from onnx_lowrank.analysis.streaming import Streaming
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.modelfile.model import load
@@ -60,9 +61,8 @@ def collected(
 ) -> MomentStore:
     graph = Graph(load(NET))
     return collect_moments(
-        graph, find_layers(graph)[0], DATA, fm.ONE_THREAD,
-        tensor_shapes(load(NET), {"x": (1, 3, 7, 7)}),
-        seed=3, memory=memory, progress=progress or Progress(), cache=cache,
+        graph, find_layers(graph)[0], DATA, tensor_shapes(load(NET), {"x": (1, 3, 7, 7)}),
+        Streaming(fm.ONE_THREAD, 3, progress or Progress(), memory), cache=cache,
     )  # fmt: skip
 
 

@@ -365,3 +365,13 @@ def test_plausible_changes_are_done_or_refused(both: Plan) -> None:
             result.report.to_json()
             done += 1
     assert 10 < done < 55
+
+
+def test_a_quick_plan_solves_layers_once_unless_asked_otherwise() -> None:
+    def repair(**options: str) -> str:
+        asked = {"target": "macs=0.6", "passes": "svd", **options}
+        return plan(fm.digits("mlp"), calib=fm.DIGITS, samples=40, **asked, **RUN).repair
+
+    assert repair(effort="normal") == "relu"
+    assert repair(effort="quick") == "chain"
+    assert repair(effort="quick", repair="relu") == "relu"

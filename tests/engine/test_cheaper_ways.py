@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from onnx_lowrank.analysis.preparation import moments_of
+from onnx_lowrank.analysis.streaming import Streaming
 from onnx_lowrank.engine import build as building
 from onnx_lowrank.engine import propose as proposing
 from onnx_lowrank.engine.analyse import Analysis, cut
@@ -38,8 +39,8 @@ def test_the_moments_of_a_cut_are_near_to_those_measured() -> None:
     work = cut(found, kept).work
     job = found.job
     measured = moments_of(
-        work.graph, work.layers, job.samples.calibration, job.tools.runtime, work.shapes,
-        job.seed, Progress(),
+        work.graph, work.layers, job.samples.calibration, work.shapes,
+        Streaming(job.tools.runtime, job.seed, Progress()),
     )  # fmt: skip
     assert set(work.moments) >= {layer.name for layer in work.layers}
     for layer in work.layers:

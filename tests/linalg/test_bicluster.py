@@ -217,7 +217,7 @@ def test_rounds_end_where_the_gradient_vanishes(ranks: tuple[int, int] | int) ->
     for rounds in (0, 400):
         found = bicluster(
             kernel, sigma, (2, 2), 1 if isinstance(ranks, int) else (1, 1),
-            clusters=given_clusters, rounds=rounds, steps=20,
+            clusters=given_clusters, rounds=rounds,
         )  # fmt: skip
         square = 0.0
         for name in ("reduce", "core"):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from onnx_lowrank.linalg.lowrank_sparse import LowRankSparse, group_norms
 from onnx_lowrank.linalg.lowrank_sparse_relu import (
+    ReluSample,
     lowrank_sparse_relu,
     refit_relu,
     relu_loss,
@@ -30,6 +31,10 @@ class Example:
     weight: Array
     bias: Array
     width: int
+
+    @property
+    def sample(self) -> ReluSample:
+        return ReluSample(self.rows, self.target, self.weight, self.bias)
 
     @property
     def sigma(self) -> Array:
@@ -70,9 +75,7 @@ def test_never_worse_than_the_linear_solution(
     shape: tuple[int, int, int], shift: float, seed: int
 ) -> None:
     e = example(shape, seed, shift)
-    found = lowrank_sparse_relu(
-        e.rows, e.target, e.weight, e.bias, *e.penalties, width=e.width, max_iterations=30
-    )
+    found = lowrank_sparse_relu(e.sample, *e.penalties, width=e.width, max_iterations=30)
     linear = LowRankSparse(e.weight, e.sigma, e.width).solve(*e.penalties)
     level = e.bias + (e.weight - linear.sparse - linear.low_rank) @ e.rows.mean(axis=0)
     start = objective(e, linear.sparse, linear.low_rank, level)
@@ -89,9 +92,7 @@ def test_never_worse_than_the_linear_solution(
 @pytest.mark.parametrize("shape", SHAPES)
 def test_far_better_where_most_responses_are_cut_off(shape: tuple[int, int, int]) -> None:
     e = example(shape, 1)
-    found = lowrank_sparse_relu(
-        e.rows, e.target, e.weight, e.bias, *e.penalties, width=e.width, max_iterations=100
-    )
+    found = lowrank_sparse_relu(e.sample, *e.penalties, width=e.width, max_iterations=100)
     assert found.objective < 0.8 * found.linear
     assert found.best > 0
 
@@ -99,10 +100,7 @@ def test_far_better_where_most_responses_are_cut_off(shape: tuple[int, int, int]
 def test_without_negative_responses_it_is_the_linear_problem() -> None:
     e = example((5, 4, 3), 2, shift=30.0)
     found = lowrank_sparse_relu(
-        e.rows,
-        e.target,
-        e.weight,
-        e.bias,
+        e.sample,
         *e.penalties,
         width=3,
         relative=1e-6,
@@ -119,8 +117,7 @@ def test_without_negative_responses_it_is_the_linear_problem() -> None:
 def test_convergence_is_reported_not_assumed() -> None:
     e = example((6, 8, 1), 3)
     short, long = (
-        lowrank_sparse_relu(e.rows, e.target, e.weight, e.bias, *e.penalties, max_iterations=limit)
-        for limit in (3, 3000)
+        lowrank_sparse_relu(e.sample, *e.penalties, max_iterations=limit) for limit in (3, 3000)
     )
     assert (short.converged, short.iterations) == (False, 3)
     assert max(short.primal, short.dual) > 5e-3
@@ -132,9 +129,7 @@ def test_convergence_is_reported_not_assumed() -> None:
 def test_more_steps_are_never_worse_even_where_they_go_round() -> None:
     e = example((6, 8, 1), 0)
     runs = [
-        lowrank_sparse_relu(
-            e.rows, e.target, e.weight, e.bias, *e.penalties, tau=0.3, max_iterations=limit
-        )
+        lowrank_sparse_relu(e.sample, *e.penalties, tau=0.3, max_iterations=limit)
         for limit in range(0, 60, 5)
     ]
     objectives = [r.objective for r in runs]
@@ -145,9 +140,7 @@ def test_more_steps_are_never_worse_even_where_they_go_round() -> None:
 
 def test_at_rest_no_small_change_is_better() -> None:
     e = example((6, 8, 1), 4)
-    found = lowrank_sparse_relu(
-        e.rows, e.target, e.weight, e.bias, *e.penalties, relative=1e-5, max_iterations=4000
-    )
+    found = lowrank_sparse_relu(e.sample, *e.penalties, relative=1e-5, max_iterations=4000)
     assert found.converged
     at, random = found.objective, rng(5)
     for step in (1e-2, 1e-3):
@@ -170,9 +163,7 @@ def test_a_refit_is_never_worse_than_its_start(
 ) -> None:
     e = example(shape, seed)
     support = np.sort(rng(seed).permutation(shape[1])[:keep])
-    found = refit_relu(
-        e.rows, e.target, e.weight, e.bias, support, rank, width=e.width, sigma=e.sigma
-    )
+    found = refit_relu(e.sample, support, rank, width=e.width, sigma=e.sigma)
     start = parts_of(e.weight, e.sigma, e.width, support, rank)
     bias = e.bias + (e.weight - start.matrix) @ e.rows.mean(axis=0)
     wanted = relu_loss(e.rows, e.target, start.matrix, bias)
@@ -191,9 +182,9 @@ def test_a_refit_is_better_on_other_rows_too() -> None:
     for seed in range(8):
         e = example((6, 8, 1), seed, n=8000)
         rows, target = e.rows[:4000], e.target[:4000]
-        support = np.array([0, 3])
+        sample, support = ReluSample(rows, target, e.weight, e.bias), np.array([0, 3])
         linear, fitted = (
-            refit_relu(rows, target, e.weight, e.bias, support, 1, sigma=e.sigma, schedule=s)
+            refit_relu(sample, support, 1, sigma=e.sigma, schedule=s)
             for s in ((), (0.01, 0.1, 1.0) * 3)
         )
         before, after = (
@@ -209,9 +200,7 @@ def test_a_heavy_ridge_leaves_the_linear_solution() -> None:
     e = example((5, 4, 3), 6)
     support = np.array([1, 2])
     light, heavy = (
-        refit_relu(
-            e.rows, e.target, e.weight, e.bias, support, 1, width=3, sigma=e.sigma, ridge=ridge
-        )
+        refit_relu(e.sample, support, 1, width=3, sigma=e.sigma, ridge=ridge)
         for ridge in (0.1, 1e9)
     )
     linear = parts_of(e.weight, e.sigma, 3, support, 1)
@@ -221,7 +210,7 @@ def test_a_heavy_ridge_leaves_the_linear_solution() -> None:
 
 def test_fewer_rows_than_columns_are_no_trouble() -> None:
     e = example((5, 4, 3), 7, n=6)
-    found = refit_relu(e.rows, e.target, e.weight, e.bias, np.array([0]), 2, width=3)
+    found = refit_relu(e.sample, np.array([0]), 2, width=3)
     assert np.isfinite(found.parts.matrix).all()
     assert found.loss <= found.linear
 
@@ -231,10 +220,10 @@ def test_penalties_that_make_no_sense(wrong: float) -> None:
     e = example((6, 8, 1), 1)
     for pair in ((wrong, 1.0), (1.0, wrong)):
         with pytest.raises(ValueError, match="positive and finite"):
-            lowrank_sparse_relu(e.rows, e.target, e.weight, e.bias, *pair)
+            lowrank_sparse_relu(e.sample, *pair)
 
 
 def test_shapes_that_do_not_fit() -> None:
     e = example((6, 8, 1), 1)
     with pytest.raises(ValueError, match="do not fit"):
-        refit_relu(e.rows, e.target[1:], e.weight, e.bias, np.array([0]), 1)
+        ReluSample(e.rows, e.target[1:], e.weight, e.bias)

@@ -13,7 +13,6 @@ from onnx_lowrank.analysis.preparation import prepare
 from onnx_lowrank.analysis.time_model import BLOCK, MOVED
 from onnx_lowrank.engine.analyse import cut
 from onnx_lowrank.modelfile.model import load
-from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning.costs import TILE, Costs
 from onnx_lowrank.pruning.greedy import Removable
 from onnx_lowrank.pruning.prunable import find_prunables
@@ -28,7 +27,7 @@ def grids(proto: ModelProto, metric: str) -> list[dict[str, Removable]]:
     source = load(proto)
     dims = [d.dim_value or 1 for d in proto.graph.input[0].type.tensor_type.shape.dim]
     data = samples_of(source, None, input_shapes={"x": dims})
-    prepared = prepare(source, data, fm.ONE_THREAD, lambda _: None, 0, Progress(), every_shape=True)
+    prepared = prepare(source, data, fm.streaming(), lambda _: None, every_shape=True)
     found = find_prunables(prepared, channels=True, gather=True, heads=False)
     losses = {n: np.linspace(1, 0, p.size + 1) for n, p in found.prunables.items()}
     costs = Costs(prepared, found, metric, solve=True)

@@ -38,9 +38,7 @@ class Split:
         self.pruning: Pruning = chosen.prunings[0]
         source = load(fm.residual_net(16))
         self.data = samples_of(source, {"x": fm.pictures(60)})
-        self.prepared = prepare(
-            source, self.data, fm.ONE_THREAD, lambda _: None, 0, Progress(), every_shape=True
-        )
+        self.prepared = prepare(source, self.data, fm.streaming(), lambda _: None, every_shape=True)
         self.pruner = Pruner(
             self.prepared, Cutting(self.pruning.options, self.pruning), "macs", Progress()
         )

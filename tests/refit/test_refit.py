@@ -10,6 +10,7 @@ import pytest
 from onnx import ModelProto, helper
 
 from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.analysis.streaming import Streaming
 from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Destination, Layer, find_layers
@@ -75,10 +76,18 @@ class Case:
         new = fm.run(self.graph.to_model().proto, {"x": x})["y"]
         return fm.relative(new, fm.run(self.proto, {"x": x})["y"])
 
-    def refit(self, x: fm.AnyArray = SEEN, memory: int = 10**9, **options: Any) -> list[Refit]:
+    def refit(
+        self,
+        x: fm.AnyArray = SEEN,
+        memory: int = 10**9,
+        seed: int = 0,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> list[Refit]:
         return refit(
-            self.original, self.graph, self.tasks, fm.dataset(self.proto, x), fm.ONE_THREAD,
-            **{"size": 8, "seed": 0, "memory": memory, "progress": Progress(), **options},
+            self.original, self.graph, self.tasks, fm.dataset(self.proto, x),
+            Streaming(fm.ONE_THREAD, seed, progress or Progress(), memory),
+            **{"size": 8, **options},
         )  # fmt: skip
 
 

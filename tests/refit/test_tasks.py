@@ -64,9 +64,7 @@ class Case:
         )  # fmt: skip
 
     def _prepare(self, model: Model) -> Prepared:
-        return prepare(
-            model, self.data, fm.ONE_THREAD, lambda _: None, 0, Progress(), every_shape=True
-        )
+        return prepare(model, self.data, fm.streaming(), lambda _: None, every_shape=True)
 
     def error(self) -> float:
         new = fm.run(self.compressed.to_model().proto, {"x": UNSEEN})["y"]
@@ -76,7 +74,7 @@ class Case:
         assert self.data.calibration is not None
         refit(
             self.original.graph, self.compressed, self.tasks, self.data.calibration,
-            fm.ONE_THREAD, size=8, seed=0, memory=10**9, progress=Progress(),
+            fm.streaming(), size=8,
         )  # fmt: skip
 
 
