@@ -50,6 +50,7 @@ def test_steps_build_on_each_other() -> None:
     assert parse_list(DEFAULT_PASSES).prunings
 
 
+@pytest.mark.full
 def test_figures_are_those_of_the_model(rows: list[Row], tmp_path: Path) -> None:
     options: dict[str, Any] = {"samples": 300, "target": "macs=0.3", "force": True}
     result = fm.quick_compress(fm.digits("mlp"), calib=fm.DIGITS, **STEPS[TWO[1]], **options)

@@ -48,6 +48,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("asked")
+@pytest.mark.full
 def test_a_row_is_what_users_measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The first call is refused, so that the second one forces the result."""
     calls: list[list[str]] = []

@@ -97,6 +97,7 @@ def test_no_model_takes_longer_than_the_limit() -> None:
     assert time.perf_counter() - start < 10
 
 
+@pytest.mark.full
 def test_a_file_has_a_process_of_its_own() -> None:
     row = watched(MLP, Cell("real_models", "digits_mlp", {"target": "macs=0.0001"}), 60)
     assert (row.status, row.model) == ("refused", "digits_mlp")

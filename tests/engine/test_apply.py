@@ -95,8 +95,13 @@ def test_apply_is_compress(both: Plan, tmp_path: Path) -> None:
         {"samples": 30, "seed": 5},
         {"passes": "prune_channels{chain=bottom_up}"},
         {"passes": "prune_channels{solve=false,method=l2,keep=0.5}"},
-        {"passes": "svd,spatial_svd", "target": None, "ranks": "ratio=0.5"},
-        {"target": ["params=0.6", "macs=0.7"], "passes": "spatial_svd,channel_svd"},
+        *(
+            pytest.param(options, marks=pytest.mark.full)
+            for options in (
+                {"passes": "svd,spatial_svd", "target": None, "ranks": "ratio=0.5"},
+                {"target": ["params=0.6", "macs=0.7"], "passes": "spatial_svd,channel_svd"},
+            )
+        ),
     ],
     ids=str,
 )

@@ -105,6 +105,7 @@ def test_another_seed_draws_other_samples(tmp_path: Path) -> None:
     assert (tmp_path / "0.onnx").read_bytes() != (tmp_path / "1.onnx").read_bytes()
 
 
+@pytest.mark.full
 def test_inspect_prints_the_same() -> None:
     command = ["inspect", str(fm.digits("vgg")), "--json"]
     printed = {d.stdout for d in run_all([command] * 2, environments(PROCESSES[:2]))}

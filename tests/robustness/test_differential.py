@@ -194,8 +194,8 @@ KINDS: dict[str, Callable[[int, Count], None]] = {
     "full rank": full_rank, "any rank": composed, "budget": budgeted
 }  # fmt: skip
 #: last seed of each kind in every run, and behind the marker full
-QUICK = {"full rank": 120, "any rank": 20, "budget": 20}
-FULL = {"full rank": 500, "any rank": 60, "budget": 60}
+QUICK = {"full rank": 60, "any rank": 10, "budget": 10}
+FULL = {"full rank": 300, "any rank": 40, "budget": 40}
 
 
 def pieces(
