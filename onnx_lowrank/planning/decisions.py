@@ -13,7 +13,7 @@ from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.planning.amounts import in_reach
 from onnx_lowrank.planning.candidates import Candidate, Constraint, least_cost
-from onnx_lowrank.planning.lagrangian import allocate, allocate_blocked
+from onnx_lowrank.planning.lagrangian import allocate, allocate_blocked, least_budget
 from onnx_lowrank.planning.plan import Decision
 from onnx_lowrank.planning.proposals import Proposals
 from onnx_lowrank.planning.several_budgets import allocate_all
@@ -22,6 +22,9 @@ __all__ = ["Constraint", "after_cut", "choose", "decide"]
 
 #: nanoseconds, the unit of constraints on latency, in a millisecond
 NANOSECONDS = 1e6
+
+#: predicted loss of responses at which a model may still be of use
+_USEFUL_LOSS = 0.05
 
 
 def choose(constraints: Sequence[Constraint]) -> list[Candidate]:
@@ -38,10 +41,15 @@ def choose(constraints: Sequence[Constraint]) -> list[Candidate]:
         if least > constraint.budget:
             metric = constraint.metric
             unit = NANOSECONDS if metric == "latency" else 1
-            reached = in_reach(metric, (least + constraint.fixed) / unit, constraint.whole / unit)
+            useful = least_budget(constraint.choices, _USEFUL_LOSS)
+            reached, kept = (
+                in_reach(metric, (cost + constraint.fixed) / unit, constraint.whole / unit)
+                for cost in (least, useful)
+            )
             raise BudgetError(
                 f"{metric}: these passes cannot go below {reached}, even at the loss of all "
-                "accuracy; ask for that, or allow more passes or layers"
+                f"accuracy; at a predicted loss of {_USEFUL_LOSS:.0%} they reach {kept}. Ask for "
+                "that, or allow more passes or layers"
             )
     if len(constraints) > 1:
         return allocate_all(constraints)

@@ -24,7 +24,7 @@ from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.planning.candidates import Candidate, Choice, cheapest, least_cost, loss_of
 from onnx_lowrank.planning.greedy_steps import best_step
 
-__all__ = ["allocate", "allocate_blocked", "bearable"]
+__all__ = ["allocate", "allocate_blocked", "bearable", "least_budget"]
 
 Array = npt.NDArray[np.floating[Any]]
 Places = npt.NDArray[np.intp]
@@ -57,6 +57,27 @@ def allocate(choices: Sequence[Choice], budget: int, blocked: float = 0.0) -> li
         BudgetError: even the cheapest candidates cost more.
     """
     return _Table(choices).allocated(budget, blocked)
+
+
+def least_budget(choices: Sequence[Choice], loss: float) -> int:
+    """The smallest budget whose plan loses no more than that, to a thousandth of all costs.
+
+    Args:
+        choices: the layers with their candidates.
+        loss: largest predicted loss allowed, 0 or more.
+    """
+    table, low = _Table(choices), least_cost(choices)
+    high = sum(choice.keep.cost for choice in choices)
+    grain = high // 1000 + 1
+    if loss_of(choices, table.allocated(low, 0.0)) <= loss:
+        return low
+    while high - low > grain:
+        middle = (low + high) // 2
+        if loss_of(choices, table.allocated(middle, 0.0)) <= loss:
+            high = middle
+        else:
+            low = middle
+    return high
 
 
 def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list[Candidate]:

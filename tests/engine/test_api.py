@@ -239,10 +239,12 @@ def test_a_target_of_all_keeps_all() -> None:
 
 
 def test_an_absurd_target_names_what_can_be_reached() -> None:
-    with pytest.raises(
-        BudgetError, match=r"macs=\S+: these passes cannot go below 0\.\d+ of the original"
-    ):
+    out_of_reach = r"macs=\S+: these passes cannot go below 0\.\d+ of the original"
+    with pytest.raises(BudgetError, match=out_of_reach):
         tiny(target="macs=0.01")
+    useful = r"macs: these .* at a predicted loss of 5% they reach 0\.\d+ of the original"
+    with pytest.raises(BudgetError, match=useful):
+        tiny(target="macs=0.01", passes="svd,spatial_svd")
 
 
 # data

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.linalg.rank_rules import RankRule
 from onnx_lowrank.planning.candidates import Candidate, Choice, by_rule
-from onnx_lowrank.planning.lagrangian import allocate, allocate_blocked
+from onnx_lowrank.planning.lagrangian import allocate, allocate_blocked, least_budget
 from onnx_lowrank.planning.plan import Decision, Plan
 from tests.support import quick
 
@@ -223,3 +223,20 @@ def test_plans_are_text_that_does_not_vary() -> None:
 )
 def test_the_digest_is_of_all_of_it(other: Plan) -> None:
     assert other.digest != planned_by("ab", "macs=0.5", 0, (decision("a"),)).digest
+
+
+@quick(100)
+@given(problems(), st.sampled_from([0.0, 0.05, 0.5]))
+def test_the_smallest_budget_that_loses_no_more(problem: tuple[Layers, int], bound: float) -> None:
+    layers, _ = problem
+    found = least_budget(layers, bound)
+    assert loss(layers, allocate(layers, found)) <= bound
+    smaller = least_budget(layers, 2 * bound + 1)
+    assert smaller <= found <= sum(la.keep.cost for la in layers)
+
+
+def test_the_smallest_budgets_of_two_layers() -> None:
+    layers = [choice("a", (100, 0.0), (50, 0.01), (10, 0.5)), choice("b", (100, 0.0), (60, 0.2))]
+    wanted = {0.0: 200, 0.05: 150, 0.3: 110, 1.0: 70}
+    for bound, budget in wanted.items():
+        assert least_budget(layers, bound) == pytest.approx(budget, abs=2)
