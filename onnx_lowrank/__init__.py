@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from onnx_lowrank.engine.api import Result, apply, compress, plan, sweep
     from onnx_lowrank.engine.curves import Curves, curves
     from onnx_lowrank.engine.inspection import Inspection, inspect
+    from onnx_lowrank.engine.optimize import optimize
     from onnx_lowrank.engine.validate import validate
     from onnx_lowrank.errors import (
         BudgetError,
@@ -51,6 +52,7 @@ __all__ = [
     "compress",
     "curves",
     "inspect",
+    "optimize",
     "plan",
     "sweep",
     "validate",
@@ -62,6 +64,7 @@ _HOMES = {
     "engine.api": ("Result", "apply", "compress", "plan", "sweep"),
     "engine.curves": ("Curves", "curves"),
     "engine.inspection": ("Inspection", "inspect"),
+    "engine.optimize": ("optimize",),
     "engine.validate": ("validate",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "judge.validation": ("Validation",),

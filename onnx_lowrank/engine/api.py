@@ -80,6 +80,11 @@ class Result:
     _written: Model
     _source: Model
 
+    @property
+    def whole(self) -> onnx.ModelProto:
+        """The model with all its values inside, also those that :attr:`model` refers to in files."""
+        return self._written.whole
+
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write the model in one step and return its bytes.
 
