@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from onnx_lowrank.engine.optimize import optimize
     from onnx_lowrank.engine.validate import validate
     from onnx_lowrank.errors import (
+        BatchError,
         BudgetError,
         DataError,
         GuardError,
@@ -23,12 +24,15 @@ if TYPE_CHECKING:
         PlanError,
         ValidationError,
     )
+    from onnx_lowrank.fleet.batch import Batch, batch
     from onnx_lowrank.judge.validation import Validation
     from onnx_lowrank.planning.plan import Decision, GroupDecision, Plan
     from onnx_lowrank.report.report import Report
     from onnx_lowrank.report.sweep import Sweep
 
 __all__ = [
+    "Batch",
+    "BatchError",
     "BudgetError",
     "Curves",
     "DataError",
@@ -49,6 +53,7 @@ __all__ = [
     "ValidationError",
     "__version__",
     "apply",
+    "batch",
     "compress",
     "curves",
     "inspect",
@@ -67,6 +72,7 @@ _HOMES = {
     "engine.optimize": ("optimize",),
     "engine.validate": ("validate",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "fleet.batch": ("Batch", "batch"),
     "judge.validation": ("Validation",),
     "planning.plan": ("Decision", "GroupDecision", "Plan"),
     "report.report": ("Report",),

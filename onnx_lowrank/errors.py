@@ -10,6 +10,7 @@
     |   +-- NothingAppliesError 5 because no pass can do anything with any layer
     +-- GuardError            5   the result would be slower or bigger than the original
     +-- ValidationError       6   the result does not give the answers of the original
+    +-- BatchError            7   a batch went through, and some of its models failed
 
 A layer that cannot be compressed is no error: it is a :class:`onnx_lowrank.passkit.base.Skip`.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "BatchError",
     "BudgetError",
     "DataError",
     "GuardError",
@@ -88,3 +90,9 @@ class ValidationError(LowRankError):
     """The result does not give the answers of the original."""
 
     exit_code = 6
+
+
+class BatchError(LowRankError):
+    """A batch in which some models failed, or that could not go on; the others are written."""
+
+    exit_code = 7

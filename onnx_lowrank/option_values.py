@@ -16,14 +16,26 @@ from typing import Any
 from onnx_lowrank.errors import OptionError
 
 __all__ = [
+    "BYTES",
     "check_count",
     "check_seconds",
     "fraction",
     "percent",
+    "read_bytes",
+    "read_duration",
     "read_numbers",
     "read_shapes",
     "read_size",
 ]
+
+
+#: size of each unit of memory and files, in bytes
+BYTES: Mapping[str, float] = {
+    "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9,
+    "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30,
+}  # fmt: skip
+#: length of each unit of time, in seconds
+_SECONDS: Mapping[str, float] = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
 def fraction(text: str, *, bare_one: bool = True) -> float:
@@ -88,6 +100,34 @@ def check_seconds(name: str, value: float) -> None:
     """
     if not (math.isfinite(value) and value > 0):
         raise OptionError(f"{name} must be more than 0 seconds, and finite, not {value:g}")
+
+
+def read_duration(text: str) -> float:
+    """Seconds from ``90``, ``90s``, ``10min`` or ``2h``.
+
+    Raises:
+        ValueError: it is no time, or none at all.
+    """
+    return _measured(text, {"": 1.0, **_SECONDS}, "a time as 90s, 10min or 2h")
+
+
+def read_bytes(text: str) -> int:
+    """Bytes from ``2GiB``, ``500MB`` or a bare number of bytes.
+
+    Raises:
+        ValueError: it is no amount, or nothing.
+    """
+    return max(1, int(_measured(text, {"": 1.0, **BYTES}, "an amount as 500MB or 2GiB")))
+
+
+def _measured(text: str, units: Mapping[str, float], form: str) -> float:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*", text)
+    if found is None or found[2] not in units:
+        raise ValueError(f"{text!r}; write {form}")
+    value = float(found[1]) * units[found[2]]
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{text!r} is nothing; write {form}")
+    return value
 
 
 def read_numbers(text: str) -> tuple[float, ...]:

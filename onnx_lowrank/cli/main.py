@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from onnx_lowrank._version import __version__
+from onnx_lowrank.cli.batch import run_batch
 from onnx_lowrank.cli.commands import (
     run_apply,
     run_compress,
@@ -43,6 +44,7 @@ from onnx_lowrank.engine.options import (
     ValidateOptions,
 )
 from onnx_lowrank.errors import LowRankError
+from onnx_lowrank.fleet.options import BatchOptions
 from onnx_lowrank.options import add_arguments
 
 __all__ = ["COMMANDS", "main"]
@@ -50,7 +52,8 @@ __all__ = ["COMMANDS", "main"]
 
 _EXIT_CODES = """exit codes:
   0 done   2 wrong options   3 bad model   4 bad data
-  5 the budget cannot be met, or the guard refused   6 validation failed   130 interrupted"""
+  5 the budget cannot be met, or the guard refused   6 validation failed
+  7 some models of a batch failed   130 interrupted"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,6 +142,15 @@ COMMANDS = {
         run_sweep,
         {"model": _IN},
         (SweepOptions, SweepFiles, PrintOptions),
+    ),
+    "batch": Command(
+        "compress many models, each in a process of its own",
+        run_batch,
+        {
+            "source": ("FOLDER|MANIFEST", "models below a folder, or a list of them, as JSON"),
+            "output": ("OUT", "folder of results, receipts, journal and summary"),
+        },
+        (BatchOptions, PrintOptions),
     ),
     "inspect": Command(
         "list layers, costs, and what can be taken apart",

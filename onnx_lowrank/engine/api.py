@@ -82,7 +82,7 @@ class Result:
 
     @property
     def whole(self) -> onnx.ModelProto:
-        """The model with all its values inside, also those that :attr:`model` refers to in files."""
+        """The model with all values inside, also those that :attr:`model` refers to in files."""
         return self._written.whole
 
     def save(self, path: str | os.PathLike[str]) -> int:

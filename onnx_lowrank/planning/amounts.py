@@ -12,20 +12,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from onnx_lowrank.option_values import BYTES
+
 __all__ = ["Amount", "in_reach", "read_amount", "said"]
 
 _COUNTS = {"k": 1e3, "M": 1e6, "G": 1e9}
-_BYTES = {
-    "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9,
-    "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30,
-}  # fmt: skip
 _MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 #: size of each unit: in MACs, parameters, bytes and milliseconds
 _UNITS: Mapping[str, Mapping[str, float]] = {
     "macs": _COUNTS,
     "params": _COUNTS,
-    "size": _BYTES,
+    "size": BYTES,
     "latency": _MILLISECONDS,
 }
 #: the units that messages use, the smallest first

@@ -5,15 +5,13 @@ The page says what the JSON of the same report says and nothing else; it is made
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from onnx_lowrank.report.charts import Bar, bars
-from onnx_lowrank.report.wording import means
+from onnx_lowrank.report.templates import count, ms, percent, template
 
 __all__ = ["page"]
 
@@ -29,18 +27,7 @@ def page(data: Data) -> str:
     Args:
         data: what :meth:`Report.to_dict` or :meth:`Check.to_dict` returned.
     """
-    environment = Environment(
-        loader=PackageLoader("onnx_lowrank.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"count": _count, "percent": _percent, "number": _number, "ms": _ms}
-    environment.filters["means"] = means
-    return environment.get_template("page.html").render(
-        data, charts=_charts(data), rows=_rows(data)
-    )
+    return template("page.html").render(data, charts=_charts(data), rows=_rows(data))
 
 
 def _rows(data: Data) -> list[tuple[str, str, str, str]]:
@@ -54,8 +41,8 @@ def _rows(data: Data) -> list[tuple[str, str, str, str]]:
     found += [
         (
             f"time, batch {p['batch']}",
-            _ms(p["reference_ms"]),
-            _ms(p["new_ms"]),
+            ms(p["reference_ms"]),
+            ms(p["new_ms"]),
             _left(p["reference_ms"], p["new_ms"]),
         )
         for p in data["latency"]
@@ -63,7 +50,7 @@ def _rows(data: Data) -> list[tuple[str, str, str, str]]:
     accuracy = data["accuracy"]
     if accuracy is not None:
         points = f"{0.0 - 100 * accuracy['drop']:+.2f} points"
-        old, new = _percent(accuracy["reference"]), _percent(accuracy["new"])
+        old, new = percent(accuracy["reference"]), percent(accuracy["new"])
         found.append((f"top-1 of {accuracy['samples']}", old, new, points))
     return found
 
@@ -100,7 +87,7 @@ def _of_outputs(data: Data) -> list[Bar]:
         value, low, high = (v if v is None else min(max(v, 0.0), 1.0) for v in judged["kept"])
         if value is not None:
             span = None if low is None or high is None else (low, high)
-            found.append(Bar(judged["part"], value, _percent(value), span=span))
+            found.append(Bar(judged["part"], value, percent(value), span=span))
     return found
 
 
@@ -109,7 +96,7 @@ def _of_times(data: Data) -> list[Bar]:
         Bar(
             f"{who}, batch {p['batch']}",
             p[f"{key}_median_ms"],
-            f"{_ms(p[f'{key}_median_ms'])}, {_ms(p[f'{key}_p95_ms'])}",
+            f"{ms(p[f'{key}_median_ms'])}, {ms(p[f'{key}_p95_ms'])}",
             span=(p[f"{key}_median_ms"], p[f"{key}_p95_ms"]),
         )
         for p in data["latency"]
@@ -124,7 +111,7 @@ def _of_layers(layers: Sequence[Data]) -> list[Bar]:
         Bar(
             layer["name"],
             layer["macs_after"],
-            f"{_count(layer['macs_before'])} to {_count(layer['macs_after'])}",
+            f"{count(layer['macs_before'])} to {count(layer['macs_after'])}",
             layer["macs_before"],
         )
         for layer in shown
@@ -140,22 +127,3 @@ def _of_stages(stages: Sequence[Data]) -> list[Bar]:
 
 def _left(before: float, after: float) -> str:
     return f"{after / before:.3f}" if before else ""
-
-
-def _count(value: float) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:g}"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None or not math.isfinite(value) else f"{100 * value:.2f} %"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def _ms(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g} ms"
