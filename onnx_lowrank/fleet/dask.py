@@ -60,7 +60,7 @@ def run_on(
                 pending[future] = order
             if not pending:
                 return
-            with suppress(TimeoutError):
+            with client.as_current(), suppress(TimeoutError):
                 wait(list(pending), timeout=_STEP, return_when="FIRST_COMPLETED")
             for future in [future for future in pending if future.done()]:
                 order = pending.pop(future)

@@ -9,7 +9,14 @@ import pytest
 
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.linalg.rank_rules import RankRule
-from onnx_lowrank.option_values import check_count, check_seconds, fraction, percent
+from onnx_lowrank.option_values import (
+    check_count,
+    check_seconds,
+    fraction,
+    percent,
+    read_bytes,
+    read_duration,
+)
 from onnx_lowrank.planning.targets import parse_target
 
 
@@ -113,3 +120,25 @@ def test_counts() -> None:
 def test_what_is_no_time(value: float) -> None:
     with pytest.raises(OptionError, match="timing limit must be more than 0 seconds"):
         check_seconds("timing limit", value)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("1.5s", 1.5), (" 10 min ", 600), ("2h", 7200), (".5", 0.5)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert read_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("1000", 1000), ("2GiB", 2 << 30), ("1.5 kB", 1500), ("0.1B", 1)]
+)
+def test_bytes(text: str, number: int) -> None:
+    assert read_bytes(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "10 m", "-1", "ten", "1e3", "nan", "0", "0h", "5 minutes"])
+def test_what_is_no_duration_and_no_amount(text: str) -> None:
+    with pytest.raises(ValueError, match="write a time as 90s, 10min or 2h"):
+        read_duration(text)
+    with pytest.raises(ValueError, match="write an amount as 500MB or 2GiB"):
+        read_bytes(text)

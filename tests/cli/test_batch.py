@@ -1,0 +1,156 @@
+"""The command ``batch``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from onnx_lowrank.cli import batch as cli_batch
+from onnx_lowrank.cli import main as cli
+from onnx_lowrank.fleet import batch as flow
+from onnx_lowrank.fleet.journal import JOURNAL
+from onnx_lowrank.fleet.outcome import Outcome, ended_by
+from onnx_lowrank.fleet.worker import Order
+from tests import fixtures_models as fm
+from tests.fleet.fakes import Done, models
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> Done:
+    fake = Done()
+    monkeypatch.setattr(flow, "run_here", fake)
+    return fake
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return models(tmp_path / "in", "a.onnx", "b.onnx")
+
+
+def crash(order: Order) -> Outcome | None:
+    return ended_by(-11, "[words]") if order.name == "b.onnx" else None
+
+
+def test_options_reach_every_model_as_they_were_given(
+    folder: Path, tmp_path: Path, done: Done, capsys: Capture
+) -> None:
+    command = [
+        "batch", str(folder), str(tmp_path / "out"), "--target", "macs=0.5", "--target",
+        "params=0.5", "--passes", "svd", "--samples", "9", "--input-shape", "x:1,64", "--mean",
+        "1,2,3", "--force", "--cache", "", "--workers", "2", "--time-limit", "10min",
+        "--memory-limit", "2GiB", "--max-drop", "1%", "--target", "size",
+    ]  # fmt: skip
+    assert cli.main(command) == 0
+    assert done.orders[0].options == {
+        "target": ["macs=0.5", "params=0.5", "size"], "passes": "svd", "samples": 9,
+        "input_shapes": ["x:1,64"], "mean": "1,2,3", "force": True, "cache": "", "max_drop": "1%",
+    }  # fmt: skip
+    assert done.orders[0].command.startswith(f"onnx-lowrank batch {folder} ")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["run"]["limits"] == {"seconds": 600, "bytes": 2 << 30}
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "a.onnx" in out
+    assert "0.500" in out
+    assert "99.0%" in out
+    assert "2 done\n" in out
+    assert f"wrote {tmp_path / 'out' / 'summary.html'}" in out.replace("\n", "")
+
+
+def test_failures_end_with_a_code_of_their_own(
+    folder: Path, tmp_path: Path, done: Done, capsys: Capture
+) -> None:
+    done.become = crash
+    command = ["batch", str(folder), str(tmp_path / "out")]
+    fm.refused([*command, "-q"], capsys, 7, "1 of 2 models failed", "summary.html", "--retry")
+    assert cli.main(command) == 7
+    out, _ = capsys.readouterr()
+    assert "1 done, 1 failed" in out
+    assert "ended by SIGSEGV: [words]" in out
+    done.become = lambda _: None
+    assert cli.main([*command, "-q", "--retry-failed"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("extra", "part"),
+    [
+        (["--time-limit", "soon"], "write a time as 90s, 10min or 2h"),
+        (["--time-limit", "0"], "'0' is nothing; write a time"),
+        (["--memory-limit", "2GB2"], "write an amount as 500MB or 2GiB"),
+        (["--workers", "0"], "workers must be 1 or more"),
+        (["--target", "macs=7"], "7"),
+        (["--mean", "1,x"], "write numbers as 0.5,0.5,0.5"),
+    ],
+)
+def test_wrong_options_start_nothing(
+    extra: list[str], part: str, folder: Path, tmp_path: Path, done: Done, capsys: Capture
+) -> None:
+    fm.refused(["batch", str(folder), str(tmp_path / "out"), *extra], capsys, 2, part)
+    assert done.orders == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_terminal_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(
+        cli_batch,
+        "Console",
+        lambda **_: Console(force_terminal=True, file=open(os.devnull, "w")),  # noqa: SIM115
+    )
+    monkeypatch.setattr(cli_batch.Bars, "update", lambda self, task, **k: shown.append(k))
+    with cli_batch._standing(False) as show:
+        show(flow.Standing(9, 5, 2, 3))
+    assert shown == [{"total": 6, "completed": 2, "description": "2 failed"}]
+
+
+@pytest.mark.full
+@pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+def test_ctrl_c_ends_the_processes_and_the_same_command_goes_on(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    # the first model is done at once, the second takes a minute
+    work = """
+import json, os, sys, time
+json.loads(sys.stdin.readline()); order = json.loads(sys.stdin.readline())
+os.mkdir(order["folder"] + "/made")
+open(order["folder"] + "/made/" + order["name"], "w").write(str(os.getpid()))
+if order["name"] == "b.onnx":
+    time.sleep(60)
+outcome = {"status": "done", "cause": "", "error": "", "exit_code": 0, "reason": "",
+           "figures": {}, "files": [order["name"]], "seconds": 0, "peak_bytes": None}
+open(order["folder"] + "/outcome.json", "w").write(json.dumps(outcome))
+"""
+    program = (
+        "import sys; from onnx_lowrank.cli.main import main; "
+        "from onnx_lowrank.fleet import process; "
+        f"process._PROGRAM = {work!r}; sys.exit(main({['batch', str(folder), str(out)]!r}))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as process:
+        end = time.monotonic() + 60
+        while not list(out.glob(".work/*/made/b.onnx")) and time.monotonic() < end:
+            time.sleep(0.05)
+        (written,) = out.glob(".work/*/made/b.onnx")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.decode() == (
+        "interrupted; 1 of 2 models are settled, and the same command goes on from there\n"
+    )
+    assert sorted(p.name for p in out.iterdir()) == [
+        "a.onnx", JOURNAL, "summary.html", "summary.json",
+    ]  # fmt: skip
+    assert not written.exists()
+    assert len((out / JOURNAL).read_text().splitlines()) == 1

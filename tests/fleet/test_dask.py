@@ -1,0 +1,141 @@
+"""The same on Dask: a cluster of processes, of which one is killed in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from onnx_lowrank.errors import OptionError
+from onnx_lowrank.fleet import dask
+from onnx_lowrank.fleet.batch import Standing, batch
+from onnx_lowrank.fleet.journal import JOURNAL
+from tests.fleet.fakes import models
+
+try:
+    import distributed
+except ImportError:
+    distributed = None
+
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(distributed is None, reason='no Dask: pip install "onnx-lowrank[dask]"'),
+    # sockets of a cluster that a killed worker held are closed whenever they are collected
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+#: every worker, also one that takes the place of another, lets its processes do this: wait a
+#: little, and write who they are
+PLUGIN = '''
+import distributed
+
+WORK = """
+import json, os, sys, time
+json.loads(sys.stdin.readline()); order = json.loads(sys.stdin.readline())
+os.mkdir(order["folder"] + "/made")
+time.sleep(60 if order["name"] == "long.onnx" else 0.5)
+if order["name"] == "bad.onnx":
+    os.kill(os.getpid(), 11)
+with open(order["folder"] + "/made/" + order["name"], "w") as f:
+    f.write(str(os.getppid()))
+outcome = {"status": "done", "cause": "", "error": "", "exit_code": 0, "reason": "",
+           "figures": {}, "files": [order["name"]], "seconds": 0, "peak_bytes": None}
+with open(order["folder"] + "/outcome.json", "w") as f:
+    json.dump(outcome, f)
+"""
+
+class Quick(distributed.WorkerPlugin):
+    def setup(self, worker):
+        from onnx_lowrank.fleet import process
+        process._PROGRAM = WORK
+'''
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    # of __main__, so that it travels by value: workers cannot import this file
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(PLUGIN, space)
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0",
+            silence_logs=False,
+        ) as made,
+        distributed.Client(made, set_as_default=False) as client,
+    ):  # fmt: skip
+        client.wait_for_workers(2, timeout=60)
+        client.register_plugin(space["Quick"]())
+        yield made
+
+
+def workers(cluster: Any) -> list[int]:
+    return [worker.pid for worker in cluster.workers.values()]
+
+
+def test_a_worker_is_killed_and_nothing_is_lost(cluster: Any, tmp_path: Path) -> None:
+    names = [f"{letter}.onnx" for letter in "abcdefg"]
+    folder = models(tmp_path / "in", *names, "bad.onnx")
+    out = tmp_path / "out"
+    killed: list[int] = []
+
+    def told(standing: Standing) -> None:
+        busy = [pid for pid in workers(cluster) if psutil.Process(pid).children()]
+        if standing.done and busy and not killed:
+            os.kill(busy[0], signal.SIGKILL)
+            killed.append(busy[0])
+
+    made = batch(folder, out, scheduler=cluster.scheduler_address, told=told)
+    assert len(killed) == 1
+    found = {row["model"]: (row["status"], row["cause"]) for row in made.summary["models"]}
+    assert found == {**dict.fromkeys(names, ("done", "")), "bad.onnx": ("failed", "crash")}
+    assert len((out / JOURNAL).read_text().splitlines()) == 8
+    assert {p.name for p in out.iterdir()} == {
+        *names, JOURNAL, "summary.html", "summary.json",
+    }  # fmt: skip
+    assert {int((out / name).read_text()) for name in names} - set(killed)
+    # again: nothing is left to do
+    again = batch(folder, out, scheduler=cluster.scheduler_address)
+    assert again.summary["models"] == made.summary["models"]
+
+
+def test_an_interruption_ends_the_processes(cluster: Any, tmp_path: Path) -> None:
+    folder = models(tmp_path / "in", "a.onnx", "long.onnx")
+
+    def told(standing: Standing) -> None:
+        if standing.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        batch(folder, tmp_path / "out", scheduler=cluster.scheduler_address, told=told)
+    assert not (tmp_path / "out" / ".work").exists()
+    _eventually(lambda: not any(psutil.Process(pid).children() for pid in workers(cluster)))
+    assert len((tmp_path / "out" / JOURNAL).read_text().splitlines()) == 1
+
+
+def test_nobody_answers(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask, "_PATIENCE", 1)
+    folder = models(tmp_path / "in", "a.onnx")
+    with pytest.raises(OptionError, match=r"no Dask scheduler answers at 127.0.0.1:9 .*dask sched"):
+        batch(folder, tmp_path / "out", scheduler="127.0.0.1:9")
+    with (
+        distributed.LocalCluster(n_workers=0, dashboard_address=":0", silence_logs=False) as empty,
+        pytest.raises(OptionError, match="has no worker; start one with: dask worker"),
+    ):
+        batch(folder, tmp_path / "out", scheduler=empty.scheduler_address)
+    assert not (tmp_path / "out" / ".work").exists()
+
+
+def _eventually(found: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        if found():
+            return
+        time.sleep(0.1)
+    raise AssertionError("not within half a minute")
