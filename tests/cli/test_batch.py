@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +20,7 @@ from rich.console import Console
 from onnx_lowrank.cli import batch as cli_batch
 from onnx_lowrank.cli import main as cli
 from onnx_lowrank.fleet import batch as flow
+from onnx_lowrank.fleet import dask
 from onnx_lowrank.fleet.journal import JOURNAL
 from onnx_lowrank.fleet.outcome import Outcome, ended_by
 from onnx_lowrank.fleet.worker import Order
@@ -104,15 +108,35 @@ def test_wrong_options_start_nothing(
 
 def test_a_terminal_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
-    monkeypatch.setattr(
-        cli_batch,
-        "Console",
-        lambda **_: Console(force_terminal=True, file=open(os.devnull, "w")),  # noqa: SIM115
-    )
+    terminal = Console(force_terminal=True, file=io.StringIO())
+    monkeypatch.setattr(cli_batch, "Console", lambda **_: terminal)
     monkeypatch.setattr(cli_batch.Bars, "update", lambda self, task, **k: shown.append(k))
     with cli_batch._standing(False) as show:
         show(flow.Standing(9, 5, 2, 3))
     assert shown == [{"total": 6, "completed": 2, "description": "2 failed"}]
+
+
+def test_the_page_on_fleets_shows_commands_that_make_sense(
+    tmp_path: Path, done: Done, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (fm.ROOT / "docs" / "fleets.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(json|bash)\n(.*?)^```", page, flags=re.M | re.S)
+    (tmp_path / "fleet.jsonl").write_text("".join(text for kind, text in blocks if kind == "json"))
+    (tmp_path / "models").symlink_to(fm.ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dask, "run_on", lambda _, orders, limits: done(orders, limits, 1))
+    ran = [shlex.split(text) for kind, text in blocks if kind == "bash"]
+    assert len(ran) == 3
+    for number, command in enumerate(ran):
+        assert command[:2] == ["onnx-lowrank", "batch"]
+        out = command.index("small")
+        command[out] += str(number)
+        assert cli.main([*command[1:], "-q"]) == 0
+    nets = len(list((fm.ROOT / "models").glob("*.onnx")))
+    assert len(done.orders) == 2 * nets + 2
+    assert done.orders[nets].options == {
+        "target": "params=0.3", "passes": "fold_batchnorm,svd", "samples": 200,
+    }  # fmt: skip
 
 
 @pytest.mark.full
