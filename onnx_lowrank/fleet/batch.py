@@ -158,6 +158,7 @@ class _Run:
     command: str
     settled: dict[str, Entry] = field(default_factory=dict)
     _resumed: int = 0
+    _failed: int = 0
     _begun: dict[str, tuple[Task, Entry]] = field(default_factory=dict)
 
     def go(self) -> None:
@@ -182,9 +183,8 @@ class _Run:
             entry = self._entry(task)
             known = self.journal.latest(task.output)
             if known is not None and known.key == entry.key and self._stands(known):
-                self.settled[task.output] = known
                 self._resumed += 1
-                self._tell()
+                self._note(known)
                 continue
             folder = str(self.places.folder().absolute())
             self._begun[folder] = task, entry
@@ -232,12 +232,15 @@ class _Run:
         )
         self.journal.append(made)
         self.places.drop(Path(order.folder))
-        self.settled[task.output] = made
+        self._note(made)
+
+    def _note(self, entry: Entry) -> None:
+        self.settled[entry.output] = entry
+        self._failed += entry.outcome.failed
         self._tell()
 
     def _tell(self) -> None:
-        failed = sum(entry.outcome.failed for entry in self.settled.values())
-        self.told(Standing(len(self.tasks), len(self.settled), failed, self._resumed))
+        self.told(Standing(len(self.tasks), len(self.settled), self._failed, self._resumed))
 
 
 def _plain(keywords: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ from typing import Any
 import psutil
 
 from onnx_lowrank.fleet.options import Limits
-from onnx_lowrank.fleet.outcome import Outcome, ended_by, over_memory, over_time
+from onnx_lowrank.fleet.outcome import CRASH, Outcome, ended_by, over_memory, over_time
 from onnx_lowrank.fleet.worker import OUTCOME, Order
 
 __all__ = ["LOG", "run_limited"]
@@ -66,15 +67,11 @@ def run_limited(
         The outcome; None where it was called off.
     """
     begun = time.monotonic()
-    with Path(order.folder, LOG).open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **dict.fromkeys(_THREADS, str(order.threads))},
-            start_new_session=True,
-        )
+    try:
+        process = _started(order)
+    except OSError as error:  # too many processes or files, or a disk that is full
+        reason = f"its process could not be started ({error}); give --retry-failed to try it again"
+        return Outcome("failed", CRASH, type(error).__name__, 1, reason)
     assert process.stdin is not None
     peak = 0
     try:
@@ -103,6 +100,18 @@ def run_limited(
     if found is None:
         found = ended_by(process.returncode, _last_line(Path(order.folder, LOG)))
     return _timed(found, time.monotonic() - begun, peak)
+
+
+def _started(order: Order) -> subprocess.Popen[bytes]:
+    with Path(order.folder, LOG).open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **dict.fromkeys(_THREADS, str(order.threads))},
+            start_new_session=True,
+        )
 
 
 def _timed(outcome: Outcome, seconds: float, peak: int) -> Outcome:
@@ -138,6 +147,9 @@ def _resident(pid: int) -> int:
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a process with its children, at once: nothing that it has written is in place yet."""
     if process.poll() is None:
+        if sys.platform != "win32":  # its session, with children that have left it
+            with suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
         for one in reversed(_tree(process.pid)):
             with suppress(psutil.Error):
                 one.kill()

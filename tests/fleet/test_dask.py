@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,11 @@ from onnx_lowrank.fleet.batch import Standing, batch
 from onnx_lowrank.fleet.journal import JOURNAL
 from tests.fleet.fakes import models
 
-try:
-    import distributed
-except ImportError:
-    distributed = None
-
 pytestmark = [
     pytest.mark.full,
-    pytest.mark.skipif(distributed is None, reason='no Dask: pip install "onnx-lowrank[dask]"'),
+    pytest.mark.skipif(
+        find_spec("distributed") is None, reason='no Dask: pip install "onnx-lowrank[dask]"'
+    ),
     # sockets of a cluster that a killed worker held are closed whenever they are collected
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -60,6 +58,8 @@ class Quick(distributed.WorkerPlugin):
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
+    import distributed
+
     # of __main__, so that it travels by value: workers cannot import this file
     space: dict[str, Any] = {"__name__": "__main__"}
     exec(PLUGIN, space)
@@ -120,6 +120,8 @@ def test_an_interruption_ends_the_processes(cluster: Any, tmp_path: Path) -> Non
 
 
 def test_nobody_answers(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import distributed
+
     monkeypatch.setattr(dask, "_PATIENCE", 1)
     folder = models(tmp_path / "in", "a.onnx")
     with pytest.raises(OptionError, match=r"no Dask scheduler answers at 127.0.0.1:9 .*dask sched"):

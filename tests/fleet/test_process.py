@@ -82,6 +82,24 @@ def test_beyond_the_time_it_is_ended_with_its_children(run: Run, tmp_path: Path)
     assert [p for p in left if p.status() != psutil.STATUS_ZOMBIE] == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="sessions as POSIX has them")
+def test_a_child_that_has_left_its_parent_is_ended_too(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(
+        "import os, sys, time\nopen(sys.argv[1], 'w').write(str(os.getpid()))\ntime.sleep(60)"
+    )
+    left = (
+        "import subprocess, sys; subprocess.Popen([sys.executable, "
+        f"{str(tmp_path / 'child.py')!r}, {str(tmp_path / 'pid')!r}])"
+    )
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {left!r}]); "
+    program += "import time; time.sleep(60)"
+    failed(run(program, Limits(seconds=2)))
+    pid = int((tmp_path / "pid").read_text())
+    _eventually(
+        lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    )
+
+
 @pytest.mark.parametrize("where", ["itself", "a child"])
 def test_beyond_the_memory_it_is_ended(where: str, run: Run) -> None:
     program = "import time; block = bytearray(200 << 20); time.sleep(60)"
@@ -121,6 +139,16 @@ def test_a_process_that_ends_without_a_word(program: str, code: int, part: str, 
     outcome = failed(run(program))
     assert (outcome.cause, outcome.exit_code) == ("crash", code)
     assert part in outcome.reason
+
+
+def test_a_process_that_cannot_be_started(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(process.subprocess, "Popen", full)
+    outcome = failed(run(WELL))
+    assert (outcome.cause, outcome.exit_code) == ("crash", 1)
+    assert "could not be started ([Errno 11] Resource temporarily unavailable)" in outcome.reason
 
 
 def test_it_is_ended_when_it_is_called_off(run: Run) -> None:
