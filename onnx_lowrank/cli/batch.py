@@ -61,8 +61,8 @@ def run_batch(a: argparse.Namespace, out: Console) -> int:
     if made.failed:
         total = made.summary["counts"]["total"]
         raise BatchError(
-            f"{made.failed} of {total} models failed, the others are written; reasons are in "
-            f"{made.page}, and --retry-failed tries them again"
+            f"{made.failed} of {total} models failed; the others have results, the reasons are in "
+            f"{made.page}, and --retry-failed tries these models again"
         )
     return 0
 

@@ -77,7 +77,9 @@ def test_failures_end_with_a_code_of_their_own(
 ) -> None:
     done.become = crash
     command = ["batch", str(folder), str(tmp_path / "out")]
-    fm.refused([*command, "-q"], capsys, 7, "1 of 2 models failed", "summary.html", "--retry")
+    fm.refused(
+        [*command, "-q"], capsys, 7, "1 of 2 models failed", "summary.html", "--retry-failed"
+    )
     assert cli.main(command) == 7
     out, _ = capsys.readouterr()
     assert "1 done, 1 failed" in out

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -25,7 +26,7 @@ from onnx_lowrank.fleet.outcome import Outcome, ended_by
 from onnx_lowrank.fleet.worker import Order
 from tests import fixtures_models as fm
 from tests.fleet.fakes import FIGURES, Done, models, written
-from tests.report.test_page import Seen
+from tests.report.test_page import CHROMIUM, Seen
 
 SCHEMA = json.loads(
     resources.files("onnx_lowrank.report").joinpath("batch.schema.json").read_text("utf8")
@@ -384,3 +385,35 @@ def test_the_schema_refuses_another_form(
     del data[key]
     with pytest.raises(jsonschema.ValidationError, match="is a required property"):
         jsonschema.validate(data, SCHEMA, cls=jsonschema.Draft202012Validator)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install chromium-headless-shell")
+def test_the_page_sorts_in_a_browser(folder: Path, tmp_path: Path, done: Done) -> None:
+    done.become = fails("b.onnx")
+    text = batch(folder, tmp_path / "out").page.read_text()
+    clicks = """<script>
+    const table = document.querySelector("table.sortable"), heads = table.tHead.rows[0].cells;
+    const names = () => [...table.tBodies[0].rows].map(row => row.cells[0].textContent).join();
+    const seen = [names()];
+    for (const name of ["status", "MACs before", "model", "model"]) {
+      [...heads].find(h => h.textContent === name).firstElementChild.click(); seen.push(names());
+    }
+    document.title = [...seen, document.documentElement.scrollWidth].join(";");
+    </script></body>"""
+    (tmp_path / "page.html").write_text(text.replace("</body>", clicks))
+    assert CHROMIUM is not None
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+        "--window-size=1000,900", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
+        (tmp_path / "page.html").as_uri(),
+    ]  # fmt: skip
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in ran.stderr
+    title = re.search("<title>(.*?)</title>", ran.stdout)
+    assert title is not None
+    given, by_status, by_macs, rising, falling, width = title[1].split(";")
+    assert given == rising == "a.onnx,sub/b.onnx,sub/c.ONNX"
+    assert by_status == "a.onnx,sub/c.ONNX,sub/b.onnx"
+    assert by_macs == "a.onnx,sub/c.ONNX,sub/b.onnx", "what has no figure comes last"
+    assert falling == "sub/c.ONNX,sub/b.onnx,a.onnx"
+    assert int(width) <= 1000, "nothing stands beyond the page"
