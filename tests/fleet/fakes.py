@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator, Iterator
+from importlib import resources
 from pathlib import Path
 
 import onnx
 
 from onnx_lowrank.fleet.options import Limits
-from onnx_lowrank.fleet.outcome import Outcome
+from onnx_lowrank.fleet.outcome import Outcome, ended_by
 from onnx_lowrank.fleet.worker import MADE, Order
 from tests import fixtures_models as fm
 
@@ -21,6 +23,12 @@ FIGURES = {
     "loss": [0.01, 0.0, 0.02],
     "accuracy": {"before": 0.9, "after": 0.9},
 }
+
+
+CRASH = ended_by(-11, "last <words>")
+SCHEMA = json.loads(
+    resources.files("onnx_lowrank.report").joinpath("batch.schema.json").read_text("utf8")
+)
 
 
 class Done:
@@ -66,3 +74,7 @@ def models(folder: Path, *names: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         onnx.save(fm.classifier(), path)
     return folder
+
+
+def fails(name: str, outcome: Outcome = CRASH) -> Callable[[Order], Outcome | None]:
+    return lambda order: outcome if order.name == name else None
