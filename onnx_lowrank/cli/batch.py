@@ -38,7 +38,7 @@ def run_batch(a: argparse.Namespace, out: Console) -> int:
     keywords = {k: v for k, v in given.items() if v is not None and v is not False}
     seen: list[Standing] = []
     try:
-        with _standing(a.quiet) as show:
+        with _softly_terminated(), _standing(a.quiet) as show:
 
             def told(standing: Standing) -> None:
                 seen[:] = [standing]
@@ -48,12 +48,12 @@ def run_batch(a: argparse.Namespace, out: Console) -> int:
                 a.source, a.output, told=told, command=shlex.join(["onnx-lowrank", *a.given]),
                 **keywords,
             )  # fmt: skip
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         last = f"{seen[0].done} of {seen[0].total}" if seen else "none"
         Console(stderr=True, highlight=False, soft_wrap=True).print(
             f"interrupted; {last} models are settled, and the same command goes on from there"
         )
-        return 128 + signal.SIGINT
+        return 128 + (signal.SIGTERM if interruption.args else signal.SIGINT)
     if not a.quiet:
         out.print(_table(made.summary["models"]))
         out.print(_said(made.summary["counts"]))
@@ -65,6 +65,24 @@ def run_batch(a: argparse.Namespace, out: Console) -> int:
             f"{made.page}, and --retry-failed tries these models again"
         )
     return 0
+
+
+@contextmanager
+def _softly_terminated() -> Iterator[None]:
+    """Let SIGTERM, by which schedulers end jobs, do what Ctrl-C does; what is done is kept."""
+
+    def interrupt(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _said(counts: dict[str, int]) -> str:

@@ -143,8 +143,9 @@ def test_the_page_on_fleets_shows_commands_that_make_sense(
 
 @pytest.mark.full
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_ends_the_processes_and_the_same_command_goes_on(
-    folder: Path, tmp_path: Path
+    number: signal.Signals, code: int, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     # the first model is done at once, the second takes a minute
@@ -169,9 +170,9 @@ open(order["folder"] + "/outcome.json", "w").write(json.dumps(outcome))
         while not list(out.glob(".work/*/made/b.onnx")) and time.monotonic() < end:
             time.sleep(0.05)
         (written,) = out.glob(".work/*/made/b.onnx")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert said.decode() == (
         "interrupted; 1 of 2 models are settled, and the same command goes on from there\n"
     )
