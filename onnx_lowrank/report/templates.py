@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
@@ -11,6 +12,7 @@ from onnx_lowrank.report.wording import means
 __all__ = ["count", "ms", "number", "percent", "template"]
 
 
+@cache
 def template(name: str) -> Template:
     """The template of a page; what is put into it cannot break it.
 
