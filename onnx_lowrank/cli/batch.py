@@ -101,13 +101,18 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         kept = row["kept"][0] if row["kept"] else None
         table.add_row(
-            Text(row["model"]),
+            _text(row["model"]),
             Text(row["cause"] or row["status"], style="red" if row["status"] == "failed" else ""),
             *(_left(row, key) for key in ("macs", "bytes")),
             "" if kept is None else f"{kept:.1%}",
-            Text(row["reason"]),
+            _text(row["reason"]),
         )
     return table
+
+
+def _text(text: str) -> Text:
+    """Text to print, also of names of files that are none."""
+    return Text(text.encode("utf-8", "replace").decode())
 
 
 def _left(row: dict[str, Any], key: str) -> str:

@@ -72,7 +72,8 @@ def write_summary(folder: Path, data: Mapping[str, Any]) -> None:
     """
     for ending, text in (("json", as_text(data)), ("html", batch_page(data))):
         with atomic_write(folder / f"{SUMMARY}.{ending}") as file:
-            file.write(text.encode() + b"\n")
+            # names of files may be no text
+            file.write(text.encode("utf-8", "replace") + b"\n")
 
 
 def _row(task: Task, entry: Entry | None) -> dict[str, Any]:

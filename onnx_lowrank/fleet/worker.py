@@ -119,7 +119,9 @@ def _compressed(order: Order) -> Outcome:
     made.save(folder / order.name)
     data = made.report.to_dict(order.command)
     for ending, text in (("json", as_text(data)), ("html", page(data))):
-        (folder / f"{order.name}.report.{ending}").write_text(text + "\n", encoding="utf-8")
+        (folder / f"{order.name}.report.{ending}").write_bytes(
+            text.encode("utf-8", "replace") + b"\n"
+        )
     return Outcome("done", figures=_figures(made), files=_files(folder, order.name))
 
 

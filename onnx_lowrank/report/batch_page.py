@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -21,4 +22,4 @@ def batch_page(data: Mapping[str, Any]) -> str:
         data: what ``summary.json`` holds.
     """
     page = template("batch.html")
-    return page.render(data, link=quote)
+    return page.render(data, link=lambda name: quote(os.fsencode(name)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Generator, Iterator
 from importlib import resources
 from pathlib import Path
@@ -63,7 +64,7 @@ def written(order: Order) -> Outcome:
     receipts = [f"{order.name}.report.{ending}" for ending in ("html", "json")]
     files = (f"{order.name}.data", *receipts, order.name)
     for name in files:
-        (folder / name).write_text(f"{name} by {len(order.options)} options")
+        (folder / name).write_bytes(os.fsencode(f"{name} by {len(order.options)} options"))
     return Outcome("done", figures=FIGURES, files=files, seconds=1.5, peak_bytes=1 << 20)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
 import pytest
 
+from onnx_lowrank.cli.main import main
 from onnx_lowrank.fleet.batch import batch
 from onnx_lowrank.fleet.outcome import Outcome
 from onnx_lowrank.fleet.worker import Order
@@ -58,6 +61,23 @@ def test_the_summary_has_its_form_and_the_page_says_the_same(
                  "prefers-color-scheme: dark", 'class="sortable"', "9 seconds"):  # fmt: skip
         assert part in text, part
     assert re.search(r'data-value="50">50</td>', text)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
+def test_a_name_that_is_no_text_stops_nothing(
+    folder: Path, tmp_path: Path, done: Done, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(b"caf\xe9.onnx")
+    (folder / "a.onnx").rename(folder / name)
+    assert main(["batch", str(folder), str(tmp_path / "out")]) == 0
+    assert "caf?.onnx" in capsys.readouterr().out
+    assert done.orders[0].name == name
+    assert (tmp_path / "out" / name).is_file()
+    page = (tmp_path / "out" / "summary.html").read_text(encoding="utf-8")
+    assert "caf?.onnx" in page
+    assert 'href="caf%E9.onnx.report.html"' in page
+    assert main(["batch", str(folder), str(tmp_path / "out"), "-q"]) == 0
+    assert len(done.orders) == 3
 
 
 @pytest.mark.parametrize("key", ["counts", "models", "seconds", "totals"])
