@@ -39,6 +39,7 @@ from onnx_lowrank.report.check import as_text
 from onnx_lowrank.report.plan_summary import print_summary
 from onnx_lowrank.report.plots import check_picture
 from onnx_lowrank.report.report import outputs_table
+from onnx_lowrank.report.sweep import Sweep
 
 __all__ = [
     "run_apply",
@@ -100,20 +101,20 @@ def run_sweep(a: argparse.Namespace, out: Console) -> int:
     source = load(a.model)
     if a.plot:
         check_output(check_picture(a.plot), source, keep=[a.calib])
-    if a.json:
-        check_output(a.json, source, keep=[a.calib, a.plot])
+    if a.report:
+        check_output(a.report, source, keep=[a.calib, a.plot])
     keywords = keywords_from(SweepOptions, a)
     with _progress(a.quiet) as progress:
         found = sweep(source, progress=progress, **keywords)
     if not found.points:
         raise BudgetError(found.missed[0][1])
-    if a.json:
-        _write_text(a.json, found.to_json())
+    if a.report:
+        _write_sweep(a.report, found, _command(a))
     if a.plot:
         found.plot(a.plot)
     if not a.quiet:
         found.print(out)
-        for written in (a.models, a.json, a.plot):
+        for written in (a.models, a.report, a.plot):
             if written:
                 out.print(f"wrote {written}", markup=False)
     return 0
@@ -225,12 +226,26 @@ def _command(a: argparse.Namespace) -> str:
 
 def _write_report(path: str, data: dict[str, Any]) -> None:
     """Write a report, as a page where the name says so, else as JSON."""
-    if Path(path).suffix.lower() not in (".html", ".htm"):
+    if not _is_page(path):
         _write_text(path, as_text(data))
         return
     from onnx_lowrank.report.page import page  # templates take a tenth of a second
 
     _write_text(path, page(data))
+
+
+def _write_sweep(path: str, found: Sweep, command: str) -> None:
+    """Write a sweep, as a page where the name says so, else as JSON."""
+    if not _is_page(path):
+        _write_text(path, as_text(found.to_dict(command)))
+        return
+    from onnx_lowrank.report.sweep_page import sweep_page  # as above
+
+    _write_text(path, sweep_page(found, command))
+
+
+def _is_page(path: str) -> bool:
+    return Path(path).suffix.lower() in (".html", ".htm")
 
 
 def _write_text(path: str, text: str) -> None:

@@ -69,7 +69,11 @@ class SweepFiles(OptionGroup):
 
     title: ClassVar[str] = "files"
 
-    json: str | None = option(None, "Write all points as JSON.", metavar="FILE")
+    report: str | None = option(
+        None,
+        "Write all points, as a page (.html) with what each cost keeps, or as JSON.",
+        metavar="FILE",
+    )
     plot: str | None = option(None, "Draw them, .png or .svg.", metavar="FILE")
 
 

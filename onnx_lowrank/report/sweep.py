@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -18,7 +17,10 @@ from onnx_lowrank.errors import OptionError
 from onnx_lowrank.report.plots import Mark, check_picture, draw_sweep
 from onnx_lowrank.report.report import Report
 
-__all__ = ["Point", "Sweep", "fronts", "point_of", "with_front"]
+__all__ = ["SWEEP_SCHEMA", "Point", "Sweep", "fronts", "point_of", "with_front"]
+
+#: number of the form of sweeps, as in ``sweep.schema.json``
+SWEEP_SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,25 @@ class Sweep:
     points: tuple[Point, ...]
     missed: tuple[tuple[str, str], ...]
 
-    def to_json(self) -> str:
-        """The same as text."""
-        data: dict[str, Any] = {"schema": 1, "version": __version__, **asdict(self)}
-        return json.dumps(data, indent=1, allow_nan=False)
+    def to_dict(self, command: str = "") -> dict[str, Any]:
+        """Plain data, as ``sweep.schema.json`` describes it.
+
+        Args:
+            command: as it was given; empty where there was none.
+        """
+        head = {"schema": SWEEP_SCHEMA, "kind": "sweep", "version": __version__}
+        missed = [{"target": target, "reason": reason} for target, reason in self.missed]
+        quality = {"quality": self.axis[0]}
+        return {**head, "command": command, **quality, **asdict(self), "missed": missed}
+
+    @property
+    def axis(self) -> tuple[str, bool]:
+        """What :attr:`quality` is, and whether it is a fraction."""
+        if self.accuracy is not None:
+            return "top-1 accuracy", True
+        if any(p.agreement is None for p in self.points):
+            return "SNR, dB", False
+        return "same first class", True
 
     @property
     def quality(self) -> float:
@@ -87,6 +104,22 @@ class Sweep:
         if self.accuracy is not None:
             return self.accuracy
         return 1.0 if any(p.agreement is not None for p in self.points) else math.inf
+
+    def panels(self) -> list[tuple[str, list[Mark]]]:
+        """Quality against time, MACs and bytes, of the models that can be drawn."""
+        known = [p for p in self.points if p.quality < math.inf]
+        found = []
+        for name, field in {"time": "latency", "MACs": "macs", "bytes": "bytes"}.items():
+            places = [(float(getattr(p, field)), p.quality) for p in known]
+            labels = [p.target for p in known]
+            if self.quality < math.inf:
+                places, labels = [*places, (1.0, self.quality)], [*labels, "original"]
+            marks = [
+                Mark(label, *place, front, original=label == "original")
+                for label, place, front in zip(labels, places, fronts(places), strict=True)
+            ]
+            found.append((f"{name} left", marks))
+        return found
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw quality against time, MACs and size, PNG or SVG by the suffix.
@@ -96,25 +129,10 @@ class Sweep:
             ModelError: the file cannot be written.
         """
         check_picture(path)
-        known = [p for p in self.points if p.quality < math.inf]
-        if not known:
+        if all(p.quality == math.inf for p in self.points):
             raise OptionError("no model lost anything, or none met its budget: nothing to draw")
-        costs = {"time": "latency", "MACs": "macs", "bytes": "bytes"}
-        panels = []
-        for name, field in costs.items():
-            places = [(float(getattr(p, field)), p.quality) for p in known]
-            labels = [p.target for p in known]
-            if self.quality < math.inf:
-                places, labels = [*places, (1.0, self.quality)], [*labels, "original"]
-            marks = [
-                Mark(label, *place, front, original=label == "original")
-                for label, place, front in zip(labels, places, fronts(places), strict=True)
-            ]
-            panels.append((f"{name} left", marks))
-        labelled = self.accuracy is not None
-        decibels = any(p.agreement is None for p in self.points) and not labelled
-        up = "top-1 accuracy" if labelled else "SNR, dB" if decibels else "same first class"
-        draw_sweep(path, panels, f"{up} ({self.samples} samples)", percent=not decibels)
+        up, fraction = self.axis
+        draw_sweep(path, self.panels(), f"{up} ({self.samples} samples)", percent=fraction)
 
     def print(self, console: Console) -> None:
         """One row a point; those on the front in bold."""

@@ -169,7 +169,7 @@ def test_sweep_options_reach_the_library(
 
 def test_sweep(sweep: list[str], tmp_path: Path, capsys: Capture) -> None:
     data, models = tmp_path / "s.json", tmp_path / "models"
-    more = ["--ratios", "0.8,0.5,0.01", "--json", str(data), "--models", str(models)]
+    more = ["--ratios", "0.8,0.5,0.01", "--report", str(data), "--models", str(models)]
     assert cli.main([*sweep, *more]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -182,6 +182,7 @@ def test_sweep(sweep: list[str], tmp_path: Path, capsys: Capture) -> None:
         assert part in out
     found = json.loads(data.read_text(encoding="utf-8"))
     assert [p["target"] for p in found["points"]] == ["macs=0.8", "macs=0.5"]
+    assert found["command"].startswith("onnx-lowrank sweep")
     assert {p.name for p in models.iterdir()} == {"macs-0.8.onnx", "macs-0.5.onnx"}
     assert cli.main([*sweep, "--ratios", "0.8", "-q"]) == 0
     assert capsys.readouterr() == ("", "")
@@ -208,7 +209,7 @@ def test_sweep_draws(sweep: list[str], tmp_path: Path, capsys: Capture) -> None:
         (["--target", "macs=0.5"], 2, "--target"),
         (["--plot", "a.pdf"], 2, ".png or .svg"),
         (["--plot", "/no/such/a.svg"], 2, "/no/such does not exist"),
-        (["--json", "/no/such/a.json"], 2, "/no/such does not exist"),
+        (["--report", "/no/such/a.json"], 2, "/no/such does not exist"),
         (["--models", "/dev/null/models"], 2, "/dev/null/models: cannot be made"),
         (["--ratios", "0.01"], 5, "these passes cannot go below"),
     ],
