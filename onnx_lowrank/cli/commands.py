@@ -5,17 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 from rich.text import Text
 
 from onnx_lowrank.cli.options import GateOptions
+from onnx_lowrank.cli.progress import progress_of, steps_of
 from onnx_lowrank.engine.api import Result, apply, compress, plan, sweep
 from onnx_lowrank.engine.curves import curves
 from onnx_lowrank.engine.inspection import inspect
@@ -31,10 +28,9 @@ from onnx_lowrank.engine.validate import beyond, opened
 from onnx_lowrank.errors import BudgetError, OptionError, ValidationError
 from onnx_lowrank.judge.requirement import largest_loss
 from onnx_lowrank.modelfile.model import atomic_write, check_output, load
-from onnx_lowrank.options import flag_of, keywords_from, options_of
+from onnx_lowrank.options import flag_of, from_keywords, keywords_from, options_of
 from onnx_lowrank.planning.plan import Plan
 from onnx_lowrank.planning.registry import available, pass_class
-from onnx_lowrank.progress import Progress
 from onnx_lowrank.report.check import as_text
 from onnx_lowrank.report.plan_summary import print_summary
 from onnx_lowrank.report.plots import check_picture
@@ -61,7 +57,8 @@ def run_compress(a: argparse.Namespace, out: Console) -> int:
         if extra:
             check_output(extra, source, keep=[a.calib, a.output, *others])
     keywords = keywords_from(CompressOptions, a)
-    with _progress(a.quiet) as progress:
+    steps = steps_of(from_keywords(CompressOptions, keywords))
+    with progress_of(a.quiet, steps) as progress:
         result = compress(source, progress=progress, **keywords)
         written = result.save(a.output)
     if a.plan:
@@ -74,7 +71,7 @@ def run_plan(a: argparse.Namespace, out: Console) -> int:
     source = load(a.model)
     check_output(a.plan, source, keep=[a.calib])
     keywords = keywords_from(PlanOptions, a)
-    with _progress(a.quiet) as progress:
+    with progress_of(a.quiet, steps_of(from_keywords(PlanOptions, keywords))) as progress:
         made = plan(source, progress=progress, **keywords)
     _write_text(a.plan, made.to_json())
     if not a.quiet:
@@ -90,7 +87,7 @@ def run_apply(a: argparse.Namespace, out: Console) -> int:
     if a.report:
         check_output(a.report, source, keep=[a.calib, a.plan, a.output])
     keywords = keywords_from(ApplyOptions, a)
-    with _progress(a.quiet) as progress:
+    with progress_of(a.quiet) as progress:
         result = apply(source, decided, progress=progress, **keywords)
         written = result.save(a.output)
     return _finish(a, out, result, written)
@@ -104,7 +101,7 @@ def run_sweep(a: argparse.Namespace, out: Console) -> int:
     if a.report:
         check_output(a.report, source, keep=[a.calib, a.plot])
     keywords = keywords_from(SweepOptions, a)
-    with _progress(a.quiet) as progress:
+    with progress_of(a.quiet) as progress:
         found = sweep(source, progress=progress, **keywords)
     if not found.points:
         raise BudgetError(found.missed[0][1])
@@ -147,7 +144,7 @@ def run_validate(a: argparse.Namespace, out: Console) -> int:
     if a.report:
         check_output(a.report, pair.models[0], keep=[a.new, a.data])
     try:
-        with _progress(a.quiet) as progress:
+        with progress_of(a.quiet) as progress:
             checks = pair.compared(progress)
     except ValidationError as error:
         if a.report:
@@ -196,7 +193,7 @@ def _curves(a: argparse.Namespace, keywords: dict[str, Any], out: Console) -> in
         raise OptionError("--json and --plot at once; give one of them")
     if a.plot:
         check_output(check_picture(a.plot), source)
-    with _progress(a.quiet) as progress:
+    with progress_of(a.quiet) as progress:
         found = curves(source, progress=progress, **keywords)
     if a.json:
         _print_json(found.to_dict())
@@ -255,29 +252,3 @@ def _write_text(path: str, text: str) -> None:
 
 def _print_json(data: dict[str, Any]) -> None:
     print(json.dumps(data, indent=1, allow_nan=False))
-
-
-class _BarProgress(Progress):
-    def __init__(self, bars: Bars) -> None:
-        self._bars = bars
-
-    @contextmanager
-    def task(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        task = self._bars.add_task(name, total=total)
-        yield lambda done: self._bars.advance(task, done)
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Progress]:
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield Progress()
-        return
-    columns = (
-        TextColumn("{task.description:>10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Bars(*columns, console=console, transient=True) as bars:
-        yield _BarProgress(bars)
