@@ -84,6 +84,12 @@ class CurveFiles(OptionGroup):
     title: ClassVar[str] = "form"
 
     curves: bool = option(False, "Show error against MACs of every layer by every method.")
+    every_layer: bool = option(
+        False,
+        "Give every layer a row of its own; by default layers that are alike share one, with the "
+        "sums of their costs.",
+        flag="--all",
+    )
     json: bool = option(False, "Print JSON.")
     plot: str | None = option(
         None, "With --curves: draw them into this file, .png or .svg.", metavar="FILE"

@@ -21,6 +21,9 @@ def test_inspect(tiny: Path, capsys: Capture) -> None:
     assert err == ""
     assert "first" in out
     assert "4,608 MACs" in out
+    assert cli.main(["inspect", str(fm.digits("vit")), "--all"]) == 0
+    assert "node_MatMul_71 " in capsys.readouterr().out
+    fm.refused(["inspect", "x", "--all", "--curves"], capsys, 2, "--all goes without --curves")
     assert cli.main(["inspect", str(tiny / "tiny.onnx"), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["model"]["macs"] == 4608
