@@ -14,15 +14,23 @@ from onnx_lowrank.latency.timer import RuntimeTimer
 from onnx_lowrank.passes import BUILT_IN
 from onnx_lowrank.passkit.base import Factorization, Pass
 from tests.scripted_timer import ScriptedTimer
+from tests.stand_ins import STAND_INS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
     text = page.read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S)
+
+
+def shown_files(page: Path) -> dict[str, str]:
+    """Files that a page shows under their names, as ```` ```python title="losses.py" ````."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r'^```\w+ title="([\w.]+)"\n(.*?)^```', text, flags=re.M | re.S)
+    return dict(found)
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -48,6 +56,10 @@ RUN = [pytest.param(p, id=p.name, marks=[] if p == README else pytest.mark.full)
 
 @pytest.mark.parametrize("page", RUN)
 def test_commands_run_in_their_order(page: Path, clone: Path) -> None:
+    if page.name in STAND_INS:
+        STAND_INS[page.name](clone)
+    for name, text in shown_files(page).items():
+        (clone / name).write_text(text, encoding="utf-8")
     for command in commands(page):
         assert command[0] == "onnx-lowrank"
         assert main(command[1:]) == 0, shlex.join(command)
@@ -64,6 +76,9 @@ def test_python_runs(page: Path, clone: Path) -> None:
 def test_there_is_something_to_run() -> None:
     assert len(commands(README)) >= 7
     assert blocks(README, "python")
+    recipes = [page for page in PAGES if page.parent.name == "recipes"]
+    assert {page.name for page in recipes} == set(STAND_INS)
+    assert all(len(commands(page)) >= 2 for page in recipes)
 
 
 def test_links_lead_somewhere() -> None:

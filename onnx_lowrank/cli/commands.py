@@ -121,6 +121,8 @@ def run_inspect(a: argparse.Namespace, out: Console) -> int:
     """List layers and costs, or the curves of error against MACs."""
     keywords = keywords_from(CurvesOptions, a)
     if a.curves:
+        if a.every_layer:
+            raise OptionError("--all goes without --curves, which has a row for every layer anyway")
         return _curves(a, keywords, out)
     known = options_of(CurvesOptions)
     given = [flag_of(known[name][1]) for name in keywords if name != "input_shapes"]
@@ -132,7 +134,7 @@ def run_inspect(a: argparse.Namespace, out: Console) -> int:
     if a.json:
         _print_json(inspection.to_dict())
     elif not a.quiet:
-        inspection.print(out)
+        inspection.print(out, every=a.every_layer)
     return 0
 
 

@@ -25,6 +25,7 @@ from onnx_lowrank.cli.commands import (
     run_sweep,
     run_validate,
 )
+from onnx_lowrank.cli.completion import SHELLS, completion
 from onnx_lowrank.cli.options import (
     CurveFiles,
     GateOptions,
@@ -111,6 +112,13 @@ class Command:
     options: tuple[type[Any], ...] = ()
 
 
+def _run_completion(a: argparse.Namespace, out: Console) -> int:
+    """Print what a shell reads to complete command lines."""
+    del out  # which would fold long lines
+    print(completion(_parser(), a.shell))
+    return 0
+
+
 _IN = ("IN", "the exported model")
 _OUT = ("OUT", "where to write the compressed model")
 
@@ -168,6 +176,11 @@ COMMANDS = {
     "explain": Command(
         "say what a pass does, and its options", run_explain, {"name": ("PASS", "its name")}
     ),
+    "completion": Command(
+        "print the script by which a shell completes commands, options and files",
+        _run_completion,
+        {"shell": ("SHELL", f"one of: {', '.join(SHELLS)}")},
+    ),
 }
 
 
@@ -176,7 +189,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="onnx-lowrank",
         description="Compress an exported ONNX model, without labels or retraining.",
         epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"onnx-lowrank {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)

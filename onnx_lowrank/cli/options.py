@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from typing import ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
+
+from rich_argparse import RawDescriptionRichHelpFormatter
 
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.judge.requirement import check_bound, read_bound
@@ -13,6 +15,7 @@ from onnx_lowrank.options import OptionGroup, option
 __all__ = [
     "CurveFiles",
     "GateOptions",
+    "HelpFormatter",
     "Parser",
     "PlanFile",
     "PrintOptions",
@@ -22,8 +25,18 @@ __all__ = [
 ]
 
 
+class HelpFormatter(RawDescriptionRichHelpFormatter):
+    """Help with colours on a terminal, where ``NO_COLOR`` is not set; plain text elsewhere."""
+
+    group_name_formatter = staticmethod(str)
+    help_markup = text_markup = False  # brackets are brackets
+
+
 class Parser(argparse.ArgumentParser):
     """Raises instead of leaving, so that every error goes one way."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"formatter_class": HelpFormatter, **options})
 
     def error(self, message: str) -> NoReturn:
         """See the base.
@@ -84,6 +97,12 @@ class CurveFiles(OptionGroup):
     title: ClassVar[str] = "form"
 
     curves: bool = option(False, "Show error against MACs of every layer by every method.")
+    every_layer: bool = option(
+        False,
+        "Give every layer a row of its own; by default layers that are alike share one, with the "
+        "sums of their costs.",
+        flag="--all",
+    )
     json: bool = option(False, "Print JSON.")
     plot: str | None = option(
         None, "With --curves: draw them into this file, .png or .svg.", metavar="FILE"

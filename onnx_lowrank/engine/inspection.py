@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import onnx
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
 from onnx_lowrank.channels.attention import find_attention
@@ -19,131 +14,14 @@ from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer, find_layers
 from onnx_lowrank.modelfile.model import load
-from onnx_lowrank.passkit.base import Factorization
+from onnx_lowrank.passkit.base import Factorization, Skip
 from onnx_lowrank.planning.registry import parse_list
-from onnx_lowrank.report.report import short
+from onnx_lowrank.report.inspection import AttentionInfo, Inspection, LayerInfo
 from onnx_lowrank.runtime.runtime import Feed, Runtime
 from onnx_lowrank.samples.dataset import input_specs
 from onnx_lowrank.samples.split import made_up
 
 __all__ = ["AttentionInfo", "Inspection", "LayerInfo", "inspect"]
-
-
-@dataclass(frozen=True)
-class LayerInfo:
-    """One node with weights.
-
-    Attributes:
-        name: of the node, or of its output.
-        op: operator.
-        shape: of the weight, ``(N, C / groups, *kernel)``; empty where it was not read.
-        groups: number of groups.
-        macs: multiply-accumulates; None where they cannot be counted.
-        params: elements of weight and bias.
-        eligible: whether some pass can take it apart.
-        reason: the passes that can, or why none can.
-    """
-
-    name: str
-    op: str
-    shape: tuple[int, ...]
-    groups: int
-    macs: int | None
-    params: int
-    eligible: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class AttentionInfo:
-    """One block of attention.
-
-    Attributes:
-        name: of its softmax.
-        heads: number of heads; 0 where they were not read.
-        width: channels of a head.
-        macs: multiply-accumulates of its two products, without its layers.
-        layers: names of the layers around it.
-        reason: why its queries and keys, or its values, cannot be narrowed; empty if they can.
-    """
-
-    name: str
-    heads: int
-    width: int
-    macs: int
-    layers: tuple[str, ...]
-    reason: str
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """A model's cost and layers.
-
-    Attributes:
-        cost: of the whole model, counted from the file.
-        layers: nodes with weights, in topological order, those in subgraphs last.
-        notes: what could not be counted, and the remedy.
-        attention: blocks of attention, in topological order.
-    """
-
-    cost: Cost
-    layers: tuple[LayerInfo, ...]
-    notes: tuple[str, ...]
-    attention: tuple[AttentionInfo, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, as printed by ``--json``."""
-        cost = self.cost
-        return {
-            "schema": 1,
-            "model": cost.to_dict(),
-            "layers": [asdict(layer) for layer in self.layers],
-            "attention": [asdict(block) for block in self.attention],
-            "notes": list(self.notes),
-        }
-
-    def print(self, console: Console) -> None:
-        """A table of the layers, then the sums."""
-        table = Table(box=None, pad_edge=False)
-        table.add_column("layer", overflow="fold")
-        table.add_column("op")
-        table.add_column("weight")
-        for column in ("groups", "MACs", "parameters"):
-            table.add_column(column, justify="right")
-        table.add_column("passes, or why not", overflow="fold", style="dim")
-        for layer in self.layers:
-            table.add_row(
-                Text(short(layer.name)),
-                layer.op,
-                "x".join(map(str, layer.shape)),
-                str(layer.groups) if layer.groups > 1 else "",
-                "?" if layer.macs is None else f"{layer.macs:,}",
-                f"{layer.params:,}",
-                layer.reason,
-            )
-        console.print(table)
-        if self.attention:
-            console.print(self._blocks())
-        cost = self.cost
-        console.print(
-            f"{cost.macs:,} {cost.macs_label}, {cost.parameters:,} parameters, "
-            f"{cost.bytes:,} bytes",
-            highlight=False,
-        )
-        for note in self.notes:
-            console.print(Text(f"note: {note}", style="yellow"))
-
-    def _blocks(self) -> Table:
-        table = Table(box=None, pad_edge=False)
-        table.add_column("attention", overflow="fold")
-        for column in ("heads", "width", "MACs of products"):
-            table.add_column(column, justify="right")
-        table.add_column("layers, or why not", overflow="fold", style="dim")
-        for block in self.attention:
-            told = block.reason or ", ".join(short(name) for name in block.layers)
-            sizes = block.heads or "?", block.width or "?"
-            table.add_row(Text(short(block.name)), *map(str, sizes), f"{block.macs:,}", told)
-        return table
 
 
 def _attention(
@@ -215,9 +93,7 @@ def _made(layer: PlacedLayer) -> str:
 def _info(layer: PlacedLayer, passes: Sequence[Factorization], macs: int | None) -> LayerInfo:
     refusals = {p.name: p.skips(layer.value) for p in passes}
     able = [name for name, refusal in refusals.items() if refusal is None]
-    reason = ", ".join(able) or "; ".join(
-        f"{name}: {skip.reason}" for name, skip in refusals.items() if skip is not None
-    )
+    reason = ", ".join(able) or _why(refusals)
     return LayerInfo(
         layer.name,
         layer.op,
@@ -228,3 +104,13 @@ def _info(layer: PlacedLayer, passes: Sequence[Factorization], macs: int | None)
         bool(able),
         reason,
     )
+
+
+def _why(refusals: Mapping[str, Skip | None]) -> str:
+    """Why no pass can take a layer apart: each reason once, that of most passes first."""
+    by_reason: dict[str, list[str]] = {}
+    for name, skip in refusals.items():
+        if skip is not None:
+            by_reason.setdefault(skip.reason, []).append(name)
+    told = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in told)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,9 @@ def test_inspect(tiny: Path, capsys: Capture) -> None:
     assert err == ""
     assert "first" in out
     assert "4,608 MACs" in out
+    assert cli.main(["inspect", str(fm.digits("vit")), "--all"]) == 0
+    assert "node_MatMul_71 " in capsys.readouterr().out
+    fm.refused(["inspect", "x", "--all", "--curves"], capsys, 2, "--all goes without --curves")
     assert cli.main(["inspect", str(tiny / "tiny.onnx"), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["model"]["macs"] == 4608
@@ -124,3 +128,26 @@ def test_version_and_help(capsys: Capture) -> None:
             cli.main([option])
         assert left.value.code == 0
         assert part in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [[], ["compress"]])
+def test_help_has_colours_on_a_terminal_alone(
+    command: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def told() -> str:
+        with pytest.raises(SystemExit):
+            cli.main([*command, "--help"])
+        return capsys.readouterr().out
+
+    plain = told()
+    assert "\x1b" not in plain
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as rich takes a terminal
+    coloured = told()
+    assert "\x1b[36m" in coloured
+    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not re.search(r"\x1b\[[\d;]*3\d", told())

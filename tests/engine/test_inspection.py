@@ -123,16 +123,16 @@ def test_broken_files(tmp_path: Path) -> None:
         inspect(tmp_path / "bad.onnx")
 
 
-def text_of(found: Inspection) -> str:
+def text_of(found: Inspection, *, every: bool = False) -> str:
     console = Console(width=400)
     with console.capture() as capture:
-        found.print(console)
+        found.print(console, every=every)
     return capture.get()
 
 
 def test_table_and_json_say_the_same() -> None:
     found = inspect(mixed(), input_shapes=SIX)
-    text = text_of(found)
+    text = text_of(found, every=True)
     data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert data["schema"] == 1
     assert data["model"]["macs"] == found.cost.macs
@@ -154,3 +154,51 @@ def test_blocks_of_attention_are_shown() -> None:
     found.print(console)
     assert "n_q, n_k, n_v, n_o" in console.export_text()
     assert found.to_dict()["attention"][0]["heads"] == 4
+
+
+def test_layers_that_are_alike_share_a_row() -> None:
+    found = inspect(fm.digits("vit"))
+    rows = {line.split()[0]: line.split() for line in text_of(found).splitlines()}
+    named = {"node_MatMul_{71..251}", "node_scaled_dot_product_attention*", "node_linear_16"}
+    assert named <= rows.keys()
+    wide = [la for la in found.layers if la.shape == (384, 96)]
+    macs = sum(la.macs or 0 for la in wide)
+    assert rows["node_MatMul_{71..251}"] == [
+        "node_MatMul_{71..251}", str(len(wide)), "MatMul", "384x96", f"{macs:,}",
+        f"{macs / found.cost.macs:.1%}", f"{sum(la.params for la in wide):,}", "svd",
+    ]  # fmt: skip
+    assert rows["node_Softmax_{62..242}"][1:4] == ["4", "3", "32"]
+    assert "node_MatMul_71" not in rows
+    assert {la.name for la in found.layers} <= {
+        line.split()[0] for line in text_of(found, every=True).splitlines()
+    }
+
+
+def test_a_long_model_is_short_to_read() -> None:
+    width, depth = 8, 150
+    weights = {f"w{n}": fm.float32(np.full((width, width), 0.1)) for n in range(2 * depth)}
+    nodes = [
+        helper.make_node(
+            "MatMul", [f"t{n}" if n else "x", f"w{n}"], [f"t{n + 1}"],
+            name=f"/layer.{n // 2}/{('up', 'down')[n % 2]}/MatMul",
+        )
+        for n in range(2 * depth)
+    ]  # fmt: skip
+    found = inspect(fm.build(nodes, {"x": [1, width]}, {f"t{2 * depth}": [1, width]}, weights))
+    text = text_of(found)
+    assert len(text.splitlines()) == 4
+    for kind in ("up", "down"):
+        assert f"/layer.{{0..149}}/{kind}/MatMul" in text
+    assert text.count(" 50.0% ") == 2
+    assert len(text_of(found, every=True).splitlines()) == 2 * depth + 2
+
+
+def test_blocks_of_attention_that_are_alike_share_a_row() -> None:
+    around = [tuple(f"enc/{n}/{part}/MatMul" for part in "qko") for n in range(12)]
+    blocks = [AttentionInfo(f"enc/{n}/softmax", 4, 8, 10, a, "") for n, a in enumerate(around)]
+    odd = AttentionInfo("enc/12/softmax", 2, 8, 10, around[0], "")
+    cost = inspect(fm.classifier()).cost
+    lines = text_of(Inspection(cost, (), (), (*blocks, odd))).splitlines()
+    assert lines[2].split()[:5] == ["enc/{0..11}/softmax", "12", "4", "8", "120"]
+    assert lines[2].endswith("q/MatMul, k/MatMul, o/MatMul")
+    assert lines[3].split()[:4] == ["enc/12/softmax", "2", "8", "10"]
