@@ -272,8 +272,18 @@ def concrete_shape(spec: InputSpec, shapes: Mapping[str, Sequence[int]]) -> tupl
     if spec.name in shapes:
         return tuple(shapes[spec.name])
     if spec.shape is None or any(d is None for d in spec.shape[1:]):
+        axes = "an unknown shape" if spec.shape is None else f"dynamic axes {spec.shape}"
         raise OptionError(
-            f"input {spec.name!r} has dynamic axes {spec.shape}; give --input-shape "
-            f"{spec.name}:1,3,224,224 (with your numbers) or --calib"
+            f"input {spec.name!r} has {axes}; give --input-shape {spec.name}:{_example(spec)} "
+            "(with your numbers) or --calib"
         )
     return tuple(1 if d is None else d for d in spec.shape)
+
+
+def _example(spec: InputSpec) -> str:
+    """A shape that an input of this rank may have: pictures where it has four axes, or lengths."""
+    usual: tuple[int, ...] = (1, 3, 224, 224)
+    if spec.shape is not None and len(spec.shape) != len(usual):
+        usual = (1, *(128 for _ in spec.shape[1:]))
+    known = usual if spec.shape is None else spec.shape
+    return ",".join(str(u if d is None else d) for d, u in zip(known, usual, strict=True))

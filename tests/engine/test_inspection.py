@@ -68,7 +68,7 @@ def test_a_dynamic_size_is_asked_for() -> None:
     found = inspect(mixed())
     assert len(found.layers) == 4
     assert found.layers[0].macs is None
-    assert "--input-shape x:1,3,224,224" in found.notes[0]
+    assert "--input-shape x:1,8,224,224" in found.notes[0]
     assert found.notes[1].startswith("MACs of 4 nodes are not counted: plain (Conv: its shapes")
     assert len(found.notes) == 2
 
