@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from onnx_lowrank.engine.api import Result, apply, compress, plan, sweep
     from onnx_lowrank.engine.curves import Curves, curves
     from onnx_lowrank.engine.inspection import Inspection, inspect
+    from onnx_lowrank.engine.select import Selection, select
     from onnx_lowrank.engine.validate import validate
     from onnx_lowrank.errors import (
         BudgetError,
@@ -43,6 +44,7 @@ __all__ = [
     "PlanError",
     "Report",
     "Result",
+    "Selection",
     "Sweep",
     "Validation",
     "ValidationError",
@@ -52,6 +54,7 @@ __all__ = [
     "curves",
     "inspect",
     "plan",
+    "select",
     "sweep",
     "validate",
 ]
@@ -62,6 +65,7 @@ _HOMES = {
     "engine.api": ("Result", "apply", "compress", "plan", "sweep"),
     "engine.curves": ("Curves", "curves"),
     "engine.inspection": ("Inspection", "inspect"),
+    "engine.select": ("Selection", "select"),
     "engine.validate": ("validate",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "judge.validation": ("Validation",),

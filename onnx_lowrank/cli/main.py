@@ -21,11 +21,13 @@ from onnx_lowrank.cli.commands import (
     run_inspect,
     run_passes,
     run_plan,
+    run_select,
     run_sweep,
     run_validate,
 )
 from onnx_lowrank.cli.options import (
     CurveFiles,
+    FeatureModel,
     GateOptions,
     Parser,
     PlanFile,
@@ -39,6 +41,7 @@ from onnx_lowrank.engine.options import (
     CompressOptions,
     CurvesOptions,
     PlanOptions,
+    SelectOptions,
     SweepOptions,
     ValidateOptions,
 )
@@ -151,6 +154,15 @@ COMMANDS = {
         run_validate,
         {"reference": ("REF", "the original"), "new": ("NEW", "the model to judge")},
         (GateOptions, SampleFile, ValidateOptions, ReportFile, PrintOptions),
+    ),
+    "select": Command(
+        "choose the samples that are worth calibrating on",
+        run_select,
+        {
+            "data": ("DATA", "the samples, as --calib of compress"),
+            "output": ("OUT", "where to write those that were chosen, as .npz"),
+        },
+        (SelectOptions, FeatureModel, PrintOptions),
     ),
     "passes": Command("list the passes", run_passes),
     "explain": Command(

@@ -57,7 +57,7 @@ from onnx_lowrank.report.stages import Stage
 from onnx_lowrank.report.sweep import Sweep
 from onnx_lowrank.runtime.quantizable import check_quantizable
 from onnx_lowrank.runtime.quantizer import Quantize
-from onnx_lowrank.samples.split import DrawOptions
+from onnx_lowrank.samples.split import CalibrationOptions
 
 __all__ = ["Result", "apply", "compress", "compressed", "plan", "sweep"]
 
@@ -215,7 +215,7 @@ def apply(
     job = JobOptions(
         passes=parse_list(plan.passes),
         data=options.data,
-        draw=DrawOptions(plan.samples, plan.seed),
+        draw=CalibrationOptions(plan.samples, plan.seed, plan.select),
         images=options.images,
         runtime=options.runtime.runtime(),
         timing=options.timing,

@@ -20,7 +20,7 @@ from onnx_lowrank.planning.timed_candidates import TimingOptions, latency_table
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.images import ImageOptions
-from onnx_lowrank.samples.split import DataOptions, DrawOptions, Samples, gather
+from onnx_lowrank.samples.split import CalibrationOptions, DataOptions, Samples, gather
 
 __all__ = ["Job", "JobOptions", "Tools", "begin"]
 
@@ -51,7 +51,7 @@ class JobOptions:
 
     passes: Passes
     data: DataOptions
-    draw: DrawOptions = DrawOptions()
+    draw: CalibrationOptions = CalibrationOptions()
     images: ImageOptions = ImageOptions()
     runtime: Runtime = field(default_factory=Runtime)
     timing: TimingOptions = field(default_factory=TimingOptions)
@@ -146,7 +146,9 @@ def begin(
         progress or Progress(),
         Stopwatch(),
     )
-    samples = gather(source, options.data, options.draw, options.images, options.runtime)
+    samples = gather(
+        source, options.data, options.draw, options.images, options.runtime, tools.progress
+    )
     if samples.validation.labels is not None and options.labels_are_classes:
         check_classes(source, samples.validation, options.runtime)
     return Job(source, samples, options, tools)
