@@ -45,6 +45,7 @@ __all__ = [
     "ResultOptions",
     "RuntimeOptions",
     "SelectOptions",
+    "StartOptions",
     "SweepOptions",
     "TargetOptions",
     "ValidateOptions",
@@ -139,6 +140,19 @@ class PassOptions(OptionGroup):
 
     def __post_init__(self) -> None:
         check_repair(self.repair)
+
+
+@dataclass(frozen=True)
+class StartOptions(OptionGroup):
+    """What is done to the model before anything else."""
+
+    title: ClassVar[str] = "start"
+
+    simplify: bool = option(
+        False,
+        "Start from a copy that onnxslim simplifies (extra simplify), where that has fewer nodes "
+        "and the same outputs; its gain is reported apart. A plan made so is applied so.",
+    )
 
 
 @dataclass(frozen=True)
@@ -282,6 +296,7 @@ class PlanOptions:
     draw: CalibrationOptions = CalibrationOptions()
     target: TargetOptions = TargetOptions()
     methods: PassOptions = PassOptions()
+    start: StartOptions = StartOptions()
     judge: JudgeOptions = JudgeOptions()
     timing: TimingOptions = TimingOptions()
     runtime: RuntimeOptions = RuntimeOptions()
@@ -306,6 +321,7 @@ class ApplyOptions:
     """Options of ``apply``; the plan has the others."""
 
     data: DataOptions = DataOptions()
+    start: StartOptions = StartOptions()
     judge: JudgeOptions = JudgeOptions()
     timing: TimingOptions = TimingOptions()
     runtime: RuntimeOptions = RuntimeOptions()
@@ -335,6 +351,7 @@ class SweepOptions:
     data: DataOptions = DataOptions()
     draw: CalibrationOptions = CalibrationOptions()
     methods: PassOptions = PassOptions()
+    start: StartOptions = StartOptions()
     judge: JudgeOptions = JudgeOptions()
     timing: TimingOptions = TimingOptions()
     runtime: RuntimeOptions = RuntimeOptions()
@@ -431,6 +448,7 @@ def _job(options: PlanOptions | SweepOptions) -> JobOptions:
         include=_listed(methods.include),
         exclude=_listed(methods.exclude),
         repair=methods.repair,
+        simplify=options.start.simplify,
         judging=options.judge.judging(),
         min_kept=options.judge.kept(GUARDED),
     )

@@ -184,7 +184,7 @@ def test_runs_of_different_lengths_go_to_compress_alone() -> None:
 
 def test_a_plan_by_selected_samples_is_repeated_byte_for_byte(tmp_path: Path) -> None:
     options = {"threads": 1, "timer": taking(0.5)}
-    x = {"image": fm.float32(np.random.default_rng(0).random((80, 1, 8, 8)))}
+    x = {"image": fm.float32(np.random.default_rng(0).random((80, 1, 16, 16)))}
     made = plan(
         MLP, calib=x, target="macs=0.5", passes="svd", effort="quick", samples=30, select="l21",
         **options,
