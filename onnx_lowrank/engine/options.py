@@ -381,8 +381,8 @@ class ChoiceOptions(OptionGroup):
     samples: int = option(64, "Number of samples to choose.", metavar="N")
     by: str = option(
         "l21",
-        "Rule: l21 takes those that the others are made of, decorrelated the same but no two alike, "
-        "random draws.",
+        "Rule: l21 takes those that the others are made of, decorrelated the same but no two "
+        "alike, random draws.",
         choices=SELECTIONS,
     )
     seed: int = option(0, "Random seed of every draw.", metavar="N")

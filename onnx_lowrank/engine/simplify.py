@@ -81,7 +81,8 @@ def _onnxslim() -> Any:
         return import_module("onnxslim")
     except ImportError:
         raise OptionError(
-            '--simplify needs onnxslim, which is not installed; pip install "onnx-lowrank[simplify]"'
+            '--simplify needs onnxslim, which is not installed; pip install '
+            '"onnx-lowrank[simplify]"'
         ) from None
 
 
