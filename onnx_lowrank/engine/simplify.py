@@ -81,7 +81,7 @@ def _onnxslim() -> Any:
         return import_module("onnxslim")
     except ImportError:
         raise OptionError(
-            '--simplify needs onnxslim, which is not installed; pip install '
+            "--simplify needs onnxslim, which is not installed; pip install "
             '"onnx-lowrank[simplify]"'
         ) from None
 

@@ -1,1 +1,1 @@
-"""Other tools that run this one as a step; each in a file of its own, as nothing else imports it."""
+"""Other tools that run this one as a step, each in a file of its own."""

@@ -44,7 +44,7 @@ __all__ = ["LowRank", "archive_config", "open_archive", "package_config"]
 ARCHIVE = "onnx_lowrank_archive"
 
 #: values that JSON can hold; what an option makes of them is its own check
-_Json = Optional[Union[bool, int, float, str, list, dict]]  # noqa: UP007, UP045 - read by pydantic
+_Json = Optional[Union[bool, int, float, str, list[Any], dict[str, Any]]]  # noqa: UP007, UP045 - read by pydantic
 
 
 class LowRank(Pass):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The pass for Olive: the workflow of the documentation, as it stands there, run by Olive itself."""
+"""The pass for Olive: the workflow of the documentation, run by Olive itself."""
 
 from __future__ import annotations
 
@@ -51,13 +51,11 @@ def test_the_workflow_of_the_documentation(tmp_path: Path) -> None:
     macs = report["model"]["after"]["macs"] / report["model"]["before"]["macs"]
     assert 0.3 < macs <= 0.5
     (model,) = (tmp_path / "olive_out").rglob("*.onnx")
-    ops = {node.op_type for node in onnx.load(model).graph.node}
-    assert ops & {"MatMulInteger", "DynamicQuantizeLinear"}
     made = [node.op_type for node in onnx.load(model).graph.node]
     original = onnx.load(fm.digits("mlp"))
     layers = sum(n.op_type in ("Gemm", "MatMul") for n in original.graph.node)
     assert made.count("MatMulInteger") > layers
-    (metrics,) = (tmp_path / "olive_out").rglob("metrics.json")
+    metrics = tmp_path / "olive_out" / "metrics.json"
     accuracy = json.loads(metrics.read_text(encoding="utf-8"))["accuracy-accuracy_score"]["value"]
     assert accuracy > 0.97
 
