@@ -9,8 +9,9 @@ metadata are those of the original.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -30,6 +31,12 @@ __all__ = ["check_simplifier", "simplified"]
 
 #: feeds on which outputs are compared, at the most
 _COMPARED = 32
+#: Ways to call it, the first that gives the same outputs is taken: its inference of shapes may fold
+#: what depends on the input, as paddings that are computed.
+_WAYS: tuple[tuple[Mapping[str, Any], str], ...] = (
+    ({}, ""),
+    ({"no_shape_infer": True}, "without inference of shapes: "),
+)
 
 
 def check_simplifier() -> None:
@@ -53,16 +60,23 @@ def simplified(job: Job) -> Job:
     slim = _onnxslim()
     by = f"onnxslim {getattr(slim, '__version__', '')}".strip()
     with job.tools.stopwatch("simplify"):
-        try:
-            copy = _copied(job.source, slim.slim)
-            compared = _compared(job)
-            _check_outputs(job, copy, compared)
-        except _NotTakenError as reason:
-            said = f"{by} was tried before anything else, and its model not taken: {reason}"
+        compared, reasons = _compared(job), []
+        copy: Model | None = None
+        for how, words in _WAYS:
+            try:
+                copy = _copied(job.source, partial(slim.slim, **how))
+                _check_outputs(job, copy, compared)
+                break
+            except _NotTakenError as reason:
+                copy = None
+                reasons.append(f"{words}{reason}")
+        if copy is None:
+            why = "; ".join(reasons)
+            said = f"{by} was tried before anything else, and its model not taken: {why}"
             return replace(job, said=(*job.said, said))
         nodes = len(job.source.proto.graph.node), len(copy.proto.graph.node)
         found = Simplified(
-            by=by,
+            by=f"{by} ({words.rstrip(': ')})" if words else by,
             nodes=nodes,
             before=cost_of_model(job, job.source),
             after=cost_of_model(job, copy),

@@ -45,7 +45,7 @@ def roundabout() -> ModelProto:
     return proto
 
 
-def without_identities(proto: ModelProto) -> ModelProto:
+def without_identities(proto: ModelProto, **_: Any) -> ModelProto:
     """A simplifier that does one thing, and forgets the frame."""
     made = ModelProto()
     made.CopyFrom(proto)
@@ -110,7 +110,7 @@ def test_the_frame_stays(simplifier: Any) -> None:
     assert {p.key for p in made.metadata_props} > {"names"}
 
 
-def _wrong(proto: ModelProto) -> ModelProto:
+def _wrong(proto: ModelProto, **_: Any) -> ModelProto:
     made = without_identities(proto)
     for tensor in made.graph.initializer:
         if tensor.name == "b2":
@@ -119,17 +119,17 @@ def _wrong(proto: ModelProto) -> ModelProto:
     return made
 
 
-def _newer(proto: ModelProto) -> ModelProto:
+def _newer(proto: ModelProto, **_: Any) -> ModelProto:
     made = without_identities(proto)
     made.opset_import[0].version += 1
     return made
 
 
-def _broken(_: ModelProto) -> ModelProto:
+def _broken(_: ModelProto, **__: Any) -> ModelProto:
     raise KeyError("a node")
 
 
-def _invalid(proto: ModelProto) -> ModelProto:
+def _invalid(proto: ModelProto, **_: Any) -> ModelProto:
     made = without_identities(proto)
     made.graph.node[0].input[0] = "nowhere"
     return made
@@ -142,12 +142,12 @@ def _invalid(proto: ModelProto) -> ModelProto:
         (_newer, "it changed the operator sets"),
         (_broken, "it failed"),
         (_invalid, "ONNX Runtime cannot load the model"),
-        (lambda proto: proto, "it has no fewer nodes"),
-        (lambda proto: None, "it returned no model"),
+        (lambda proto, **_: proto, "it has no fewer nodes"),
+        (lambda proto, **_: None, "it returned no model"),
     ],
 )
 def test_what_is_not_the_same_is_not_taken(
-    simplifier: Any, slim: Callable[[ModelProto], Any], reason: str
+    simplifier: Any, slim: Callable[..., Any], reason: str
 ) -> None:
     simplifier(slim)
     plain = compress(roundabout(), calib=DATA, **OPTIONS)
@@ -156,6 +156,18 @@ def test_what_is_not_the_same_is_not_taken(
     assert result.report.said[0].startswith("onnxslim 0 was tried before anything else")
     assert reason in result.report.said[0]
     assert _bytes(result) == _bytes(plain)
+
+
+def test_shapes_are_not_inferred_where_that_changes_the_outputs(simplifier: Any) -> None:
+    def slim(proto: ModelProto, no_shape_infer: bool = False) -> ModelProto:
+        return without_identities(proto) if no_shape_infer else _wrong(proto)
+
+    simplifier(slim)
+    result = compress(roundabout(), calib=DATA, simplify=True, **OPTIONS)
+    found = result.report.simplified
+    assert found is not None
+    assert found.by == "onnxslim 0 (without inference of shapes)"
+    assert found.nodes == (5, 3)
 
 
 def _bytes(result: Result) -> bytes:
