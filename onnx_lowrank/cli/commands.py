@@ -24,11 +24,10 @@ from onnx_lowrank.engine.options import (
     CompressOptions,
     CurvesOptions,
     PlanOptions,
-    SelectOptions,
     SweepOptions,
     ValidateOptions,
 )
-from onnx_lowrank.engine.select import check_archive, select
+from onnx_lowrank.engine.select import SelectOptions, check_archive, select
 from onnx_lowrank.engine.validate import beyond, opened
 from onnx_lowrank.errors import BudgetError, OptionError, ValidationError
 from onnx_lowrank.judge.requirement import largest_loss

@@ -41,10 +41,10 @@ from onnx_lowrank.engine.options import (
     CompressOptions,
     CurvesOptions,
     PlanOptions,
-    SelectOptions,
     SweepOptions,
     ValidateOptions,
 )
+from onnx_lowrank.engine.select import SelectOptions
 from onnx_lowrank.errors import LowRankError
 from onnx_lowrank.options import add_arguments
 

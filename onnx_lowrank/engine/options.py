@@ -18,7 +18,7 @@ from onnx_lowrank.judge.requirement import (
     check_bound,
     read_bound,
 )
-from onnx_lowrank.option_values import check_count, fraction, percent
+from onnx_lowrank.option_values import fraction, percent
 from onnx_lowrank.options import OptionGroup, option
 from onnx_lowrank.passkit.base import Pass
 from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR, REPAIRS, check_repair
@@ -28,14 +28,12 @@ from onnx_lowrank.planning.timed_candidates import TimingOptions
 from onnx_lowrank.runtime.quantizer import QuantizeOptions
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.images import ImageOptions
-from onnx_lowrank.samples.selection import SELECTIONS, check_selection
 from onnx_lowrank.samples.split import CalibrationOptions, DataOptions, DrawOptions
 from onnx_lowrank.samples.user_code import python_function
 
 __all__ = [
     "DEFAULT_PASSES",
     "ApplyOptions",
-    "ChoiceOptions",
     "CompressOptions",
     "CurvesOptions",
     "JudgeOptions",
@@ -44,7 +42,6 @@ __all__ = [
     "PlanOptions",
     "ResultOptions",
     "RuntimeOptions",
-    "SelectOptions",
     "StartOptions",
     "SweepOptions",
     "TargetOptions",
@@ -368,36 +365,6 @@ class ValidateOptions:
 
     draw: DrawOptions = DrawOptions()
     judge: JudgeOptions = JudgeOptions()
-    runtime: RuntimeOptions = RuntimeOptions()
-    images: ImageOptions = ImageOptions()
-
-
-@dataclass(frozen=True)
-class ChoiceOptions(OptionGroup):
-    """How samples are chosen."""
-
-    title: ClassVar[str] = "choice"
-
-    samples: int = option(64, "Number of samples to choose.", metavar="N")
-    by: str = option(
-        "l21",
-        "Rule: l21 takes those that the others are made of, decorrelated the same but no two "
-        "alike, random draws.",
-        choices=SELECTIONS,
-    )
-    seed: int = option(0, "Random seed of every draw.", metavar="N")
-
-    def __post_init__(self) -> None:
-        check_count("samples", self.samples)
-        check_count("seed", self.seed, least=0)
-        check_selection(self.by)
-
-
-@dataclass(frozen=True)
-class SelectOptions:
-    """Options of ``select``."""
-
-    choice: ChoiceOptions = ChoiceOptions()
     runtime: RuntimeOptions = RuntimeOptions()
     images: ImageOptions = ImageOptions()
 

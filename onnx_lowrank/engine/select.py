@@ -7,29 +7,61 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnx_lowrank.engine.options import SelectOptions
+from onnx_lowrank.engine.options import RuntimeOptions
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.modelfile.array_store import ArrayStore
 from onnx_lowrank.modelfile.model import Model, atomic_write, check_output, load
-from onnx_lowrank.options import documented, from_keywords
+from onnx_lowrank.option_values import check_count
+from onnx_lowrank.options import OptionGroup, documented, from_keywords, option
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.samples.archives import npz_keys, read_npz
 from onnx_lowrank.samples.dataset import Dataset, input_specs, load_dataset
 from onnx_lowrank.samples.features import Features, features_of_inputs, features_of_model
 from onnx_lowrank.samples.feeds import InputSpec
+from onnx_lowrank.samples.images import ImageOptions
 from onnx_lowrank.samples.row_trial import RowTrial
-from onnx_lowrank.samples.selection import choose_samples
+from onnx_lowrank.samples.selection import SELECTIONS, check_selection, choose_samples
 from onnx_lowrank.samples.sources import HELD_OUT, LABELS, describe
 
-__all__ = ["Selection", "check_archive", "select"]
+__all__ = ["ChoiceOptions", "SelectOptions", "Selection", "check_archive", "select"]
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ChoiceOptions(OptionGroup):
+    """How samples are chosen."""
+
+    title: ClassVar[str] = "choice"
+
+    samples: int = option(64, "Number of samples to choose.", metavar="N")
+    by: str = option(
+        "l21",
+        "Rule: l21 takes those that the others are made of, decorrelated the same but no two "
+        "alike, random draws.",
+        choices=SELECTIONS,
+    )
+    seed: int = option(0, "Random seed of every draw.", metavar="N")
+
+    def __post_init__(self) -> None:
+        check_count("samples", self.samples)
+        check_count("seed", self.seed, least=0)
+        check_selection(self.by)
+
+
+@dataclass(frozen=True)
+class SelectOptions:
+    """Options of ``select``."""
+
+    choice: ChoiceOptions = ChoiceOptions()
+    runtime: RuntimeOptions = RuntimeOptions()
+    images: ImageOptions = ImageOptions()
 
 
 @dataclass(frozen=True)
