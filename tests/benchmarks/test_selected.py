@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ def test_a_row_and_what_follows_from_several(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     fm.without_clock(monkeypatch, 0.4)
+    quick = partial(selected.onnx_lowrank.compress, passes="svd", repair="none")
+    monkeypatch.setattr(selected.onnx_lowrank, "compress", quick)
     measure = selected.begin("digits_mlp", tmp_path, parser().parse_args(["selected"]))
     options = {"target": 0.5, "samples": 40, "by": "l21", "seed": 0}
     row = measure(Cell("selected", "digits_mlp", options))
