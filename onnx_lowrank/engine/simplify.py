@@ -70,6 +70,8 @@ def simplified(job: Job) -> Job:
             except _NotTakenError as reason:
                 copy = None
                 reasons.append(f"{words}{reason}")
+                if isinstance(reason, _NoSimplerError):
+                    break
         if copy is None:
             why = "; ".join(reasons)
             said = f"{by} was tried before anything else, and its model not taken: {why}"
@@ -90,6 +92,10 @@ class _NotTakenError(Exception):
     """A simplified model is not taken; the message is a clause that says why."""
 
 
+class _NoSimplerError(_NotTakenError):
+    """There is nothing to simplify, in whatever way."""
+
+
 def _onnxslim() -> Any:
     try:
         return import_module("onnxslim")
@@ -103,7 +109,7 @@ def _onnxslim() -> Any:
 def _copied(source: Model, slim: Callable[[onnx.ModelProto], Any]) -> Model:
     """A simplified copy, in the original's frame."""
     if source.external:
-        raise _NotTakenError("weights in files beside the model are left where they are")
+        raise _NoSimplerError("weights in files beside the model are left where they are")
     given = onnx.ModelProto()
     given.CopyFrom(source.proto)
     try:
@@ -120,7 +126,7 @@ def _copied(source: Model, slim: Callable[[onnx.ModelProto], Any]) -> Model:
     if before != after:
         raise _NotTakenError("it changed the operator sets")
     if len(made.graph.node) >= len(source.proto.graph.node):
-        raise _NotTakenError("it has no fewer nodes")
+        raise _NoSimplerError("it has no fewer nodes")
     return replace(source, proto=_framed(source.proto, made))
 
 
