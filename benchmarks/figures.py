@@ -44,6 +44,7 @@ UNITS: dict[str, str] = {
     "scores_kept": _OF_TESTED,
     **{speedup_name(t, b): _RATIO for t in (1, 2) for b in (1, 16)},
     **{promise_name(b): "part of the speed-up that MACs promise" for b in (1, 16)},
+    "loss": "part of the judge's loss of a model that always answers alike",
     "spread": "part of the best time",
     "planned_error": "sum of relative response errors",
     "seconds": "s",

@@ -11,7 +11,7 @@ from onnx_lowrank.engine.job import JobOptions, begin
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.planning.timed_candidates import TimingOptions
 from onnx_lowrank.runtime.runtime import Feed, Runtime
-from onnx_lowrank.samples.split import DataOptions, DrawOptions
+from onnx_lowrank.samples.split import CalibrationOptions, DataOptions
 
 __all__ = ["prepared", "prepared_to_time"]
 
@@ -42,7 +42,7 @@ def _analysis(model: Path, calib: Any, samples: int | None, batch: int) -> Analy
     options = JobOptions(
         passes=parse_list(_PASSES),
         data=DataOptions(calib),
-        draw=DrawOptions(samples),
+        draw=CalibrationOptions(samples),
         runtime=Runtime(threads=1),
         timing=TimingOptions(batch, cache=""),
     )

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from onnx_lowrank.engine.curves import Curves, curves
     from onnx_lowrank.engine.inspection import Inspection, inspect
     from onnx_lowrank.engine.optimize import optimize
+    from onnx_lowrank.engine.select import Selection, select
     from onnx_lowrank.engine.validate import validate
     from onnx_lowrank.errors import (
         BatchError,
@@ -48,6 +49,7 @@ __all__ = [
     "PlanError",
     "Report",
     "Result",
+    "Selection",
     "Sweep",
     "Validation",
     "ValidationError",
@@ -59,6 +61,7 @@ __all__ = [
     "inspect",
     "optimize",
     "plan",
+    "select",
     "sweep",
     "validate",
 ]
@@ -70,6 +73,7 @@ _HOMES = {
     "engine.curves": ("Curves", "curves"),
     "engine.inspection": ("Inspection", "inspect"),
     "engine.optimize": ("optimize",),
+    "engine.select": ("Selection", "select"),
     "engine.validate": ("validate",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "fleet.batch": ("Batch", "batch"),

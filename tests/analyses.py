@@ -10,7 +10,7 @@ from onnx_lowrank.latency.timer import Timer
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.planning.timed_candidates import TimingOptions
 from onnx_lowrank.samples.images import ImageOptions
-from onnx_lowrank.samples.split import DataOptions, DrawOptions, Samples, gather
+from onnx_lowrank.samples.split import CalibrationOptions, DataOptions, Samples, gather
 from tests import fixtures_models as fm
 
 __all__ = ["analysis_of", "samples_of"]
@@ -32,4 +32,4 @@ def analysis_of(
 def samples_of(model: Any, calib: Any, **options: Any) -> Samples:
     """Samples of a model, read on one thread."""
     data = DataOptions(calib, **options)
-    return gather(model, data, DrawOptions(), ImageOptions(), fm.ONE_THREAD)
+    return gather(model, data, CalibrationOptions(), ImageOptions(), fm.ONE_THREAD)

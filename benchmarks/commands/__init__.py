@@ -12,6 +12,7 @@ from benchmarks.commands import (
     pruning,
     real_models,
     search,
+    selected,
     times,
     workload,
 )
@@ -22,5 +23,6 @@ COMMANDS: dict[str, Command] = {
     module.COMMAND.name: module.COMMAND
     for module in (
         models, ablation, layers, alone, pruning, search, workload, real_models, kept, times,
+        selected,
     )
 }  # fmt: skip

@@ -24,6 +24,7 @@ from onnx_lowrank.engine.options import (
     SweepOptions,
     ValidateOptions,
 )
+from onnx_lowrank.engine.select import SelectOptions, check_archive, select
 from onnx_lowrank.engine.validate import beyond, opened
 from onnx_lowrank.errors import BudgetError, OptionError, ValidationError
 from onnx_lowrank.judge.requirement import largest_loss
@@ -44,6 +45,7 @@ __all__ = [
     "run_inspect",
     "run_passes",
     "run_plan",
+    "run_select",
     "run_sweep",
     "run_validate",
 ]
@@ -171,6 +173,24 @@ def run_validate(a: argparse.Namespace, out: Console) -> int:
         _write_report(a.report, pair.check(checks, limit, failed).to_dict(_command(a)))
     if failed:
         raise ValidationError(failed)
+    return 0
+
+
+def run_select(a: argparse.Namespace, out: Console) -> int:
+    """Choose samples and write them."""
+    source = None if a.model is None else load(a.model)
+    check_output(check_archive(a.output), source, keep=[a.data])
+    keywords = keywords_from(SelectOptions, a)
+    with progress_of(a.quiet) as progress:
+        chosen = select(a.data, model=source, progress=progress, **keywords)
+        chosen.save(a.output)
+    if a.json:
+        _print_json(chosen.to_dict())
+    elif not a.quiet:
+        for said in chosen.said:
+            out.print(said, markup=False)
+        out.print(f"their numbers: {', '.join(map(str, chosen.indices))}", markup=False)
+        out.print(f"wrote {a.output}", markup=False)
     return 0
 
 

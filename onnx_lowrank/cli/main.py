@@ -22,12 +22,14 @@ from onnx_lowrank.cli.commands import (
     run_inspect,
     run_passes,
     run_plan,
+    run_select,
     run_sweep,
     run_validate,
 )
 from onnx_lowrank.cli.completion import SHELLS, completion
 from onnx_lowrank.cli.options import (
     CurveFiles,
+    FeatureModel,
     GateOptions,
     Parser,
     PlanFile,
@@ -44,6 +46,7 @@ from onnx_lowrank.engine.options import (
     SweepOptions,
     ValidateOptions,
 )
+from onnx_lowrank.engine.select import SelectOptions
 from onnx_lowrank.errors import LowRankError
 from onnx_lowrank.fleet.options import BatchOptions
 from onnx_lowrank.options import add_arguments
@@ -171,6 +174,15 @@ COMMANDS = {
         run_validate,
         {"reference": ("REF", "the original"), "new": ("NEW", "the model to judge")},
         (GateOptions, SampleFile, ValidateOptions, ReportFile, PrintOptions),
+    ),
+    "select": Command(
+        "choose the samples that are worth calibrating on",
+        run_select,
+        {
+            "data": ("DATA", "the samples, as --calib of compress"),
+            "output": ("OUT", "where to write those that were chosen, as .npz"),
+        },
+        (SelectOptions, FeatureModel, PrintOptions),
     ),
     "passes": Command("list the passes", run_passes),
     "explain": Command(

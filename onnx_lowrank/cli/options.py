@@ -14,6 +14,7 @@ from onnx_lowrank.options import OptionGroup, option
 
 __all__ = [
     "CurveFiles",
+    "FeatureModel",
     "GateOptions",
     "HelpFormatter",
     "Parser",
@@ -116,6 +117,21 @@ class SampleFile(OptionGroup):
     title: ClassVar[str] = "data"
 
     data: str = option("", "Samples, as --calib of compress; needed.", metavar="PATH", needed=True)
+
+
+@dataclass(frozen=True)
+class FeatureModel(OptionGroup):
+    """What samples are compared by, and how the choice is told."""
+
+    title: ClassVar[str] = "form"
+
+    model: str | None = option(
+        None,
+        "Compare samples by what the last layers of this model read; without it by the inputs "
+        "themselves, of an .npz alone.",
+        metavar="MODEL",
+    )
+    json: bool = option(False, "Print which samples were chosen, by their numbers, as JSON.")
 
 
 @dataclass(frozen=True)

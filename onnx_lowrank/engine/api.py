@@ -2,7 +2,8 @@
 
 The data's way through :func:`compress`::
 
-    source, samples = begin(model, options)             # the model, its samples, how to run them
+    job             = begin(model, options)             # the model, its samples, how to run them
+    job             = simplified(job)                   # where that is asked for
     analysis        = analyse(job)                      # layers, moments, shapes, counts
     proposed        = propose(analysis, target)         # channels, candidates of every layer
     planned         = choose(analysis, proposed)        # a decision for each
@@ -41,6 +42,7 @@ from onnx_lowrank.engine.options import (
 )
 from onnx_lowrank.engine.rounds import plan_in_rounds
 from onnx_lowrank.engine.search import smallest_within
+from onnx_lowrank.engine.simplify import check_simplifier, simplified
 from onnx_lowrank.engine.sweep import swept
 from onnx_lowrank.engine.take_back import without_slow_chains
 from onnx_lowrank.engine.tell import tell
@@ -57,7 +59,7 @@ from onnx_lowrank.report.stages import Stage
 from onnx_lowrank.report.sweep import Sweep
 from onnx_lowrank.runtime.quantizable import check_quantizable
 from onnx_lowrank.runtime.quantizer import Quantize
-from onnx_lowrank.samples.split import DrawOptions
+from onnx_lowrank.samples.split import CalibrationOptions
 
 __all__ = ["Result", "apply", "compress", "compressed", "plan", "sweep"]
 
@@ -128,7 +130,7 @@ def compress(
         check_quantizable(model)
     own = requirement is not None and requirement.metric is not None
     job = replace(options.job(), labels_are_classes=not own)
-    analysis = analyse(begin(model, job, progress, timer))
+    analysis = _analysed(model, job, progress, timer)
     force = options.result.force
     if requirement is None:
         return compressed(analysis, target, effort, force, quantize)
@@ -185,7 +187,7 @@ def plan(
     """
     options = from_keywords(PlanOptions, keywords)
     target = Target.parse(options.target.target, options.target.ranks)
-    analysis = analyse(begin(model, options.job(), progress, timer))
+    analysis = _analysed(model, options.job(), progress, timer)
     return plan_in_rounds(analysis, target, effort_of(options.target.effort)).planned.plan
 
 
@@ -220,16 +222,17 @@ def apply(
     job = JobOptions(
         passes=parse_list(plan.passes),
         data=options.data,
-        draw=DrawOptions(plan.samples, plan.seed),
+        draw=CalibrationOptions(plan.samples, plan.seed, plan.select),
         images=options.images,
         runtime=options.runtime.runtime(),
         timing=options.timing,
         skipped=skipped,
         repair=plan.repair,
+        simplify=options.start.simplify,
         judging=options.judge.judging(),
         min_kept=options.judge.kept(GUARDED),
     )
-    analysis = analyse(begin(model, job, progress, timer))
+    analysis = _analysed(model, job, progress, timer)
     return _finished(analysis, build(analysis, plan), None, options.result.force, quantize)
 
 
@@ -256,10 +259,20 @@ def sweep(
     options = from_keywords(SweepOptions, keywords)
     budgets = options.budgets
     targets = [Target.parse(f"{budgets.budget}={ratio:g}") for ratio in budgets.ratios]
-    analysis = analyse(begin(model, options.job(), progress, timer))
+    analysis = _analysed(model, options.job(), progress, timer)
     made = swept(analysis, targets, budgets.models)
     analysis.forget()
     return made
+
+
+def _analysed(
+    model: AnyModel, options: JobOptions, progress: Progress | None, timer: Timer | None
+) -> Analysis:
+    """The analysis of a model, or of its simplified copy where that is asked for."""
+    if options.simplify:
+        check_simplifier()
+    job = begin(model, options, progress, timer)
+    return analyse(simplified(job) if options.simplify else job)
 
 
 def _int8(options: CompressOptions | ApplyOptions) -> Quantize | None:

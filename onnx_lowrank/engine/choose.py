@@ -89,6 +89,7 @@ def choose(
         target=str(proposed.target),
         seed=job.seed,
         samples=job.options.draw.samples,
+        select=job.options.draw.select,
         passes=job.passes.specs,
         decisions=decisions,
         groups=proposed.groups,

@@ -18,9 +18,10 @@ from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR, check_repair
 from onnx_lowrank.planning.registry import Passes
 from onnx_lowrank.planning.timed_candidates import TimingOptions, latency_table
 from onnx_lowrank.progress import Progress
+from onnx_lowrank.report.simplified import Simplified
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.images import ImageOptions
-from onnx_lowrank.samples.split import DataOptions, DrawOptions, Samples, gather
+from onnx_lowrank.samples.split import CalibrationOptions, DataOptions, Samples, gather
 
 __all__ = ["Job", "JobOptions", "Tools", "begin"]
 
@@ -42,6 +43,7 @@ class JobOptions:
         repair: how weights are solved again, of :data:`~onnx_lowrank.planning.refit_modes.REPAIRS`.
         judging: what outputs are judged by.
         min_kept: part of the answers that a result must keep.
+        simplify: whether to start from a simplified copy of the model where one is worth taking.
         labels_are_classes: whether labels of the data are class numbers; else a metric of the user
             reads them.
 
@@ -51,7 +53,7 @@ class JobOptions:
 
     passes: Passes
     data: DataOptions
-    draw: DrawOptions = DrawOptions()
+    draw: CalibrationOptions = CalibrationOptions()
     images: ImageOptions = ImageOptions()
     runtime: Runtime = field(default_factory=Runtime)
     timing: TimingOptions = field(default_factory=TimingOptions)
@@ -59,6 +61,7 @@ class JobOptions:
     exclude: Sequence[str] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     repair: str = DEFAULT_REPAIR
+    simplify: bool = False
     labels_are_classes: bool = True
     judging: Judging = AS_FOUND
     min_kept: float = GUARDED
@@ -99,16 +102,20 @@ class Job:
     """A model, its samples, and what may be done with it.
 
     Attributes:
-        source: the model as given.
+        source: the model as given, or its simplified copy.
         samples: to calibrate on and to validate on.
         options: what is asked for, whatever the budget.
         tools: how models are run and timed.
+        simplified: the model as given beside ``source``, where that is a simplified copy.
+        said: what the report has to say of the beginning.
     """
 
     source: Model
     samples: Samples
     options: JobOptions
     tools: Tools
+    simplified: Simplified | None = None
+    said: tuple[str, ...] = ()
 
     @property
     def passes(self) -> Passes:
@@ -146,7 +153,9 @@ def begin(
         progress or Progress(),
         Stopwatch(),
     )
-    samples = gather(source, options.data, options.draw, options.images, options.runtime)
+    samples = gather(
+        source, options.data, options.draw, options.images, options.runtime, tools.progress
+    )
     if samples.validation.labels is not None and options.labels_are_classes:
         check_classes(source, samples.validation, options.runtime)
     return Job(source, samples, options, tools)

@@ -28,7 +28,7 @@ from onnx_lowrank.planning.timed_candidates import TimingOptions
 from onnx_lowrank.runtime.quantizer import QuantizeOptions
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.images import ImageOptions
-from onnx_lowrank.samples.split import DataOptions, DrawOptions
+from onnx_lowrank.samples.split import CalibrationOptions, DataOptions, DrawOptions
 from onnx_lowrank.samples.user_code import python_function
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "PlanOptions",
     "ResultOptions",
     "RuntimeOptions",
+    "StartOptions",
     "SweepOptions",
     "TargetOptions",
     "ValidateOptions",
@@ -139,6 +140,19 @@ class PassOptions(OptionGroup):
     def __post_init__(self) -> None:
         if self.repair is not None:
             check_repair(self.repair)
+
+
+@dataclass(frozen=True)
+class StartOptions(OptionGroup):
+    """What is done to the model before anything else."""
+
+    title: ClassVar[str] = "start"
+
+    simplify: bool = option(
+        False,
+        "Start from a copy that onnxslim simplifies (extra simplify), where that has fewer nodes "
+        "and the same outputs; its gain is reported apart. A plan made so is applied so.",
+    )
 
 
 @dataclass(frozen=True)
@@ -279,9 +293,10 @@ class PlanOptions:
     """Options of ``plan``."""
 
     data: DataOptions = DataOptions()
-    draw: DrawOptions = DrawOptions()
+    draw: CalibrationOptions = CalibrationOptions()
     target: TargetOptions = TargetOptions()
     methods: PassOptions = PassOptions()
+    start: StartOptions = StartOptions()
     judge: JudgeOptions = JudgeOptions()
     timing: TimingOptions = TimingOptions()
     runtime: RuntimeOptions = RuntimeOptions()
@@ -306,6 +321,7 @@ class ApplyOptions:
     """Options of ``apply``; the plan has the others."""
 
     data: DataOptions = DataOptions()
+    start: StartOptions = StartOptions()
     judge: JudgeOptions = JudgeOptions()
     timing: TimingOptions = TimingOptions()
     runtime: RuntimeOptions = RuntimeOptions()
@@ -333,8 +349,9 @@ class SweepOptions:
 
     budgets: BudgetOptions = BudgetOptions()
     data: DataOptions = DataOptions()
-    draw: DrawOptions = DrawOptions()
+    draw: CalibrationOptions = CalibrationOptions()
     methods: PassOptions = PassOptions()
+    start: StartOptions = StartOptions()
     judge: JudgeOptions = JudgeOptions()
     timing: TimingOptions = TimingOptions()
     runtime: RuntimeOptions = RuntimeOptions()
@@ -401,6 +418,7 @@ def _job(options: PlanOptions | SweepOptions, effort: Effort) -> JobOptions:
         include=_listed(methods.include),
         exclude=_listed(methods.exclude),
         repair=methods.repair or effort.repair,
+        simplify=options.start.simplify,
         judging=options.judge.judging(),
         min_kept=options.judge.kept(GUARDED),
     )

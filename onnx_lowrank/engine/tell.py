@@ -77,7 +77,7 @@ def tell(
         )  # fmt: skip
         latency = timed_pairs(job, built.model, sorted({1, 16, job.tools.timing.batch}))
         after = cost_of_model(job, built.model)
-    said: list[Note] = [Remark(text) for text in job.samples.notes]
+    said: list[Note] = [Remark(text) for text in (*job.said, *job.samples.notes)]
     if analysis.resumed:
         said.append(Resumed())
     if len(compared) < len(job.samples.validation):
@@ -107,6 +107,7 @@ def tell(
         seed=plan.seed,
         costliest=costliest,
         stages=stages,
+        simplified=job.simplified,
         layer_times=_layer_times(analysis, built),
         basis=Basis(
             model=job.source.digest,

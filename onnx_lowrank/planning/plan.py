@@ -16,10 +16,11 @@ from onnx_lowrank.chains.chain import Rank
 from onnx_lowrank.errors import OptionError, PlanError
 from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR, check_repair
 from onnx_lowrank.planning.targets import Target
+from onnx_lowrank.samples.selection import RANDOM, check_selection
 
 __all__ = ["Decision", "GroupDecision", "Plan"]
 
-SCHEMA = 3
+SCHEMA = 4
 
 #: largest plan file that is read, in bytes; thousands of layers take a few megabytes
 _LARGEST_FILE = 64 << 20
@@ -134,6 +135,8 @@ class Plan:
         groups: a decision for each group of channels; empty where no pass prunes.
         repair: how far weights are refitted, a key of
             :data:`onnx_lowrank.planning.refit_modes.REPAIRS`.
+        select: how the calibration samples are chosen, one of
+            :data:`onnx_lowrank.samples.selection.SELECTIONS`.
         schema: version of the file format.
     """
 
@@ -146,6 +149,7 @@ class Plan:
     decisions: tuple[Decision, ...]
     groups: tuple[GroupDecision, ...] = ()
     repair: str = DEFAULT_REPAIR
+    select: str = RANDOM
     schema: int = SCHEMA
 
     def to_json(self) -> str:
@@ -210,6 +214,9 @@ class Plan:
 def _check_options(plan: Plan) -> None:
     try:
         check_repair(plan.repair)
+        check_selection(plan.select)
+        if plan.select != RANDOM and plan.samples is None:
+            raise OptionError(f"select is {plan.select!r}, and samples is null; give a number")
         Target.from_text(plan.target)
     except OptionError as error:
         raise PlanError(f"plan: {error}") from error

@@ -86,6 +86,7 @@ class Check:
             "accuracy": accuracy,
             "latency": latencies(self.latency),
             "stages": [],
+            "simplified": None,
             "notes": list(notes),
             "seconds": {},
             "gate": {"allowed": self.allowed, "failed": self.failed},

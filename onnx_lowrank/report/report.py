@@ -18,6 +18,7 @@ from onnx_lowrank.planning.notes import Note
 from onnx_lowrank.planning.plan import Decision, GroupDecision
 from onnx_lowrank.refit.refit import Refit
 from onnx_lowrank.report.check import SCHEMA, Basis, as_text, costs, latencies, validated
+from onnx_lowrank.report.simplified import Simplified
 from onnx_lowrank.report.stages import Stage, stages_table
 from onnx_lowrank.report.wording import figures_in_words, kept_in_words, means, worded
 
@@ -61,6 +62,7 @@ class Report:
         costliest: layers that cost most of the judge's loss, the first the most; empty where that
             was not measured.
         stages: the original, int8 alone, compressed, and both, where the result is in int8.
+        simplified: the original beside its simplified copy, where all other figures start from one.
         layer_times: milliseconds of a layer, and of what became of it, by its name; None where
             ONNX Runtime does not name its kernels.
     """
@@ -81,6 +83,7 @@ class Report:
     basis: Basis
     costliest: tuple[LayerLoss, ...] = ()
     stages: tuple[Stage, ...] = ()
+    simplified: Simplified | None = None
     layer_times: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
 
     @property
@@ -116,6 +119,7 @@ class Report:
             "accuracy": accuracy,
             "latency": latencies(self.latency),
             "stages": [s.to_dict() for s in self.stages],
+            "simplified": None if self.simplified is None else self.simplified.to_dict(),
             "notes": list(self.said),
             "seconds": self.seconds,
             "gate": None,

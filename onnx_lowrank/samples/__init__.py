@@ -1,1 +1,1 @@
-"""Sources of calibration data, read as feeds of a model."""
+"""Sources of calibration data, read as feeds of a model, and the choice among samples."""

@@ -27,7 +27,7 @@ from onnx_lowrank.samples.feeds import Column, InputSpec
 from onnx_lowrank.samples.images import ImageOptions, Picture
 from onnx_lowrank.samples.row_trial import RowTrial
 from onnx_lowrank.samples.rows_or_runs import Reading
-from onnx_lowrank.samples.sources import HELD_OUT, Loader, check_names, describe, pick
+from onnx_lowrank.samples.sources import HELD_OUT, LABELS, Loader, check_names, describe, pick
 
 __all__ = [
     "HELD_OUT",
@@ -122,6 +122,34 @@ class Dataset:
         chosen = np.asarray(indices, dtype=np.int64)
         labels = None if self.labels is None else self.labels[chosen]
         return Dataset(self._reading, labels, self._indices[chosen])
+
+    def arrays(self) -> dict[str, Array]:
+        """The feeds as an array for each input, with ``labels`` where there are any.
+
+        They are read as the same feeds again. An input that is the same for all samples stays as
+        it is; others have the samples along axis 0.
+
+        Raises:
+            DataError: runs of the model have different shapes, which no array can hold.
+        """
+        found: dict[str, Array] = {}
+        for column in self._columns:
+            name = column.spec.name
+            feeds = [column.feed(int(k)) for k in self._indices[: 1 if column.shared else None]]
+            shapes = {feed.shape for feed in feeds}
+            if len(shapes) > 1:
+                raise DataError(
+                    f"input {name!r} has the shapes {', '.join(map(str, sorted(shapes)[:3]))}, "
+                    "which no array can hold; leave the selection to compress --select"
+                )
+            if column.shared:
+                found[name] = feeds[0]
+            else:
+                found[name] = np.stack(feeds) if column.stacked else np.concatenate(feeds)
+            if found[name].dtype.kind == "O":
+                found[name] = found[name].astype(np.str_)
+        labels = self.sample_labels
+        return found if labels is None else {**found, LABELS: labels}
 
     def digest(self) -> str:
         """SHA-256 of names, types, shapes, values and labels in order, hexadecimal."""

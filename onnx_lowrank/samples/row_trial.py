@@ -248,13 +248,13 @@ def _compared(parts: Sequence[Outputs], whole: Outputs, again: Outputs | None = 
 
 def _repeated(one: Sequence[Array], other: Sequence[Array]) -> bool:
     return len(one) == len(other) and all(
-        _error(a, b) <= HALF_TOLERANCE for a, b in zip(one, other, strict=True)
+        relative_distance(a, b) <= HALF_TOLERANCE for a, b in zip(one, other, strict=True)
     )
 
 
 def _kinds(parts: Sequence[Array], together: Array) -> Iterator[str]:
     """Yield the attributes of :class:`_Compared` that an array counts for; none if constant."""
-    if all(_error(v, together) == 0 for v in parts):
+    if all(relative_distance(v, together) == 0 for v in parts):
         return
     stacked = None
     if together.ndim and len({v.shape[1:] for v in parts}) == 1:
@@ -262,7 +262,7 @@ def _kinds(parts: Sequence[Array], together: Array) -> Iterator[str]:
     if stacked is None or stacked.shape != together.shape:
         yield "reduced" if all(v.shape == together.shape for v in parts) else "other"
         return
-    error = _error(stacked, together)
+    error = relative_distance(stacked, together)
     if error <= (HALF_TOLERANCE if together.dtype.itemsize == 2 else TOLERANCE):
         yield from ("rows", "exact")
     elif not is_float(together.dtype) or any(len(v) != len(parts[0]) for v in parts):
@@ -273,7 +273,7 @@ def _kinds(parts: Sequence[Array], together: Array) -> Iterator[str]:
         yield "mixed" if len(parts[0]) == 1 else "other"
 
 
-def _error(wanted: Array, found: Array) -> float:
+def relative_distance(wanted: Array, found: Array) -> float:
     """Relative distance of two arrays; infinite where shapes, NaN or Inf differ."""
     if wanted.shape != found.shape:
         return np.inf

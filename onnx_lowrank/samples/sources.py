@@ -33,7 +33,7 @@ from onnx_lowrank.samples.row_trial import RowTrial
 from onnx_lowrank.samples.rows_or_runs import Items, Reading, read
 from onnx_lowrank.samples.user_code import python_function, read_all, user_code, user_feeds
 
-__all__ = ["HELD_OUT", "Loaded", "Loader", "check_names", "describe", "pick"]
+__all__ = ["HELD_OUT", "LABELS", "Loaded", "Loader", "check_names", "describe", "pick"]
 
 Array = npt.NDArray[Any]
 LABELS = "labels"

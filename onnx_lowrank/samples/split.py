@@ -15,6 +15,7 @@ from onnx_lowrank.errors import OptionError
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.option_values import check_count, read_shapes
 from onnx_lowrank.options import OptionGroup, option
+from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import (
     HELD_OUT,
@@ -26,9 +27,17 @@ from onnx_lowrank.samples.dataset import (
     load_dataset,
     split,
 )
+from onnx_lowrank.samples.features import features_of_model
 from onnx_lowrank.samples.row_trial import RowTrial
+from onnx_lowrank.samples.selection import (
+    RANDOM,
+    SELECTIONS,
+    check_selection,
+    choose_samples,
+)
 
 __all__ = [
+    "CalibrationOptions",
     "DataOptions",
     "DrawOptions",
     "Samples",
@@ -95,6 +104,28 @@ class DrawOptions(OptionGroup):
 
 
 @dataclass(frozen=True)
+class CalibrationOptions(DrawOptions):
+    """Which samples calibrate, and the seed of all draws."""
+
+    select: str = option(
+        RANDOM,
+        "How --samples are chosen among the calibration data: random; l21, those that the others "
+        "are made of, by what the model's last layers read; decorrelated, the same but no two "
+        "alike.",
+        choices=SELECTIONS,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_selection(self.select)
+        if self.select != RANDOM and self.samples is None:
+            raise OptionError(
+                f"--select {self.select} chooses among the samples, and nothing says how many; "
+                "give --samples N"
+            )
+
+
+@dataclass(frozen=True)
 class Samples:
     """The samples of a job.
 
@@ -117,9 +148,10 @@ class Samples:
 def gather(
     source: Model,
     data: DataOptions,
-    draw: DrawOptions,
+    draw: CalibrationOptions,
     images: ImageOptions,
     runtime: Runtime,
+    progress: Progress | None = None,
 ) -> Samples:
     """Samples to calibrate on and others to validate on.
 
@@ -129,9 +161,10 @@ def gather(
     Args:
         source: the model.
         data: where samples come from.
-        draw: how many are drawn, and the seed.
+        draw: how many are drawn, how, and the seed.
         images: how pictures become inputs.
         runtime: that shows whether rows are samples.
+        progress: told of every sample whose features are made.
 
     Raises:
         DataError: the samples cannot be read, or do not fit the model.
@@ -141,31 +174,57 @@ def gather(
     samples, seed = draw.samples, draw.seed
     specs, trial = input_specs(source), RowTrial(source, runtime)
     check_shapes(specs, input_shapes)
+    by_features = draw.select != RANDOM
     if calib is None:
+        if by_features:
+            raise OptionError(
+                f"--select {draw.select} chooses among calibration samples, and there are none; "
+                "give --calib"
+            )
         made = load_dataset(made_up(specs, input_shapes, seed), specs, trial=trial)
         return Samples(None, made, (
             "no calibration data: weights are fitted instead of responses, and the check ran on "
             "random inputs; give --calib for better accuracy and a check that means something",
             *_assumed(specs, made, input_shapes),
         ))  # fmt: skip
+
+    def choose(data: Dataset) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+        assert samples is not None
+        chosen, said = choose_samples(
+            data, samples, draw.select, seed,
+            lambda: features_of_model(source, data, runtime, seed, progress),
+        )  # fmt: skip
+        return chosen, (*data.notes, said)
+
     if has_part(calib):
         calibration = load_dataset(
-            calib, specs, samples=samples, seed=seed, images=images.given, trial=trial
-        )
+            calib, specs, samples=None if by_features else samples, seed=seed,
+            images=images.given, trial=trial,
+        )  # fmt: skip
+        notes = calibration.notes
+        if by_features:
+            chosen, notes = choose(calibration)
+            calibration = calibration.subset(chosen)
         held = load_dataset(
             calib, specs, samples=LARGEST_VALIDATION, seed=seed, images=images.given, part=HELD_OUT,
             trial=trial,
         )  # fmt: skip
         check_shapes(specs, input_shapes, calibration)
-        return Samples(calibration, held, calibration.notes)
+        return Samples(calibration, held, notes)
     everything = load_dataset(calib, specs, seed=seed, images=images.given, trial=trial)
     check_shapes(specs, input_shapes, everything)
     total = len(everything)
     if samples is not None and samples < total:
-        rest, calibration = split(everything, samples, seed)
+        notes = everything.notes
+        if by_features:
+            chosen, notes = choose(everything)
+            calibration = everything.subset(chosen)
+            rest = everything.subset(np.setdiff1d(np.arange(total), chosen))
+        else:
+            rest, calibration = split(everything, samples, seed)
         if len(rest) > LARGEST_VALIDATION:
             _, rest = split(rest, LARGEST_VALIDATION, seed)
-        return Samples(calibration, rest, everything.notes)
+        return Samples(calibration, rest, notes)
     if total < 2:
         note = "one sample only: it served to calibrate and to validate"
         return Samples(everything, everything, (*everything.notes, note))

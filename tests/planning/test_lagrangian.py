@@ -203,9 +203,10 @@ def test_plans_are_text_that_does_not_vary() -> None:
     two = planned_by("ab", "macs=0.5", 0, (decision("a"), decision("b")))
     assert one.to_json() == two.to_json()
     assert one.digest == two.digest
-    assert one.digest == "727f0e3035e4e98a2cd798efda52b3e0cebc1a96910824f1df3e4dfdcf0e96a8"
+    assert one.digest == "b6543ad0d96edce6f9f6d77664e3dd6e80d04c9bbc217584301c19366ab9a6ce"
     data = json.loads(one.to_json())
-    assert data["schema"] == 3
+    assert data["schema"] == 4
+    assert data["select"] == "random"
     assert [d["layer"] for d in data["decisions"]] == ["a", "b"]
     assert data["decisions"][0]["rank"] == 8
 

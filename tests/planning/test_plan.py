@@ -118,7 +118,7 @@ def test_from_a_file(tmp_path: Path) -> None:
         (lambda d: d.pop("decisions"), "plan lacks the field 'decisions'"),
         (lambda d: d.pop("groups"), "plan lacks the field 'groups'"),
         (lambda d: d.update(extra=1), 'plan has the unknown field "extra"; remove it'),
-        (lambda d: d.update(schema=1), "plan has schema 1, and this version reads schema 3; write"),
+        (lambda d: d.update(schema=1), "plan has schema 1, and this version reads schema 4; write"),
         (lambda d: d.pop("schema"), "plan has schema null"),
         (lambda d: d.update(schema="2"), 'plan has schema "2"'),
         (lambda d: d.update(decisions={}), "plan.decisions is {}; it should be a list"),

@@ -69,7 +69,7 @@ def test_json_has_the_agreed_keys() -> None:
     assert data.keys() == {
         "schema", "version", "target", "seed", "plan", "model", "layers", "groups", "refit",
         "validation", "accuracy", "latency", "notes", "seconds", "costliest", "stages",
-        "kind", "gate", "basis",
+        "simplified", "kind", "gate", "basis",
     }  # fmt: skip
     assert data["schema"] == 2
     assert data["model"] == {
