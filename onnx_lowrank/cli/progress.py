@@ -23,35 +23,36 @@ __all__ = [
     "time_left",
 ]
 
-#: what the steps of ``compress`` usually take of it, in their order, in hundredths: means over a
-#: small classifier, a residual network and a sentence encoder (``python -m benchmarks time``)
+#: what the steps of ``compress`` usually take of it, in their order, in hundredths: rounded means
+#: over a small classifier, a residual network and a sentence encoder, each with its own data
 COMPRESSING = (
-    ("calibrate", 9),
-    ("plan", 8),
-    ("attention", 3),
-    ("prune", 9),
-    ("weigh groups", 4),
-    ("swap channels", 5),
-    ("plan", 5),
-    ("swap channels", 4),
-    ("plan", 5),
-    ("refit", 8),
-    ("refit", 8),
+    ("calibrate", 7),
+    ("plan", 6),
+    ("attention", 1),
+    ("prune", 6),
+    ("weigh groups", 11),
+    ("swap channels", 3),
+    ("plan", 2),
+    ("swap channels", 3),
+    ("plan", 9),
+    ("refit", 15),
     ("refit", 14),
-    ("weigh layers", 4),
     ("refit", 6),
-    ("validate", 8),
+    ("refit", 7),
+    ("weigh layers", 3),
+    ("validate", 7),
 )
 #: likewise with ``--effort quick``
 COMPRESSING_QUICKLY = (
-    ("calibrate", 12),
-    ("plan", 25),
-    ("attention", 4),
-    ("prune", 12),
+    ("calibrate", 17),
+    ("plan", 18),
+    ("attention", 1),
+    ("prune", 9),
     ("weigh groups", 5),
-    ("swap channels", 7),
-    ("refit", 25),
-    ("validate", 10),
+    ("swap channels", 8),
+    ("plan", 9),
+    ("refit", 26),
+    ("validate", 7),
 )
 #: part of a run that must be done before it says anything of the rest
 _ENOUGH = 0.05
