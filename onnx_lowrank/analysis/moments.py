@@ -87,7 +87,7 @@ class Moments:
 
 
 def response_error(difference: Array, moments: Moments) -> float:
-    """``tr(M D Sigma D^T)`` summed over groups.
+    """``tr(M D Sigma D^T)`` summed over groups, in float64.
 
     Args:
         difference: ``(groups, N / groups, d)``.
@@ -96,9 +96,9 @@ def response_error(difference: Array, moments: Moments) -> float:
     if moments.outputs is not None:
         difference = moments.outputs.weighed(difference, 1)
     if moments.one_hot:
-        return _spread(lambda columns: difference[0, :, columns], moments)
+        return _spread(lambda columns: difference[0, :, columns].astype(np.float64), moments)
     if moments.covariance is None:
-        return float(np.sum(np.square(difference)))
+        return float(np.sum(np.square(difference.astype(np.float64, copy=False))))
     return float(np.sum((difference @ moments.covariance) * difference))
 
 
@@ -121,9 +121,10 @@ def relative_error(stage: Stage, chain: Chain, moments: Moments) -> float:
     if moments.one_hot:
         table, rest = chain.stages[0], Chain(chain.stages[1:])
         assert isinstance(table, Stage)
-        kept = table.weight.astype(np.float64, copy=False)
-        behind = rest.compose() if rest.stages else np.eye(len(kept))
-        lost = _spread(lambda c: weight[0, :, c] - behind @ kept[:, c], moments)
+        behind = rest.compose() if rest.stages else np.eye(table.outputs)
+        lost = _spread(
+            lambda c: weight[0, :, c].astype(np.float64) - behind @ table.weight[:, c], moments
+        )
         return lost / energy if energy > 0 else 0.0
     difference = weight - chain.dense(stage.groups).reshape(weight.shape)
     return response_error(difference, moments) / energy if energy > 0 else 0.0

@@ -55,10 +55,13 @@ class Layer:
 
     @property
     def stage(self) -> Stage:
-        """Weight and bias in float64, read from the model at each call."""
+        """Weight and bias in float64, read from the model at each call; a table as it is stored.
+
+        Tables are large, and what is reckoned with them is taken to float64 block by block.
+        """
         weight, bias = self._load()
         return Stage(
-            weight.astype(np.float64),
+            weight if self.lookup else weight.astype(np.float64),
             None if bias is None else bias.astype(np.float64),
             self.geometry,
         )

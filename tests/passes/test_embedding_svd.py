@@ -167,6 +167,16 @@ def test_frequent_rows_are_kept_better_and_rows_never_read_are_not_lost() -> Non
     assert lost(weighed, 16, never) < 1e-6
 
 
+def test_large_numbers_in_half_precision_do_not_overflow(moments: Moments) -> None:
+    """Tables are read as they are stored; squares of these are no float16."""
+    loud = (1000 * table()).astype(np.float16)
+    layer, quiet = only_layer(looked_up(loud)), only_layer(looked_up(table()))
+    for used in (Moments(), moments):
+        form, wanted = proposed(layer, used), proposed(quiet, used)
+        assert form.error(8) == pytest.approx(wanted.error(8), rel=1e-2)
+        assert relative_error(layer.stage, form.cut(8), used) == pytest.approx(form.error(8))
+
+
 def test_a_table_of_zeros_stays_one(moments: Moments) -> None:
     dead = only_layer(looked_up(np.zeros((ROWS, WIDTH), np.float32)))
     form = proposed(dead, moments)
