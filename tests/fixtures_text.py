@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from tests.support import _IR, AnyArray, rng
+from tests.support import IR, AnyArray, rng
 
 __all__ = ["ROWS", "WIDTH", "looked_up", "readings", "table", "text_model", "text_net"]
 
@@ -45,7 +45,7 @@ def text_model(
         [numpy_helper.from_array(np.asarray(v), n) for n, v in weights.items()],
     )
     opsets = [helper.make_opsetid("", opset)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=_IR[opset])
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR[opset])
 
 
 def looked_up(
