@@ -7,6 +7,7 @@ from onnx_lowrank.passes.bicluster import BiclusterPass
 from onnx_lowrank.passes.channel_svd import ChannelSvd
 from onnx_lowrank.passes.circulant import Circulant
 from onnx_lowrank.passes.cp import Cp
+from onnx_lowrank.passes.embedding_svd import EmbeddingSvd
 from onnx_lowrank.passes.fold_batchnorm import FoldBatchnorm
 from onnx_lowrank.passes.lowrank_sparse import LowrankSparse
 from onnx_lowrank.passes.monochromatic import MonochromaticPass
@@ -25,6 +26,7 @@ __all__ = [
     "ChannelSvd",
     "Circulant",
     "Cp",
+    "EmbeddingSvd",
     "FoldBatchnorm",
     "LowrankSparse",
     "MonochromaticPass",
@@ -45,6 +47,7 @@ BUILT_IN: tuple[type[Pass], ...] = (
     Cp,
     TensorTrainPass,
     RecurrentSvd,
+    EmbeddingSvd,
     MonochromaticPass,
     BiclusterPass,
     LowrankSparse,

@@ -29,7 +29,7 @@ Array = npt.NDArray[np.floating[Any]]
 AnyArray = npt.NDArray[Any]
 
 #: IR version that goes with an opset, for runtimes that insist
-_IR = {9: 4, 11: 6, 13: 7, 17: 8, 21: 10}
+IR = {9: 4, 11: 6, 13: 7, 17: 8, 21: 10}
 
 
 def quick(max_examples: int) -> settings:
@@ -64,7 +64,7 @@ def make_model(
         [numpy_helper.from_array(np.asarray(v), n) for n, v in weights.items()],
     )
     opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in domains)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir or _IR[opset])
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir or IR[opset])
     inferred = onnx.shape_inference.infer_shapes(model).graph.output
     for value, found in zip(model.graph.output, inferred, strict=True):
         value.CopyFrom(found)

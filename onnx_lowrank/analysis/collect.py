@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -16,12 +15,13 @@ import numpy.typing as npt
 from onnx_lowrank.analysis.accumulator import Accumulator
 from onnx_lowrank.analysis.class_shares import ClassShares
 from onnx_lowrank.analysis.gates import GateSquares, reads_gates
+from onnx_lowrank.analysis.layer_inputs import LayerInput, grouped, layer_inputs
 from onnx_lowrank.analysis.moment_cache import MomentCache
 from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.analysis.row_counts import RowCounts
 from onnx_lowrank.analysis.streaming import Streaming
-from onnx_lowrank.chains.geometry import Geometry
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import Head, PlacedLayer, destination, states_name
+from onnx_lowrank.layers import Head, PlacedLayer, states_name
 from onnx_lowrank.linalg.blas_threads import blas_for
 from onnx_lowrank.linalg.gate_metric import GateMetric
 from onnx_lowrank.linalg.output_metric import OutputMetric, ResponseMetric
@@ -59,7 +59,7 @@ class MomentStore(Mapping[str, Moments]):
         #: layers that the data says nothing of
         self.silent: set[str] = set()
         self._arrays = ArrayStore("the moments of the layers", memory)
-        self._found: dict[str, tuple[int, _Stored, _Stored]] = {}
+        self._found: dict[str, tuple[int, _Stored, _Stored, bool]] = {}
 
     def add(self, moments: Moments, *names: str) -> None:
         """Take the moments of layers that read the same patches.
@@ -70,12 +70,13 @@ class MomentStore(Mapping[str, Moments]):
         mean, covariance = (
             None if a is None else self._arrays.add(a) for a in (moments.mean, moments.covariance)
         )
-        self._found |= dict.fromkeys(names, (moments.count, mean, covariance))
+        found = moments.count, mean, covariance, moments.one_hot
+        self._found |= dict.fromkeys(names, found)
 
     def __getitem__(self, name: str) -> Moments:
-        count, *stored = self._found[name]
+        count, *stored, one_hot = self._found[name]
         mean, covariance = (None if s is None else self._arrays.read(s) for s in stored)
-        return Moments(count, mean, covariance, self.metric(name))
+        return Moments(count, mean, covariance, self.metric(name), one_hot)
 
     def metric(self, name: str) -> ResponseMetric | None:
         """The metric of a layer's outputs; None where all count alike."""
@@ -117,7 +118,7 @@ def collect_moments(
         for layer in layers
         if (states := names.get(states_name(layer.name))) and reads_gates(graph, states)
     }
-    groups = list(_grouped(_inputs(graph, layers), memory // 2))
+    groups = list(grouped(layer_inputs(graph, layers), memory // 2))
     with streaming.progress.task("calibrate", len(groups) * len(dataset)) as advance:
         for number, group in enumerate(groups):
             begin = partial(_Reader, graph, group, [seed, number], len(dataset), heads, gates)
@@ -168,51 +169,6 @@ def drawn_positions(
     return np.sort(rng.choice(positions, wanted, replace=False)).astype(np.intp)
 
 
-@dataclass(frozen=True)
-class _Input:
-    """Patches that layers read.
-
-    Attributes:
-        tensor: name of the tensor that they are cut out of.
-        geometry: how.
-        width: length ``d`` of a group's patch.
-        layers: that read them.
-        sums: residual sums that the responses enter, by name of the layer.
-    """
-
-    tensor: str
-    geometry: Geometry
-    width: int
-    layers: Sequence[PlacedLayer]
-    sums: Mapping[str, str]
-
-
-def _inputs(graph: Graph, layers: Sequence[PlacedLayer]) -> list[_Input]:
-    """What ``layers`` read; layers that read the same have one set of moments."""
-    found: dict[tuple[str, Geometry, int], list[PlacedLayer]] = {}
-    for layer in layers:
-        found.setdefault((layer.input, layer.geometry, layer.patch), []).append(layer)
-    inputs = []
-    for key, readers in found.items():
-        ends = {la.name: destination(graph, la) for la in readers}
-        inputs.append(_Input(*key, readers, {n: e.total for n, e in ends.items() if e.skip}))
-    return inputs
-
-
-def _grouped(inputs: Sequence[_Input], memory: int) -> Iterator[list[_Input]]:
-    group: list[_Input] = []
-    held = 0
-    for each in inputs:
-        need = 12 * each.geometry.groups * each.width**2  # the sums, and rows that wait
-        if group and held + need > memory:
-            yield group
-            group, held = [], 0
-        group.append(each)
-        held += need
-    if group:
-        yield group
-
-
 def _resumed(
     begin: Callable[[], _Reader], state: Mapping[str, npt.NDArray[Any]] | None
 ) -> tuple[_Reader, int]:
@@ -232,7 +188,7 @@ class _Reader:
     def __init__(
         self,
         graph: Graph,
-        inputs: Sequence[_Input],
+        inputs: Sequence[LayerInput],
         seed: Sequence[int],
         samples: int,
         heads: Mapping[str, Head],
@@ -240,7 +196,10 @@ class _Reader:
     ) -> None:
         self._inputs, self._samples = inputs, samples
         self._rng = np.random.default_rng(seed)
-        self._moments = [Accumulator(i.geometry.groups, i.width) for i in inputs]
+        self._moments: list[Accumulator | RowCounts] = [
+            RowCounts(i.width) if i.lookup else Accumulator(i.geometry.groups, i.width)
+            for i in inputs
+        ]
         self._gates = {
             la.name: GateSquares(graph, la, gates[la.name], samples)
             for i in inputs for la in i.layers if la.name in gates
@@ -271,12 +230,17 @@ class _Reader:
             read, made = self._gated[name]
             squares.update(values[read], values[made], samples)
         for each, moments, totals in zip(self._inputs, self._moments, self._totals, strict=True):
-            x = values[each.tensor].astype(np.float32, copy=False)
-            geometry = each.geometry
-            shape = geometry.groups, each.width
-            index = drawn_positions(geometry.positions(x.shape), shape, self._samples, self._rng)
-            with blas_for(each.width):
-                moments.update(geometry.patches(x, index))
+            geometry, index = each.geometry, None
+            if isinstance(moments, RowCounts):
+                moments.update(values[each.tensor])
+            else:
+                x = values[each.tensor].astype(np.float32, copy=False)
+                index = drawn_positions(
+                    geometry.positions(x.shape), (geometry.groups, each.width), self._samples,
+                    self._rng,
+                )  # fmt: skip
+                with blas_for(each.width):
+                    moments.update(geometry.patches(x, index))
             for name, total in totals.items():
                 y = values[name].astype(np.float32, copy=False)
                 total.update(geometry.responses(y, index))
@@ -302,7 +266,7 @@ class _Reader:
         self._rng.bit_generator.state = json.loads(str(state["drawn"]))
         return int(state["done"])
 
-    def _parts(self) -> Iterator[tuple[str, Accumulator | ClassShares | GateSquares]]:
+    def _parts(self) -> Iterator[tuple[str, Accumulator | RowCounts | ClassShares | GateSquares]]:
         """All sums, and how their names in a state begin."""
         for number, (moments, totals) in enumerate(zip(self._moments, self._totals, strict=True)):
             yield f"inputs.{number}.", moments
@@ -321,13 +285,13 @@ class _Reader:
             found = sums.moments()
             names = [layer.name for layer in each.layers]
             store.add(found, *names)
-            if found.covariance is None:
+            if found.covariance is None and not found.one_hot:
                 store.silent.update(names)
                 continue
             for layer in each.layers:
                 if layer.name in each.sums:
                     store.totals[layer.name] = float(totals[each.sums[layer.name]].variances.sum())
-                elif not layer.value.recurrent:
+                elif isinstance(sums, Accumulator) and not layer.value.recurrent:
                     response = Moments(1, None, sums.scatter).energy(layer.stage.matrices)
                     store.totals[layer.name] = response / sums.count
         for name, shares in self._shares.items():

@@ -13,10 +13,16 @@ so that the data is read once and its memory does not grow with the number of sa
 Where a layer makes class scores, its errors count under a metric ``M`` of its outputs
 (:mod:`onnx_lowrank.linalg.output_metric`), that is ``tr(M (W - What) Sigma (W - What)^T)`` over
 ``tr(M W Sigma W^T)``.
+
+A lookup reads one-hot rows. With the shares ``p`` of the rows of its table their mean is ``p`` and
+their covariance ``diag(p) - p p^T``, which is never written out:
+
+    tr(D Sigma D^T) = sum_v p_v |d_v - d|^2,     d = sum_v p_v d_v,    d_v the columns of D
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +43,10 @@ __all__ = [
 Array = npt.NDArray[np.floating[Any]]
 
 
+#: columns of a table that errors are summed over at a time
+_COLUMNS = 8192
+
+
 @dataclass(frozen=True)
 class Moments:
     """Moments of a layer's input patches, group by group, and how errors of its outputs count.
@@ -47,15 +57,18 @@ class Moments:
         covariance: ``(groups, d, d)``, or None for the identity.
         outputs: metric of the outputs of a layer that makes class scores or gates, or None where
             all outputs count alike.
+        one_hot: whether the rows are one-hot, so that the covariance follows from the mean, the
+            shares of the rows of a table; it is None then.
     """
 
     count: int = 0
     mean: Array | None = None
     covariance: Array | None = None
     outputs: ResponseMetric | None = None
+    one_hot: bool = False
 
     def sigma(self, group: int) -> Array | None:
-        """Covariance ``(d, d)`` of one group; None is the identity."""
+        """Covariance ``(d, d)`` of one group; None is the identity, or that of one-hot rows."""
         return None if self.covariance is None else self.covariance[group]
 
     def energy(self, matrices: Array) -> float:
@@ -74,7 +87,7 @@ class Moments:
 
 
 def response_error(difference: Array, moments: Moments) -> float:
-    """``tr(M D Sigma D^T)`` summed over groups.
+    """``tr(M D Sigma D^T)`` summed over groups, in float64.
 
     Args:
         difference: ``(groups, N / groups, d)``.
@@ -82,15 +95,37 @@ def response_error(difference: Array, moments: Moments) -> float:
     """
     if moments.outputs is not None:
         difference = moments.outputs.weighed(difference, 1)
+    if moments.one_hot:
+        return _spread(lambda columns: difference[0, :, columns].astype(np.float64), moments)
     if moments.covariance is None:
-        return float(np.sum(np.square(difference)))
+        return float(np.sum(np.square(difference.astype(np.float64, copy=False))))
     return float(np.sum((difference @ moments.covariance) * difference))
+
+
+def _spread(columns: Callable[[slice], Array], moments: Moments) -> float:
+    """The variance of columns ``(n, V)``, block by block, under the shares of one-hot rows."""
+    assert moments.mean is not None
+    (shares,) = moments.mean
+    blocks = [slice(s, s + _COLUMNS) for s in range(0, len(shares), _COLUMNS)]
+    mean = sum(columns(block) @ shares[block] for block in blocks)
+    return float(sum(
+        np.sum(np.square(columns(block) - np.reshape(mean, (-1, 1))) @ shares[block])
+        for block in blocks
+    ))  # fmt: skip
 
 
 def relative_error(stage: Stage, chain: Chain, moments: Moments) -> float:
     """``eps`` of a chain in the place of ``stage``, its bias corrected; see the module."""
     weight = stage.matrices
     energy = response_error(weight, moments)
+    if moments.one_hot:
+        table, rest = chain.stages[0], Chain(chain.stages[1:])
+        assert isinstance(table, Stage)
+        behind = rest.compose() if rest.stages else np.eye(table.outputs)
+        lost = _spread(
+            lambda c: weight[0, :, c].astype(np.float64) - behind @ table.weight[:, c], moments
+        )
+        return lost / energy if energy > 0 else 0.0
     difference = weight - chain.dense(stage.groups).reshape(weight.shape)
     return response_error(difference, moments) / energy if energy > 0 else 0.0
 

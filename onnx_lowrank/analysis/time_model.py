@@ -14,6 +14,7 @@ from itertools import zip_longest
 
 from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.chains.geometry import ConvGeometry
+from onnx_lowrank.chains.lookup_geometry import LookupGeometry
 from onnx_lowrank.chains.protocol import Step
 from onnx_lowrank.chains.special_stages import Branches, Select, TensorTrainStep
 
@@ -101,11 +102,18 @@ def features(chain: Chain, shape: Sequence[int], itemsize: int) -> Features:
     moved = relayout = 0
     for step, leaves_blocks in _with_relayouts(chain):
         after = step.output_shape(shape)
-        moved += math.prod(shape) + math.prod(after) + step.parameters
+        moved += math.prod(shape) + math.prod(after) + _numbers_read(step, after)
         if leaves_blocks:
             relayout += math.prod(after)
         shape = after
     return float(work), float(moved * itemsize), float(relayout * itemsize), float(chain.nodes)
+
+
+def _numbers_read(step: Step, after: Sequence[int]) -> int:
+    """Numbers of a step's constants that are read: of a table only the rows that are wanted."""
+    if isinstance(step, Stage) and isinstance(step.geometry, LookupGeometry):
+        return min(step.parameters, math.prod(after))
+    return step.parameters
 
 
 def time_in_macs(chain: Chain, shape: Sequence[int]) -> int:

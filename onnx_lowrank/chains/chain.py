@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.chains.geometry import Geometry
+from onnx_lowrank.chains.lookup_geometry import LookupGeometry
 from onnx_lowrank.chains.protocol import Step
 
 __all__ = [
@@ -184,6 +185,9 @@ class Chain:
                 continue
             weight = stage.dense(groups)
             _refuse_shared_axes(weight, total)
+            if isinstance(getattr(self.stages[0], "geometry", None), LookupGeometry):
+                total = weight @ total  # einsum is slow on a table: it calls no BLAS
+                continue
             # (g, n, k, 1, *spatial) * (g, 1, k, c, *spatial), summed over the rank k
             total = np.einsum("gnk...,gkc...->gnc...", weight, total)
         return total

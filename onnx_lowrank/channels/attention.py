@@ -167,9 +167,9 @@ class _Reader:
 
     def __init__(self, flow: Flow, shapes: Shapes, layers: Sequence[PlacedLayer]) -> None:
         self._flow, self._graph, self._shapes = flow, flow.graph, shapes
-        self._made = {layer.output: layer for layer in layers}
+        self._made = {layer.output: layer for layer in layers if not layer.value.lookup}
         self._read: dict[str, list[PlacedLayer]] = {}
-        for layer in layers:
+        for layer in (la for la in layers if not la.value.lookup):
             self._read.setdefault(layer.input, []).append(layer)
 
     def pair(self, node: Node | None, read: object) -> Pair | str:

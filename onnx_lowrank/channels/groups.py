@@ -233,7 +233,7 @@ def _grouped(flow: Flow) -> list[ChannelGroup]:
         elif reason is None and all(role not in ("columns", "summed") for _, role in ends):
             reason = "no layer reads them"
         classes.setdefault((ends, reason, *where), []).append(root)
-    layers = find_layers(flow.graph)[0]
+    layers = [layer for layer in find_layers(flow.graph)[0] if not layer.value.lookup]
     names = _layer_names(flow, layers)
     groups = [
         replace(

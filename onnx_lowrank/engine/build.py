@@ -154,6 +154,8 @@ def _solved(
         job.passes.factorizations, plan.repair,
     )  # fmt: skip
     if into is not None:
+        lookups = [layer.name for layer in work.layers if layer.value.lookup]
+        into |= {name: Repaired(None, written[name].chain) for name in lookups if name in written}
         tasks = [recorded(task, into) for task in tasks]
     streaming = Streaming(job.tools.runtime, plan.seed, job.tools.progress, MEMORY // 8)
     return refit(

@@ -263,7 +263,9 @@ def curves(
     skipped = {o.name: o.reason for o in others if o.name in named}
     unknown = [layer.name for layer in found if layer.input not in shapes]
     skipped |= dict.fromkeys(unknown, "the shape of its input is not known")
-    found = [layer for layer in found if layer.name not in unknown]
+    lookups = [layer.name for layer in found if layer.value.lookup]
+    skipped |= dict.fromkeys(lookups, "it multiplies nothing, so there is no part of its MACs")
+    found = [layer for layer in found if layer.name not in {*unknown, *lookups}]
     moments = moments_of(graph, found, calibration, shapes, Streaming(runtime, seed, progress))
     notes += silent_notes(moments, len(found))
     proposals = make_choices(found, factorizations, moments, shapes, "macs", {}, progress)

@@ -50,7 +50,7 @@ __all__ = [
 
 DEFAULT_PASSES = (
     "fold_batchnorm,prune_channels{optional=true},attention_rank{optional=true},svd,spatial_svd,"
-    "channel_svd,cp{form=three},recurrent_svd"
+    "channel_svd,cp{form=three},recurrent_svd,embedding_svd"
 )
 #: parts of the original that a sweep tries
 DEFAULT_RATIOS = (0.9, 0.75, 0.6, 0.5, 0.4, 0.33, 0.25, 0.2)

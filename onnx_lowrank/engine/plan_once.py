@@ -98,7 +98,8 @@ def foreseen_loss(
 
 def _inapplicable(analysis: Analysis, target: Target) -> str:
     """Why no pass can do anything with any layer, with counts; empty where one can."""
-    proposals = whole_proposals(analysis, replace(target, budgets=_BY_MACS))
+    clockless = tuple(b for b in target.budgets if b[0] != "latency") or _BY_MACS
+    proposals = whole_proposals(analysis, replace(target, budgets=clockless))
     if any(len(choice.candidates) > 1 for choice in proposals.choices):
         return ""
     if analysis.job.passes.cutting and analysis.pruner(target.metric).prunables:

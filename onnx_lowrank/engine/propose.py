@@ -39,6 +39,10 @@ __all__ = ["Proposed", "PruningShare", "propose", "propose_together", "whole_pro
 PruningShare = float | Literal["some", "foreseen"]
 
 
+#: why layers stay that passes make smaller, but not cheaper
+_NO_MACS = "it multiplies nothing; a target on params or size makes it smaller"
+
+
 @dataclass(frozen=True)
 class Proposed:
     """What a plan may choose from.
@@ -116,6 +120,9 @@ def _proposals(analysis: Analysis, without: Cut, kept: KeptChannels, target: Tar
     """Candidates of every layer; those of a layer that no cut reaches are found once."""
     job, work = analysis.job, without.work
     metric = _counted_in(target)
+    passes = [p for p in job.passes.factorizations if p.saves_macs or target.limits_size]
+    only = {op for p in job.passes.factorizations if p not in passes for op in p.ops}
+    only -= {op for p in passes for op in p.ops}
 
     def make() -> Proposals:
         pruner = analysis.pruner(target.metric) if kept else None
@@ -125,6 +132,7 @@ def _proposals(analysis: Analysis, without: Cut, kept: KeptChannels, target: Tar
                 pruner.channels_of(layer, kept) if pruner else b"",
                 metric,
                 target.rule,
+                layer.op in only,
             )
             for layer in work.layers
         }
@@ -132,14 +140,15 @@ def _proposals(analysis: Analysis, without: Cut, kept: KeptChannels, target: Tar
         new = [layer for layer in work.layers if keys[layer.name] not in known]
         with job.tools.stopwatch("plan"):
             found = make_choices(
-                new, job.passes.factorizations, work.moments, work.shapes, metric,
+                new, passes, work.moments, work.shapes, metric,
                 analysis.prepared.moments.totals, job.tools.progress, target.rule,
             )  # fmt: skip
+        found = found.keeping([la.name for la in new if la.op in only], _NO_MACS)
         known |= {keys[name]: own for name, own in found.by_layer().items()}
         return together([known[keys[layer.name]] for layer in work.layers])
 
     memo = analysis.memo.narrowed if kept else analysis.memo.whole
-    return memo.get((channels_key(kept), metric, target.rule), make)
+    return memo.get((channels_key(kept), metric, target.rule, target.limits_size), make)
 
 
 def _timed(
@@ -154,7 +163,7 @@ def _timed(
             table = job.tools.latency_table()
             return timed_choices(without.work, proposals, feed, shapes, table)
 
-    key = (channels_key(kept), _counted_in(target), target.rule)
+    key = (channels_key(kept), _counted_in(target), target.rule, target.limits_size)
     return analysis.memo.timed.get(key, make)
 
 

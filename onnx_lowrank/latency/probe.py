@@ -63,6 +63,7 @@ class Place:
         stage: the layer as a stage; its weights do not count.
         shape: shape of its input, over the whole batch.
         model: the layer, its residual Add and its activation, as a model.
+        itemsize: size of one number that the layer makes, in bytes.
         inputs: inputs of the model with their shapes, the layer's own input first.
         output: name of the output of the layer itself.
     """
@@ -73,17 +74,12 @@ class Place:
     model: Model
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
     output: str
+    itemsize: int
 
     @property
     def chain(self) -> Chain:
         """The layer as it is, as a chain."""
         return Chain((self.stage,))
-
-    @property
-    def itemsize(self) -> int:
-        """Size of one number, in bytes."""
-        element = self.model.proto.graph.input[0].type.tensor_type.elem_type
-        return int(helper.tensor_dtype_to_np_dtype(element).itemsize)
 
     @property
     def copies(self) -> int:
@@ -113,6 +109,8 @@ def place_of(graph: Graph, layer: PlacedLayer, shapes: Mapping[str, tuple[int, .
     result = tuple(stage.output_shape(shape))
     element = int(helper.np_dtype_to_tensor_dtype(layer.value.dtype))
     types, inputs = dict.fromkeys(names, element), {layer.input: shape}
+    if layer.value.lookup:
+        types[layer.input] = TensorProto.INT64
     for name in names[1:]:
         inputs[name] = tuple(shapes.get(name, result))
     if layer.value.recurrent:
@@ -126,7 +124,8 @@ def place_of(graph: Graph, layer: PlacedLayer, shapes: Mapping[str, tuple[int, .
             name = value.name
             value.CopyFrom(helper.make_tensor_value_info(name, types[name], inputs[name]))
     shaped = tuple(inputs.items())
-    return Place(_place_key(model, shaped), stage, shape, model, shaped, layer.output)
+    key, size = _place_key(model, shaped), layer.value.dtype.itemsize
+    return Place(key, stage, shape, model, shaped, layer.output, size)
 
 
 def chain_key(chain: Chain) -> str:
@@ -313,8 +312,10 @@ def _feed(
     feed = {}
     for name, shape in place.inputs:
         element = known[name].type.tensor_type.elem_type
-        values = random.standard_normal(shape, np.float32)
+        values: npt.NDArray[Any] = random.standard_normal(shape, np.float32)
         if element == TensorProto.INT32:  # lengths of sequences
             values = np.full(shape, 1)
+        elif element == TensorProto.INT64:  # rows of a table
+            values = random.integers(0, place.stage.inputs, shape)
         feed[name] = values.astype(helper.tensor_dtype_to_np_dtype(element))
     return feed

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.graph.graph import Graph, Node
 from onnx_lowrank.layers.convolutions import convolution
-from onnx_lowrank.layers.layer import RECURRENT
+from onnx_lowrank.layers.layer import LOOKUP, RECURRENT
+from onnx_lowrank.layers.lookups import looks_up, lookup
 from onnx_lowrank.layers.operands import NotLinear, refuse_overridable
 from onnx_lowrank.layers.placed import Ineligible, PlacedLayer
 from onnx_lowrank.layers.products import gemm, matmul, recurrent
@@ -20,6 +21,7 @@ _READERS: dict[str, Callable[[Graph, Node, str], PlacedLayer]] = {
     "ConvTranspose": convolution,
     "Gemm": gemm,
     "MatMul": matmul,
+    LOOKUP: lookup,
     **dict.fromkeys(RECURRENT, recurrent),
 }
 #: Operators that have weights, but that no pass can replace.
@@ -27,7 +29,8 @@ _OTHER_OPS = {
     op: f"{op} is not factorized"
     for op in ("ConvInteger", "QLinearConv", "MatMulInteger", "QLinearMatMul", "QGemm",
                "DeformConv", "Einsum", "MatMulNBits", "MatMulBnb4",
-               "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
+               "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM",
+               "GatherBlockQuantized")
 }  # fmt: skip
 #: Operators that ONNX Runtime's graph optimisations make of layers, in its own domains.
 _OTHER_OPS |= dict.fromkeys(
@@ -56,6 +59,8 @@ def find_layers(graph: Graph) -> tuple[list[PlacedLayer], list[Ineligible]]:
     taken: set[str] = set()
     for node in graph.nodes:
         name = node.name
+        if node.op == LOOKUP and not looks_up(graph, node):
+            continue
         if not name or name in taken:
             name = node.outputs[0].name if node.outputs else node.op
         while name in taken:
@@ -75,6 +80,8 @@ def find_layers(graph: Graph) -> tuple[list[PlacedLayer], list[Ineligible]]:
             reason = _IN_ONE_NODE if standard else _OTHER_OPS.get(node.op, _OPTIMISED)
             others.append(Ineligible(name, node.op, reason, output))
     for proto, place in graph.subgraph_nodes():
+        if proto.op_type == LOOKUP:  # there mostly shapes are reckoned with
+            continue
         if proto.op_type in _READERS or proto.op_type in _OTHER_OPS:
             output = next((o for o in proto.output if o), "")
             name = proto.name or output or proto.op_type

@@ -64,7 +64,7 @@ def find_heads(
     inner = {id(node) for node in graph.nodes}
     found = {}
     for layer in layers:
-        if layer.value.recurrent or layer.groups > 1 or layer.sharers > 1:
+        if layer.value.recurrent or layer.value.lookup or layer.groups > 1 or layer.sharers > 1:
             continue
         shape = layer.geometry.output_shape(shapes[layer.input], layer.shape[0])
         head = _head(graph, inner, layer, shape, scores)

@@ -12,11 +12,12 @@ import numpy.typing as npt
 from onnx_lowrank.chains.chain import Stage
 from onnx_lowrank.chains.geometry import ConvGeometry, LinearGeometry
 
-__all__ = ["RECURRENT", "Layer"]
+__all__ = ["LOOKUP", "RECURRENT", "Layer"]
 
 Array = npt.NDArray[np.floating[Any]]
 
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+LOOKUP = "Gather"
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,10 @@ class Layer:
 
     Attributes:
         name: name that is unique in the model: the node's, or that of its output.
-        op: ``Conv | ConvTranspose | Gemm | MatMul | LSTM | GRU | RNN``. Of a recurrent node the
-            layer is the product with the input weights alone, ``y (directions * gates * hidden)``.
+        op: ``Conv | ConvTranspose | Gemm | MatMul | LSTM | GRU | RNN | Gather``. Of a recurrent
+            node the layer is the product with the input weights alone,
+            ``y (directions * gates * hidden)``. A Gather looks rows of a table ``(V, d)`` up, which
+            is a product of the weight ``(d, V)`` with one-hot patches.
         dtype: element type of the weight in the file.
         shape: shape of the weight as a stage has it, ``(N, C / groups, *kernel)``.
         geometry: geometry of its patches.
@@ -52,13 +55,21 @@ class Layer:
 
     @property
     def stage(self) -> Stage:
-        """Weight and bias in float64, read from the model at each call."""
+        """Weight and bias in float64, read from the model at each call; a table as it is stored.
+
+        Tables are large, and what is reckoned with them is taken to float64 block by block.
+        """
         weight, bias = self._load()
         return Stage(
-            weight.astype(np.float64),
+            weight if self.lookup else weight.astype(np.float64),
             None if bias is None else bias.astype(np.float64),
             self.geometry,
         )
+
+    @property
+    def weight(self) -> Array:
+        """The weight as it is in the file, read at each call; not to be changed."""
+        return self._load()[0]
 
     @property
     def outline(self) -> Stage:
@@ -81,6 +92,11 @@ class Layer:
     def recurrent(self) -> bool:
         """Whether its response stays inside a recurrent node."""
         return self.op in RECURRENT
+
+    @property
+    def lookup(self) -> bool:
+        """Whether it looks rows of a table up, and multiplies nothing."""
+        return self.op == LOOKUP
 
     @property
     def depthwise(self) -> bool:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from onnx_lowrank.graph.graph import Graph, Node
 
 __all__ = [
+    "FLOATS",
     "NotLinear",
     "bias_add",
     "bias_shape_for",
@@ -22,7 +23,8 @@ __all__ = [
 
 Array = npt.NDArray[np.floating[Any]]
 
-_FLOATS = frozenset({"float16", "float32", "float64", "bfloat16"})
+#: element types of weights
+FLOATS = frozenset({"float16", "float32", "float64", "bfloat16"})
 
 
 class NotLinear(Exception):  # noqa: N818 - a verdict, not an error
@@ -69,7 +71,7 @@ def weight_of(graph: Graph, node: Node, position: int) -> Array:
         raise NotLinear("it has no weight")
     refuse_quantized(graph, name)
     value = constant_of(graph, name, "weight")
-    if value.dtype.name not in _FLOATS:
+    if value.dtype.name not in FLOATS:
         raise NotLinear(f"its weight has the type {value.dtype.name}")
     if value.size == 0:
         raise NotLinear("its weight is empty")

@@ -14,7 +14,7 @@ from onnx_lowrank.chains.protocol import Step
 from onnx_lowrank.chains.special_stages import Branches, Select, TensorTrainStep
 from onnx_lowrank.layers import PlacedLayer, turned
 
-__all__ = ["flat", "multiplies_left", "stored"]
+__all__ = ["flat", "multiplies_left", "stored", "weight_position"]
 
 Array = npt.NDArray[Any]
 
@@ -75,6 +75,11 @@ def _recurrent_numbers(
 def multiplies_left(layer: PlacedLayer) -> bool:
     """Whether the weight is the first operand of a MatMul."""
     return not isinstance(layer.geometry, ConvGeometry) and layer.geometry.output_axis == -2
+
+
+def weight_position(layer: PlacedLayer) -> int:
+    """Position of the weight among the operands of the layer's node."""
+    return 0 if multiplies_left(layer) or layer.value.lookup else 1
 
 
 def _stored_weight(layer: PlacedLayer, stage: Stage, renewed: bool) -> Array:

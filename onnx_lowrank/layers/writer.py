@@ -12,11 +12,13 @@ import numpy.typing as npt
 
 from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.chains.geometry import ConvGeometry
+from onnx_lowrank.chains.lookup_geometry import LookupGeometry
 from onnx_lowrank.chains.protocol import Step
 from onnx_lowrank.chains.special_stages import Branches, Select, TensorTrainStep
 from onnx_lowrank.graph.graph import Graph, Node
 from onnx_lowrank.layers import PlacedLayer
-from onnx_lowrank.layers.stored import flat, multiplies_left, stored
+from onnx_lowrank.layers.layer import LOOKUP
+from onnx_lowrank.layers.stored import flat, stored, weight_position
 
 __all__ = ["Written", "apply_chain", "set_states", "update_chain"]
 
@@ -120,7 +122,7 @@ def _renewed(graph: Graph, layer: PlacedLayer, chain: Chain) -> Written | None:
         return None
     kept_bias = _kept_bias(graph, layer)
     numbers = dict(stored(layer, stage, True, kept_bias, renewed=True))
-    weight_at = 0 if multiplies_left(layer) else 1
+    weight_at = weight_position(layer)
     if layer.op == "MatMul":
         product = node.outputs[0].name
         biased, bias_at = layer.nodes[-1], 0
@@ -130,7 +132,7 @@ def _renewed(graph: Graph, layer: PlacedLayer, chain: Chain) -> Written | None:
     else:
         biased, bias_at = node, 3 if layer.value.recurrent else 2
         old_bias = node.inputs[bias_at].name if len(node.inputs) > bias_at else ""
-    if bool(old_bias) != ("bias" in numbers) and (old_bias or layer.op == "MatMul"):
+    if bool(old_bias) != ("bias" in numbers) and (old_bias or layer.op in ("MatMul", LOOKUP)):
         return None
     weight = node.inputs[weight_at].name
     inputs = {weight_at: graph.renew_constant(weight, numbers["weight"], f"{layer.name}_weight")}
@@ -177,7 +179,7 @@ class _Writer:
         self._attributes = dict(node.attrs)
         self._operands = [t.name for t in node.inputs]
         self._results = [t.name for t in node.outputs]
-        self._origin = self._operands[0 if multiplies_left(layer) else 1]
+        self._origin = self._operands[weight_position(layer)]
 
     def chain(self, chain: Chain, name: str, source: str, target: str) -> Iterator[Node]:
         graph, alone = self._graph, len(chain.stages) == 1
@@ -250,10 +252,11 @@ class _Writer:
             yield graph.make_node("Gemm", name, operands, target, attributes)
         else:
             product = target if stage.bias is None else graph.fresh(f"{target}_product")
+            lookup = isinstance(geometry, LookupGeometry)
             pair = operands[:2]
-            if geometry.input_axis == -2:
+            if lookup or geometry.input_axis == -2:
                 pair.reverse()
-            yield graph.make_node("MatMul", name, pair, product)
+            yield graph.make_node("Gather" if lookup else "MatMul", name, pair, product)
             if stage.bias is not None:
                 added = graph.fresh(f"{name}_add")
                 yield graph.make_node("Add", added, [product, numbers[1]], target)

@@ -119,10 +119,13 @@ class Factorization(Pass):
     Attributes:
         ops: operators whose layers it may be asked about; others are skipped for it.
         slow: whether each rank is a solution of its own.
+        saves_macs: whether its chains multiply less than the layer. Where they multiply more, they
+            save parameters and bytes, and are considered under targets on these alone.
     """
 
     ops: ClassVar[frozenset[str]] = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
     slow: ClassVar[bool] = False
+    saves_macs: ClassVar[bool] = True
 
     def skips(self, layer: Layer) -> Skip | None:
         """Why this pass leaves ``layer`` alone; None if it does not."""

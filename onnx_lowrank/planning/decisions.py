@@ -76,10 +76,9 @@ def decide(
         first = before[layer.name]
         cost = layer_cost(first, original.shapes)
         if candidate.method:
-            reason = (
-                f"{candidate.macs / max(cost.macs, 1):.2f} of its MACs, "
-                f"{candidate.parameters / max(cost.parameters, 1):.2f} of its parameters"
-            )
+            less = f"{candidate.macs / max(cost.macs, 1):.2f} of its MACs, "
+            part = candidate.parameters / max(cost.parameters, 1)
+            reason = f"{less if cost.macs else ''}{part:.2f} of its parameters"
         elif len(choice.candidates) > 1:
             reason = "the budget is met with less error elsewhere"
         else:

@@ -269,7 +269,7 @@ def _candidates(
     for rank in ranks:
         outline = decomposition.outline(rank)
         macs, parameters = outline.macs(shape), outline.parameters + zeros
-        if macs >= keep.macs or parameters >= keep.parameters:
+        if (macs >= keep.macs and not layer.lookup) or parameters >= keep.parameters:
             continue
         size = parameters * layer.dtype.itemsize + NODE_BYTES * (outline.nodes - 1)
         cost = Cost(macs, parameters, size).of(metric)

@@ -77,7 +77,11 @@ def _equal(first: PlacedLayer, second: PlacedLayer) -> bool:
 
 
 def pooled(moments: Sequence[Moments]) -> Moments:
-    """Moments of the rows of several layers together."""
+    """Moments of the rows of several layers together; of lookups the shares of all readings."""
+    if all(m.one_hot for m in moments):
+        total = sum(m.count for m in moments)
+        parts = [m.mean * (m.count / max(total, 1)) for m in moments if m.mean is not None]
+        return Moments(total, np.sum(parts, axis=0), one_hot=True) if total else moments[0]
     known = [
         (m.count, m.mean, m.covariance)
         for m in moments

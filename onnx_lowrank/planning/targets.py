@@ -102,6 +102,11 @@ class Target:
         return kinds[0] if kinds else "macs"
 
     @property
+    def limits_size(self) -> bool:
+        """Whether parameters or bytes are limited, and so layers that multiply nothing count."""
+        return self.rule is None and any(m in ("params", "size") for m, _ in self.budgets)
+
+    @property
     def ratio(self) -> float:
         """The part asked for of :attr:`metric`; a part of the latency stands for one of MACs."""
         budgets = dict(self.budgets)

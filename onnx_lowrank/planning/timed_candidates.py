@@ -135,7 +135,8 @@ def timed_choices(
     for choice, place, found in zip(proposals.choices, places, looked_at, strict=True):
         keep = _timed(choice.keep, table.seconds(place, place.chain))
         others = [_timed(c, table.seconds(place, outline)) for c, outline in found]
-        faster = [c for c in others if c.cost < keep.cost]
+        # what multiplies nothing is replaced for other targets beside
+        faster = [c for c in others if c.cost < keep.cost or not keep.macs]
         choices.append(replace(choice, candidates=(keep, *faster)))
     return Timed(tuple(choices), round(UNIT * table.network), coverage)
 
@@ -164,7 +165,7 @@ def losers(
     places = {
         layer.name: place_of(work.graph, layer, shapes)
         for layer in work.layers
-        if layer.name in chains
+        if layer.name in chains and not layer.value.lookup  # that saves numbers, never time
     }
     if not places:
         return set()

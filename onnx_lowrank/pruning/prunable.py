@@ -228,5 +228,7 @@ def _gathers(
         inputs = layer.shape[1]
         if layer.name in served or layer.groups > 1 or inputs < 2 or layer.sharers > 1:
             continue
+        if layer.value.lookup:
+            continue
         readers = ((layer, np.arange(inputs)[:, None]),)
         yield Prunable(f"{layer.name} (input)", inputs, None, readers, (Side(number, False, 1),))

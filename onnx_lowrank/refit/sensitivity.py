@@ -69,11 +69,12 @@ class Repaired:
     """Result of the refit of one layer.
 
     Attributes:
-        solved: the layer, fitted to its input in the compressed model.
+        solved: the layer, fitted to its input in the compressed model; None for the layer as it
+            was.
         chain: the chain that was factorized from it.
     """
 
-    solved: Stage
+    solved: Stage | None
     chain: Chain
 
 
@@ -165,6 +166,8 @@ def _built(work: Model, repaired: Mapping[str, Repaired], whole: str | None) -> 
     graph = Graph(work)
     layers = {layer.name: layer for layer in find_layers(graph)[0]}
     for name, made in repaired.items():
-        chain = Chain((made.solved,)) if name == whole else made.chain
-        apply_chain(graph, layers[name], chain)
+        if name != whole:
+            apply_chain(graph, layers[name], made.chain)
+        elif made.solved is not None:
+            apply_chain(graph, layers[name], Chain((made.solved,)))
     return graph.to_model()

@@ -60,6 +60,9 @@ def refit_tasks(
         if layer.input in loose:  # rows of both models do not match
             changed.add(layer.output)
             continue
+        if layer.value.lookup:  # its chain is the best for all rows, those of the data among them
+            changed |= {layer.output} if layer.name in written else set()
+            continue
         stage, first = layer.stage, before[layer.name]
         rows = _rows(original.graph, first, remains)
         outputs = work.moments.metric(layer.name)

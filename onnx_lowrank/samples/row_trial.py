@@ -154,7 +154,7 @@ class RowTrial:
     def _compared_inside(self, rows: Sequence[Feed], free: Sequence[str]) -> _Compared | None:
         """Compare the inputs of the layers of a merged run; None where they cannot be computed."""
         graph = Graph(self._model)
-        tensors = list(dict.fromkeys(layer.input for layer in find_layers(graph)[0]))
+        tensors = list(dict.fromkeys(a.input for a in find_layers(graph)[0] if not a.value.lookup))
         part = graph.extract(graph.input_types(), tensors)
         if not part.proto.graph.node:
             return None
