@@ -115,7 +115,7 @@ CASES: dict[str, tuple[Callable[[], tuple[Any, dict[str, Any]]], dict[str, Any]]
 QUICK = ("mlp-rule-error", "residual-pruned-alone", "residual-joint-last", "lstm")
 
 #: cases of a minute
-SLOW = ("residual-other-methods",)
+SLOW = ("residual-other-methods", "resnet-default-quarter")
 
 
 def kernels() -> str:

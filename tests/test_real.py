@@ -31,7 +31,7 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "silero_vad_16k": {"input": (1, 576), "state": (2, 1, 128)},
 }
 #: more than 20 s in the test of identity
-SLOW = {"cifar10_vgg16_bn"}
+SLOW = {"cifar10_vgg16_bn", "cifar10_vgg_s"}
 
 pytestmark = [
     pytest.mark.real,

@@ -23,7 +23,11 @@ from tests import fixtures_models as fm
 from tests.analyses import analysis_of
 
 Compressed = Callable[..., Result]
-NETS = ("mlp", *(pytest.param(n, marks=pytest.mark.full) for n in ("vgg", "resnet")))
+NETS = (
+    "mlp",
+    pytest.param("resnet", marks=pytest.mark.full),
+    pytest.param("vgg", marks=pytest.mark.slow),
+)
 X, _ = fm.classified(300)
 
 

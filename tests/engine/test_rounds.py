@@ -129,7 +129,7 @@ def test_rounds_end_nearer_to_the_original() -> None:
 
 
 def test_a_round_that_is_worse_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = fm.quick_compress(net(), **OPTIONS)
+    plain = fm.quick_compress(net(), **OPTIONS, repair="relu")
 
     def absurd(*_: Any) -> Measured:
         return Measured({"strong": 1e-6, "weak": 1e6}, {}, 1.0)

@@ -150,8 +150,11 @@ def test_mutated_data(
     count("mutated data", read_data(name, mutated_data(name, seed), folder))
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("start", range(0, MANY, PIECE))
+@pytest.mark.parametrize(
+    "start",
+    [pytest.param(start, marks=getattr(pytest.mark, "full" if start < MANY // 2 else "slow"))
+     for start in range(0, MANY, PIECE)],
+)  # fmt: skip
 def test_many_mutated_models(start: int, tmp_path: Path, count: Count) -> None:
     for seed in range(start, start + PIECE):
         (tmp_path / "last").write_text(str(seed))  # for the day it ends the interpreter

@@ -155,7 +155,13 @@ def test_inspect_files(count: Count) -> None:
 
 @pytest.mark.full
 def test_inspect_node_cases(count: Count) -> None:
-    for case in node_cases():
+    for case in node_cases()[::2]:
+        inspect_case(case, count)
+
+
+@pytest.mark.slow
+def test_inspect_the_other_node_cases(count: Count) -> None:
+    for case in node_cases()[1::2]:
         inspect_case(case, count)
 
 
