@@ -58,6 +58,7 @@ ASKS = (
     Ask("ppocrv5_rec", "macs=0.7", LINES, 0.975),
     Ask("ppocrv5_rec", "macs=0.5", LINES, 0.95),
     Ask("all_minilm_l6_v2", "macs=0.7", SENTENCES, 82.0),
+    Ask("all_minilm_l6_v2", "params=0.5", SENTENCES, 81.0),
     Ask("yolov8n_320", "macs=0.7", BOXES, 0.95),
     Ask("vit_s_focus", "macs=0.7", SNR, 26.0),
     Ask("open_nsfw", "macs=0.7", SCORES, 0.99),
