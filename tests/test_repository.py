@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 
 import onnx_lowrank
@@ -43,3 +44,17 @@ def test_public_names_exist_and_are_sorted() -> None:
     assert sorted(onnx_lowrank.__all__) == list(onnx_lowrank.__all__)
     for name in onnx_lowrank.__all__:
         assert hasattr(onnx_lowrank, name), name
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    def first(file: str, pattern: str) -> tuple[str, ...]:
+        found = re.search(pattern, (ROOT / file).read_text(encoding="utf-8"), re.M)
+        assert found is not None, file
+        return found.groups()
+
+    (version,) = first("pyproject.toml", r'^version = "(.+)"$')
+    released = first("CHANGELOG.md", r"^## \[(\d.*)\] - ([\d-]+)$")
+    cited = first("CITATION.cff", r"^version: (.+)\ndate-released: (.+)$")
+    assert released == cited
+    assert released[0] == version
+    assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
