@@ -17,8 +17,7 @@ from onnx_lowrank.engine.options import RuntimeOptions
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.modelfile.array_store import ArrayStore
 from onnx_lowrank.modelfile.model import Model, atomic_write, check_output, load
-from onnx_lowrank.option_values import check_count
-from onnx_lowrank.options import OptionGroup, documented, from_keywords, option
+from onnx_lowrank.options import documented, from_keywords, option
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.samples.archives import npz_keys, read_npz
 from onnx_lowrank.samples.dataset import Dataset, input_specs, load_dataset
@@ -28,6 +27,7 @@ from onnx_lowrank.samples.images import ImageOptions
 from onnx_lowrank.samples.row_trial import RowTrial
 from onnx_lowrank.samples.selection import SELECTIONS, check_selection, choose_samples
 from onnx_lowrank.samples.sources import HELD_OUT, LABELS, describe
+from onnx_lowrank.samples.split import DrawOptions
 
 __all__ = ["ChoiceOptions", "SelectOptions", "Selection", "check_archive", "select"]
 
@@ -35,7 +35,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class ChoiceOptions(OptionGroup):
+class ChoiceOptions(DrawOptions):
     """How samples are chosen."""
 
     title: ClassVar[str] = "choice"
@@ -47,11 +47,9 @@ class ChoiceOptions(OptionGroup):
         "alike, random draws.",
         choices=SELECTIONS,
     )
-    seed: int = option(0, "Random seed of every draw.", metavar="N")
 
     def __post_init__(self) -> None:
-        check_count("samples", self.samples)
-        check_count("seed", self.seed, least=0)
+        super().__post_init__()
         check_selection(self.by)
 
 
