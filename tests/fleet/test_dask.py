@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,14 @@ def cluster() -> Iterator[Any]:
         yield made
 
 
-def workers(cluster: Any) -> list[int]:
-    return [worker.pid for worker in cluster.workers.values()]
+def busy_workers(cluster: Any) -> list[int]:
+    """Workers with a process below them; one that has just died, or is not up again, has none."""
+    found = []
+    for pid in [worker.pid for worker in cluster.workers.values()]:
+        with suppress(psutil.NoSuchProcess):
+            if pid is not None and psutil.Process(pid).children():
+                found.append(pid)
+    return found
 
 
 def test_a_worker_is_killed_and_nothing_is_lost(cluster: Any, tmp_path: Path) -> None:
@@ -86,8 +93,7 @@ def test_a_worker_is_killed_and_nothing_is_lost(cluster: Any, tmp_path: Path) ->
     killed: list[int] = []
 
     def told(standing: Standing) -> None:
-        busy = [pid for pid in workers(cluster) if psutil.Process(pid).children()]
-        if standing.done and busy and not killed:
+        if standing.done and not killed and (busy := busy_workers(cluster)):
             os.kill(busy[0], signal.SIGKILL)
             killed.append(busy[0])
 
@@ -115,7 +121,7 @@ def test_an_interruption_ends_the_processes(cluster: Any, tmp_path: Path) -> Non
     with pytest.raises(KeyboardInterrupt):
         batch(folder, tmp_path / "out", scheduler=cluster.scheduler_address, told=told)
     assert not (tmp_path / "out" / ".work").exists()
-    _eventually(lambda: not any(psutil.Process(pid).children() for pid in workers(cluster)))
+    _eventually(lambda: not busy_workers(cluster))
     assert len((tmp_path / "out" / JOURNAL).read_text().splitlines()) == 1
 
 
