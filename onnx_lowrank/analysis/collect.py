@@ -60,6 +60,7 @@ class MomentStore(Mapping[str, Moments]):
         self.silent: set[str] = set()
         self._arrays = ArrayStore("the moments of the layers", memory)
         self._found: dict[str, tuple[int, _Stored, _Stored, bool]] = {}
+        self._made: dict[str, Callable[[], Moments]] = {}
 
     def add(self, moments: Moments, *names: str) -> None:
         """Take the moments of layers that read the same patches.
@@ -73,7 +74,13 @@ class MomentStore(Mapping[str, Moments]):
         found = moments.count, mean, covariance, moments.one_hot
         self._found |= dict.fromkeys(names, found)
 
+    def add_made(self, make: Callable[[], Moments], name: str) -> None:
+        """Take the moments of a layer that are made from others each time they are read."""
+        self._made[name] = make
+
     def __getitem__(self, name: str) -> Moments:
+        if name in self._made:
+            return self._made[name]()
         count, *stored, one_hot = self._found[name]
         mean, covariance = (None if s is None else self._arrays.read(s) for s in stored)
         return Moments(count, mean, covariance, self.metric(name), one_hot)
@@ -83,10 +90,10 @@ class MomentStore(Mapping[str, Moments]):
         return self.outputs.get(name) or self.gates.get(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
+        return iter({**self._found, **self._made})
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._found.keys() | self._made.keys())
 
 
 def collect_moments(

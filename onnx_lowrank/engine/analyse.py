@@ -39,7 +39,7 @@ from onnx_lowrank.pruning.prunable import Found
 from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
 from onnx_lowrank.pruning.remaining import remaining_moments
 from onnx_lowrank.pruning.shared_budget import Shared
-from onnx_lowrank.pruning.weighing import measured_weights
+from onnx_lowrank.pruning.weighing import Halves, divergence_of_halves, measured_weights
 from onnx_lowrank.refit.sensitivity import samples_to_weigh
 from onnx_lowrank.runtime.machine import cache_folder
 from onnx_lowrank.runtime.runtime import Feed
@@ -160,16 +160,15 @@ class Analysis:
                 ),
             )  # fmt: skip
 
-        def weigh(
-            halved: Callable[[str], Model], losses: Mapping[str, float]
-        ) -> Mapping[str, float]:
+        def weigh(halves: Halves, losses: Mapping[str, float]) -> Mapping[str, float]:
             def make() -> Mapping[str, float]:
                 assert data is not None
                 some = samples_to_weigh(data, len(losses), _PASSES, _MOST_TO_WEIGH)
                 judge = self.judge_on(some)
                 if not judge.has_a_say:
                     return {}
-                return measured_weights(judge, halved, losses, job.tools.progress)
+                divergence = divergence_of_halves(judge, halves)
+                return measured_weights(divergence, losses, job.tools.progress)
 
             return self.memo.weights.get(tuple(losses), make)
 

@@ -29,7 +29,7 @@ from onnx_lowrank.refit.tasks import refit_tasks
 __all__ = ["Built", "build", "draft"]
 
 #: a draft is solved on one of so many samples, but on this number at the least
-_DRAFTED, _LEAST_DRAFTED = 2, 100
+_DRAFTED, _LEAST_DRAFTED = 2, 50
 
 
 @dataclass(frozen=True)
@@ -94,17 +94,16 @@ def build(
 
 
 def draft(analysis: Analysis, plan: Plan) -> Built:
-    """The model that a plan describes, solved on fewer samples and not behind ReLUs.
+    """The model that a plan describes, solved on fewer samples and rows and not behind ReLUs.
 
     It costs less than the model itself; its loss is to be compared with that of other drafts alone.
     """
-    job, data, rows = analysis.job, analysis.job.samples.calibration, 1.0
+    job, data = analysis.job, analysis.job.samples.calibration
     if data is not None and len(data) >= _DRAFTED * _LEAST_DRAFTED:
-        rows = 1 / _DRAFTED
         some = data.subset(range(0, len(data), _DRAFTED))
         job = replace(job, samples=replace(job.samples, calibration=some))
     repair = "chain" if plan.repair == "relu" else plan.repair
-    return build(replace(analysis, job=job), replace(plan, repair=repair), rows=rows)
+    return build(replace(analysis, job=job), replace(plan, repair=repair), rows=1 / _DRAFTED)
 
 
 def _rewritten(

@@ -11,19 +11,24 @@ latency.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from onnx_lowrank.analysis.cost import other_cost
+from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.analysis.preparation import measured_shapes
 from onnx_lowrank.engine.analyse import Analysis, Channels, Cut, channels_key, cut, timed_inference
 from onnx_lowrank.engine.constraints import chosen_under
 from onnx_lowrank.errors import BudgetError, OptionError
-from onnx_lowrank.planning.candidates import loss_of
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.layers import PlacedLayer
+from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.passkit.base import Factorization
+from onnx_lowrank.planning.candidates import Choice, loss_of
 from onnx_lowrank.planning.countable import fixed_nodes
 from onnx_lowrank.planning.plan import GroupDecision
-from onnx_lowrank.planning.proposals import Proposals, make_choices, together
+from onnx_lowrank.planning.proposals import Proposals, beside, make_choices, together
 from onnx_lowrank.planning.sharing import Tie, proposed_together
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.planning.timed_candidates import Timed, timed_choices
@@ -117,38 +122,58 @@ def whole_proposals(analysis: Analysis, target: Target) -> Proposals:
 
 
 def _proposals(analysis: Analysis, without: Cut, kept: KeptChannels, target: Target) -> Proposals:
-    """Candidates of every layer; those of a layer that no cut reaches are found once."""
+    """Candidates of every layer of a model without some of its channels."""
     job, work = analysis.job, without.work
-    metric = _counted_in(target)
     passes = [p for p in job.passes.factorizations if p.saves_macs or target.limits_size]
+
     only = {op for p in job.passes.factorizations if p not in passes for op in p.ops}
     only -= {op for p in passes for op in p.ops}
 
     def make() -> Proposals:
-        pruner = analysis.pruner(target.metric) if kept else None
-        keys = {
-            layer.name: (
-                layer.name,
-                pruner.channels_of(layer, kept) if pruner else b"",
-                metric,
-                target.rule,
-                layer.op in only,
-            )
-            for layer in work.layers
-        }
-        known = analysis.memo.layers
-        new = [layer for layer in work.layers if keys[layer.name] not in known]
-        with job.tools.stopwatch("plan"):
-            found = make_choices(
-                new, passes, work.moments, work.shapes, metric,
-                analysis.prepared.moments.totals, job.tools.progress, target.rule,
-            )  # fmt: skip
-        found = found.keeping([la.name for la in new if la.op in only], _NO_MACS)
-        known |= {keys[name]: own for name, own in found.by_layer().items()}
-        return together([known[keys[layer.name]] for layer in work.layers])
+        found = _asked(analysis, work.layers, passes, kept, work.moments, work.shapes, target)
+        return found.keeping([la.name for la in work.layers if la.op in only], _NO_MACS)
 
     memo = analysis.memo.narrowed if kept else analysis.memo.whole
-    return memo.get((channels_key(kept), metric, target.rule, target.limits_size), make)
+    return memo.get(
+        (channels_key(kept), _counted_in(target), target.rule, target.limits_size), make
+    )
+
+
+def _asked(
+    analysis: Analysis,
+    layers: Sequence[PlacedLayer],
+    passes: Sequence[Factorization],
+    kept: KeptChannels,
+    moments: Mapping[str, Moments],
+    shapes: Mapping[str, tuple[int, ...]],
+    target: Target,
+) -> Proposals:
+    """Candidates of layers by some passes; those of a layer that no cut reaches are found once."""
+    # slow passes apart: the others are asked without them too
+    quick, slow = ([p for p in passes if p.slow is which] for which in (False, True))
+    if quick and slow:
+        return beside(*(
+            _asked(analysis, layers, some, kept, moments, shapes, target) for some in (quick, slow)
+        ))  # fmt: skip
+    job, metric, known = analysis.job, _counted_in(target), analysis.memo.layers
+    pruner = analysis.pruner(target.metric) if kept else None
+    specs = tuple(p.spec for p in passes)
+    keys = {
+        layer.name: (
+            layer.name, pruner.channels_of(layer, kept) if pruner else b"", metric, target.rule,
+            specs,
+        )
+        for layer in layers
+    }  # fmt: skip
+    new = [layer for layer in layers if keys[layer.name] not in known]
+    if new:
+        with job.tools.stopwatch("plan"):
+            found = make_choices(
+                new, passes, moments, shapes, metric, analysis.prepared.moments.totals,
+                job.tools.progress, target.rule,
+            )  # fmt: skip
+        known |= {keys[name]: own for name, own in found.by_layer().items()}
+    return together([known[keys[layer.name]] for layer in layers])
 
 
 def _timed(
@@ -230,13 +255,26 @@ def _numbers(
     budget = Budget(target.ratio * whole - rest, str(target), whole, rest, named, target.metric)
     if pruning is None:
         return Shared(1.0, pruner.plan(budget)[0])
+    counted = _alone(target)
+
+    def measure(
+        model: Model, graph: Graph, layers: Sequence[PlacedLayer]
+    ) -> Mapping[str, tuple[int, ...]]:
+        return measured_shapes(model, graph, layers, job.samples.validation, job.tools.runtime)
+
+    def ask(
+        layers: Sequence[PlacedLayer],
+        passes: Sequence[Factorization],
+        kept: KeptChannels,
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> Sequence[Choice]:
+        passes = [p for p in passes if p.saves_macs or counted.limits_size]
+        moments = pruner.moments(kept)
+        return _asked(analysis, layers, passes, kept, moments, shapes, counted).choices
+
     factorizing = Factorizing(
-        pruner, prepared, job.passes.factorizations,
-        lambda model, graph, layers: measured_shapes(
-            model, graph, layers, job.samples.validation, job.tools.runtime
-        ),
-        target.metric, whole_proposals(analysis, _alone(target)).choices,
-    )  # fmt: skip
+        pruner, prepared, job.passes.factorizations, measure, target.metric, ask
+    )
     if not isinstance(pruning, str):
         return with_share(pruner, factorizing, budget, pruning)
     unpruned = _unpruned_loss(analysis, target) if pruning == "foreseen" else math.inf

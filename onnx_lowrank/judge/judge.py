@@ -8,7 +8,7 @@ output means (:mod:`onnx_lowrank.judge.readings`), and scores any number of mode
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,9 +146,11 @@ class Judge:
         Raises:
             ValidationError: an output has another shape than the original's.
         """
-        session = self.observer.session(model)
+        yield from self._beside(self.observer.session(model))
+
+    def _beside(self, session: Session, constants: Feed | None = None) -> Iterator[Pair]:
         for (feed, count, old), (_, _, new) in zip(
-            self._references(), self._run(session), strict=True
+            self._references(), self._run(session, constants), strict=True
         ):
             yield Pair(feed, count, old, new)
 
@@ -168,19 +170,35 @@ class Judge:
 
     def loss(self, model: Model) -> float:
         """Mean loss of a model; infinite where it gives NaN or Inf and the original does not."""
-        return self._compared(model, Comparison.add_losses).loss.value
+        return self._compared(self.pairs(model), Comparison.add_losses).loss.value
 
     def divergence(self, model: Model) -> float:
         """Mean divergence of a model, which is smoother than the loss where samples are few."""
-        return self._compared(model, Comparison.add_losses).divergence.value
+        return self._compared(self.pairs(model), Comparison.add_losses).divergence.value
+
+    def divergences(self, model: Model) -> Callable[[Feed], float]:
+        """Open a model once, and return its mean divergence as a function of its constants.
+
+        Args:
+            model: with initializers that are inputs too, of which the function takes other values.
+        """
+        session = self.observer.session(model)
+
+        def divergence(constants: Feed) -> float:
+            pairs = self._beside(session, constants)
+            return self._compared(pairs, Comparison.add_losses).divergence.value
+
+        return divergence
 
     def compare(self, model: Model) -> Verdict:
         """The whole verdict on a model."""
-        return self._compared(model, Comparison.add).verdict()
+        return self._compared(self.pairs(model), Comparison.add).verdict()
 
-    def _compared(self, model: Model, add: Callable[[Comparison, Pair], None]) -> Comparison:
+    def _compared(
+        self, pairs: Iterable[Pair], add: Callable[[Comparison, Pair], None]
+    ) -> Comparison:
         found = self.comparison()
-        for pair in self.pairs(model):
+        for pair in pairs:
             add(found, pair)
         return found
 
@@ -217,10 +235,12 @@ class Judge:
             count, held = self._data.samples_in(feed), self._held[number]
             yield feed, count, held or _by_samples(self.observer.run(self._original, feed), count)
 
-    def _run(self, session: Session) -> Iterator[tuple[Feed, int, Values]]:
+    def _run(
+        self, session: Session, constants: Feed | None = None
+    ) -> Iterator[tuple[Feed, int, Values]]:
         for feed in self._data.batches(self._size):
             count = self._data.samples_in(feed)
-            yield feed, count, _by_samples(self.observer.run(session, feed), count)
+            yield feed, count, _by_samples(self.observer.run(session, feed, constants), count)
 
 
 class Comparison:

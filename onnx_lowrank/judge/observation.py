@@ -96,10 +96,13 @@ class Observer:
         """Open a model, with the tensors in the place of outputs as outputs where it has them."""
         return self._runtime.session(self._opened(model), lean=True)
 
-    def run(self, session: Session, feed: Feed) -> dict[str, list[Array]]:
+    def run(
+        self, session: Session, feed: Feed, constants: Feed | None = None
+    ) -> dict[str, list[Array]]:
         """Run a session; the arrays of the tensors to compare that the model has, by name."""
         wanted = [n for n in self.names if n in session.outputs]
-        return {n: arrays_of(v) for n, v in session.run(feed, wanted).items()} if wanted else {}
+        found = session.run(feed, wanted, constants) if wanted else {}
+        return {n: arrays_of(v) for n, v in found.items()}
 
     def made_by(self, model: Model) -> frozenset[str]:
         """The tensors to compare that a model has."""

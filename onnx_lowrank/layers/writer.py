@@ -20,7 +20,7 @@ from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.layers.layer import LOOKUP
 from onnx_lowrank.layers.stored import flat, stored, weight_position
 
-__all__ = ["Written", "apply_chain", "set_states", "update_chain"]
+__all__ = ["Written", "apply_chain", "constants_of", "set_states", "update_chain"]
 
 Array = npt.NDArray[Any]
 
@@ -79,15 +79,21 @@ def apply_chain(
 def update_chain(graph: Graph, written: Written, chain: Chain) -> None:
     """Give the steps of a written chain other values of the same shapes."""
     chain = (chain if written.biased else chain.unbiased()).astype(written.layer.value.dtype)
+    for name, values in constants_of(written, chain):
+        graph.set_constant(name, values)
+    written.chain = chain
+
+
+def constants_of(written: Written, chain: Chain) -> Iterator[tuple[str, Array]]:
+    """Names and values of the constants of a written chain, if it had the values of another."""
+    chain = chain.astype(written.layer.value.dtype)
     layer, kept_bias = written.layer, written.kept_bias
     numbers = [
         values
         for step in flat(chain)
         for _, values in stored(layer, step, step is chain.last, kept_bias, written.renewed)
     ]
-    for name, values in zip(written.constants, numbers, strict=True):
-        graph.set_constant(name, values)
-    written.chain = chain
+    return zip(written.constants, numbers, strict=True)
 
 
 def set_states(graph: Graph, product: PlacedLayer, weight: Array, bias: Array | None) -> None:

@@ -23,10 +23,13 @@ from onnx_lowrank.planning.candidates import Candidate, Choice, reweighed, witho
 from onnx_lowrank.planning.plan import Decision
 from onnx_lowrank.progress import Progress
 
-__all__ = ["NODE_BYTES", "Proposals", "cut_candidate", "make_choices", "together"]
+__all__ = ["NODE_BYTES", "Proposals", "beside", "cut_candidate", "make_choices", "together"]
 
 #: bytes that one more node takes in the file, without the data of its initializers
 NODE_BYTES = 400
+
+#: begins the reason of a layer that no pass is for
+_NONE = "none of the passes replaces"
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,20 @@ def together(parts: Iterable[Proposals]) -> Proposals:
         {name: found for part in parts for name, found in part.skips.items()},
         {name: found for part in parts for name, found in part.outlines.items()},
     )
+
+
+def beside(first: Proposals, second: Proposals) -> Proposals:
+    """What two lists of passes found for the same layers, as what both together find."""
+    choices, skips, outlines = [], {}, {}
+    for one, other in zip(first.choices, second.choices, strict=True):
+        name = one.layer
+        choices.append(replace(one, candidates=one.candidates + other.candidates[1:]))
+        outlines[name] = first.outlines[name] + second.outlines[name]
+        said = dict.fromkeys(first.skips[name] + second.skips[name])
+        reasons = [reason for reason in said if not reason.startswith(_NONE)]
+        found = len(choices[-1].candidates) > 1
+        skips[name] = tuple(reasons if reasons or found else said)
+    return Proposals(tuple(choices), skips, outlines)
 
 
 def make_choices(
@@ -197,7 +214,7 @@ def _choice(
         else:
             found += answer
     if passes and not reasons and not found:
-        reasons.append(f"none of the passes replaces {layer.op}")
+        reasons.append(f"{_NONE} {layer.op}")
     candidates = (keep, *(candidate for candidate, _ in found))
     return Choice(layer.name, candidates), reasons, [outline for _, outline in found]
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from onnx_lowrank.analysis.preparation import Prepared
-from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.passkit.base import HeadNarrowing, Pruning, PruningOptions
 from onnx_lowrank.pruning.head_moments import ScoreMoments
 from onnx_lowrank.pruning.heads import TurnedHeads, turn_heads
 from onnx_lowrank.pruning.prunable import Found, Prunable, find_prunables
+from onnx_lowrank.pruning.weighing import Halves
 
 __all__ = ["Cutting"]
 
@@ -24,7 +24,7 @@ class Cutting:
         channels: chooses channels of groups; None to leave them.
         heads: chooses bases for the channels of heads; None to leave them.
         measure: measures queries and keys of the blocks that were found, by name of the block.
-        weigh: measures factors of groups, by what makes the model with one of them cut, and by the
+        weigh: measures factors of groups, by the model with one of them cut to half, and by the
             losses foreseen; see :mod:`onnx_lowrank.pruning.weighing`.
     """
 
@@ -32,9 +32,7 @@ class Cutting:
     channels: Pruning | None
     heads: HeadNarrowing | None = None
     measure: Callable[[Found], Mapping[str, ScoreMoments]] = lambda found: {}
-    weigh: Callable[[Callable[[str], Model], Mapping[str, float]], Mapping[str, float]] = (
-        lambda halved, losses: {}
-    )
+    weigh: Callable[[Halves, Mapping[str, float]], Mapping[str, float]] = lambda halves, losses: {}
 
     def found(self, prepared: Prepared) -> Found:
         """All groups and prunables of a model."""

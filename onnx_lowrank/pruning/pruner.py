@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.analysis.preparation import Prepared
+from onnx_lowrank.chains.chain import Stage
 from onnx_lowrank.channels.cut import Remains, cut_groups, gather_input
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer
@@ -30,6 +30,7 @@ from onnx_lowrank.pruning.prunable import Prunable, norms
 from onnx_lowrank.pruning.reader_target import ReaderTarget
 from onnx_lowrank.pruning.remaining import RemainingMoments
 from onnx_lowrank.pruning.turns import Turn, turned_layer
+from onnx_lowrank.pruning.weighing import Halves
 
 __all__ = ["ChannelOrder", "KeptChannels", "Pruner"]
 
@@ -108,8 +109,14 @@ class Pruner:
             self.apply(graph, {name: np.sort(orders[name].order[: half[name]])})
             return graph.to_model()
 
+        def zeroed(name: str) -> dict[str, Stage]:
+            return self._zeroed({name: np.sort(orders[name].order[: half[name]])})
+
         losses = {n: float(orders[n].losses[count]) for n, count in half.items()}
-        factors = self._methods.weigh(halved, losses)
+        touched = frozenset().union(*map(self.layers_of, half))
+        stages = {la.name: la.stage for la in self._prepared.layers if la.name in touched}
+        halves = Halves(self._prepared.model, stages, zeroed, halved)
+        factors = self._methods.weigh(halves, losses)
         worst = max(factors.values(), default=1.0)
         return {
             n: replace(o, losses=o.losses * factors.get(n, 1.0 if n in losses else worst))
@@ -297,18 +304,7 @@ class Pruner:
                 gathers.append(prunable.readers[0][0])
             else:
                 cuts.append((prunable.group, [int(k) for k in left]))
-        positions = self.positions(kept)
-        turns = self._turns(kept)
-        weights = {}
-        for name in dict.fromkeys([*positions, *(turn.layer for turn in turns)]):
-            reader = self._target(name, targets or {}).turned(turns)
-            if name in positions and self._options.solve and self._layers[name].sharers == 1:
-                left = positions[name]
-                weights[name] = solved_weights(reader.layer, left, reader.moments, _RIDGE)
-            elif any(turn.layer == name for turn in turns):
-                stage = reader.layer.stage
-                left = positions.get(name, np.arange(stage.weight.shape[1]))
-                weights[name] = stage.weight[:, left], stage.bias
+        positions, weights = self.positions(kept), self._solved(kept, targets or {})
         through = {layer.name for layer in gathers}
         own = {name: w for name, w in weights.items() if name not in through}
         remains = cut_groups(graph, cuts, own) if cuts else Remains({}, {})
@@ -319,6 +315,45 @@ class Pruner:
                 given = given[0][mask], None if given[1] is None else given[1][mask]
             gather_input(graph, layer.name, positions[layer.name].tolist(), given)
         return remains
+
+    def _solved(
+        self, kept: KeptChannels, targets: Mapping[str, ReaderTarget]
+    ) -> dict[str, tuple[Array, Array | None]]:
+        """Weights and biases of the layers that have others after a cut, by name.
+
+        They read what stays, and make all that they made, in the bases that heads are cut in.
+        """
+        positions, turns = self.positions(kept), self._turns(kept)
+        weights: dict[str, tuple[Array, Array | None]] = {}
+        for name in dict.fromkeys([*positions, *(turn.layer for turn in turns)]):
+            reader = self._target(name, targets).turned(turns)
+            if name in positions and self._options.solve and self._layers[name].sharers == 1:
+                left = positions[name]
+                weights[name] = solved_weights(reader.layer, left, reader.moments, _RIDGE)
+            elif any(turn.layer == name for turn in turns):
+                stage = reader.layer.stage
+                left = positions.get(name, np.arange(stage.weight.shape[1]))
+                weights[name] = stage.weight[:, left], stage.bias
+        return weights
+
+    def _zeroed(self, kept: KeptChannels) -> dict[str, Stage]:
+        """The layers that a cut changes, whole, with zeros in the place of what goes, by name."""
+        positions, solved = self.positions(kept), self._solved(kept, {})
+        # of heads that no layer reads, those that make them answer nothing
+        made = self._rows({n: k for n, k in kept.items() if self.prunables[n].pairs})
+        found = {}
+        for name in dict.fromkeys([*positions, *solved]):
+            layer = self._layers[name]
+            stage = layer.stage
+            left = positions.get(name, np.arange(layer.shape[1]))
+            read, bias = solved.get(name, (stage.weight[:, left], stage.bias))
+            weight = np.zeros(layer.shape)
+            weight[:, left] = read
+            if name in made:
+                weight[~made[name]] = 0.0
+                bias = None if bias is None else np.where(made[name], bias, 0.0)
+            found[name] = replace(stage, weight=weight, bias=bias)
+        return found
 
     def positions(self, kept: KeptChannels) -> dict[str, Labels]:
         """Positions that stay on the axes of inputs of the readers, by layer name."""
@@ -333,7 +368,7 @@ class Pruner:
             for name, lost in gone.items()
         }
 
-    def moments(self, kept: KeptChannels) -> Mapping[str, Moments]:
+    def moments(self, kept: KeptChannels) -> RemainingMoments:
         """Moments of the layers after the cut, if the channels that stay did not change.
 
         Each is made when it is read: those of all layers together may take gigabytes. Those of

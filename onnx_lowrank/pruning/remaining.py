@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.analysis.collect import MomentStore
 from onnx_lowrank.analysis.moments import Moments
-from onnx_lowrank.analysis.streaming import MEMORY
 from onnx_lowrank.layers import Layer, PlacedLayer
 from onnx_lowrank.linalg.gate_metric import GateMetric
+from onnx_lowrank.linalg.output_metric import ResponseMetric
 from onnx_lowrank.pruning.turns import Turn, turned_moments
 
 __all__ = ["RemainingMoments", "remaining_moments"]
@@ -24,7 +25,7 @@ Labels = npt.NDArray[np.intp]
 class RemainingMoments(Mapping[str, Moments]):
     """Moments of layers that some of their inputs are left of."""
 
-    _whole: Mapping[str, Moments]
+    _whole: MomentStore
     _layers: Mapping[str, PlacedLayer]
     _positions: Mapping[str, Labels]
     _rows: Mapping[str, npt.NDArray[np.bool_]]
@@ -35,10 +36,15 @@ class RemainingMoments(Mapping[str, Moments]):
         if layer.depthwise:
             return Moments()
         moments = turned_moments(name, self._whole[name], self._turns)
-        rows = self._rows.get(name)
-        if isinstance(moments.outputs, GateMetric) and rows is not None:
-            moments = replace(moments, outputs=moments.outputs.taken(rows))
+        moments = replace(moments, outputs=self.metric(name))
         return _restricted(moments, layer, self._positions.get(name))
+
+    def metric(self, name: str) -> ResponseMetric | None:
+        """The metric of the outputs of a layer that stay; None where all count alike."""
+        metric, rows = self._whole.metric(name), self._rows.get(name)
+        if isinstance(metric, GateMetric) and rows is not None:
+            return metric.taken(rows)
+        return metric
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._layers)
@@ -48,25 +54,24 @@ class RemainingMoments(Mapping[str, Moments]):
 
 
 def remaining_moments(
-    whole: MomentStore, left: Mapping[str, Moments], layers: Sequence[PlacedLayer]
+    whole: MomentStore, left: RemainingMoments, layers: Sequence[PlacedLayer]
 ) -> MomentStore:
-    """A store of the moments of a model after a cut.
+    """A store of the moments of a model after a cut, which are made when they are read.
 
     Args:
         whole: of the model before it.
-        left: of the layers after it, made when they are read.
+        left: of the layers after it.
         layers: layers after the cut.
     """
-    store = MomentStore(MEMORY)
+    store = MomentStore()
     store.totals |= whole.totals
     store.outputs |= whole.outputs
     names = {layer.name for layer in layers}
     store.silent |= whole.silent & names
     for name in (layer.name for layer in layers if layer.name in left):
-        moments = left[name]
-        store.add(moments, name)
-        if isinstance(moments.outputs, GateMetric):
-            store.gates[name] = moments.outputs
+        store.add_made(partial(left.__getitem__, name), name)
+        if isinstance(metric := left.metric(name), GateMetric):
+            store.gates[name] = metric
     return store
 
 

@@ -5,8 +5,7 @@ enters. So growing shares are planned until the predicted loss of both rises, an
 loss is taken, if that is less than the loss of factorization without pruning; or a share is given,
 as predictions and outputs do not agree. The moments of the narrower layers are those of the
 original without the channels that go. To save time, slow methods (which solve every rank anew) are
-left out of these shares, but not of the plan, and a layer that keeps the same channels at two
-shares, or all of them, is factorized once.
+left out of these shares, but not of the plan.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
+from typing import Protocol
 
 from onnx_lowrank.analysis.cost import model_cost, other_cost
 from onnx_lowrank.analysis.preparation import Prepared
@@ -23,8 +23,6 @@ from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.candidates import Choice, least_cost
 from onnx_lowrank.planning.lagrangian import allocate
-from onnx_lowrank.planning.proposals import make_choices
-from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning.greedy import Budget, OutOfReachError
 from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
 
@@ -128,6 +126,26 @@ def _first_within_budget(pruner: Pruner, rest: Factorizing, budget: Budget) -> S
     raise budget.unmet(least)
 
 
+class Ask(Protocol):
+    """Asks passes for candidates of layers of a pruned model."""
+
+    def __call__(
+        self,
+        layers: Sequence[PlacedLayer],
+        passes: Sequence[Factorization],
+        kept: KeptChannels,
+        shapes: Shapes,
+    ) -> Sequence[Choice]:
+        """Choices of the layers, in their order.
+
+        Args:
+            layers: of the pruned model.
+            passes: to ask.
+            kept: channels that stay.
+            shapes: of the tensors of the pruned model.
+        """
+
+
 class Factorizing:
     """Predicts the loss of factorizing a pruned model.
 
@@ -137,7 +155,7 @@ class Factorizing:
         factorizations: passes that factorize the pruned model.
         measure: returns the shapes of the tensors of a model.
         metric: unit of costs: ``macs | params | size``.
-        known: choices of the layers with all their channels, as far as they are known.
+        ask: asks passes for candidates.
     """
 
     def __init__(
@@ -147,12 +165,11 @@ class Factorizing:
         factorizations: Sequence[Factorization],
         measure: Callable[[Model, Graph, Sequence[PlacedLayer]], Shapes],
         metric: str,
-        known: Sequence[Choice] = (),
+        ask: Ask,
     ) -> None:
         self._pruner, self._prepared, self._measure = pruner, prepared, measure
         self._passes = [f for f in factorizations if not f.slow] or factorizations
-        self._metric = metric
-        self._choices = {(c.layer, b""): _of_methods(c, self._passes) for c in known}
+        self._metric, self._ask = metric, ask
 
     def loss(self, kept: KeptChannels, budget: Budget) -> float:
         """Predict the loss of factorizing the pruned model within the whole budget.
@@ -168,7 +185,7 @@ class Factorizing:
         chosen = allocate(choices, limit)
         return sum(c.weight * p.error for c, p in zip(choices, chosen, strict=True))
 
-    def _proposed(self, kept: KeptChannels) -> tuple[list[Choice], float]:
+    def _proposed(self, kept: KeptChannels) -> tuple[Sequence[Choice], float]:
         """Choices of all layers of the pruned model, and the cost of its other nodes.
 
         The latter changes with pruning: vectors along the channels get shorter, biases are added.
@@ -177,22 +194,8 @@ class Factorizing:
         self._pruner.apply(graph, kept)
         model = graph.to_model()
         graph = Graph(model)
-        keys = {
-            la.name: (la.name, self._pruner.channels_of(la, kept)) for la in self._prepared.layers
-        }
-        layers = [layer for layer in find_layers(graph)[0] if layer.name in keys]
-        new = [layer for layer in layers if keys[layer.name] not in self._choices]
+        names = {layer.name for layer in self._prepared.layers}
+        layers = [layer for layer in find_layers(graph)[0] if layer.name in names]
         shapes = self._measure(model, graph, layers)
-        found = make_choices(
-            new, self._passes, self._pruner.moments(kept), shapes, self._metric,
-            self._prepared.moments.totals, Progress(),
-        )  # fmt: skip
-        self._choices |= {keys[choice.layer]: choice for choice in found.choices}
-        choices = [self._choices[keys[layer.name]] for layer in layers]
+        choices = self._ask(layers, self._passes, kept, shapes)
         return choices, other_cost(model_cost(model, shapes), shapes, layers, self._metric)
-
-
-def _of_methods(choice: Choice, passes: Sequence[Factorization]) -> Choice:
-    """The candidates that some of the passes found, and the layer as it is."""
-    specs = {"", *(p.spec for p in passes)}
-    return replace(choice, candidates=tuple(c for c in choice.candidates if c.method in specs))

@@ -24,6 +24,7 @@ from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.judge.judge import Judge
 from onnx_lowrank.layers import find_layers
+from onnx_lowrank.layers.variable_model import VariableModel
 from onnx_lowrank.layers.writer import apply_chain
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.progress import Progress
@@ -139,15 +140,36 @@ def losses_of_layers(
     Returns:
         Layers that cannot be measured, because the model gives NaN or Inf, are left out.
     """
-    whole, losses = judge.divergence(_built(work, repaired, None)), {}
+    dense = {
+        name: stage
+        for name, made in repaired.items()
+        if not work.large and (stage := _dense(made)) is not None
+    }
+    rest = {n: made for n, made in repaired.items() if n not in dense}
+    variable = VariableModel(_built(work, rest, None), dense)
+    del dense
+    divergence = judge.divergences(variable.model)
+    whole, losses = divergence({}), {}
     with progress.task("weigh layers", len(names)) as advance:
         for name in names:
             if 0 < whole < math.inf:
-                without = judge.divergence(_built(work, repaired, name))
+                solved = repaired[name].solved
+                if name in variable.layers and solved is not None:
+                    without = divergence(variable.constants({name: solved}))
+                else:
+                    without = judge.divergence(_built(work, repaired, name))
                 if without < math.inf:
                     losses[name] = whole - without
             advance(1)
     return whole, losses
+
+
+def _dense(made: Repaired) -> Stage | None:
+    """A layer as one of its chain's dense kernel; None where it has no such form."""
+    if made.solved is None or not made.chain.last.parameters:
+        return None
+    kernel = made.chain.dense(made.solved.groups).reshape(made.solved.weight.shape)
+    return replace(made.solved, weight=kernel, bias=made.chain.last.bias)
 
 
 def recorded(task: Task, into: dict[str, Repaired]) -> Task:
@@ -162,7 +184,7 @@ def recorded(task: Task, into: dict[str, Repaired]) -> Task:
 
 
 def _built(work: Model, repaired: Mapping[str, Repaired], whole: str | None) -> Model:
-    """Write the refitted layers into ``work``; the layer ``whole`` without factorizing it."""
+    """Write refitted layers into ``work``; the layer ``whole`` without factorizing it."""
     graph = Graph(work)
     layers = {layer.name: layer for layer in find_layers(graph)[0]}
     for name, made in repaired.items():

@@ -3,9 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import pytest
 
 from onnx_lowrank.analysis.preparation import measured_shapes, prepare
@@ -15,10 +13,9 @@ from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.modelfile.model import Model, load
 from onnx_lowrank.passkit.base import Factorization, Pruning
 from onnx_lowrank.planning.candidates import Choice
-from onnx_lowrank.planning.proposals import Proposals, make_choices
+from onnx_lowrank.planning.proposals import make_choices
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.pruning import shared_budget as prune_split
 from onnx_lowrank.pruning.cutting import Cutting
 from onnx_lowrank.pruning.greedy import Budget
 from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
@@ -61,17 +58,21 @@ class Split:
     def budget(self, ratio: float) -> Budget:
         return Budget(ratio * self.pruner.cost, f"macs={ratio:g}", self.pruner.cost)
 
-    def rest(self, known: Sequence[Choice] = ()) -> Factorizing:
+    def rest(self) -> Factorizing:
         return Factorizing(
-            self.pruner, self.prepared, self.factorizations, self.measure, "macs", known
+            self.pruner, self.prepared, self.factorizations, self.measure, "macs", self.ask
         )
 
-    def whole(self) -> Proposals:
-        """Candidates of all passes for the layers with all their channels."""
-        return make_choices(
-            self.prepared.layers, self.factorizations, self.prepared.moments,
-            self.prepared.shapes, "macs", self.prepared.moments.totals, Progress(),
-        )  # fmt: skip
+    def ask(
+        self,
+        layers: Sequence[PlacedLayer],
+        passes: Sequence[Factorization],
+        kept: KeptChannels,
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> Sequence[Choice]:
+        totals = self.prepared.moments.totals
+        moments = self.pruner.moments(kept)
+        return make_choices(layers, passes, moments, shapes, "macs", totals, Progress()).choices
 
     def totals(self, ratio: float) -> list[tuple[float, dict[str, int]]]:
         """Loss and numbers of channels at each share that can be, nothing kept between them."""
@@ -111,50 +112,6 @@ def test_pruning_can_be_had_whatever_factorization_alone_loses() -> None:
     losses = case.totals(0.6)[1:]
     taken = {n: len(k) for n, k in case.share(0.6, math.inf).items()}
     assert taken == min(losses, key=lambda found: found[0])[1]
-
-
-def test_layers_are_taken_apart_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the same channels; and the loss is that of taking all of them apart."""
-    case = Split()
-    budget = case.budget(0.35)
-    asked: list[str] = []
-
-    def counted(layers: Sequence[PlacedLayer], *rest: Any) -> Any:
-        asked.extend(layer.name for layer in layers)
-        return make_choices(layers, *rest)
-
-    monkeypatch.setattr(prune_split, "make_choices", counted)
-    rest = case.rest()
-    whole_loss = rest.loss({}, budget)
-    whole = len(asked)
-    assert whole == len(case.prepared.layers)
-    assert rest.loss({}, budget) == whole_loss
-    assert len(asked) == whole
-    gathers = [p for p in case.pruner.prunables.values() if p.group is None]
-    gather = max(gathers, key=lambda p: p.size)
-    kept = {gather.name: np.arange(gather.size // 2)}
-    again = rest.loss(kept, budget)
-    assert asked[whole:] == [gather.readers[0][0].name]
-    assert again != whole_loss
-    assert again == pytest.approx(case.rest().loss(kept, budget), rel=1e-12)
-
-
-def test_layers_with_all_their_channels_are_not_taken_apart_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Nor do what slow passes found for them count, which are not asked about the others."""
-    case = Split("spatial_svd,cp,prune_channels")
-    budget = case.budget(0.35)
-    expected = case.rest().loss({}, budget)
-    known = case.whole().choices
-    assert any(c.method == "cp" for choice in known for c in choice.candidates)
-    rest = case.rest(known)
-    monkeypatch.setattr(
-        prune_split,
-        "make_choices",
-        lambda layers, *rest: None if layers else make_choices([], *rest),
-    )
-    assert rest.loss({}, budget) == expected
 
 
 def test_where_factorization_cannot_pruning_does_all() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,16 @@ import pytest
 
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.pruning.weighing import measured_weights
+from onnx_lowrank.pruning.pruner import Pruner
+from onnx_lowrank.pruning.weighing import Halves, divergence_of_halves, measured_weights
+from tests import fixtures_models as fm
 from tests.analyses import analysis_of
-from tests.fixtures_attention import Form, attention
+from tests.fixtures_attention import FORMS, Form, attention
 from tests.passes.test_attention_rank import data
 
 
 def weights(divergences: dict[str, float], losses: dict[str, float]) -> dict[str, float]:
-    judge: Any = SimpleNamespace(divergence=divergences.__getitem__)
-    halved: Any = str
-    return measured_weights(judge, halved, losses, Progress())
+    return measured_weights(divergences.__getitem__, losses, Progress())
 
 
 def test_weights_are_ratios_over_their_median() -> None:
@@ -37,6 +38,33 @@ def test_weights_are_bounded() -> None:
 def test_what_cannot_be_measured_is_left_out(odd: float) -> None:
     assert weights({"a": odd, "b": 1.0}, {"a": 1.0, "b": 1.0, "c": 0.0}) == {"b": 1.0}
     assert weights({"a": odd}, {"a": 1.0}) == {}
+
+
+ORIGINALS: dict[str, Any] = {
+    **{name: (attention(form), "attention_rank,prune_channels", data(form)) for name, form in
+       FORMS.items()},
+    "residual": (fm.residual_net(8), "prune_channels", {"x": fm.pictures(40)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_zeros_are_a_cut(name: str) -> None:
+    analysis = analysis_of(*ORIGINALS[name])
+    judge = analysis.judge_on(analysis.job.samples.calibration)  # type: ignore[arg-type]
+    pruner, tried = analysis.pruner("macs"), []
+
+    def weigh(halves: Halves, losses: Mapping[str, float]) -> Mapping[str, float]:
+        one_session = divergence_of_halves(judge, halves)
+        for group in losses:
+            found = one_session(group)
+            assert found == pytest.approx(judge.divergence(halves.halved(group)), rel=1e-3)
+            tried.append(found)
+        return {}
+
+    pruner = Pruner(analysis.prepared, replace(pruner._methods, weigh=weigh), "macs", Progress())
+    assert pruner._weighed({n: pruner.order_of(p, {}) for n, p in pruner.prunables.items()})
+    assert tried
+    assert min(tried) > 0
 
 
 def test_losses_of_heads_are_in_the_judges_measure() -> None:
