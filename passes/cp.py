@@ -64,9 +64,12 @@ _SWEEPS, _ESTIMATED = (10, 100), 50
 _SMALL = 1e5
 
 #: number of ranks of a larger layer at which errors are estimated, the others being interpolated;
-#: of a wide layer, for which that product is above the second figure, three are, up to this part of
-#: the largest rank, as the largest ranks take nearly all the time and save next to nothing
-_NODES, _WIDE, _FEWER, _UP_TO = 5, 2e7, 3, 0.6
+#: the number of a wide layer, for which that product is above the last figure
+_NODES, _FEWER, _WIDE = 5, 4, 2e7
+
+#: the number of a very wide layer, up to this part of the largest rank: ranks beyond take minutes
+#: and save little, and what is told of them is too cautious
+_FEWEST, _UP_TO, _VERY_WIDE = 3, 0.6, 2e9
 
 #: once its error is below this, errors at larger ranks, which are the slowest to compute, are
 #: extrapolated
@@ -184,9 +187,9 @@ class _Terms:
         work = math.prod(self._modes) * sum(ranks)
         if work <= _SMALL or energy == 0:
             return {}
-        nodes = spread(ranks, _NODES)
-        if work > _WIDE:
-            nodes = spread([r for r in ranks if r <= _UP_TO * ranks[-1]], _FEWER)
+        nodes = spread(ranks, _FEWER if work > _WIDE else _NODES)
+        if work > _VERY_WIDE:
+            nodes = spread([r for r in ranks if r <= _UP_TO * ranks[-1]], _FEWEST)
         errors: list[float] = []
         for rank in nodes:
             found = self._left(self._groups(rank, final=False)) / energy

@@ -14,10 +14,9 @@ from tests import fixtures_models as fm
 from tests.analyses import analysis_of
 
 CASES = {
-    "branches": ("resnet", "channel_svd,svd", "macs=0.5"),
-    "tensors": ("resnet", "cp,spatial_svd", "macs=0.4"),
+    "convolutions": ("resnet", "spatial_svd,svd", "macs=0.4"),
     "recurrent": ("lstm", "recurrent_svd,svd", "params=0.7"),
-    "products": ("mlp", "svd,tensor_train", "params=0.3"),
+    "trains": ("mlp", "svd,tensor_train", "params=0.3"),
 }
 
 
