@@ -31,7 +31,9 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "silero_vad_16k": {"input": (1, 576), "state": (2, 1, 128)},
 }
 #: more than 20 s in the test of identity
-SLOW = {"cifar10_vgg16_bn", "cifar10_vgg_s"}
+SLOW = {
+    "cifar10_vgg16_bn", "cifar10_vgg_s", "pitch_crepe_tiny_conv1d", "style_candy_raw_opset7",
+}  # fmt: skip
 
 pytestmark = [
     pytest.mark.real,

@@ -85,7 +85,7 @@ def test_the_interface_is_kept(net: str, compressed: Compressed) -> None:
         assert fm.run(new, {"image": x})["logits"].shape == (batch, 10)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_planned_responses_beat_uniform_weights(compressed: Compressed) -> None:
     weights = "fold_batchnorm,svd{metric=identity},spatial_svd{metric=identity}"
     uniform = compressed("resnet", passes=weights, ranks="ratio=0.4", repair="none", target=None)

@@ -78,7 +78,7 @@ INPUTS = ("big.onnx", "weights.bin")
 
 @pytest.mark.parametrize(
     "times",
-    [1, pytest.param(4, marks=pytest.mark.full), pytest.param(100, marks=pytest.mark.slow)],
+    [pytest.param(2, marks=pytest.mark.full), pytest.param(100, marks=pytest.mark.slow)],
 )
 def test_kill_at_random(times: int, tmp_path: Path, count: Count) -> None:
     folder, arguments = tmp_path, compression(tmp_path)
