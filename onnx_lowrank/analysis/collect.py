@@ -89,6 +89,9 @@ class MomentStore(Mapping[str, Moments]):
         """The metric of a layer's outputs; None where all count alike."""
         return self.outputs.get(name) or self.gates.get(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._found or name in self._made
+
     def __iter__(self) -> Iterator[str]:
         return iter({**self._found, **self._made})
 
@@ -125,7 +128,7 @@ def collect_moments(
         for layer in layers
         if (states := names.get(states_name(layer.name))) and reads_gates(graph, states)
     }
-    groups = list(grouped(layer_inputs(graph, layers), memory // 2))
+    groups = list(grouped(layer_inputs(graph, layers), memory))
     with streaming.progress.task("calibrate", len(groups) * len(dataset)) as advance:
         for number, group in enumerate(groups):
             begin = partial(_Reader, graph, group, [seed, number], len(dataset), heads, gates)

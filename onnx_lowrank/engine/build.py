@@ -28,8 +28,12 @@ from onnx_lowrank.refit.tasks import refit_tasks
 
 __all__ = ["Built", "build", "draft"]
 
-#: a draft is solved on one of so many samples, but on this number at the least
-_DRAFTED, _LEAST_DRAFTED = 2, 50
+#: a draft is solved on one of so many samples, or of more where a run over these takes more
+#: multiply-adds than the last figure, but on this number at the least
+_DRAFTED, _LEAST_DRAFTED, _LONGEST_DRAFTED = 2, 50, 25 * 10**10
+
+#: and on this part of the rows
+_DRAFTED_ROWS = 0.5
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,22 @@ def draft(analysis: Analysis, plan: Plan) -> Built:
     It costs less than the model itself; its loss is to be compared with that of other drafts alone.
     """
     job, data = analysis.job, analysis.job.samples.calibration
-    if data is not None and len(data) >= _DRAFTED * _LEAST_DRAFTED:
-        some = data.subset(range(0, len(data), _DRAFTED))
+    if data is not None:
+        some = data.subset(range(0, len(data), _apart(len(data), analysis.before.macs)))
         job = replace(job, samples=replace(job.samples, calibration=some))
     repair = "chain" if plan.repair == "relu" else plan.repair
-    return build(replace(analysis, job=job), replace(plan, repair=repair), rows=1 / _DRAFTED)
+    drafted = replace(plan, repair=repair)
+    return build(replace(analysis, job=job), drafted, rows=_DRAFTED_ROWS)
+
+
+def _apart(samples: int, macs: int) -> int:
+    """How far the samples of a draft are apart: one in so many is taken."""
+    apart = 1
+    while samples >= (apart + 1) * _LEAST_DRAFTED and (
+        apart < _DRAFTED or samples * macs > apart * _LONGEST_DRAFTED
+    ):
+        apart += 1
+    return apart
 
 
 def _rewritten(

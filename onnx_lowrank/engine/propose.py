@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from onnx_lowrank.analysis.cost import other_cost
+from onnx_lowrank.analysis.cost import layer_cost, other_cost
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.analysis.preparation import measured_shapes
 from onnx_lowrank.engine.analyse import Analysis, Channels, Cut, channels_key, cut, timed_inference
@@ -25,7 +25,7 @@ from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.passkit.base import Factorization
-from onnx_lowrank.planning.candidates import Choice, loss_of
+from onnx_lowrank.planning.candidates import Choice, loss_of, scaled
 from onnx_lowrank.planning.countable import fixed_nodes
 from onnx_lowrank.planning.plan import GroupDecision
 from onnx_lowrank.planning.proposals import Proposals, beside, make_choices, together
@@ -43,6 +43,9 @@ __all__ = ["Proposed", "PruningShare", "propose", "propose_together", "whole_pro
 #: among those that take some out; or among all, none included
 PruningShare = float | Literal["some", "foreseen"]
 
+
+#: columns of layers whose candidates without some channels are foreseen from those with all
+_WIDE = 2048
 
 #: why layers stay that passes make smaller, but not cheaper
 _NO_MACS = "it multiplies nothing; a target on params or size makes it smaller"
@@ -256,6 +259,13 @@ def _numbers(
     if pruning is None:
         return Shared(1.0, pruner.plan(budget)[0])
     counted = _alone(target)
+    columns = {layer.name: layer.patch for layer in prepared.layers}
+    # the passes take seconds for each of these, at each share
+    wide = {
+        choice.layer: choice
+        for choice in whole_proposals(analysis, counted).choices
+        if columns[choice.layer] >= _WIDE
+    }
 
     def measure(
         model: Model, graph: Graph, layers: Sequence[PlacedLayer]
@@ -269,8 +279,19 @@ def _numbers(
         shapes: Mapping[str, tuple[int, ...]],
     ) -> Sequence[Choice]:
         passes = [p for p in passes if p.saves_macs or counted.limits_size]
+        cut_wide = [la.name in wide and bool(pruner.channels_of(la, kept)) for la in layers]
+        rough = [la for la, is_rough in zip(layers, cut_wide, strict=True) if is_rough]
+        exact = [la for la, is_rough in zip(layers, cut_wide, strict=True) if not is_rough]
         moments = pruner.moments(kept)
-        return _asked(analysis, layers, passes, kept, moments, shapes, counted).choices
+        asked = _asked(analysis, exact, passes, kept, moments, shapes, counted)
+        found = {choice.layer: choice for choice in asked.choices}
+        specs = {"", *(p.spec for p in passes)}
+        for layer in rough:
+            whole = wide[layer.name]
+            some = tuple(c for c in whole.candidates if c.method in specs)
+            left = layer_cost(layer, shapes).of(target.metric) / max(whole.keep.cost, 1)
+            found[layer.name] = scaled(replace(whole, candidates=some), left)
+        return [found[layer.name] for layer in layers]
 
     factorizing = Factorizing(
         pruner, prepared, job.passes.factorizations, measure, target.metric, ask

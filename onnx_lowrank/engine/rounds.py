@@ -9,8 +9,9 @@ ends the rounds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from onnx_lowrank.analysis.cost import Cost
 from onnx_lowrank.analysis.streaming import MEMORY
 from onnx_lowrank.engine.analyse import Analysis, leaving
 from onnx_lowrank.engine.build import Built
@@ -31,6 +32,10 @@ __all__ = ["plan_in_rounds"]
 
 #: parameters of a model whose layers are weighed unasked: their solved weights are kept meanwhile
 LARGEST = MEMORY // 8
+
+#: multiply-adds of one run over the calibration samples, about ten seconds on two cores, from which
+#: on fewer plans are built unasked: each takes some runs
+LONGEST = 5 * 10**11
 
 #: a plan made again is built where it foresees less of the weighted loss than this part
 WORTH = 0.95
@@ -64,9 +69,8 @@ def plan_in_rounds(analysis: Analysis, target: Target, effort: Effort = NORMAL) 
     if not effort.builds:
         return Chosen(analysis, plan_for(analysis, target).noting(LeftOut(effort.name)))
     plans = alternatives(analysis, target)
-    light = analysis.before.parameters <= LARGEST
-    most = effort.rounds if light or effort.much_memory else 0
-    heavy = () if most else (LeftOut(effort.name, analysis.before.parameters),)
+    effort, heavy = _bearable(effort, analysis.before, len(data))
+    most = effort.rounds
     if len(plans) == 1 and (not most or len(plans[0].errors) < 2):
         return Chosen(analysis, plans[0].noting(*heavy))
     judge = judge_between(analysis)
@@ -79,6 +83,18 @@ def plan_in_rounds(analysis: Analysis, target: Target, effort: Effort = NORMAL) 
     if most and len(best.planned.errors) > 1:
         best = _in_rounds(target, best, most, judge, data)
     return Chosen(best.analysis, best.planned, best.built)
+
+
+def _bearable(effort: Effort, cost: Cost, samples: int) -> tuple[Effort, tuple[Note, ...]]:
+    """What of an effort is made for a model of this cost, and a note on the rest."""
+    run = cost.macs * samples
+    if effort.much_memory:
+        return effort, ()
+    if run > LONGEST:
+        return replace(effort, steps=0, rounds=0), (LeftOut(effort.name, macs=run),)
+    if cost.parameters > LARGEST:
+        return replace(effort, rounds=0), (LeftOut(effort.name, cost.parameters),)
+    return effort, ()
 
 
 def _with_heads_whole(target: Target, best: Tried, judge: Judge, keep: bool) -> Tried:

@@ -20,8 +20,12 @@ __all__ = [
     "loss_of",
     "recosted",
     "reweighed",
+    "scaled",
     "without_chains",
 ]
+
+#: costs of a candidate
+_COSTS = ("cost", "workload", "macs", "parameters", "bytes")
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,19 @@ def recosted(choices: Sequence[Choice], metric: str) -> list[Choice]:
         return replace(c, cost=value, workload=value)
 
     return [replace(c, candidates=tuple(map(cost, c.candidates))) for c in choices]
+
+
+def scaled(choice: Choice, ratio: float) -> Choice:
+    """The same choice with all costs multiplied by a ratio.
+
+    So it is, roughly, of a layer that is left with some of its channels.
+    """
+
+    def part(c: Candidate) -> Candidate:
+        costs = {name: round(getattr(c, name) * ratio) for name in _COSTS}
+        return replace(c, **costs)
+
+    return replace(choice, candidates=tuple(map(part, choice.candidates)))
 
 
 def reweighed(choices: Sequence[Choice], factors: Mapping[str, float]) -> list[Choice]:

@@ -198,12 +198,15 @@ class LeftOut:
 
     Attributes:
         effort: that was asked for.
-        parameters: of the model, where they are too many to weigh its layers; None where no plan
-            was built to be judged.
+        parameters: of the model, where they are too many to weigh its layers; None where they are
+            not, or no plan was built to be judged.
+        macs: of one run over the calibration samples, where they are too many to build as many
+            plans as for other models; None where they are not, or no plan was built.
     """
 
     effort: str
     parameters: int | None = None
+    macs: int | None = None
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,9 @@ class RemainingMoments(Mapping[str, Moments]):
             return metric.taken(rows)
         return metric
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._layers
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._layers)
 

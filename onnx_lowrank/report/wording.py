@@ -137,6 +137,13 @@ def worded(note: n.Note) -> str:
                 "other was built (--effort thorough looks for a better one)"
             )
         case n.LeftOut():
+            if note.macs is not None:
+                return (
+                    f"{note.effort} effort: one run over the calibration samples takes "
+                    f"{note.macs / 1e9:,.0f} GMACs, so the part of the saving that pruning makes "
+                    "was not moved, and sensitivities of layers were not measured (fewer "
+                    "--samples, or --effort thorough, does both)"
+                )
             if note.parameters is None:
                 return (
                     f"{note.effort} effort: predictions alone decided, no plan was built to be "

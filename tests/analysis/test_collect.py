@@ -125,7 +125,7 @@ class _Recorded(Progress):
         yield advance
 
 
-@pytest.mark.parametrize(("memory", "passes"), [(WIDE, 1), (750_000, 2), (300_000, 3), (1, 4)])
+@pytest.mark.parametrize(("memory", "passes"), [(WIDE, 1), (375_000, 2), (150_000, 3), (1, 4)])
 def test_small_memory_reads_the_data_several_times(memory: int, passes: int) -> None:
     progress = _Recorded()
     data = fm.dataset(NET, PICTURES)

@@ -17,9 +17,11 @@ from onnx_lowrank.engine.build import build, draft
 from onnx_lowrank.engine.plan_once import plan_once
 from onnx_lowrank.engine.tell import enough_of
 from onnx_lowrank.layers import PlacedLayer
+from onnx_lowrank.planning.candidates import scaled
 from onnx_lowrank.planning.proposals import Proposals, make_choices
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.progress import Progress
+from onnx_lowrank.pruning.remaining import RemainingMoments
 from tests import fixtures_models as fm
 from tests.analyses import analysis_of
 from tests.scripted_timer import ScriptedTimer, by_workload
@@ -81,12 +83,54 @@ def test_a_draft_is_solved_on_fewer_samples_and_not_behind_relus(
     assert judge.loss(sketch.model) < 4 * judge.loss(whole.model) + 1e-3
 
 
-def test_few_samples_are_all_drafted_on() -> None:
+@pytest.mark.parametrize(
+    ("samples", "macs", "apart"),
+    [
+        (40, 10**15, 1),  # few are all drafted on
+        (99, 10**6, 1),
+        (100, 10**6, 2),
+        (800, 10**6, 2),
+        (160, 7 * 10**9, 3),  # a run takes long
+        (800, 10**9, 4),
+        (10_000, 10**12, 200),  # but fifty are left
+    ],
+)
+def test_a_draft_reads_one_sample_in_so_many(samples: int, macs: int, apart: int) -> None:
+    assert building._apart(samples, macs) == apart
+
+
+def test_moments_of_a_cut_are_made_when_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     found = analysis()
-    plan = plan_once(found, Target.parse("macs=0.5"), pruning=0.0).plan
-    plain = draft(found, plan)
-    again = draft(found, plan)
-    assert plain.model.digest == again.model.digest
+    kept = plan_once(found, Target.parse("macs=0.6"), pruning=1.0).proposed.kept
+    read: list[str] = []
+    make = RemainingMoments.__getitem__
+    monkeypatch.setattr(
+        RemainingMoments, "__getitem__", lambda self, n: (read.append(n), make(self, n))[1]
+    )
+    found.memo.cuts.get((), lambda: cut(found, {}))  # the last cut is forgotten
+    work = cut(found, kept).work
+    assert not read
+    one, two = (work.moments[work.layers[0].name] for _ in range(2))
+    assert read == [work.layers[0].name] * 2
+    np.testing.assert_array_equal(one.covariance, two.covariance)  # type: ignore[arg-type]
+
+
+def test_wide_layers_are_foreseen_from_those_with_all_channels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of layers without some channels candidates are asked for the plan alone."""
+    foreseen: list[str] = []
+    monkeypatch.setattr(
+        proposing, "scaled", lambda c, part: (foreseen.append(c.layer), scaled(c, part))[1]
+    )
+    losses = []
+    for wide in (10**9, 1):
+        monkeypatch.setattr(proposing, "_WIDE", wide)
+        assert not foreseen
+        planned = plan_once(analysis(), Target.parse("macs=0.4"), pruning="some")
+        losses.append(sum(d.error for d in planned.plan.decisions))
+    assert foreseen
+    assert losses[1] == pytest.approx(losses[0], rel=0.5)
 
 
 @pytest.mark.parametrize(

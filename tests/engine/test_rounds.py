@@ -159,6 +159,15 @@ def test_rounds_of_much_memory_are_for_thorough_effort(monkeypatch: pytest.Monke
     assert said(fm.quick_compress(net(), **OPTIONS, effort="thorough"))
 
 
+def test_rounds_of_long_runs_are_for_thorough_effort(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "LONGEST", 1000)
+    result = fm.quick_compress(net(), **OPTIONS, effort="normal")
+    assert not said(result)
+    (left_out,) = [n for n in result.report.said if "effort" in n]
+    assert "one run over the calibration samples takes 0 GMACs" in left_out
+    assert said(fm.quick_compress(net(), **OPTIONS, effort="thorough"))
+
+
 def test_quick_effort_says_what_it_left_out() -> None:
     result = fm.quick_compress(net(), **OPTIONS, effort="quick")
     assert [n for n in result.report.said if "predictions alone decided" in n]

@@ -27,6 +27,14 @@ def test_models_take_turns_and_the_slower_is_slower() -> None:
     assert fast.spread >= 0
 
 
+def test_models_that_take_long_take_three_turns() -> None:
+    log: list[str] = []
+    pair = [ScriptedSession("a", 0.01, log), ScriptedSession("b", 0.01, log)]
+    interleaved_latency(pair, {}, seconds=0.001, least=5)
+    turns = [name for name, before in zip(log, ["", *log], strict=False) if name != before]
+    assert turns == ["a", "b"] * 3
+
+
 def test_latency_is_in_milliseconds() -> None:
     node = helper.make_node("Relu", ["x"], ["y"], name="relu")
     model = load(fm.build([node], {"x": ["N", 2]}, {"y": ["N", 2]}, {}))

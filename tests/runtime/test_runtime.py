@@ -8,6 +8,7 @@ from onnx import helper
 
 from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.runtime import runtime
 from onnx_lowrank.runtime.runtime import Feed, Runtime
 from tests import fixtures_models as fm
 from tests.scripted_timer import ScriptedSession
@@ -88,3 +89,11 @@ def test_the_first_half_of_a_turn_is_not_counted() -> None:
     times = ScriptedSession("a", 0.001, log).turn({}, seconds=0.0, least=4)
     assert len(log) == 8
     assert len(times) == 4
+
+
+def test_a_long_run_is_counted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_LONG", 0.002)
+    log: list[str] = []
+    (time,) = ScriptedSession("a", 0.005, log).turn({}, seconds=1.0, least=4)
+    assert len(log) == 1
+    assert time >= 0.005
