@@ -33,10 +33,11 @@ from onnx_lowrank.planning.layer_globs import check_globs, selected
 from onnx_lowrank.planning.plan import GroupDecision
 from onnx_lowrank.planning.proposals import Proposals
 from onnx_lowrank.planning.timed_candidates import Timed
+from onnx_lowrank.pruning.channel_cuts import KeptChannels
 from onnx_lowrank.pruning.cutting import Cutting
 from onnx_lowrank.pruning.head_moments import ScoreMoments, score_moments
 from onnx_lowrank.pruning.prunable import Found
-from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
+from onnx_lowrank.pruning.pruner import Pruner
 from onnx_lowrank.pruning.remaining import remaining_moments
 from onnx_lowrank.pruning.shared_budget import Shared
 from onnx_lowrank.pruning.weighing import Halves, divergence_of_halves, measured_weights
@@ -246,10 +247,10 @@ def cut(analysis: Analysis, kept: KeptChannels) -> Cut:
     def make() -> Cut:
         with analysis.job.tools.stopwatch("cut"):
             graph, pruner = Graph(analysis.prepared.model), analysis.pruner("macs")
-            remains = pruner.apply(graph, kept)
-            known = partial(remaining_moments, analysis.prepared.moments, pruner.moments(kept))
+            remains = pruner.cuts.apply(graph, kept)
+            known = partial(remaining_moments, analysis.prepared.moments, pruner.cuts.moments(kept))
             work = _measured(analysis.job, graph.to_model(), analysis.memo, known)
-            reference = replace(analysis.prepared, layers=pruner.turned(kept))
+            reference = replace(analysis.prepared, layers=pruner.cuts.turned(kept))
             return Cut(work, remains, reference)
 
     return analysis.memo.cuts.get(channels_key(kept), make)

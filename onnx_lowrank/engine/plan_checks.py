@@ -9,7 +9,8 @@ import numpy as np
 from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.errors import PlanError
 from onnx_lowrank.planning.plan import GroupDecision, Plan
-from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
+from onnx_lowrank.pruning.channel_cuts import KeptChannels
+from onnx_lowrank.pruning.pruner import Pruner
 
 __all__ = ["check_plan", "kept_by"]
 

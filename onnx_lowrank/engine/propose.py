@@ -32,8 +32,9 @@ from onnx_lowrank.planning.proposals import Proposals, beside, make_choices, tog
 from onnx_lowrank.planning.sharing import Tie, proposed_together
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.planning.timed_candidates import Timed, timed_choices
+from onnx_lowrank.pruning.channel_cuts import KeptChannels
 from onnx_lowrank.pruning.greedy import Budget
-from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
+from onnx_lowrank.pruning.pruner import Pruner
 from onnx_lowrank.pruning.shared_budget import Factorizing, Shared, share_budget, with_share
 from onnx_lowrank.pruning.top_down import top_down
 
@@ -282,7 +283,7 @@ def _numbers(
         cut_wide = [la.name in wide and bool(pruner.channels_of(la, kept)) for la in layers]
         rough = [la for la, is_rough in zip(layers, cut_wide, strict=True) if is_rough]
         exact = [la for la, is_rough in zip(layers, cut_wide, strict=True) if not is_rough]
-        moments = pruner.moments(kept)
+        moments = pruner.cuts.moments(kept)
         asked = _asked(analysis, exact, passes, kept, moments, shapes, counted)
         found = {choice.layer: choice for choice in asked.choices}
         specs = {"", *(p.spec for p in passes)}

@@ -12,37 +12,29 @@ import numpy.typing as npt
 
 from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.chains.chain import Stage
-from onnx_lowrank.channels.cut import Remains, cut_groups, gather_input
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.linalg.blas_threads import blas_for, side_by_side
 from onnx_lowrank.modelfile.model import Model
-from onnx_lowrank.passkit.channel_selection import Selection, parts_of, solved_weights
+from onnx_lowrank.passkit.channel_selection import Selection, parts_of
 from onnx_lowrank.passkit.runner import order, refined
 from onnx_lowrank.planning.lagrangian import bearable
 from onnx_lowrank.planning.plan import GroupDecision
 from onnx_lowrank.progress import Progress
+from onnx_lowrank.pruning.channel_cuts import ChannelCuts, KeptChannels
 from onnx_lowrank.pruning.costs import Costs
 from onnx_lowrank.pruning.cutting import Cutting
 from onnx_lowrank.pruning.greedy import Budget, OutOfReachError, plan_counts
 from onnx_lowrank.pruning.heads import TurnedHeads
 from onnx_lowrank.pruning.prunable import Prunable, norms
 from onnx_lowrank.pruning.reader_target import ReaderTarget
-from onnx_lowrank.pruning.remaining import RemainingMoments
-from onnx_lowrank.pruning.turns import Turn, turned_layer
 from onnx_lowrank.pruning.weighing import Halves
 
-__all__ = ["ChannelOrder", "KeptChannels", "Pruner"]
+__all__ = ["ChannelOrder", "Pruner"]
 
 Array = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
-
-#: numbers of the channels that stay, rising, by name of the prunable
-KeptChannels = Mapping[str, Labels]
-
-#: ridge of the weights that are solved again, in units of the mean variance of the inputs
-_RIDGE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -61,6 +53,9 @@ class ChannelOrder:
 class Pruner:
     """Prunes one model at any budget.
 
+    Attributes:
+        cuts: what becomes of the model when channels go.
+
     Args:
         prepared: the model; it is not changed.
         methods: passes that choose channels.
@@ -77,6 +72,9 @@ class Pruner:
         self.found = methods.found(prepared)
         self.prunables = self.found.prunables
         self._costs = Costs(prepared, self.found, metric, self._options.solve)
+        self.cuts = ChannelCuts(
+            prepared, self.prunables, self._options.solve, lambda name: self.heads[name].turns
+        )
 
     @cached_property
     def heads(self) -> dict[str, TurnedHeads]:
@@ -106,11 +104,11 @@ class Pruner:
 
         def halved(name: str) -> Model:
             graph = Graph(self._prepared.model)
-            self.apply(graph, {name: np.sort(orders[name].order[: half[name]])})
+            self.cuts.apply(graph, {name: np.sort(orders[name].order[: half[name]])})
             return graph.to_model()
 
         def zeroed(name: str) -> dict[str, Stage]:
-            return self._zeroed({name: np.sort(orders[name].order[: half[name]])})
+            return self.cuts.zeroed({name: np.sort(orders[name].order[: half[name]])})
 
         losses = {n: float(orders[n].losses[count]) for n, count in half.items()}
         touched = frozenset().union(*map(self.layers_of, half))
@@ -154,7 +152,7 @@ class Pruner:
         for layer, positions in prunable.readers:
             known = self._prepared.moments
             total = known.totals.get(layer.name, 0.0)
-            reader = self._target(layer.name, targets)
+            reader = self.cuts.target(layer.name, targets)
             if prunable.pairs:
                 reader = reader.turned(self.heads[prunable.name].turns)
             moments = replace(reader.moments, outputs=known.metric(layer.name))
@@ -278,127 +276,6 @@ class Pruner:
             for block in self.found.blocks for name, reason in block.refused.items()
         ]  # fmt: skip
         return made
-
-    def _target(self, name: str, targets: Mapping[str, ReaderTarget]) -> ReaderTarget:
-        return targets.get(name) or ReaderTarget(
-            self._layers[name].value, self._prepared.moments[name]
-        )
-
-    def apply(
-        self, graph: Graph, kept: KeptChannels, targets: Mapping[str, ReaderTarget] | None = None
-    ) -> Remains:
-        """Cut ``graph``, a copy of the one that was planned on, and solve the readers again.
-
-        Args:
-            graph: graph to change.
-            kept: channels that stay.
-            targets: problems of readers by name, where they differ from those of the original.
-
-        Raises:
-            ValueError: ``kept`` names a group that must stay, or channels that do not exist.
-        """
-        cuts, gathers = [], []
-        for name, left in kept.items():
-            prunable = self.prunables[name]
-            if prunable.group is None:
-                gathers.append(prunable.readers[0][0])
-            else:
-                cuts.append((prunable.group, [int(k) for k in left]))
-        positions, weights = self.positions(kept), self._solved(kept, targets or {})
-        through = {layer.name for layer in gathers}
-        own = {name: w for name, w in weights.items() if name not in through}
-        remains = cut_groups(graph, cuts, own) if cuts else Remains({}, {})
-        for layer in gathers:
-            given = weights.get(layer.name)
-            mask = remains.rows.get(layer.name)
-            if given is not None and mask is not None:
-                given = given[0][mask], None if given[1] is None else given[1][mask]
-            gather_input(graph, layer.name, positions[layer.name].tolist(), given)
-        return remains
-
-    def _solved(
-        self, kept: KeptChannels, targets: Mapping[str, ReaderTarget]
-    ) -> dict[str, tuple[Array, Array | None]]:
-        """Weights and biases of the layers that have others after a cut, by name.
-
-        They read what stays, and make all that they made, in the bases that heads are cut in.
-        """
-        positions, turns = self.positions(kept), self._turns(kept)
-        weights: dict[str, tuple[Array, Array | None]] = {}
-        for name in dict.fromkeys([*positions, *(turn.layer for turn in turns)]):
-            reader = self._target(name, targets).turned(turns)
-            if name in positions and self._options.solve and self._layers[name].sharers == 1:
-                left = positions[name]
-                weights[name] = solved_weights(reader.layer, left, reader.moments, _RIDGE)
-            elif any(turn.layer == name for turn in turns):
-                stage = reader.layer.stage
-                left = positions.get(name, np.arange(stage.weight.shape[1]))
-                weights[name] = stage.weight[:, left], stage.bias
-        return weights
-
-    def _zeroed(self, kept: KeptChannels) -> dict[str, Stage]:
-        """The layers that a cut changes, whole, with zeros in the place of what goes, by name."""
-        positions, solved = self.positions(kept), self._solved(kept, {})
-        # of heads that no layer reads, those that make them answer nothing
-        made = self._rows({n: k for n, k in kept.items() if self.prunables[n].pairs})
-        found = {}
-        for name in dict.fromkeys([*positions, *solved]):
-            layer = self._layers[name]
-            stage = layer.stage
-            left = positions.get(name, np.arange(layer.shape[1]))
-            read, bias = solved.get(name, (stage.weight[:, left], stage.bias))
-            weight = np.zeros(layer.shape)
-            weight[:, left] = read
-            if name in made:
-                weight[~made[name]] = 0.0
-                bias = None if bias is None else np.where(made[name], bias, 0.0)
-            found[name] = replace(stage, weight=weight, bias=bias)
-        return found
-
-    def positions(self, kept: KeptChannels) -> dict[str, Labels]:
-        """Positions that stay on the axes of inputs of the readers, by layer name."""
-        gone: dict[str, list[Labels]] = {}
-        for name, left in kept.items():
-            prunable = self.prunables[name]
-            lost = np.setdiff1d(np.arange(prunable.size), left)
-            for layer, positions in prunable.readers:
-                gone.setdefault(layer.name, []).append(positions[lost].reshape(-1))
-        return {
-            name: np.setdiff1d(np.arange(self._layers[name].shape[1]), np.concatenate(lost))
-            for name, lost in gone.items()
-        }
-
-    def moments(self, kept: KeptChannels) -> RemainingMoments:
-        """Moments of the layers after the cut, if the channels that stay did not change.
-
-        Each is made when it is read: those of all layers together may take gigabytes. Those of
-        depthwise layers, which no pass factorizes, are left out.
-        """
-        return RemainingMoments(
-            self._prepared.moments, self._layers, self.positions(kept), self._rows(kept),
-            self._turns(kept),
-        )  # fmt: skip
-
-    def _rows(self, kept: KeptChannels) -> dict[str, Mask]:
-        """Masks ``(N,)`` of the outputs that stay of the layers that make the channels, by name."""
-        rows: dict[str, Mask] = {}
-        for name, left in kept.items():
-            group = self.prunables[name].group
-            for producer in group.producers if group is not None else ():
-                every = np.ones(self._layers[producer.name].shape[0], bool)
-                mask = rows.setdefault(producer.name, every)
-                gone = np.setdiff1d(np.arange(self.prunables[name].size), left)
-                mask[[row for j in gone for row in producer.rows[j]]] = False
-        return rows
-
-    def turned(self, kept: KeptChannels) -> tuple[PlacedLayer, ...]:
-        """The layers of the model, those that make channels in the bases that these are cut in."""
-        turns = [turn for turn in self._turns(kept) if not turn.columns]
-        layers = self._prepared.layers
-        return tuple(replace(la, value=turned_layer(la.value, turns)) for la in layers)
-
-    def _turns(self, kept: KeptChannels) -> list[Turn]:
-        return [t for n in kept if self.prunables[n].pairs for t in self.heads[n].turns]
 
 
 def _width(prunable: Prunable) -> int:

@@ -23,8 +23,9 @@ from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.candidates import Choice, least_cost
 from onnx_lowrank.planning.lagrangian import allocate
+from onnx_lowrank.pruning.channel_cuts import KeptChannels
 from onnx_lowrank.pruning.greedy import Budget, OutOfReachError
-from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
+from onnx_lowrank.pruning.pruner import Pruner
 
 __all__ = ["SHARES", "Factorizing", "Shared", "share_budget", "with_share"]
 
@@ -191,7 +192,7 @@ class Factorizing:
         The latter changes with pruning: vectors along the channels get shorter, biases are added.
         """
         graph = Graph(self._prepared.model)
-        self._pruner.apply(graph, kept)
+        self._pruner.cuts.apply(graph, kept)
         model = graph.to_model()
         graph = Graph(model)
         names = {layer.name for layer in self._prepared.layers}

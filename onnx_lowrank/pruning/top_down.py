@@ -30,7 +30,8 @@ from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Layer, PlacedLayer
 from onnx_lowrank.linalg.blas_threads import blas_for
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
+from onnx_lowrank.pruning.channel_cuts import KeptChannels
+from onnx_lowrank.pruning.pruner import Pruner
 from onnx_lowrank.pruning.reader_target import ReaderTarget
 from onnx_lowrank.refit.regression import solution
 from onnx_lowrank.refit.shared import responses_of
@@ -75,7 +76,7 @@ def top_down(
         for number, name in enumerate(names):
             whole = [la for la, _ in _readers(pruner, name) if la.name not in targets]
             current = Graph(prepared.model)
-            pruner.apply(current, chosen, targets)
+            pruner.cuts.apply(current, chosen, targets)
             rng = np.random.default_rng([seed, number])
             targets |= _measured(prepared, current, whole, calibration, runtime, rng)
             order = pruner.order_of(pruner.prunables[name], {}, targets).order

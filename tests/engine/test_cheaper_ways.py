@@ -59,7 +59,7 @@ def test_what_no_cut_reaches_keeps_its_moments_to_the_bit() -> None:
     found = analysis()
     kept = plan_once(found, Target.parse("macs=0.6"), pruning=1.0).proposed.kept
     work = cut(found, kept).work
-    narrowed = found.pruner("macs").positions(kept)
+    narrowed = found.pruner("macs").cuts.positions(kept)
     whole = [layer.name for layer in work.layers if layer.name not in narrowed]
     assert whole
     for name in whole:

@@ -41,7 +41,7 @@ def cut(analysis: Analysis, width: int) -> ModelProto:
     kept = {n: np.arange(width) for n, p in pruner.prunables.items() if p.pairs}
     assert kept
     graph = Graph(analysis.prepared.model)
-    pruner.apply(graph, kept)
+    pruner.cuts.apply(graph, kept)
     model = graph.to_model().proto
     onnx.checker.check_model(model, full_check=True)
     return model

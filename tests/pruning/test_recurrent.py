@@ -100,7 +100,7 @@ def test_a_unit_that_nobody_hears_goes_first_and_changes_nothing(kind: Kind) -> 
     assert pruner.orders[name].order[-1] == 3
     assert pruner.orders[name].losses[HIDDEN - 1] < 1e-9
     graph = graph_of(proto)
-    pruner.apply(graph, {name: np.array([0, 1, 2, 4])})
+    pruner.cuts.apply(graph, {name: np.array([0, 1, 2, 4])})
     small, feed = graph.to_model().proto, {"x": samples(9, 2)}
     assert relative(run(proto, feed)["y"], run(small, feed)["y"]) < 1e-4
 
@@ -112,7 +112,7 @@ def test_readers_are_solved_again_but_not_a_gate_that_reads_something_else() -> 
         pruner = analysed(proto).pruner("params")
         (name,) = units(pruner)
         graph = graph_of(proto)
-        pruner.apply(graph, {name: np.array([0, 1, 3])})
+        pruner.cuts.apply(graph, {name: np.array([0, 1, 3])})
         made = graph.to_model().proto
         weights = []
         for model in (proto, made):

@@ -16,9 +16,10 @@ from onnx_lowrank.planning.candidates import Choice
 from onnx_lowrank.planning.proposals import make_choices
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.progress import Progress
+from onnx_lowrank.pruning.channel_cuts import KeptChannels
 from onnx_lowrank.pruning.cutting import Cutting
 from onnx_lowrank.pruning.greedy import Budget
-from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
+from onnx_lowrank.pruning.pruner import Pruner
 from onnx_lowrank.pruning.shared_budget import SHARES, Factorizing, share_budget, with_share
 from tests import fixtures_models as fm
 from tests.analyses import samples_of
@@ -71,7 +72,7 @@ class Split:
         shapes: Mapping[str, tuple[int, ...]],
     ) -> Sequence[Choice]:
         totals = self.prepared.moments.totals
-        moments = self.pruner.moments(kept)
+        moments = self.pruner.cuts.moments(kept)
         return make_choices(layers, passes, moments, shapes, "macs", totals, Progress()).choices
 
     def totals(self, ratio: float) -> list[tuple[float, dict[str, int]]]:

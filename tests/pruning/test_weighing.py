@@ -78,7 +78,7 @@ def test_losses_of_heads_are_in_the_judges_measure() -> None:
     seen = {}
     for name in plain:
         graph = Graph(analysis.prepared.model)
-        pruner.apply(graph, {name: np.arange(8)})
+        pruner.cuts.apply(graph, {name: np.arange(8)})
         seen[name] = judge.divergence(graph.to_model()) / plain[name][8]
     first, second = factors
     assert factors[first] / factors[second] == pytest.approx(seen[first] / seen[second], rel=0.2)

@@ -16,8 +16,9 @@ from onnx_lowrank.planning.plan import Decision
 from onnx_lowrank.planning.proposals import cut_candidate
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.progress import Progress
+from onnx_lowrank.pruning.channel_cuts import KeptChannels
 from onnx_lowrank.pruning.cutting import Cutting
-from onnx_lowrank.pruning.pruner import KeptChannels, Pruner
+from onnx_lowrank.pruning.pruner import Pruner
 from onnx_lowrank.refit.refit import refit
 from onnx_lowrank.refit.task import Task
 from onnx_lowrank.refit.tasks import _input_of_last, refit_tasks
@@ -42,7 +43,7 @@ class Case:
         cutting = Cutting(pruning.options, pruning)
         pruner = Pruner(self.original, cutting, "macs", Progress())
         graph = Graph(self.source)
-        self.remains = pruner.apply(graph, kept) if kept else Remains({}, {})
+        self.remains = pruner.cuts.apply(graph, kept) if kept else Remains({}, {})
         self.work = self._prepare(graph.to_model()) if kept else self.original
         self.compressed = Graph(self.work.model)
         named = {la.name: la for la in find_layers(self.compressed)[0]}
