@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         ValidationError,
     )
     from onnx_lowrank.fleet.batch import Batch, batch
-    from onnx_lowrank.judge.validation import Validation
+    from onnx_lowrank.judge.checks import Validation
     from onnx_lowrank.planning.plan import Decision, GroupDecision, Plan
     from onnx_lowrank.report.report import Report
     from onnx_lowrank.report.sweep import Sweep
@@ -77,7 +77,7 @@ _HOMES = {
     "engine.validate": ("validate",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "fleet.batch": ("Batch", "batch"),
-    "judge.validation": ("Validation",),
+    "judge.checks": ("Validation",),
     "planning.plan": ("Decision", "GroupDecision", "Plan"),
     "report.report": ("Report",),
     "report.sweep": ("Sweep",),

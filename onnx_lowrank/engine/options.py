@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from onnx_lowrank.engine.effort import EFFORTS, NORMAL, QUICK, Effort, effort_of
 from onnx_lowrank.engine.job import JobOptions
-from onnx_lowrank.judge.judge import AS_FOUND, Judging, Loss
+from onnx_lowrank.judge.comparison import Loss
+from onnx_lowrank.judge.judge import AS_FOUND, Judging
 from onnx_lowrank.judge.readings import parse_kinds
 from onnx_lowrank.judge.requirement import (
     GUARDED,

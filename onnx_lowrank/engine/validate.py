@@ -15,9 +15,10 @@ from onnx_lowrank.engine.analyse import feed_of
 from onnx_lowrank.engine.options import ValidateOptions
 from onnx_lowrank.errors import DataError, OptionError
 from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.judge.checks import Validation
 from onnx_lowrank.judge.judge import Judging
 from onnx_lowrank.judge.requirement import largest_loss
-from onnx_lowrank.judge.validation import Validation, validate_models
+from onnx_lowrank.judge.validation import validate_models
 from onnx_lowrank.latency.timer import RuntimeTimer, Timer
 from onnx_lowrank.modelfile.model import Model, load
 from onnx_lowrank.options import documented, from_keywords

@@ -9,7 +9,7 @@ from typing import Any
 
 from onnx_lowrank._version import __version__
 from onnx_lowrank.analysis.cost import Cost
-from onnx_lowrank.judge.validation import Validation
+from onnx_lowrank.judge.checks import Validation
 from onnx_lowrank.latency.pairs import LatencyPair
 
 __all__ = ["SCHEMA", "Basis", "Check", "as_text", "costs", "latencies", "validated"]

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_lowrank.analysis.cost import Cost
-from onnx_lowrank.judge.validation import Accuracy, OutputCheck, Validation
+from onnx_lowrank.judge.checks import Accuracy, OutputCheck, Validation
 from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.planning.notes import Note
 from onnx_lowrank.planning.plan import Decision, GroupDecision

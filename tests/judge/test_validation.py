@@ -10,13 +10,8 @@ from onnx import ModelProto, helper
 
 from onnx_lowrank.engine.validate import validate
 from onnx_lowrank.errors import DataError, ModelError, ValidationError
-from onnx_lowrank.judge.validation import (
-    Accuracy,
-    OutputCheck,
-    Validation,
-    _Tally,
-    top_hits,
-)
+from onnx_lowrank.judge.checks import Accuracy, OutputCheck, Validation
+from onnx_lowrank.judge.validation import _Tally, top_hits
 from onnx_lowrank.runtime.outputs import looks_like_scores
 from tests import fixtures_models as fm
 

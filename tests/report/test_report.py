@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from onnx_lowrank.analysis.cost import Cost
-from onnx_lowrank.judge.validation import Accuracy, OutputCheck, Validation
+from onnx_lowrank.judge.checks import Accuracy, OutputCheck, Validation
 from onnx_lowrank.judge.verdict import Estimate
 from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.planning.notes import Remark, TimeBesideProducts

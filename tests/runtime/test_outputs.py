@@ -16,7 +16,7 @@ from onnx_lowrank.engine.api import Result, plan
 from onnx_lowrank.engine.inspection import inspect
 from onnx_lowrank.engine.validate import validate
 from onnx_lowrank.errors import DataError, GuardError, ModelError
-from onnx_lowrank.judge.validation import OutputCheck
+from onnx_lowrank.judge.checks import OutputCheck
 from onnx_lowrank.runtime.outputs import arrays_of, difference, finite_classes, scores_in
 from tests import fixtures_models as fm
 
