@@ -51,9 +51,9 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-#: pages whose examples every run of the tests carries out, and those that full runs carry out
 #: module that the programs of a page need beside ours
 EXTRAS = {"olive.md": "olive"}
+#: pages whose examples every run of the tests carries out, and those that full runs carry out
 RUN = [pytest.param(p, id=p.name, marks=[] if p == README else pytest.mark.full) for p in PAGES]
 
 

@@ -59,8 +59,7 @@ class MomentStore(Mapping[str, Moments]):
         #: layers that the data says nothing of
         self.silent: set[str] = set()
         self._arrays = ArrayStore("the moments of the layers", memory)
-        self._found: dict[str, tuple[int, _Stored, _Stored, bool]] = {}
-        self._made: dict[str, Callable[[], Moments]] = {}
+        self._found: dict[str, tuple[int, _Stored, _Stored, bool] | Callable[[], Moments]] = {}
 
     def add(self, moments: Moments, *names: str) -> None:
         """Take the moments of layers that read the same patches.
@@ -76,12 +75,13 @@ class MomentStore(Mapping[str, Moments]):
 
     def add_made(self, make: Callable[[], Moments], name: str) -> None:
         """Take the moments of a layer that are made from others each time they are read."""
-        self._made[name] = make
+        self._found[name] = make
 
     def __getitem__(self, name: str) -> Moments:
-        if name in self._made:
-            return self._made[name]()
-        count, *stored, one_hot = self._found[name]
+        found = self._found[name]
+        if callable(found):
+            return found()
+        count, *stored, one_hot = found
         mean, covariance = (None if s is None else self._arrays.read(s) for s in stored)
         return Moments(count, mean, covariance, self.metric(name), one_hot)
 
@@ -90,13 +90,13 @@ class MomentStore(Mapping[str, Moments]):
         return self.outputs.get(name) or self.gates.get(name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._found or name in self._made
+        return name in self._found
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**self._found, **self._made})
+        return iter(self._found)
 
     def __len__(self) -> int:
-        return len(self._found.keys() | self._made.keys())
+        return len(self._found)
 
 
 def collect_moments(

@@ -128,8 +128,7 @@ def whole_proposals(analysis: Analysis, target: Target) -> Proposals:
 def _proposals(analysis: Analysis, without: Cut, kept: KeptChannels, target: Target) -> Proposals:
     """Candidates of every layer of a model without some of its channels."""
     job, work = analysis.job, without.work
-    passes = [p for p in job.passes.factorizations if p.saves_macs or target.limits_size]
-
+    passes = _useful(job.passes.factorizations, target)
     only = {op for p in job.passes.factorizations if p not in passes for op in p.ops}
     only -= {op for p in passes for op in p.ops}
 
@@ -141,6 +140,11 @@ def _proposals(analysis: Analysis, without: Cut, kept: KeptChannels, target: Tar
     return memo.get(
         (channels_key(kept), _counted_in(target), target.rule, target.limits_size), make
     )
+
+
+def _useful(passes: Sequence[Factorization], target: Target) -> list[Factorization]:
+    """The passes that can be of use for a target."""
+    return [p for p in passes if p.saves_macs or target.limits_size]
 
 
 def _asked(
@@ -260,13 +264,9 @@ def _numbers(
     if pruning is None:
         return Shared(1.0, pruner.plan(budget)[0])
     counted = _alone(target)
-    columns = {layer.name: layer.patch for layer in prepared.layers}
     # the passes take seconds for each of these, at each share
-    wide = {
-        choice.layer: choice
-        for choice in whole_proposals(analysis, counted).choices
-        if columns[choice.layer] >= _WIDE
-    }
+    wide = {layer.name for layer in prepared.layers if layer.patch >= _WIDE}
+    uncut = {choice.layer: choice for choice in whole_proposals(analysis, counted).choices}
 
     def measure(
         model: Model, graph: Graph, layers: Sequence[PlacedLayer]
@@ -279,19 +279,18 @@ def _numbers(
         kept: KeptChannels,
         shapes: Mapping[str, tuple[int, ...]],
     ) -> Sequence[Choice]:
-        passes = [p for p in passes if p.saves_macs or counted.limits_size]
-        cut_wide = [la.name in wide and bool(pruner.channels_of(la, kept)) for la in layers]
-        rough = [la for la, is_rough in zip(layers, cut_wide, strict=True) if is_rough]
-        exact = [la for la, is_rough in zip(layers, cut_wide, strict=True) if not is_rough]
+        passes = _useful(passes, counted)
+        rough = {la.name for la in layers if la.name in wide and pruner.channels_of(la, kept)}
+        exact = [la for la in layers if la.name not in rough]
         moments = pruner.cuts.moments(kept)
         asked = _asked(analysis, exact, passes, kept, moments, shapes, counted)
         found = {choice.layer: choice for choice in asked.choices}
         specs = {"", *(p.spec for p in passes)}
-        for layer in rough:
-            whole = wide[layer.name]
-            some = tuple(c for c in whole.candidates if c.method in specs)
-            left = layer_cost(layer, shapes).of(target.metric) / max(whole.keep.cost, 1)
-            found[layer.name] = scaled(replace(whole, candidates=some), left)
+        for layer in (la for la in layers if la.name in rough):
+            choice = uncut[layer.name]
+            some = tuple(c for c in choice.candidates if c.method in specs)
+            left = layer_cost(layer, shapes).of(target.metric) / max(choice.keep.cost, 1)
+            found[layer.name] = scaled(replace(choice, candidates=some), left)
         return [found[layer.name] for layer in layers]
 
     factorizing = Factorizing(

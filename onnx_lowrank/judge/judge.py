@@ -151,7 +151,7 @@ class Judge:
 
     def divergence(self, model: Model) -> float:
         """Mean divergence of a model, which is smoother than the loss where samples are few."""
-        return self._compared(self.pairs(model), Comparison.add_losses).divergence.value
+        return self.divergences(model)({})
 
     def divergences(self, model: Model) -> Callable[[Feed], float]:
         """Open a model once, and return its mean divergence as a function of its constants.

@@ -46,9 +46,9 @@ class VariableModel:
                 chain = Chain((_biased(stages[layer.name]),))
                 self._written[layer.name] = apply_chain(graph, layer, chain)
         # under the names that the constants were written by
-        made = graph.extract(graph.input_types(), graph.outputs)
+        self.model = graph.extract(graph.input_types(), graph.outputs)
         constants = [c for w in self._written.values() for c in w.constants]
-        self.model = _with_inputs(made, constants)
+        _make_inputs(self.model.proto, constants)
         self.layers = self._written.keys()
 
     def constants(self, stages: Mapping[str, Stage]) -> dict[str, npt.NDArray[Any]]:
@@ -68,9 +68,8 @@ def _biased(stage: Stage) -> Stage:
     return stage if stage.bias is not None else stage.with_bias(np.zeros(stage.outputs))
 
 
-def _with_inputs(model: Model, constants: Iterable[str]) -> Model:
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
+def _make_inputs(proto: onnx.ModelProto, constants: Iterable[str]) -> None:
+    """Make initializers inputs too, and no others."""
     proto.ir_version = max(proto.ir_version, _OVERRIDABLE)
     initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
     given = [value for value in proto.graph.input if value.name not in initializers]
@@ -81,4 +80,3 @@ def _with_inputs(model: Model, constants: Iterable[str]) -> Model:
         proto.graph.input.append(
             onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
         )
-    return Model(proto, model.folder, scratch=model.scratch)

@@ -116,7 +116,7 @@ class ChannelCuts:
         """The layers that a cut changes, whole, with zeros in the place of what goes, by name."""
         positions, solved = self.positions(kept), self._solved(kept, {})
         # of heads that no layer reads, those that make them answer nothing
-        made = self._rows({n: k for n, k in kept.items() if self.prunables[n].pairs})
+        made = self.rows({n: k for n, k in kept.items() if self.prunables[n].pairs})
         found = {}
         for name in dict.fromkeys([*positions, *solved]):
             layer = self._layers[name]
@@ -151,11 +151,11 @@ class ChannelCuts:
         depthwise layers, which no pass factorizes, are left out.
         """
         return RemainingMoments(
-            self.prepared.moments, self._layers, self.positions(kept), self._rows(kept),
+            self.prepared.moments, self._layers, self.positions(kept), self.rows(kept),
             self._turns(kept),
         )  # fmt: skip
 
-    def _rows(self, kept: KeptChannels) -> dict[str, Mask]:
+    def rows(self, kept: KeptChannels) -> dict[str, Mask]:
         """Masks ``(N,)`` of the outputs that stay of the layers that make the channels, by name."""
         rows: dict[str, Mask] = {}
         for name, left in kept.items():

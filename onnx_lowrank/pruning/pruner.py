@@ -101,14 +101,15 @@ class Pruner:
     def _weighed(self, orders: dict[str, ChannelOrder]) -> dict[str, ChannelOrder]:
         """The same with losses in one measure; a Gather, unmeasured, weighs as the worst group."""
         half = {n: (p.size + 1) // 2 for n, p in self.prunables.items() if p.group is not None}
+        kept = {n: {n: np.sort(orders[n].order[:count])} for n, count in half.items()}
 
         def halved(name: str) -> Model:
             graph = Graph(self._prepared.model)
-            self.cuts.apply(graph, {name: np.sort(orders[name].order[: half[name]])})
+            self.cuts.apply(graph, kept[name])
             return graph.to_model()
 
         def zeroed(name: str) -> dict[str, Stage]:
-            return self.cuts.zeroed({name: np.sort(orders[name].order[: half[name]])})
+            return self.cuts.zeroed(kept[name])
 
         losses = {n: float(orders[n].losses[count]) for n, count in half.items()}
         touched = frozenset().union(*map(self.layers_of, half))
@@ -221,7 +222,7 @@ class Pruner:
     def _bottom_up(self, kept: KeptChannels) -> dict[str, Labels]:
         """Choose as many channels again from the output on, by the outputs that stay only."""
         chosen: dict[str, Labels] = {}
-        rows: dict[str, Mask] = {}
+        rows: Mapping[str, Mask] = {}
         for name, prunable in reversed(list(self.prunables.items())):
             if name not in kept:
                 continue
@@ -230,11 +231,7 @@ class Pruner:
                 continue
             again = self.order_of(prunable, rows)
             chosen[name] = np.sort(again.order[: len(kept[name])])
-            gone = np.setdiff1d(np.arange(prunable.size), chosen[name])
-            for producer in prunable.group.producers if prunable.group else ():
-                outputs = self._layers[producer.name].shape[0]
-                mask = rows.setdefault(producer.name, np.ones(outputs, bool))
-                mask[[row for j in gone for row in producer.rows[j]]] = False
+            rows = self.cuts.rows({n: c for n, c in chosen.items() if not self.prunables[n].pairs})
         return chosen
 
     def layers_of(self, name: str) -> frozenset[str]:

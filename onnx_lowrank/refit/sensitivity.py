@@ -146,7 +146,7 @@ def losses_of_layers(
         if not work.large and (stage := _dense(made)) is not None
     }
     rest = {n: made for n, made in repaired.items() if n not in dense}
-    variable = VariableModel(_built(work, rest, None), dense)
+    variable = VariableModel(_built(work, rest, None) if rest else work, dense)
     del dense
     divergence = judge.divergences(variable.model)
     whole, losses = divergence({}), {}

@@ -115,6 +115,31 @@ def test_moments_of_a_cut_are_made_when_they_are_read(monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(one.covariance, two.covariance)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("passes", [PASSES, f"{PASSES},cp"])
+def test_shares_and_plans_ask_about_a_layer_once(
+    monkeypatch: pytest.MonkeyPatch, passes: str
+) -> None:
+    """With the same channels, whatever the share of pruning; slow passes for plans alone."""
+    asked: list[tuple[str, bytes, str]] = []
+
+    def counted(layers: Any, passes: Any, *rest: Any) -> Proposals:
+        asked.extend((la.name, la.stage.weight.tobytes(), p.spec) for la in layers for p in passes)
+        return make_choices(layers, passes, *rest)
+
+    monkeypatch.setattr(proposing, "make_choices", counted)
+    found = analysis_of(
+        fm.residual_net(16), passes, {"x": fm.pictures(60)}, ScriptedTimer(by_workload)
+    )
+    target = Target.parse("macs=0.35")
+    for share in ("some", 0.8, "foreseen"):
+        plan_once(found, target, pruning=share)  # type: ignore[arg-type]
+    assert len(asked) == len(set(asked))
+    assert len({weight for _, weight, _ in asked}) > len(found.prepared.layers)
+    if "cp" in passes:
+        slow, quick = ([spec for *_, spec in asked].count(s) for s in ("cp", "spatial_svd"))
+        assert 0 < slow < quick
+
+
 def test_wide_layers_are_foreseen_from_those_with_all_channels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

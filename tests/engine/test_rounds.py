@@ -149,22 +149,22 @@ def test_no_round_is_made_where_layers_cannot_be_weighed() -> None:
     assert not said(fm.quick_compress(net(), **rule, ranks="ratio=0.5", effort="normal"))
 
 
-def test_rounds_of_much_memory_are_for_thorough_effort(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "LARGEST", 1000)
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        ("LARGEST", "4,609 parameters"),
+        ("LONGEST", "one run over the calibration samples takes 0 GMACs"),
+    ],
+)
+def test_rounds_of_large_models_are_for_thorough_effort(
+    monkeypatch: pytest.MonkeyPatch, limit: str, reason: str
+) -> None:
+    monkeypatch.setattr(rounds, limit, 1000)
     result = fm.quick_compress(net(), **OPTIONS, effort="normal")
     assert not said(result)
     (left_out,) = [n for n in result.report.said if "effort" in n]
-    assert "4,609 parameters" in left_out
+    assert reason in left_out
     assert "--effort thorough" in left_out
-    assert said(fm.quick_compress(net(), **OPTIONS, effort="thorough"))
-
-
-def test_rounds_of_long_runs_are_for_thorough_effort(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "LONGEST", 1000)
-    result = fm.quick_compress(net(), **OPTIONS, effort="normal")
-    assert not said(result)
-    (left_out,) = [n for n in result.report.said if "effort" in n]
-    assert "one run over the calibration samples takes 0 GMACs" in left_out
     assert said(fm.quick_compress(net(), **OPTIONS, effort="thorough"))
 
 
