@@ -116,6 +116,7 @@ def test_installed_it_is_a_pass_like_others(tmp_path: Path, install: Any) -> Non
     ).stat().st_size
 
 
+@pytest.mark.full
 def test_without_the_package_the_pass_is_unknown() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "onnx_lowrank", "explain", "interpolative"],

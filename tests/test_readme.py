@@ -53,11 +53,10 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 #: module that the programs of a page need beside ours
 EXTRAS = {"olive.md": "olive"}
-#: pages whose examples every run of the tests carries out, and those that full runs carry out
-RUN = [pytest.param(p, id=p.name, marks=[] if p == README else pytest.mark.full) for p in PAGES]
 
 
-@pytest.mark.parametrize("page", RUN)
+@pytest.mark.full
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_run_in_their_order(page: Path, clone: Path) -> None:
     if page.name in STAND_INS:
         STAND_INS[page.name](clone)
@@ -69,7 +68,8 @@ def test_commands_run_in_their_order(page: Path, clone: Path) -> None:
     assert page != README or (clone / "small.onnx").is_file()
 
 
-@pytest.mark.parametrize("page", RUN)
+@pytest.mark.full
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_python_runs(page: Path, clone: Path) -> None:
     needed = EXTRAS.get(page.name)
     if needed and find_spec(needed) is None:

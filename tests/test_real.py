@@ -115,7 +115,7 @@ def cifar(images: fm.AnyArray) -> fm.AnyArray:
     return fm.float32((scaled - mean[:, None, None]) / std[:, None, None])
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_resnet20_at_half_its_macs(tmp_path: Path) -> None:
     path = MODELS / "cifar10_resnet20.onnx"
     with np.load(DATA / "cifar10.npz") as data:

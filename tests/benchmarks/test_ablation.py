@@ -85,6 +85,7 @@ def test_first_and_last_layer_stay_where_ranks_are_not_planned() -> None:
     assert options_of(quick, 0.3, fm.digits("mlp")) == {**quick, "target": "macs=0.3"}
 
 
+@pytest.mark.full
 def test_a_result_is_timed_where_that_is_asked_for(rows: list[Row]) -> None:
     (row,) = rows_of("--steps", "planned ranks", "--seconds", "0.05")
     for batch in (1, 16):

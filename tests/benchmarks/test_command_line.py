@@ -43,6 +43,7 @@ def test_samples_are_written_without_labels(tmp_path: Path) -> None:
             assert z.files == names
 
 
+@pytest.mark.full
 def test_a_model_that_is_written(tmp_path: Path, archive: Path) -> None:
     options = ["--calib", str(archive), "--target", "macs=0.7", "--passes", "svd", "--force"]
     ended = compress(MLP, tmp_path / "out.onnx", [*options, "--repair", "none"])
@@ -54,6 +55,7 @@ def test_a_model_that_is_written(tmp_path: Path, archive: Path) -> None:
     assert left["bytes"] == (tmp_path / "out.onnx").stat().st_size / MLP.stat().st_size
 
 
+@pytest.mark.full
 @on_linux
 def test_a_refusal_and_its_memory(tmp_path: Path) -> None:
     ended = compress(MLP, tmp_path / "out.onnx", ["--target", "macs=0.0001"])
@@ -89,6 +91,7 @@ def test_messages(said: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_
     assert (ended.code, ended.message) == (3, message)
 
 
+@pytest.mark.full
 @on_linux
 def test_a_profile_of_the_main_thread(tmp_path: Path) -> None:
     compress(MLP, tmp_path / "out.onnx", ["--target", "macs=2"], profile=tmp_path / "profile")

@@ -55,6 +55,7 @@ def test_ways_choose_cells() -> None:
     assert {cell.options["repair"] for cell in found} == {"none"}
 
 
+@pytest.mark.full
 def test_figures_are_those_of_the_model(tmp_path: Path) -> None:
     row = pruned(tmp_path, "params=0.4", "pruning", PASSES)
     with np.load(fm.DIGITS) as archive:
@@ -116,6 +117,7 @@ def test_line() -> None:
     assert text.count("|") == len(COMMAND.columns) + 1
 
 
+@pytest.mark.full
 def test_picture_is_the_same_each_time(tmp_path: Path) -> None:
     rows = []
     for net in ("one", "two"):

@@ -31,6 +31,7 @@ NOW = CELL.measured(
 )  # fmt: skip
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read in /proc")
 def test_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ask = Ask("digits_mlp", 60, 6, target="macs=0.6")

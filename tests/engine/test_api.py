@@ -147,6 +147,7 @@ def test_two_runs_give_the_same_bytes(hash_seed: str, compressed: Compressed) ->
     assert done.stdout.split() == [digest, first.plan.digest]
 
 
+@pytest.mark.full
 def test_the_same_convolutions_in_the_same_process() -> None:
     data = fm.pictures(60)
     options: dict[str, Any] = {"calib": {"x": data}, "target": "macs=0.5", "force": True}

@@ -91,13 +91,13 @@ def test_apply_is_compress(both: Plan, tmp_path: Path) -> None:
     "options",
     [
         {"calib": None},
-        {"exclude": ["conv2"]},
         {"samples": 30, "seed": 5},
-        {"passes": "prune_channels{chain=bottom_up}"},
         {"passes": "prune_channels{solve=false,method=l2,keep=0.5}"},
         *(
             pytest.param(options, marks=pytest.mark.full)
             for options in (
+                {"exclude": ["conv2"]},
+                {"passes": "prune_channels{chain=bottom_up}"},
                 {"passes": "svd,spatial_svd", "target": None, "ranks": "ratio=0.5"},
                 {"target": ["params=0.6", "macs=0.7"], "passes": "spatial_svd,channel_svd"},
             )
@@ -128,7 +128,8 @@ result.save(folder + "/out.onnx")
 """
 
 
-@pytest.mark.parametrize("hash_seed", ["1", pytest.param("2", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_in_another_process(hash_seed: str, tmp_path: Path) -> None:
     onnx.save(NET, tmp_path / "in.onnx")
     whole = compress(
@@ -355,6 +356,7 @@ _VALUES: dict[str, list[Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.full
 def test_plausible_changes_are_done_or_refused(both: Plan) -> None:
     random, done = np.random.default_rng(0), 0
     for trial in range(60):

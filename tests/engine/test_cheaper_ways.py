@@ -175,6 +175,7 @@ def test_samples_that_take_long_are_compared_in_part(
         np.testing.assert_array_equal(some.feed(range(compared)[i])["x"][0], pictures[i])
 
 
+@pytest.mark.full
 def test_layers_that_a_cut_does_not_reach_are_proposed_for_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -164,6 +164,7 @@ def test_what_static_needs() -> None:
     assert said(made).layers
 
 
+@pytest.mark.full
 def test_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(OptionError, match="quantize is 'int4'; write dynamic or static"):
         fm.quick_compress(fm.classifier(), quantize="int4")

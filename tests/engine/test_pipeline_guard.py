@@ -91,6 +91,7 @@ def test_the_guard_refuses_what_is_bigger() -> None:
     assert forced.after.bytes > forced.before.bytes
 
 
+@pytest.mark.full
 def test_the_clock_itself() -> None:
     result = compress(fm.classifier(), calib={"x": X}, target="macs=0.6", threads=1, force=True)
     assert [p.batch for p in result.report.latency] == [1, 16]

@@ -101,6 +101,7 @@ def ranks(result: pipeline.Result) -> dict[str, Any]:
     return {d.layer: d.rank for d in result.plan.decisions}
 
 
+@pytest.mark.full
 def test_rounds_end_nearer_to_the_original() -> None:
     plain = fm.quick_compress(net(), **OPTIONS)
     result = fm.quick_compress(net(), **OPTIONS, effort="thorough")

@@ -146,6 +146,7 @@ def test_what_has_a_ratio_keeps_it() -> None:
 # for real
 
 
+@pytest.mark.full
 def test_a_real_model() -> None:
     result = fm.quick_compress(fm.digits("mlp"), calib=fm.DIGITS, samples=200, max_drop=0.01)
     (note,) = [n for n in result.report.said if "is the least with" in n]

@@ -138,6 +138,7 @@ def test_errors_fall_in_both_ranks_to_zero(shape: tuple[int, ...], data: bool) -
     assert relative(kernel, composed(full)) < 1e-6
 
 
+@pytest.mark.full
 @quick(25)
 @given(st.sampled_from(SHAPES), st.integers(0, 99), st.sampled_from([10.0, 1e4, 1e8]))
 def test_rounds_never_raise_the_error(shape: tuple[int, ...], seed: int, condition: float) -> None:
@@ -158,6 +159,7 @@ def test_rounds_find_something_and_converge() -> None:
     assert 2 < long.iterations < 5000
 
 
+@pytest.mark.full
 def test_response_metric_wins_in_its_own_norm() -> None:
     for seed in range(10):
         kernel, sigma = example((6, 5, 3), seed)

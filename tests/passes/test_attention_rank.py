@@ -134,6 +134,7 @@ def test_a_head_that_nobody_reads_changes_nothing() -> None:
     assert difference(cut(analysed(form, proto), 4), proto, form) < 5e-3
 
 
+@pytest.mark.full
 @given(
     heads=st.sampled_from([1, 2, 4]),
     width=st.integers(2, 9),

@@ -144,6 +144,9 @@ def pairs() -> Iterator[tuple[str, str]]:
         yield from product(contract.others, [x for x in FEW if x in contract.takes])
 
 
+#: passes that are tried in every run on their first layer alone
+SELDOM = {"bicluster", "monochromatic", "lowrank_sparse"}
+
 #: pairs whose largest rank is the layer itself; the others have a bound in their own files
 EXACT = [pair for pair in pairs() if CONTRACTS[pair[0].partition("{")[0]].exact]
 
@@ -190,7 +193,17 @@ class Proposed:
         return [form for moments, form in self.forms if moments.covariance is not None]
 
 
-@pytest.fixture(scope="module", params=list(pairs()), ids="-".join)
+def cases() -> Iterator[Any]:
+    """All pairs; of passes that take long and are off by default, most go behind ``full``."""
+    seen = set()
+    for spec, layer in pairs():
+        name = spec.partition("{")[0]
+        marks = [pytest.mark.full] if name in SELDOM & seen else []
+        seen.add(name)
+        yield pytest.param((spec, layer), id=f"{spec}-{layer}", marks=marks)
+
+
+@pytest.fixture(scope="module", params=list(cases()))
 def case(request: pytest.FixtureRequest) -> Proposed:
     """A pass on a layer; tests of one come one after the other and share its cuts."""
     return Proposed(*request.param)

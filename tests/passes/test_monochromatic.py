@@ -58,6 +58,7 @@ def test_planted_colours(geometry: ConvGeometry, colours: int, data: bool, seed:
         assert sorted(n.op_type for n in again.graph.node) == ["Conv", "Conv", "Gather"]
 
 
+@pytest.mark.full
 @quick(6)
 @given(geometries(axes=(1, 2), kernels=(2, 3)), st.booleans(), st.integers(0, 99))
 def test_errors_are_true(geometry: ConvGeometry, data: bool, seed: int) -> None:

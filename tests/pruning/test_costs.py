@@ -110,7 +110,7 @@ RARE = (53, 83, 121, 155, 164, 183, 1562, 1802)
     [((*range(4), *RARE), 40), pytest.param(range(4, 30), 100, marks=pytest.mark.full)],
     ids=["sample", "rest"],
 )
-@pytest.mark.parametrize("metric", ["macs", "params"])
+@pytest.mark.parametrize("metric", ["macs", pytest.param("params", marks=pytest.mark.full)])
 def test_what_is_foreseen_of_a_cut_is_what_it_leaves(
     metric: str, seeds: Sequence[int], least: int
 ) -> None:

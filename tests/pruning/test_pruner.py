@@ -335,6 +335,7 @@ def wide(seed: int = 0) -> ModelProto:
     return net.model()
 
 
+@pytest.mark.full
 def test_convolutions_are_left_with_whole_blocks() -> None:
     """Under MACs, unless that loses far more (at 0.4); parameters are cut anywhere."""
     proto = wide()
@@ -398,6 +399,7 @@ def pruned_vgg() -> Result:
     )  # fmt: skip
 
 
+@pytest.mark.full
 def test_digits_at_half_the_macs(pruned_vgg: Result) -> None:
     onnx.checker.check_model(pruned_vgg.model, full_check=True)
     assert pruned_vgg.report.macs_ratio <= 0.5

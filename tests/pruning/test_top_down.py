@@ -21,7 +21,10 @@ def kept(result: Result) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize(
     ("net", "target"),
-    [("mlp", "params=0.5"), pytest.param("vgg", "macs=0.4", marks=pytest.mark.slow)],
+    [
+        pytest.param("mlp", "params=0.5", marks=pytest.mark.full),
+        pytest.param("vgg", "macs=0.4", marks=pytest.mark.slow),
+    ],
 )
 def test_choosing_by_the_pruned_prefix(net: str, target: str) -> None:
     """Other channels in either order than by the original's data, and as many of them."""

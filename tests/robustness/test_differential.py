@@ -1,6 +1,6 @@
 """Random graphs: exact chains change nothing, budgets are kept, reported errors are the true ones.
 
-Every run tries a sample; ``pytest -m full`` goes on to 2,000 graphs, and ``pytest -m slow`` to
+Every run tries a sample; ``pytest -m full`` goes on to 365 graphs, and ``pytest -m slow`` to
 10,000, or to ``ONNX_LOWRANK_GRAPHS``.
 """
 
@@ -194,8 +194,8 @@ KINDS: dict[str, Callable[[int, Count], None]] = {
     "full rank": full_rank, "any rank": composed, "budget": budgeted
 }  # fmt: skip
 #: last seed of each kind in every run, and behind the marker full
-QUICK = {"full rank": 60, "any rank": 10, "budget": 10}
-FULL = {"full rank": 300, "any rank": 40, "budget": 40}
+QUICK = {"full rank": 20, "any rank": 5, "budget": 5}
+FULL = {"full rank": 300, "any rank": 40, "budget": 25}
 
 
 def pieces(

@@ -138,6 +138,7 @@ def outputs(path: Path) -> fm.AnyArray:
     return fm.run(path, {"x": fm.classified(4)[0]})["y"]
 
 
+@pytest.mark.full
 def test_kill_between_the_two_files_of_a_model(tmp_path: Path, count: Count) -> None:
     """At each call that changes a name: no output, or one with the weights that belong to it."""
     (tmp_path / "in").mkdir()
@@ -219,6 +220,7 @@ def test_a_full_disk(room: int, tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == set(INPUTS)
 
 
+@pytest.mark.full
 def test_a_full_disk_while_samples_are_copied(tmp_path: Path) -> None:
     arguments = compression(tmp_path)
 

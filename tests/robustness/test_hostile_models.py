@@ -345,6 +345,7 @@ def test_layers_with_nan_or_infinity_are_left_alone(bad: float) -> None:
     assert reasons["conv1"] == "its weight holds NaN or Inf"
 
 
+@pytest.mark.full
 def test_a_long_line_of_views() -> None:
     """Longer than Python may recurse."""
     count = sys.getrecursionlimit() + 200
