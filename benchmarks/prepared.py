@@ -10,7 +10,8 @@ from onnx_lowrank.engine.analyse import Analysis, analyse, timed_inference
 from onnx_lowrank.engine.job import JobOptions, begin
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.planning.timed_candidates import TimingOptions
-from onnx_lowrank.runtime.runtime import Feed, Runtime
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.split import CalibrationOptions, DataOptions
 
 __all__ = ["prepared", "prepared_to_time"]

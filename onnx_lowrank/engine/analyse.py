@@ -43,7 +43,7 @@ from onnx_lowrank.pruning.shared_budget import Shared
 from onnx_lowrank.pruning.weighing import Halves, divergence_of_halves, measured_weights
 from onnx_lowrank.refit.sensitivity import samples_to_weigh
 from onnx_lowrank.runtime.machine import cache_folder
-from onnx_lowrank.runtime.runtime import Feed
+from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.dataset import Dataset
 
 __all__ = [

@@ -13,7 +13,8 @@ from onnx_lowrank.judge.requirement import GUARDED
 from onnx_lowrank.judge.validation import check_classes
 from onnx_lowrank.latency.table import LatencyTable
 from onnx_lowrank.latency.timer import RuntimeTimer, Timer
-from onnx_lowrank.modelfile.model import Model, load
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR, check_repair
 from onnx_lowrank.planning.registry import Passes
 from onnx_lowrank.planning.timed_candidates import TimingOptions, latency_table

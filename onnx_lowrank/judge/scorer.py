@@ -43,7 +43,8 @@ from onnx_lowrank.runtime.outputs import (
     is_float,
     scores_in,
 )
-from onnx_lowrank.runtime.runtime import Runtime, Session
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.session import Session
 from onnx_lowrank.samples.dataset import Dataset
 from onnx_lowrank.samples.user_code import takes
 

@@ -33,7 +33,7 @@ from onnx_lowrank.graph.graph import Graph, Node
 from onnx_lowrank.layers import PlacedLayer, destination, find_layers
 from onnx_lowrank.layers.writer import apply_chain
 from onnx_lowrank.modelfile.model import Model
-from onnx_lowrank.runtime.runtime import Feed
+from onnx_lowrank.runtime.session import Feed
 
 __all__ = ["Place", "chain_key", "place_of", "probe"]
 

@@ -20,7 +20,8 @@ from onnx_lowrank.planning.candidates import Candidate, Choice, reweighed, witho
 from onnx_lowrank.planning.proposals import Proposals
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.machine import cache_folder, machine
-from onnx_lowrank.runtime.runtime import Feed, Runtime
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.session import Feed
 
 __all__ = ["Timed", "TimingOptions", "latency_table", "losers", "timed_choices"]
 

@@ -18,7 +18,7 @@ from onnx_lowrank.errors import DataError
 from onnx_lowrank.judge.labels import class_ids, doubt, refuse_doubt
 from onnx_lowrank.judge.requirement import Requirement
 from onnx_lowrank.judge.scorer import Scorer
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from tests import fixtures_models as fm
 
 Array = npt.NDArray[Any]

@@ -15,7 +15,8 @@ from scipy.stats import binomtest, multinomial
 from onnx_lowrank.errors import DataError, OptionError, ValidationError
 from onnx_lowrank.judge.requirement import Metric, Requirement, Score
 from onnx_lowrank.judge.scorer import Scorer, _accuracy_drop
-from onnx_lowrank.modelfile.model import Model, load
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.model import Model
 from tests import fixtures_models as fm
 from tests.support import quick
 

@@ -13,7 +13,7 @@ from onnx_lowrank.engine.options import DEFAULT_PASSES
 from onnx_lowrank.errors import PlanError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer, find_layers
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.candidates import Candidate
 from onnx_lowrank.planning.proposals import Proposals, cut_candidate, make_choices

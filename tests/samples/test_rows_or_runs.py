@@ -17,7 +17,7 @@ from onnx_lowrank.engine.validate import validate
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.judge.requirement import Requirement
 from onnx_lowrank.judge.scorer import Scorer
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset, input_specs, load_dataset
 from onnx_lowrank.samples.row_trial import RowTrial
