@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onnx_lowrank.engine.inspection import inspect
-from onnx_lowrank.engine.options import DEFAULT_PASSES
+from onnx_lowrank.engine.option_groups import DEFAULT_PASSES
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.modelfile.loading import load

@@ -9,7 +9,7 @@ import onnx
 
 from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
 from onnx_lowrank.channels.attention import find_attention
-from onnx_lowrank.engine.options import DEFAULT_PASSES
+from onnx_lowrank.engine.option_groups import DEFAULT_PASSES
 from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer, find_layers

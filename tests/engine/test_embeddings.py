@@ -14,7 +14,7 @@ from onnx_lowrank.engine.api import Result, apply, plan
 from onnx_lowrank.engine.build import build
 from onnx_lowrank.engine.curves import curves
 from onnx_lowrank.engine.inspection import inspect
-from onnx_lowrank.engine.options import DEFAULT_PASSES
+from onnx_lowrank.engine.option_groups import DEFAULT_PASSES
 from onnx_lowrank.engine.plan_once import plan_once
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.planning.plan import Decision, Plan
