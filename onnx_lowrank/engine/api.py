@@ -228,6 +228,7 @@ def apply(
         images=options.images,
         runtime=options.runtime.runtime(),
         timing=options.timing,
+        cache=options.cache,
         skipped=skipped,
         repair=plan.repair,
         simplify=options.start.simplify,

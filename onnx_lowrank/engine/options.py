@@ -19,6 +19,7 @@ from onnx_lowrank.judge.options import JudgeOptions, KeepOptions
 from onnx_lowrank.judge.requirement import GUARDED
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.planning.timed_candidates import TimingOptions
+from onnx_lowrank.runtime.caches import CacheOptions
 from onnx_lowrank.runtime.options import RuntimeOptions
 from onnx_lowrank.runtime.quantizer import QuantizeOptions
 from onnx_lowrank.samples.images import ImageOptions
@@ -45,6 +46,7 @@ class PlanOptions:
     start: StartOptions = StartOptions()
     judge: JudgeOptions = JudgeOptions()
     timing: TimingOptions = TimingOptions()
+    cache: CacheOptions = CacheOptions()
     runtime: RuntimeOptions = RuntimeOptions()
     images: ImageOptions = ImageOptions()
 
@@ -70,6 +72,7 @@ class ApplyOptions:
     start: StartOptions = StartOptions()
     judge: JudgeOptions = JudgeOptions()
     timing: TimingOptions = TimingOptions()
+    cache: CacheOptions = CacheOptions()
     runtime: RuntimeOptions = RuntimeOptions()
     images: ImageOptions = ImageOptions()
     quantize: QuantizeOptions = QuantizeOptions()
@@ -87,6 +90,7 @@ class SweepOptions:
     start: StartOptions = StartOptions()
     judge: JudgeOptions = JudgeOptions()
     timing: TimingOptions = TimingOptions()
+    cache: CacheOptions = CacheOptions()
     runtime: RuntimeOptions = RuntimeOptions()
     images: ImageOptions = ImageOptions()
 
@@ -130,6 +134,7 @@ def _job(options: PlanOptions | SweepOptions, effort: Effort) -> JobOptions:
         images=options.images,
         runtime=options.runtime.runtime(),
         timing=options.timing,
+        cache=options.cache,
         include=_listed(methods.include),
         exclude=_listed(methods.exclude),
         repair=methods.repair or effort.repair,
