@@ -35,13 +35,36 @@ __all__ = [
 ]
 
 
+# A dataclass takes the fields of its bases from the last base to the first; so stands their order
+# in help and reference.
+
+
 @dataclass(frozen=True)
-class PlanOptions:
-    """Options of ``plan``."""
+class _Samples:
+    """The groups of samples."""
 
     data: DataOptions = DataOptions()
     draw: CalibrationOptions = CalibrationOptions()
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The group of the one target."""
+
     target: TargetOptions = TargetOptions()
+
+
+@dataclass(frozen=True)
+class _Budgets:
+    """The group of many budgets."""
+
+    budgets: BudgetOptions = BudgetOptions()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The groups that say how a model is worked on, whatever the budget."""
+
     methods: PassOptions = PassOptions()
     start: StartOptions = StartOptions()
     judge: JudgeOptions = JudgeOptions()
@@ -49,6 +72,11 @@ class PlanOptions:
     cache: CacheOptions = CacheOptions()
     runtime: RuntimeOptions = RuntimeOptions()
     images: ImageOptions = ImageOptions()
+
+
+@dataclass(frozen=True)
+class PlanOptions(_Work, _Target, _Samples):
+    """Options of ``plan``."""
 
     def job(self) -> JobOptions:
         """What stays the same whatever the budget."""
@@ -80,19 +108,8 @@ class ApplyOptions:
 
 
 @dataclass(frozen=True)
-class SweepOptions:
+class SweepOptions(_Work, _Samples, _Budgets):
     """Options of ``sweep``."""
-
-    budgets: BudgetOptions = BudgetOptions()
-    data: DataOptions = DataOptions()
-    draw: CalibrationOptions = CalibrationOptions()
-    methods: PassOptions = PassOptions()
-    start: StartOptions = StartOptions()
-    judge: JudgeOptions = JudgeOptions()
-    timing: TimingOptions = TimingOptions()
-    cache: CacheOptions = CacheOptions()
-    runtime: RuntimeOptions = RuntimeOptions()
-    images: ImageOptions = ImageOptions()
 
     def job(self) -> JobOptions:
         """What stays the same whatever the budget."""
