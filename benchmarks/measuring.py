@@ -17,7 +17,7 @@ import numpy as np
 import onnx_lowrank
 from benchmarks.figures import speedup_name
 from onnx_lowrank.latency.pairs import measure_latency
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.runtime.runtime import Runtime
 
 __all__ = [

@@ -10,7 +10,9 @@ from onnx_lowrank.engine.analyse import Analysis, analyse, timed_inference
 from onnx_lowrank.engine.job import JobOptions, begin
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.planning.timed_candidates import TimingOptions
-from onnx_lowrank.runtime.runtime import Feed, Runtime
+from onnx_lowrank.runtime.caches import CacheOptions
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.split import CalibrationOptions, DataOptions
 
 __all__ = ["prepared", "prepared_to_time"]
@@ -44,6 +46,7 @@ def _analysis(model: Path, calib: Any, samples: int | None, batch: int) -> Analy
         data=DataOptions(calib),
         draw=CalibrationOptions(samples),
         runtime=Runtime(threads=1),
-        timing=TimingOptions(batch, cache=""),
+        timing=TimingOptions(batch),
+        cache=CacheOptions(""),
     )
     return analyse(begin(model, options))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 
 from benchmarks.rows import Cell
-from onnx_lowrank.engine.options import DEFAULT_PASSES
+from onnx_lowrank.engine.option_groups import DEFAULT_PASSES
 
 __all__ = ["MODELS", "PARTS", "TIMED", "pruning_cell"]
 

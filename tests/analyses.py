@@ -9,6 +9,7 @@ from onnx_lowrank.engine.job import JobOptions, begin
 from onnx_lowrank.latency.timer import Timer
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.planning.timed_candidates import TimingOptions
+from onnx_lowrank.runtime.caches import CacheOptions
 from onnx_lowrank.samples.images import ImageOptions
 from onnx_lowrank.samples.split import CalibrationOptions, DataOptions, Samples, gather
 from tests import fixtures_models as fm
@@ -17,14 +18,20 @@ __all__ = ["analysis_of", "samples_of"]
 
 
 def analysis_of(
-    model: Any, passes: str, calib: Any, timer: Timer | None = None, **timing: Any
+    model: Any,
+    passes: str,
+    calib: Any,
+    timer: Timer | None = None,
+    cache: str | None = "",
+    **timing: Any,
 ) -> Analysis:
     """What one pass over ``calib`` says of a model, run on one thread and without a cache."""
     options = JobOptions(
         passes=parse_list(passes),
         data=DataOptions(calib),
         runtime=fm.ONE_THREAD,
-        timing=TimingOptions(**{"cache": "", **timing}),
+        timing=TimingOptions(**timing),
+        cache=CacheOptions(cache),
     )
     return analyse(begin(model, options, timer=timer))
 

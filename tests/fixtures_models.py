@@ -17,9 +17,13 @@ from onnx_lowrank.analysis.streaming import Streaming
 from onnx_lowrank.cli import main as cli
 from onnx_lowrank.engine.api import Result, compress
 from onnx_lowrank.latency.timer import RuntimeTimer
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile import model as model_module
+from onnx_lowrank.modelfile import saving
+from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.runtime.runtime import Feed, Runtime
+from onnx_lowrank.runtime import runtime as runtime_module
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.dataset import Dataset, input_specs, load_dataset
 from tests.scripted_timer import pair, taking
 
@@ -83,6 +87,19 @@ def classifier(
         helper.make_node("Gemm", ["r", "w2", "b2"], ["y"], name="second", transB=1),
     ]
     return build(nodes, {"x": [batch, width]}, {"y": [batch, classes]}, weights)
+
+
+def dressed() -> ModelProto:
+    """A model with something in every field that a tool could lose."""
+    proto = classifier()
+    proto.ir_version = 7
+    proto.producer_name, proto.producer_version = "maker", "1.2"
+    proto.domain, proto.model_version, proto.doc_string = "org.example", 3, "what it is"
+    proto.graph.doc_string = "the graph"
+    proto.graph.node[0].doc_string = "the node"
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    proto.metadata_props.add(key="labels", value="a,b")
+    return proto
 
 
 def classified(count: int, width: int = 64) -> tuple[AnyArray, AnyArray]:
@@ -150,6 +167,13 @@ def relative(new: AnyArray, reference: AnyArray) -> float:
 def without_clock(patch: pytest.MonkeyPatch, ratio: float = 0.5) -> None:
     """Let a command, which takes no timer, think that results take ``ratio`` of the time."""
     patch.setattr(RuntimeTimer, "models", lambda *_: (pair(ratio),))
+
+
+def shrink_limits(patch: pytest.MonkeyPatch, proto: int, piece: int) -> None:
+    """Let models of more than ``proto`` bytes be kept in files, and run in pieces of ``piece``."""
+    for module in (model_module, saving):
+        patch.setattr(module, "LARGEST_PROTO", proto)
+    patch.setattr(runtime_module, "PIECE", piece)
 
 
 def quick_compress(model: Path | ModelProto, **options: Any) -> Result:

@@ -14,7 +14,7 @@ from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.latency.probe import Place
 from onnx_lowrank.modelfile.model import Model
-from onnx_lowrank.runtime.runtime import Feed, Session
+from onnx_lowrank.runtime.session import Feed, Session
 
 __all__ = ["ScriptedSession", "ScriptedTimer", "by_workload", "pair", "taking"]
 

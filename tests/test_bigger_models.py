@@ -14,7 +14,8 @@ from onnx_lowrank.errors import GuardError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.layers.writer import apply_chain
-from onnx_lowrank.modelfile.model import load, save
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.saving import save
 from onnx_lowrank.passes import EmbeddingSvd
 from tests import fixtures_models as fm
 from tests.scripted_timer import taking

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from onnx_lowrank.engine.inspection import inspect
-from onnx_lowrank.engine.options import DEFAULT_PASSES
+from onnx_lowrank.engine.option_groups import DEFAULT_PASSES
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
-from onnx_lowrank.modelfile.model import Model, load
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.registry import parse_list
-from onnx_lowrank.runtime.runtime import Feed
+from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.dataset import input_specs
 from onnx_lowrank.samples.split import concrete_shape
 from tests import fixtures_models as fm

@@ -20,7 +20,7 @@ from benchmarks.nets import NETS
 from benchmarks.rows import Cell, Row
 from benchmarks.tables import accuracy, asked, figure, model, seconds, speedup
 from benchmarks.ways import WAYS, options_of
-from onnx_lowrank.engine.options import DEFAULT_PASSES
+from onnx_lowrank.engine.option_groups import DEFAULT_PASSES
 
 __all__ = ["COMMAND", "STEPS", "begin", "cells"]
 

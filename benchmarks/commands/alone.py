@@ -18,7 +18,7 @@ from benchmarks.nets import NETS, Net
 from benchmarks.prepared import prepared
 from benchmarks.rows import Cell, Row
 from benchmarks.tables import asked, figure, model, seconds, speedup
-from onnx_lowrank.engine.options import DEFAULT_PASSES
+from onnx_lowrank.engine.option_groups import DEFAULT_PASSES
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.registry import available

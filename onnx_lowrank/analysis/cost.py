@@ -32,7 +32,8 @@ from onnx_lowrank.graph.constant_folding import SHAPE_LIKE
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.modelfile.model import Model
-from onnx_lowrank.runtime.runtime import Feed, Runtime
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.session import Feed
 
 __all__ = [
     "Cost",

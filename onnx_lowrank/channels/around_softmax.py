@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_lowrank.channels.labels import first_output
-from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.nodes import Node
 
 __all__ = ["SCALES", "Seen", "around_softmax", "one_number"]
 

@@ -27,7 +27,8 @@ from onnx_lowrank.channels.atoms import IntArray
 from onnx_lowrank.channels.groups import follow
 from onnx_lowrank.channels.labels import Flow, Heads, UnknownOperatorError, first_output, varying
 from onnx_lowrank.channels.labels import label as node_label
-from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.layers import PlacedLayer
 
 __all__ = ["Attention", "Pair", "Projection", "find_attention", "one_channel_a_column"]

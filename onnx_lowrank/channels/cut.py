@@ -24,7 +24,8 @@ from onnx_lowrank.chains.state_geometry import StateGeometry
 from onnx_lowrank.channels.edits import EDITS, Cut, Mask, constant_operand
 from onnx_lowrank.channels.groups import ChannelGroup
 from onnx_lowrank.channels.labels import Flow, first_output
-from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.layers import PlacedLayer, find_layers, state_products
 from onnx_lowrank.layers.writer import apply_chain, set_states
 

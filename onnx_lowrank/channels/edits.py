@@ -19,7 +19,8 @@ from onnx_lowrank.channels.atoms import IntArray
 from onnx_lowrank.channels.labels import Dim, Flow, first_output, varying
 from onnx_lowrank.channels.moves import pads, slices
 from onnx_lowrank.channels.parts import part_read
-from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.layers import initial_zeros
 from onnx_lowrank.layers.layer import RECURRENT
 

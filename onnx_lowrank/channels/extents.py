@@ -15,7 +15,7 @@ import numpy.typing as npt
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnx_lowrank.channels.labels import Dim, Flow, first_output, label
-from onnx_lowrank.graph.graph import Node
+from onnx_lowrank.graph.nodes import Node
 
 __all__ = ["follow_extents"]
 

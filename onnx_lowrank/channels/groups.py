@@ -35,7 +35,8 @@ from onnx_lowrank.channels.labels import (
     varying,
 )
 from onnx_lowrank.channels.rules import JOINING, RULES
-from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.layers import PlacedLayer, find_layers, states_name
 from onnx_lowrank.layers.layer import RECURRENT
 

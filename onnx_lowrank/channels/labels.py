@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.channels.atoms import Atoms, IntArray
-from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.nodes import Node
 
 __all__ = [
     "Dim", "Flow", "Heads", "Operand", "UnknownOperatorError", "first_output", "integers", "joined",

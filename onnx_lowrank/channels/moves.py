@@ -21,7 +21,7 @@ from onnx_lowrank.channels.labels import (
     varying,
 )
 from onnx_lowrank.channels.parts import part_read, read_in_parts
-from onnx_lowrank.graph.graph import Node
+from onnx_lowrank.graph.nodes import Node
 
 __all__ = ["MOVES", "pads", "slices"]
 

@@ -27,7 +27,7 @@ from onnx_lowrank.channels.labels import (
     varying,
 )
 from onnx_lowrank.channels.moves import MOVES
-from onnx_lowrank.graph.graph import Node
+from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.layers.layer import RECURRENT
 
 __all__ = ["JOINING", "RULES"]

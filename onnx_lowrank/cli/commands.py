@@ -28,7 +28,9 @@ from onnx_lowrank.engine.select import SelectOptions, check_archive, select
 from onnx_lowrank.engine.validate import beyond, opened
 from onnx_lowrank.errors import BudgetError, OptionError, ValidationError
 from onnx_lowrank.judge.requirement import largest_loss
-from onnx_lowrank.modelfile.model import atomic_write, check_output, load
+from onnx_lowrank.modelfile.atomic_files import atomic_write
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.saving import check_output
 from onnx_lowrank.options import flag_of, from_keywords, keywords_from, options_of
 from onnx_lowrank.planning.plan import Plan
 from onnx_lowrank.planning.registry import available, pass_class

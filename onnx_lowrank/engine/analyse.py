@@ -42,8 +42,7 @@ from onnx_lowrank.pruning.remaining import remaining_moments
 from onnx_lowrank.pruning.shared_budget import Shared
 from onnx_lowrank.pruning.weighing import Halves, divergence_of_halves, measured_weights
 from onnx_lowrank.refit.sensitivity import samples_to_weigh
-from onnx_lowrank.runtime.machine import cache_folder
-from onnx_lowrank.runtime.runtime import Feed
+from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.dataset import Dataset
 
 __all__ = [
@@ -311,7 +310,7 @@ def _measured(
     found = prepare(
         model, job.samples, Streaming(job.tools.runtime, job.seed, job.tools.progress), refuse,
         every_shape=job.passes.cutting is not None,
-        cache=cache_folder(job.tools.timing.cache, "moments"), known=known,
+        cache=job.tools.cache.folder("moments"), known=known,
     )  # fmt: skip
     if found.unfinished is not None:
         memo.unfinished.append(found.unfinished)

@@ -48,7 +48,9 @@ from onnx_lowrank.engine.take_back import without_slow_chains
 from onnx_lowrank.engine.tell import tell
 from onnx_lowrank.judge.requirement import GUARDED, NEARLY_ALL, Requirement
 from onnx_lowrank.latency.timer import Timer
-from onnx_lowrank.modelfile.model import Model, load, save
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.modelfile.saving import save
 from onnx_lowrank.options import documented, from_keywords
 from onnx_lowrank.planning.plan import Plan
 from onnx_lowrank.planning.registry import parse_list
@@ -226,6 +228,7 @@ def apply(
         images=options.images,
         runtime=options.runtime.runtime(),
         timing=options.timing,
+        cache=options.cache,
         skipped=skipped,
         repair=plan.repair,
         simplify=options.start.simplify,

@@ -28,7 +28,8 @@ from onnx_lowrank.engine.options import CurvesOptions
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
-from onnx_lowrank.modelfile.model import Model, load
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.options import documented, from_keywords
 from onnx_lowrank.passkit.runner import canonicalise
 from onnx_lowrank.planning.candidates import Candidate

@@ -9,15 +9,16 @@ import onnx
 
 from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
 from onnx_lowrank.channels.attention import find_attention
-from onnx_lowrank.engine.options import DEFAULT_PASSES
+from onnx_lowrank.engine.option_groups import DEFAULT_PASSES
 from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer, find_layers
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.passkit.base import Factorization, Skip
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.report.inspection import AttentionInfo, Inspection, LayerInfo
-from onnx_lowrank.runtime.runtime import Feed, Runtime
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.dataset import input_specs
 from onnx_lowrank.samples.split import made_up
 

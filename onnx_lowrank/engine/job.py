@@ -13,12 +13,14 @@ from onnx_lowrank.judge.requirement import GUARDED
 from onnx_lowrank.judge.validation import check_classes
 from onnx_lowrank.latency.table import LatencyTable
 from onnx_lowrank.latency.timer import RuntimeTimer, Timer
-from onnx_lowrank.modelfile.model import Model, load
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR, check_repair
 from onnx_lowrank.planning.registry import Passes
 from onnx_lowrank.planning.timed_candidates import TimingOptions, latency_table
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.report.simplified import Simplified
+from onnx_lowrank.runtime.caches import CacheOptions
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.images import ImageOptions
 from onnx_lowrank.samples.split import CalibrationOptions, DataOptions, Samples, gather
@@ -36,7 +38,8 @@ class JobOptions:
         draw: which samples are drawn, and the seed of all draws.
         images: how pictures become inputs.
         runtime: that models are run in, and that latency counts in.
-        timing: how latency is measured, and where the cache is.
+        timing: how latency is measured.
+        cache: where times and unfinished moments are kept.
         include: globs of layer names; only these layers are touched.
         exclude: globs of layer names; these layers are not touched.
         skipped: layers that are not touched, by name, with the reason.
@@ -57,6 +60,7 @@ class JobOptions:
     images: ImageOptions = ImageOptions()
     runtime: Runtime = field(default_factory=Runtime)
     timing: TimingOptions = field(default_factory=TimingOptions)
+    cache: CacheOptions = field(default_factory=CacheOptions)
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
@@ -81,6 +85,7 @@ class Tools:
     Attributes:
         runtime: that models are run in.
         timing: how latency is measured.
+        cache: where times and unfinished moments are kept.
         timer: takes all times; a test has one whose times are written down.
         progress: told of each step.
         stopwatch: wall time of each step, for the report.
@@ -88,13 +93,15 @@ class Tools:
 
     runtime: Runtime
     timing: TimingOptions
+    cache: CacheOptions
     timer: Timer
     progress: Progress
     stopwatch: Stopwatch
 
     def latency_table(self) -> LatencyTable:
         """An empty table of times of layers and chains."""
-        return latency_table(self.timer, self.runtime, self.timing, self.progress)
+        folder = self.cache.folder("latency")
+        return latency_table(self.timer, self.runtime, self.timing, folder, self.progress)
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,7 @@ def begin(
     tools = Tools(
         options.runtime,
         options.timing,
+        options.cache,
         timer or RuntimeTimer(options.runtime),
         progress or Progress(),
         Stopwatch(),

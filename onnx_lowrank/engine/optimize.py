@@ -13,7 +13,8 @@ from onnx_lowrank.engine.api import AnyModel, Result, compress
 from onnx_lowrank.engine.options import CompressOptions
 from onnx_lowrank.errors import BudgetError, GuardError, OptionError
 from onnx_lowrank.latency.timer import Timer
-from onnx_lowrank.modelfile.model import Model, load
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.options import documented, from_keywords
 from onnx_lowrank.progress import Progress
 

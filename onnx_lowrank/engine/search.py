@@ -28,6 +28,7 @@ from onnx_lowrank.judge.judge import AS_FOUND, Judging
 from onnx_lowrank.judge.labels import refuse_doubt
 from onnx_lowrank.judge.requirement import Requirement, Score
 from onnx_lowrank.judge.scorer import Scorer
+from onnx_lowrank.judge.scoring import scorer_for
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.planning.countable import check_countable
 from onnx_lowrank.planning.notes import SearchResult
@@ -238,7 +239,7 @@ def judges_on(
     """
 
     def judge(part: Dataset, expected: bool) -> Scorer:
-        return Scorer(source, part, runtime, requirement, size, expected, judging)
+        return scorer_for(requirement, source, part, runtime, size, expected, judging)
 
     # chance must not lead the search astray; the labels have the last word
     expectable = requirement.kind == "drop" and requirement.metric is None

@@ -13,12 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnx_lowrank.engine.options import RuntimeOptions
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.modelfile.array_store import ArrayStore
-from onnx_lowrank.modelfile.model import Model, atomic_write, check_output, load
+from onnx_lowrank.modelfile.atomic_files import atomic_write
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.modelfile.saving import check_output
 from onnx_lowrank.options import documented, from_keywords, option
 from onnx_lowrank.progress import Progress
+from onnx_lowrank.runtime.options import RuntimeOptions
 from onnx_lowrank.samples.archives import npz_keys, read_npz
 from onnx_lowrank.samples.dataset import Dataset, input_specs, load_dataset
 from onnx_lowrank.samples.features import Features, features_of_inputs, features_of_model

@@ -11,7 +11,7 @@ from onnx_lowrank.engine.build import build
 from onnx_lowrank.engine.tell import tell
 from onnx_lowrank.engine.timed_plan import plan_for
 from onnx_lowrank.errors import BudgetError, OptionError
-from onnx_lowrank.modelfile.model import save
+from onnx_lowrank.modelfile.saving import save
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.report.sweep import Point, Sweep, point_of, with_front
 

@@ -20,7 +20,8 @@ from onnx_lowrank.judge.judge import Judging
 from onnx_lowrank.judge.requirement import largest_loss
 from onnx_lowrank.judge.validation import validate_models
 from onnx_lowrank.latency.timer import RuntimeTimer, Timer
-from onnx_lowrank.modelfile.model import Model, load
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.options import documented, from_keywords
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.report.check import Basis, Check

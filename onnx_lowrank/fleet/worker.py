@@ -25,7 +25,8 @@ from onnx_lowrank.engine.optimize import Unchanged, compress_or_leave
 from onnx_lowrank.errors import LowRankError
 from onnx_lowrank.fleet.outcome import INTERNAL, REFUSED, Outcome, over_memory
 from onnx_lowrank.fleet.tasks import as_keywords
-from onnx_lowrank.modelfile.model import atomic_write, save
+from onnx_lowrank.modelfile.atomic_files import atomic_write
+from onnx_lowrank.modelfile.saving import save
 from onnx_lowrank.report.check import as_text
 from onnx_lowrank.report.page import page
 

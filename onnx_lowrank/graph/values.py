@@ -14,7 +14,8 @@ import onnx
 from onnx import TensorProto, TypeProto, shape_inference
 
 from onnx_lowrank.graph.constant_folding import SHAPE_LIKE
-from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.modelfile.model import Model
 
 __all__ = ["DataShapes", "before", "data_shapes", "no_tensors", "value_types"]

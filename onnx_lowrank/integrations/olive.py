@@ -34,7 +34,7 @@ from olive.passes.pass_config import BasePassConfig, PassConfigParam
 from onnx_lowrank.engine.api import compress
 from onnx_lowrank.engine.options import CompressOptions
 from onnx_lowrank.errors import DataError, OptionError
-from onnx_lowrank.modelfile.model import atomic_write
+from onnx_lowrank.modelfile.atomic_files import atomic_write
 from onnx_lowrank.options import flag_of, options_of
 from onnx_lowrank.samples.archives import npz_keys
 

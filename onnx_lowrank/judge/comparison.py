@@ -15,7 +15,7 @@ from onnx_lowrank.judge.measures import Figures, Scale, changes, divergences, fi
 from onnx_lowrank.judge.readings import Reading
 from onnx_lowrank.judge.verdict import Estimate, ReadingVerdict, Verdict, estimated, verdict_on
 from onnx_lowrank.runtime.outputs import Values
-from onnx_lowrank.runtime.runtime import Feed
+from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.user_code import user_code
 
 __all__ = ["Comparison", "Loss", "Pair"]

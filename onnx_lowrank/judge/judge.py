@@ -23,7 +23,8 @@ from onnx_lowrank.judge.structure import structures_of
 from onnx_lowrank.judge.verdict import Verdict
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.runtime.outputs import Values, is_float
-from onnx_lowrank.runtime.runtime import Feed, Runtime, Session
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.session import Feed, Session
 from onnx_lowrank.samples.dataset import Dataset
 
 __all__ = ["AS_FOUND", "Judge", "Judging"]

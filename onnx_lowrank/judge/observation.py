@@ -17,7 +17,8 @@ from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.graph.values import DataShapes, before, data_shapes, no_tensors
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.runtime.outputs import Array, arrays_of, difference, is_float
-from onnx_lowrank.runtime.runtime import Feed, Runtime, Session
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.session import Feed, Session
 from onnx_lowrank.samples.dataset import Dataset
 
 __all__ = ["Observer", "by_sample", "each_sample"]

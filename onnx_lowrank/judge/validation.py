@@ -24,7 +24,8 @@ from onnx_lowrank.runtime.outputs import (
     is_float,
     scores_in,
 )
-from onnx_lowrank.runtime.runtime import Feed, Runtime
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.dataset import (
     Dataset,
 )

@@ -18,7 +18,8 @@ import numpy as np
 
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.modelfile.model import Model
-from onnx_lowrank.runtime.runtime import Feed, Runtime
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.session import Feed
 
 __all__ = ["beside_products", "layer_times", "operator_times"]
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_lowrank.modelfile.model import Model
-from onnx_lowrank.runtime.runtime import Feed, Runtime, Session
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.session import Feed, Session
 
 __all__ = ["Latency", "LatencyPair", "interleaved_latency", "measure_latency"]
 

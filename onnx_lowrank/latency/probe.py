@@ -29,11 +29,12 @@ from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.chains.protocol import Step
 from onnx_lowrank.chains.special_stages import Branches, Select, TensorTrainStep
-from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.layers import PlacedLayer, destination, find_layers
 from onnx_lowrank.layers.writer import apply_chain
 from onnx_lowrank.modelfile.model import Model
-from onnx_lowrank.runtime.runtime import Feed
+from onnx_lowrank.runtime.session import Feed
 
 __all__ = ["Place", "chain_key", "place_of", "probe"]
 

@@ -25,7 +25,7 @@ from onnx_lowrank.latency.probe import Place, chain_key
 from onnx_lowrank.latency.timer import Timer
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.runtime.runtime import Feed
+from onnx_lowrank.runtime.session import Feed
 
 __all__ = [
     "Coverage",

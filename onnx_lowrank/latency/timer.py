@@ -25,7 +25,8 @@ from onnx_lowrank.errors import ModelError
 from onnx_lowrank.latency.pairs import LatencyPair, measure_latency
 from onnx_lowrank.latency.probe import Place, probe
 from onnx_lowrank.modelfile.model import Model
-from onnx_lowrank.runtime.runtime import Feed, Runtime, Session
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.session import Feed, Session
 
 __all__ = ["RuntimeTimer", "Timer"]
 

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.chains.geometry import ConvGeometry
-from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.layers.layer import Layer
 from onnx_lowrank.layers.operands import NotLinear, constant_of, operand_name, weight_of
 from onnx_lowrank.layers.placed import PlacedLayer

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from onnx_lowrank.errors import ModelError
-from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.layers.convolutions import convolution
 from onnx_lowrank.layers.layer import LOOKUP, RECURRENT
 from onnx_lowrank.layers.lookups import looks_up, lookup

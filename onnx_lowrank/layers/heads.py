@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeAlias
 
-from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.layers.placed import PlacedLayer
 
 __all__ = ["Head", "find_heads"]

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.chains.lookup_geometry import LookupGeometry
-from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.layers.layer import LOOKUP, Layer
 from onnx_lowrank.layers.operands import FLOATS, NotLinear, constant_of, refuse_quantized, weight_of
 from onnx_lowrank.layers.placed import PlacedLayer

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from onnx_lowrank.chains.chain import Stage
 from onnx_lowrank.chains.geometry import ConvGeometry, LinearGeometry
-from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.layers.layer import Layer
 
 __all__ = ["Destination", "Ineligible", "PlacedLayer", "destination"]

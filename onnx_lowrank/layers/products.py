@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.chains.geometry import LinearGeometry
-from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.layers.layer import Layer
 from onnx_lowrank.layers.operands import (
     NotLinear,

@@ -15,7 +15,8 @@ from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.chains.lookup_geometry import LookupGeometry
 from onnx_lowrank.chains.protocol import Step
 from onnx_lowrank.chains.special_stages import Branches, Select, TensorTrainStep
-from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.layers.layer import LOOKUP
 from onnx_lowrank.layers.stored import flat, stored, weight_position

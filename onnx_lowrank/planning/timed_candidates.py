@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 from onnx_lowrank.analysis.preparation import Prepared
@@ -19,8 +19,9 @@ from onnx_lowrank.options import OptionGroup, option
 from onnx_lowrank.planning.candidates import Candidate, Choice, reweighed, without_chains
 from onnx_lowrank.planning.proposals import Proposals
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.runtime.machine import cache_folder, machine
-from onnx_lowrank.runtime.runtime import Feed, Runtime
+from onnx_lowrank.runtime.machine import machine
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.session import Feed
 
 __all__ = ["Timed", "TimingOptions", "latency_table", "losers", "timed_choices"]
 
@@ -33,7 +34,7 @@ _DOMINATED = 0.9
 
 @dataclass(frozen=True)
 class TimingOptions(OptionGroup):
-    """How latency is measured, and where measured times are kept."""
+    """How latency is measured."""
 
     title: ClassVar[str] = "latency"
 
@@ -42,12 +43,6 @@ class TimingOptions(OptionGroup):
         120.0,
         "Seconds to measure chains for, about, where a target is on latency.",
         metavar="S",
-    )
-    cache: str | os.PathLike[str] | None = option(
-        None,
-        "Folder where measured times are kept, and what an interrupted run goes on from; '' for "
-        "none. By default the user's own.",
-        metavar="FOLDER",
     )
 
     def __post_init__(self) -> None:
@@ -84,17 +79,21 @@ class Timed:
 
 
 def latency_table(
-    timer: Timer, runtime: Runtime, options: TimingOptions, progress: Progress
+    timer: Timer,
+    runtime: Runtime,
+    options: TimingOptions,
+    folder: Path | None,
+    progress: Progress,
 ) -> LatencyTable:
     """Make an empty table of times that looks up earlier times on disk.
 
     Args:
         timer: measures the times.
         runtime: the runtime that is measured; each has its own file on disk.
-        options: how long to measure, and where times are kept between runs.
+        options: how long to measure.
+        folder: where times are kept between runs; None for nowhere.
         progress: receives one step for each chain.
     """
-    folder = cache_folder(options.cache, "latency")
     cache = None if folder is None else LatencyCache(folder, machine(runtime))
     return LatencyTable(timer, limit=options.timing_limit, cache=cache, progress=progress)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lowrank.errors import OptionError
-from onnx_lowrank.modelfile.model import atomic_write
+from onnx_lowrank.modelfile.atomic_files import atomic_write
 
 __all__ = ["Line", "Mark", "check_picture", "draw_curves", "draw_sweep"]
 

@@ -1,4 +1,4 @@
-"""The machine's identity, and the folder of caches that later runs may use."""
+"""The machine's identity."""
 
 from __future__ import annotations
 
@@ -11,31 +11,15 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
-import platformdirs
-
 from onnx_lowrank.runtime.runtime import Runtime
 
-__all__ = ["cache_folder", "machine", "surroundings"]
+__all__ = ["machine", "surroundings"]
 
 #: lines of /proc/cpuinfo that tell processors apart, as a virtual one may have no name
 _CPU_FIELDS = (
     "model name", "cpu family", "model", "stepping", "flags",
     "CPU implementer", "CPU part", "CPU variant", "Features", "Hardware",
 )  # fmt: skip
-
-
-def cache_folder(named: str | os.PathLike[str] | None, kind: str) -> Path | None:
-    """Return the folder of one kind of cache, or None where there is to be no cache.
-
-    Args:
-        named: the folder of all caches as the user named it; None for the usual place of this
-            system, the empty string for no cache.
-        kind: ``latency`` or ``moments``.
-    """
-    if named == "":
-        return None
-    root = platformdirs.user_cache_path("onnx-lowrank", appauthor=False) if named is None else named
-    return Path(root) / kind
 
 
 def machine(runtime: Runtime) -> dict[str, str]:

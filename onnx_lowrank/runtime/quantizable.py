@@ -23,7 +23,7 @@ from onnx import TensorProto, shape_inference, version_converter
 from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.modelfile.model import Model
-from onnx_lowrank.runtime.runtime import Feed
+from onnx_lowrank.runtime.session import Feed
 
 __all__ = [
     "LAYERS",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.modelfile.checks import tensor_bytes
 from onnx_lowrank.modelfile.external_data import place
 from onnx_lowrank.modelfile.model import Model

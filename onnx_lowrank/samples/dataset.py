@@ -21,7 +21,7 @@ import onnx
 from onnx_lowrank.errors import DataError, ModelError, OptionError
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.option_values import check_count
-from onnx_lowrank.runtime.runtime import Feed
+from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.archives import npz_keys
 from onnx_lowrank.samples.feeds import Column, InputSpec
 from onnx_lowrank.samples.images import ImageOptions, Picture

@@ -22,7 +22,8 @@ from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers.finder import find_layers
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.runtime.runtime import Feed, Runtime
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.dataset import Dataset
 
 __all__ = ["WIDTH", "Features", "features_of_inputs", "features_of_model"]

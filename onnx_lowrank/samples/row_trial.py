@@ -20,7 +20,8 @@ from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.runtime.outputs import Array, arrays_of
-from onnx_lowrank.runtime.runtime import Feed, Runtime, Session
+from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.session import Feed, Session
 from onnx_lowrank.samples.feeds import is_float
 
 __all__ = ["Finding", "RowTrial"]

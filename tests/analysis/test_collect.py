@@ -18,7 +18,7 @@ from onnx_lowrank.analysis.streaming import Streaming
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer, find_layers
 from onnx_lowrank.modelfile.array_store import Slot
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.samples.dataset import Dataset
 from tests import fixtures_models as fm

@@ -12,7 +12,7 @@ from onnx_lowrank.analysis.cost import layer_cost, model_cost, tensor_shapes
 from onnx_lowrank.analysis.counting import count
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from tests import fixtures_models as fm
 
 Shape = list[int | str]

@@ -13,7 +13,8 @@ from onnx_lowrank.analysis.cost import model_cost, tensor_shapes
 from onnx_lowrank.analysis.counting import Counts, Uncounted, count
 from onnx_lowrank.analysis.einsum_macs import einsum_macs
 from onnx_lowrank.analysis.mac_formulas import MICROSOFT
-from onnx_lowrank.modelfile.model import Model, load
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.model import Model
 from tests import fixtures_models as fm
 
 Shapes = dict[str, tuple[int, ...]]

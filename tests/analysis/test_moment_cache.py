@@ -19,7 +19,7 @@ from onnx_lowrank.analysis.moment_cache import MomentCache
 from onnx_lowrank.analysis.streaming import Streaming
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.progress import Progress
 from tests import fixtures_models as fm
 

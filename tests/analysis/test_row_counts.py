@@ -15,7 +15,7 @@ from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.linalg.row_shares import row_shares
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.planning.sharing import pooled
 from onnx_lowrank.samples.dataset import Dataset
 from tests import fixtures_models as fm

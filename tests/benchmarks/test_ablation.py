@@ -18,7 +18,7 @@ from benchmarks.nets import NETS
 from benchmarks.rows import Row
 from benchmarks.tables import line
 from benchmarks.ways import WAYS, options_of
-from onnx_lowrank.engine.options import DEFAULT_PASSES
+from onnx_lowrank.engine.option_groups import DEFAULT_PASSES
 from onnx_lowrank.planning.refit_modes import REPAIRS
 from onnx_lowrank.planning.registry import parse_list
 from tests import fixtures_models as fm

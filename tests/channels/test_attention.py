@@ -13,7 +13,7 @@ from onnx_lowrank.channels.attention import Attention, Pair, find_attention, one
 from onnx_lowrank.channels.groups import find_channel_groups
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from tests import fixtures_models as fm
 from tests.fixtures_attention import FORMS, Form, attention
 

@@ -9,8 +9,8 @@ import pytest
 
 from onnx_lowrank.cli import commands as cli_commands
 from onnx_lowrank.cli import main as cli
-from onnx_lowrank.engine.options import KeepOptions
 from onnx_lowrank.errors import ModelError
+from onnx_lowrank.judge.options import KeepOptions
 from tests import fixtures_models as fm
 
 Capture = pytest.CaptureFixture[str]

@@ -14,15 +14,13 @@ from onnx_lowrank.engine.api import Result, apply, plan
 from onnx_lowrank.engine.build import build
 from onnx_lowrank.engine.curves import curves
 from onnx_lowrank.engine.inspection import inspect
-from onnx_lowrank.engine.options import DEFAULT_PASSES
+from onnx_lowrank.engine.option_groups import DEFAULT_PASSES
 from onnx_lowrank.engine.plan_once import plan_once
 from onnx_lowrank.errors import BudgetError
-from onnx_lowrank.modelfile import model as model_module
 from onnx_lowrank.planning.plan import Decision, Plan
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.refit.sensitivity import losses_of_layers
-from onnx_lowrank.runtime import runtime as runtime_module
 from tests import fixtures_models as fm
 from tests.analyses import analysis_of
 from tests.fixtures_text import ROWS, WIDTH, readings, text_net
@@ -172,8 +170,7 @@ def test_a_table_in_another_file(
     """As models have that are too large for one file, and for one session."""
     inside = compressed("params=0.4")
     if large:
-        monkeypatch.setattr(model_module, "LARGEST_PROTO", 12_000)
-        monkeypatch.setattr(runtime_module, "PIECE", 8_000)
+        fm.shrink_limits(monkeypatch, 12_000, 8_000)
     path = fm.external(tmp_path, NET)
     before = (tmp_path / "weights.bin").read_bytes()
     result = compressed("params=0.4", path)

@@ -15,7 +15,7 @@ from onnx_lowrank.engine.api import Result, apply
 from onnx_lowrank.engine.int8 import within
 from onnx_lowrank.errors import DataError, GuardError, OptionError
 from onnx_lowrank.judge.judge import Judge
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.planning.notes import InInt8
 from onnx_lowrank.runtime.quantizable import MODES, Mode, made_ready
 from onnx_lowrank.runtime.quantizer import quantized

@@ -15,7 +15,7 @@ from onnx_lowrank.engine import rounds, shares
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.judge.judge import Judge
 from onnx_lowrank.layers import find_layers
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.refit.sensitivity import Measured, Repaired, measured_factors, samples_to_weigh
 from onnx_lowrank.runtime.runtime import Runtime

@@ -12,7 +12,8 @@ from onnx import helper
 from onnx_lowrank.engine.search import FIRST, LEAST, MORE, STEPS, Found, judges_on, search
 from onnx_lowrank.errors import BudgetError, DataError, OptionError
 from onnx_lowrank.judge.requirement import Requirement
-from onnx_lowrank.modelfile.model import Model, load
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.report.wording import worded

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from onnx_lowrank.engine.api import sweep
-from onnx_lowrank.engine.options import DEFAULT_RATIOS
+from onnx_lowrank.engine.option_groups import DEFAULT_RATIOS
 from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.report.sweep import Point, Sweep, fronts

@@ -7,7 +7,8 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
-from onnx_lowrank.graph.graph import Graph, Node
+from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.modelfile.model import Model
 from tests.support import AnyArray, checked, graph_of, make_model, relative, rng, run
 
@@ -192,29 +193,6 @@ def test_set_constant_changes_our_own_values_only() -> None:
         graph.set_constant("w", W)
 
 
-def chain_model(ir: int = 8) -> ModelProto:
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["a"], name="one"),
-        helper.make_node("Relu", ["a"], ["b"], name="two"),
-        helper.make_node("Add", ["b", "bias"], ["c"], name="three"),
-        helper.make_node("Neg", ["a"], ["d"], name="four"),
-    ]
-    weights = {"w": W, "bias": np.ones(4, np.float32)}
-    inputs = {"x": [2, 3], "w": [3, 4], "bias": [4]} if ir < 4 else {"x": [2, 3]}
-    return make_model(nodes, inputs, ["c", "d"], weights, opset=9 if ir < 4 else 17, ir=ir)
-
-
-@pytest.mark.parametrize("ir", [3, 8])
-def test_extract_cuts_between_tensors(ir: int) -> None:
-    proto = chain_model(ir)
-    part = graph_of(proto).extract({"a": TensorProto.FLOAT}, ["c", "a"]).proto
-    assert [n.name for n in part.graph.node] == ["two", "three"]
-    assert names(part) == {"bias"}
-    assert [i.name for i in part.graph.input] == (["a", "bias"] if ir < 4 else ["a"])
-    a = rng(2).normal(size=(5, 4)).astype(np.float32)
-    assert relative(np.maximum(a, 0) + 1, run(part, {"a": a})["c"]) < 1e-6
-
-
 def test_extract_of_all_outputs_is_the_model() -> None:
     proto = conditional()
     part = graph_of(proto).extract({"x": TensorProto.FLOAT}, ["y", "z"]).proto
@@ -233,15 +211,6 @@ def test_extract_reads_edited_weights_and_what_subgraphs_capture() -> None:
     inner = graph.extract({"x": TensorProto.FLOAT, "y": TensorProto.FLOAT}, ["z"]).proto
     assert names(inner) == {"w", "c"}
     assert {i.name for i in inner.graph.input} == {"x", "y"}
-
-
-def test_walks() -> None:
-    graph = graph_of(chain_model())
-    assert graph.ancestors(["c"]) == {"a", "b", "c"}
-    assert graph.ancestors(["c"], stop=["a"]) == {"b", "c"}
-    assert graph.reads_between(["a"], ["c"]) == {"a", "b", "bias"}
-    assert graph.reads_between([], ["d"]) == {"x", "w", "a"}
-    assert [n.name for n in graph.consumers("a")] == ["two", "four"]
 
 
 def test_a_second_edit_starts_from_the_first() -> None:

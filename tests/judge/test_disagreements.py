@@ -9,7 +9,7 @@ from onnx import ModelProto, numpy_helper
 
 from onnx_lowrank.judge.judge import Judge, Judging
 from onnx_lowrank.judge.validation import validate_models
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from tests import fixtures_models as fm
 
 X, LABELS = fm.classified(60)

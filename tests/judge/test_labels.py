@@ -17,8 +17,8 @@ from onnx_lowrank.engine.validate import validate
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.judge.labels import class_ids, doubt, refuse_doubt
 from onnx_lowrank.judge.requirement import Requirement
-from onnx_lowrank.judge.scorer import Scorer
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.judge.scoring import scorer_for
+from onnx_lowrank.modelfile.loading import load
 from tests import fixtures_models as fm
 
 Array = npt.NDArray[Any]
@@ -183,7 +183,7 @@ def judged(labels: Any, metric: Any) -> float:
     proto = fm.classifier()
     data = fm.dataset(proto, {"x": X} if labels is None else {"x": X, "labels": labels})
     requirement = Requirement("drop", 0.1, metric)
-    return Scorer(load(proto), data, fm.ONE_THREAD, requirement, 64).score(load(proto)).value
+    return scorer_for(requirement, load(proto), data, fm.ONE_THREAD, 64).score(load(proto)).value
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -4,7 +4,7 @@ from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.latency.probe import place_of, probe
 from onnx_lowrank.layers import find_layers
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.passes import EmbeddingSvd
 from tests import fixtures_models as fm
 from tests.fixtures_text import ROWS, looked_up, table

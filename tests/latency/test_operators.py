@@ -9,7 +9,8 @@ from onnx import helper
 
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.latency.operators import beside_products, layer_times, operator_times
-from onnx_lowrank.modelfile.model import Model, load
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.model import Model
 from tests import fixtures_models as fm
 
 

@@ -5,8 +5,8 @@ import pytest
 from onnx import helper
 
 from onnx_lowrank.latency.pairs import interleaved_latency, measure_latency
-from onnx_lowrank.modelfile.model import load
-from onnx_lowrank.runtime.runtime import Feed
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.runtime.session import Feed
 from tests import fixtures_models as fm
 from tests.scripted_timer import ScriptedSession
 

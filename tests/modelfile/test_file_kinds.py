@@ -16,7 +16,7 @@ import pytest
 from onnx_lowrank.cli import main as cli
 from onnx_lowrank.errors import DataError, ModelError
 from onnx_lowrank.modelfile.file_kinds import other_kind
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from tests import fixtures_models as fm
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 9\n"

@@ -13,7 +13,7 @@ from onnx import ModelProto
 from onnx_lowrank.analysis.moments import Moments, relative_error
 from onnx_lowrank.chains.chain import Stage
 from onnx_lowrank.chains.geometry import ConvGeometry
-from onnx_lowrank.engine.options import DEFAULT_PASSES
+from onnx_lowrank.engine.option_groups import DEFAULT_PASSES
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.linalg.cp import cp_compose
 from onnx_lowrank.passes import Cp

@@ -16,7 +16,7 @@ from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.errors import OptionError, PassError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Layer, find_layers
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.passes import FoldBatchnorm, PruneChannels, Svd
 from onnx_lowrank.passkit.base import Edit, Rewrite, Skip
 from onnx_lowrank.passkit.channel_selection import Selection

@@ -9,11 +9,11 @@ from onnx import ModelProto, helper
 
 from onnx_lowrank.analysis.cost import tensor_shapes
 from onnx_lowrank.analysis.moments import Moments, response_error
-from onnx_lowrank.engine.options import DEFAULT_PASSES
+from onnx_lowrank.engine.option_groups import DEFAULT_PASSES
 from onnx_lowrank.errors import PlanError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer, find_layers
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.candidates import Candidate
 from onnx_lowrank.planning.proposals import Proposals, cut_candidate, make_choices

@@ -12,7 +12,7 @@ from onnx_lowrank.analysis.cost import model_cost, other_cost
 from onnx_lowrank.analysis.preparation import prepare
 from onnx_lowrank.analysis.time_model import BLOCK, MOVED
 from onnx_lowrank.engine.analyse import cut
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.pruning.costs import TILE, Costs
 from onnx_lowrank.pruning.greedy import Removable
 from onnx_lowrank.pruning.prunable import find_prunables

@@ -10,7 +10,8 @@ from onnx_lowrank.analysis.preparation import measured_shapes, prepare
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer
-from onnx_lowrank.modelfile.model import Model, load
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.passkit.base import Factorization, Pruning
 from onnx_lowrank.planning.candidates import Choice
 from onnx_lowrank.planning.proposals import make_choices

@@ -13,7 +13,7 @@ from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.refit import behind_relu as refit_relu
 from onnx_lowrank.refit.behind_relu import DrawnRows, ceiling_behind, fitted_behind_relu
 from onnx_lowrank.refit.refit import Refit

@@ -15,7 +15,8 @@ from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Destination, Layer, find_layers
 from onnx_lowrank.layers.writer import apply_chain
-from onnx_lowrank.modelfile.model import Model, load
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.planning.candidates import Candidate
 from onnx_lowrank.planning.proposals import cut_candidate
 from onnx_lowrank.planning.registry import parse_list

@@ -14,7 +14,7 @@ from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.layers.writer import apply_chain
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.refit.regression import RIDGES, Regression, best_ridge
 from onnx_lowrank.refit.shared import Batch, shared_tasks
 from onnx_lowrank.refit.task import Task

@@ -11,7 +11,8 @@ from onnx_lowrank.channels.cut import Remains
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.layers.writer import Written, apply_chain
-from onnx_lowrank.modelfile.model import Model, load
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.planning.plan import Decision
 from onnx_lowrank.planning.proposals import cut_candidate
 from onnx_lowrank.planning.registry import parse_list

@@ -16,7 +16,9 @@ import pytest
 
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.modelfile import atomic_files as files
-from onnx_lowrank.modelfile.model import atomic_write, load, save
+from onnx_lowrank.modelfile.atomic_files import atomic_write
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.saving import save
 from tests import fixtures_models as fm
 from tests.conftest import Count
 
@@ -117,7 +119,8 @@ def test_kill_at_random(times: int, tmp_path: Path, count: Count) -> None:
 #: writes a model with external data over one of other weights, and is killed at the n-th call
 KILLED_WHILE_WRITING = """
 import os, signal, sys
-from onnx_lowrank.modelfile.model import load, save
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.saving import save
 calls = 0
 def deadly(function):
     def call(*args, **kwargs):
@@ -193,7 +196,8 @@ def test_only_our_left_overs_are_swept(tmp_path: Path) -> None:
 SAVE = """
 import resource, sys
 from onnx_lowrank.errors import LowRankError
-from onnx_lowrank.modelfile.model import load, save
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.saving import save
 source, room = load(sys.argv[1]), int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
 try:

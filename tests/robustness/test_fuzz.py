@@ -21,7 +21,8 @@ from onnx_lowrank.engine.inspection import inspect
 from onnx_lowrank.errors import DataError, ModelError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
-from onnx_lowrank.modelfile.model import load, save
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.saving import save
 from onnx_lowrank.samples.dataset import ImageOptions, InputSpec, load_dataset
 from tests.conftest import Count
 from tests.robustness.victims import floats, mutated_bytes, mutated_fields, victim

@@ -17,7 +17,8 @@ from onnx_lowrank.engine.api import compress
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
-from onnx_lowrank.modelfile.model import load, save
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.saving import save
 from tests import fixtures_models as fm
 from tests.robustness.victims import floats, memory_below
 

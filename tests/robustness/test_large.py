@@ -21,13 +21,12 @@ from onnx_lowrank.engine.inspection import inspect
 from onnx_lowrank.engine.validate import validate
 from onnx_lowrank.errors import ModelError, OptionError
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.modelfile import model as model_module
+from onnx_lowrank.modelfile import loading
 from onnx_lowrank.modelfile.external_data import Place, layout, place, refer
-from onnx_lowrank.modelfile.model import Model, check_output, load, save
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.saving import check_output, save
 from onnx_lowrank.modelfile.scratch import Scratch
-from onnx_lowrank.runtime import runtime as runtime_module
 from onnx_lowrank.runtime.runtime import Runtime
-from onnx_lowrank.runtime.segments import pieces
 from tests import fixtures_models as fm
 from tests.robustness.victims import floats
 
@@ -96,8 +95,7 @@ LAYOUTS: dict[str, tuple[Callable[[str], str], set[str]]] = {
 def in_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """With True, models count as too large for one protobuf from 12 kB on."""
     if request.param:
-        monkeypatch.setattr(model_module, "LARGEST_PROTO", 12_000)
-        monkeypatch.setattr(runtime_module, "PIECE", 8_000)
+        fm.shrink_limits(monkeypatch, 12_000, 8_000)
     return bool(request.param)
 
 
@@ -135,8 +133,7 @@ def test_pieces_and_whole_give_the_same_files(
     path = placed(tmp_path, lambda _: "weights.bin")
     files = []
     for name, limit in (("a.onnx", 1 << 30), ("b.onnx", 10_000)):
-        monkeypatch.setattr(model_module, "LARGEST_PROTO", limit)
-        monkeypatch.setattr(runtime_module, "PIECE", 5_000)
+        fm.shrink_limits(monkeypatch, limit, 5_000)
         result = fm.quick_compress(path, calib={"x": X}, target="params=0.5", force=True)
         result.save(tmp_path / name)
         files.append((tmp_path / f"{name}.data").read_bytes())
@@ -147,65 +144,18 @@ def test_a_model_above_the_limit_without_files_is_written_with_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     onnx.save(net(), tmp_path / "in.onnx")
-    monkeypatch.setattr(model_module, "LARGEST_PROTO", 12_000)
-    monkeypatch.setattr(runtime_module, "PIECE", 8_000)
+    fm.shrink_limits(monkeypatch, 12_000, 8_000)
     path, options = tmp_path / "in.onnx", {"ranks": "fixed=8", "force": True}
     large = fm.quick_compress(path, include=["m0"], **options)
     large.save(tmp_path / "large.onnx")
     assert (tmp_path / "large.onnx.data").stat().st_size > 12_000
     small = fm.quick_compress(path, **options)
-    monkeypatch.setattr(model_module, "LARGEST_PROTO", 20_000)
+    fm.shrink_limits(monkeypatch, 20_000, 8_000)
     small.save(tmp_path / "small.onnx")
     assert not (tmp_path / "small.onnx.data").exists()
     wanted = fm.run(path, {"x": X})["y"]
     for name in ("large.onnx", "small.onnx"):
         assert fm.relative(fm.run(tmp_path / name, {"x": X})["y"], wanted) < 1e-5
-
-
-def test_pieces_hand_on_what_is_read_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Residual sums, an output that is an input, one that is a weight, one of the first piece."""
-    nodes = [
-        helper.make_node("MatMul", ["x", "w0"], ["a"]),
-        helper.make_node("Shape", ["a"], ["s"]),
-        helper.make_node("MatMul", ["a", "w1"], ["b"]),
-        helper.make_node("MatMul", ["b", "w1"], ["unused"]),
-        helper.make_node("Add", ["b", "a"], ["c"]),
-        helper.make_node("MatMul", ["c", "w0"], ["d"]),
-        helper.make_node("Reshape", ["d", "s"], ["y"]),
-    ]
-    weights = {"w0": low(0, 32, 32), "w1": low(1, 32, 32)}
-    proto = fm.build(nodes, {"x": ["N", 32]}, {"y": ["N", 32]}, weights)
-    for name in ("a", "x", "w1"):
-        proto.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    wanted = Runtime(threads=1).session(Model(proto)).run({"x": X})
-    monkeypatch.setattr(model_module, "LARGEST_PROTO", 100)
-    monkeypatch.setattr(runtime_module, "PIECE", 100)
-    assert len(pieces(Graph(Model(proto)), 100)) == 3
-    session = Runtime(threads=1).session(Model(proto))
-    found = session.run({"x": X, "other": X})
-    assert list(found) == ["y", "a", "x", "w1"]
-    for name, values in wanted.items():
-        np.testing.assert_array_equal(found[name], values)
-    assert list(session.run({"x": X}, ["a"])) == ["a"]
-    assert session.turn({"x": X})[0] > 0
-    with pytest.raises(ModelError, match="the input 'x' is not given"):
-        session.run({})
-
-
-def test_sequences_between_pieces_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes = [
-        helper.make_node("MatMul", ["x", "w0"], ["a"]),
-        helper.make_node("SequenceConstruct", ["a", "x"], ["q"]),
-        helper.make_node("MatMul", ["x", "w1"], ["b"]),
-        helper.make_node("SequenceAt", ["q", "i"], ["c"]),
-        helper.make_node("Add", ["b", "c"], ["y"]),
-    ]
-    weights = {"w0": low(0, 32, 32), "w1": low(1, 32, 32), "i": np.array(0)}
-    proto = fm.build(nodes, {"x": ["N", 32]}, {"y": None}, weights)
-    monkeypatch.setattr(model_module, "LARGEST_PROTO", 100)
-    monkeypatch.setattr(runtime_module, "PIECE", 100)
-    with pytest.raises(ModelError, match="'q' is not a tensor"):
-        Runtime(threads=1).session(Model(proto)).run({"x": X})
 
 
 def test_parts_refer_to_the_files(tmp_path: Path, in_pieces: bool) -> None:
@@ -275,7 +225,7 @@ def test_a_file_that_was_cut_is_an_error_not_a_short_copy(tmp_path: Path) -> Non
 
 
 def test_a_proto_above_two_gigabytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_module, "LARGEST_FILE", 20_000)
+    monkeypatch.setattr(loading, "LARGEST_FILE", 20_000)
     with pytest.raises(ModelError, match="save_as_external_data=True"):
         load(net())
 

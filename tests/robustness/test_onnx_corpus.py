@@ -17,9 +17,9 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnx_lowrank.engine.inspection import inspect
-from onnx_lowrank.engine.options import DEFAULT_PASSES
+from onnx_lowrank.engine.option_groups import DEFAULT_PASSES
 from onnx_lowrank.errors import ModelError, OptionError
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.samples.dataset import input_specs

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import platform
 import re
-from pathlib import Path
 
 import pytest
 
 from onnx_lowrank.runtime import machine as module
-from onnx_lowrank.runtime.machine import cache_folder, machine, surroundings
+from onnx_lowrank.runtime.machine import machine, surroundings
 from onnx_lowrank.runtime.runtime import Runtime
 
 
@@ -20,16 +19,6 @@ def test_a_machine_is_told_by_all_that_times_depend_on(monkeypatch: pytest.Monke
     assert machine(Runtime(threads=2)) != one
     monkeypatch.setattr(module, "_runtime_version", lambda: "onnxruntime 0.0.1")
     assert machine(Runtime(threads=1)) == {**one, "runtime": "onnxruntime 0.0.1"}
-
-
-def test_the_default_folder_is_the_users(tmp_path: Path) -> None:
-    folder = cache_folder(None, "latency")
-    assert folder is not None
-    assert folder.is_absolute()
-    assert folder.name == "latency"
-    assert "onnx-lowrank" in folder.parts
-    assert cache_folder(tmp_path, "moments") == tmp_path / "moments"
-    assert cache_folder("", "moments") is None
 
 
 def test_surroundings_are_for_people() -> None:

@@ -10,7 +10,8 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 from onnx_lowrank.errors import ModelError, OptionError
-from onnx_lowrank.modelfile.model import Model, load
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.runtime.quantizable import MODES, Mode, Ready, check_quantizable, made_ready
 from onnx_lowrank.runtime.quantizer import quantized, untaken
 from tests import fixtures_models as fm

@@ -16,8 +16,8 @@ from onnx_lowrank.engine.curves import curves
 from onnx_lowrank.engine.validate import validate
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.judge.requirement import Requirement
-from onnx_lowrank.judge.scorer import Scorer
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.judge.scoring import scorer_for
+from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset, input_specs, load_dataset
 from onnx_lowrank.samples.row_trial import RowTrial
@@ -345,7 +345,7 @@ def test_class_scores_of_a_run(tmp_path: Path) -> None:
     data = opened(model, {"x": x, "labels": labels})
     for requirement in (Requirement("drop", 0.01), Requirement("agreement", 0.9),
                         Requirement("snr", 10.0)):  # fmt: skip
-        scorer = Scorer(load(model), data, Runtime(threads=1), requirement, 16)
+        scorer = scorer_for(requirement, load(model), data, Runtime(threads=1), 16)
         assert scorer.score(load(model)).samples == 40
 
 

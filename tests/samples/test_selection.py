@@ -14,7 +14,7 @@ from onnx_lowrank.cli import main as cli
 from onnx_lowrank.engine.api import apply, plan
 from onnx_lowrank.engine.select import select
 from onnx_lowrank.errors import DataError, OptionError, PlanError
-from onnx_lowrank.modelfile.model import load
+from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.planning.plan import Plan
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import load_dataset
