@@ -11,6 +11,7 @@ from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.planning.timed_candidates import TimingOptions
 from onnx_lowrank.runtime.caches import CacheOptions
 from onnx_lowrank.samples.images import ImageOptions
+from onnx_lowrank.samples.padding import PaddingOptions
 from onnx_lowrank.samples.split import CalibrationOptions, DataOptions, Samples, gather
 from tests import fixtures_models as fm
 
@@ -39,4 +40,6 @@ def analysis_of(
 def samples_of(model: Any, calib: Any, **options: Any) -> Samples:
     """Samples of a model, read on one thread."""
     data = DataOptions(calib, **options)
-    return gather(model, data, CalibrationOptions(), ImageOptions(), fm.ONE_THREAD)
+    return gather(
+        model, data, CalibrationOptions(), ImageOptions(), PaddingOptions(), fm.ONE_THREAD
+    )

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.analysis.accumulator import Accumulator
 from onnx_lowrank.analysis.class_shares import ClassShares
+from onnx_lowrank.analysis.counted_rows import Counted, counted_rows, only
 from onnx_lowrank.analysis.gates import GateSquares, reads_gates
 from onnx_lowrank.analysis.layer_inputs import LayerInput, grouped, layer_inputs
 from onnx_lowrank.analysis.moment_cache import MomentCache
@@ -145,7 +146,7 @@ def collect_moments(
                 for feed in rest.batches(size):
                     made = session.run(feed) if session is not None else {}
                     more = len(next(iter(feed.values()))) if dataset.batchable else 1
-                    reader.read({**feed, **made}, more)
+                    reader.read({**feed, **made}, more, rest.counted(feed))
                     done += more
                     advance(more)
                     if cache is not None:
@@ -232,8 +233,16 @@ class _Reader:
         self.tensors = list(dict.fromkeys([*read, *self._scores.values()]))
         self.part = graph.extract(graph.input_types(), self.tensors)
 
-    def read(self, values: Mapping[str, npt.NDArray[Any]], samples: int) -> None:
-        """Add the tensors of a batch of so many samples."""
+    def read(
+        self, values: Mapping[str, npt.NDArray[Any]], samples: int, counted: Counted = None
+    ) -> None:
+        """Add the tensors of a batch.
+
+        Args:
+            values: of the tensors, by name.
+            samples: number of samples.
+            counted: positions ``(samples, positions)`` that are no padding; None where all are.
+        """
         for name, shares in self._shares.items():
             shares.update(values[self._scores[name]], samples)
         for name, squares in self._gates.items():
@@ -242,18 +251,21 @@ class _Reader:
         for each, moments, totals in zip(self._inputs, self._moments, self._totals, strict=True):
             geometry, index = each.geometry, None
             if isinstance(moments, RowCounts):
-                moments.update(values[each.tensor])
+                numbers = values[each.tensor]
+                rows = counted_rows(counted, geometry, numbers.shape)
+                moments.update(numbers if rows is None else numbers.reshape(-1)[rows])
             else:
                 x = values[each.tensor].astype(np.float32, copy=False)
                 index = drawn_positions(
                     geometry.positions(x.shape), (geometry.groups, each.width), self._samples,
                     self._rng,
                 )  # fmt: skip
+                rows = counted_rows(counted, geometry, x.shape, index)
                 with blas_for(each.width):
-                    moments.update(geometry.patches(x, index))
+                    moments.update(only(geometry.patches(x, index), rows))
             for name, total in totals.items():
                 y = values[name].astype(np.float32, copy=False)
-                total.update(geometry.responses(y, index))
+                total.update(only(geometry.responses(y, index), rows))
 
     def state(self, done: int) -> dict[str, npt.NDArray[Any]]:
         """All there is to it after ``done`` samples."""

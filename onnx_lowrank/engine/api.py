@@ -225,6 +225,7 @@ def apply(
         passes=parse_list(plan.passes),
         data=options.data,
         draw=CalibrationOptions(plan.samples, plan.seed, plan.select),
+        padding=options.padding,
         images=options.images,
         runtime=options.runtime.runtime(),
         timing=options.timing,

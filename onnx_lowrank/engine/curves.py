@@ -40,6 +40,7 @@ from onnx_lowrank.progress import Progress
 from onnx_lowrank.report.plots import Line, check_picture, draw_curves
 from onnx_lowrank.report.report import short
 from onnx_lowrank.samples.dataset import input_specs, load_dataset
+from onnx_lowrank.samples.mask_trial import with_mask
 from onnx_lowrank.samples.row_trial import RowTrial
 from onnx_lowrank.samples.split import check_shapes, made_up
 
@@ -246,7 +247,8 @@ def curves(
         calibration = load_dataset(
             calib, specs, samples=samples, seed=seed, images=images, trial=trial
         )
-        notes = list(calibration.notes)
+        calibration, masked = with_mask(calibration, source, runtime, options.padding)
+        notes = [*calibration.notes, *([masked] if masked else [])]
         check_shapes(specs, input_shapes, calibration)
     looked_at = calibration
     if looked_at is None:

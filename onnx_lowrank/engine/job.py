@@ -23,6 +23,7 @@ from onnx_lowrank.report.simplified import Simplified
 from onnx_lowrank.runtime.caches import CacheOptions
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.images import ImageOptions
+from onnx_lowrank.samples.padding import PaddingOptions
 from onnx_lowrank.samples.split import CalibrationOptions, DataOptions, Samples, gather
 
 __all__ = ["Job", "JobOptions", "Tools", "begin"]
@@ -36,6 +37,7 @@ class JobOptions:
         passes: that may be applied.
         data: where samples come from.
         draw: which samples are drawn, and the seed of all draws.
+        padding: which positions of the samples are padding.
         images: how pictures become inputs.
         runtime: that models are run in, and that latency counts in.
         timing: how latency is measured.
@@ -57,6 +59,7 @@ class JobOptions:
     passes: Passes
     data: DataOptions
     draw: CalibrationOptions = CalibrationOptions()
+    padding: PaddingOptions = PaddingOptions()
     images: ImageOptions = ImageOptions()
     runtime: Runtime = field(default_factory=Runtime)
     timing: TimingOptions = field(default_factory=TimingOptions)
@@ -162,8 +165,9 @@ def begin(
         Stopwatch(),
     )
     samples = gather(
-        source, options.data, options.draw, options.images, options.runtime, tools.progress
-    )
+        source, options.data, options.draw, options.images, options.padding, options.runtime,
+        tools.progress,
+    )  # fmt: skip
     if samples.validation.labels is not None and options.labels_are_classes:
         check_classes(source, samples.validation, options.runtime)
     return Job(source, samples, options, tools)

@@ -23,6 +23,7 @@ from onnx_lowrank.runtime.caches import CacheOptions
 from onnx_lowrank.runtime.options import RuntimeOptions
 from onnx_lowrank.runtime.quantizer import QuantizeOptions
 from onnx_lowrank.samples.images import ImageOptions
+from onnx_lowrank.samples.padding import PaddingOptions
 from onnx_lowrank.samples.split import CalibrationOptions, DataOptions, DrawOptions
 
 __all__ = [
@@ -45,6 +46,7 @@ class _Samples:
 
     data: DataOptions = DataOptions()
     draw: CalibrationOptions = CalibrationOptions()
+    padding: PaddingOptions = PaddingOptions()
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class ApplyOptions:
     """Options of ``apply``; the plan has the others."""
 
     data: DataOptions = DataOptions()
+    padding: PaddingOptions = PaddingOptions()
     start: StartOptions = StartOptions()
     judge: JudgeOptions = JudgeOptions()
     timing: TimingOptions = TimingOptions()
@@ -121,6 +124,7 @@ class ValidateOptions:
     """Options of ``validate``."""
 
     draw: DrawOptions = DrawOptions()
+    padding: PaddingOptions = PaddingOptions()
     judge: JudgeOptions = JudgeOptions()
     runtime: RuntimeOptions = RuntimeOptions()
     images: ImageOptions = ImageOptions()
@@ -132,6 +136,7 @@ class CurvesOptions:
 
     data: DataOptions = DataOptions()
     draw: DrawOptions = DrawOptions()
+    padding: PaddingOptions = PaddingOptions()
     layers: LayerOptions = LayerOptions()
     runtime: RuntimeOptions = RuntimeOptions()
     images: ImageOptions = ImageOptions()
@@ -148,6 +153,7 @@ def _job(options: PlanOptions | SweepOptions, effort: Effort) -> JobOptions:
         passes=parse_list(methods.passes),
         data=options.data,
         draw=options.draw,
+        padding=options.padding,
         images=options.images,
         runtime=options.runtime.runtime(),
         timing=options.timing,

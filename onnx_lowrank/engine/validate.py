@@ -28,6 +28,7 @@ from onnx_lowrank.report.check import Basis, Check
 from onnx_lowrank.runtime.machine import surroundings
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import HELD_OUT, Dataset, has_part, input_specs, load_dataset
+from onnx_lowrank.samples.mask_trial import with_mask
 from onnx_lowrank.samples.row_trial import RowTrial
 
 __all__ = ["Opened", "beyond", "opened", "validate"]
@@ -129,11 +130,12 @@ def opened(reference: Any, new: Any, data: Any, keywords: Mapping[str, Any]) -> 
     options = from_keywords(ValidateOptions, keywords)
     models = load(reference), load(new)
     runtime = options.runtime.runtime()
-    dataset = load_dataset(
+    read = load_dataset(
         data, input_specs(models[0]), samples=options.draw.samples, seed=options.draw.seed,
         images=options.images.given, part=HELD_OUT if has_part(data) else None,
         trial=RowTrial(models[0], runtime),
     )  # fmt: skip
+    dataset, _ = with_mask(read, models[0], runtime, options.padding)
     return Opened(models, dataset, runtime, options.judge.judging())
 
 

@@ -26,6 +26,7 @@ from onnx_lowrank.runtime.outputs import Values, is_float
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.runtime.session import Feed, Session
 from onnx_lowrank.samples.dataset import Dataset
+from onnx_lowrank.samples.padding import Counted, without_padding
 
 __all__ = ["AS_FOUND", "Judge", "Judging"]
 
@@ -94,9 +95,10 @@ class Judge:
         self._original = session
         self._held: list[Values | None] = []
         room = _HELD
-        for _, _, old in self._run(session):
-            room -= sum(a.nbytes for v in old.values() for a in v)
-            self._held.append(old if room >= 0 else None)
+        for feed in data.batches(self._size):
+            made = _by_samples(self.observer.run(session, feed), data.samples_in(feed))
+            room -= sum(a.nbytes for v in made.values() for a in v)
+            self._held.append(made if room >= 0 else None)
         self.readings = self._read(Graph(reference), runtime)
         self._scales = [Scale(r) for r in self.readings]
         for _, _, old in self._references():
@@ -115,7 +117,7 @@ class Judge:
 
     def originals(self, reading: Reading) -> Iterator[Array]:
         """The original's arrays of a reading, samples along axis 0, some at a time."""
-        for _, _, old in self._references():
+        for _, _, old in self._wholes():
             yield reading.of(old[reading.output][reading.index])
 
     def pairs(self, model: Model) -> Iterator[Pair]:
@@ -140,11 +142,13 @@ class Judge:
         """
         session = self.observer.session(model)
         for feed in data.batches(1):
-            count = data.samples_in(feed)
-            old, new = (
+            count, counted = data.samples_in(feed), data.counted(feed)
+            both = (
                 _by_samples(self.observer.run(s, feed), count) for s in (self._original, session)
             )
-            yield Pair(feed, count, old, new)
+            if counted is not None and count == 1:
+                both = (_without_padding(values, counted, 0) for values in both)
+            yield Pair(feed, count, *both)
 
     def loss(self, model: Model) -> float:
         """Mean loss of a model; infinite where it gives NaN or Inf and the original does not."""
@@ -191,7 +195,7 @@ class Judge:
         some: dict[str, list[list[Array]]] = {}
         fed: list[tuple[int, ...]] = []
         seen = read = 0
-        for feed, count, old in self._references():
+        for feed, count, old in self._wholes():
             fed = [(seen + count, *np.shape(v)[1:]) for v in feed.values()]
             for name, arrays in old.items():
                 some.setdefault(name, []).append(list(arrays))
@@ -208,17 +212,41 @@ class Judge:
             )
         ]  # fmt: skip
 
-    def _references(self) -> Iterator[tuple[Feed, int, Values]]:
+    def _wholes(self) -> Iterator[tuple[Feed, int, Values]]:
+        """The original's tensors, padding and all."""
         for number, feed in enumerate(self._data.batches(self._size)):
             count, held = self._data.samples_in(feed), self._held[number]
             yield feed, count, held or _by_samples(self.observer.run(self._original, feed), count)
+
+    def _references(self) -> Iterator[tuple[Feed, int, Values]]:
+        for whole in self._wholes():
+            yield from self._apart(*whole)
 
     def _run(
         self, session: Session, constants: Feed | None = None
     ) -> Iterator[tuple[Feed, int, Values]]:
         for feed in self._data.batches(self._size):
             count = self._data.samples_in(feed)
-            yield feed, count, _by_samples(self.observer.run(session, feed, constants), count)
+            made = _by_samples(self.observer.run(session, feed, constants), count)
+            yield from self._apart(feed, count, made)
+
+    def _apart(self, feed: Feed, count: int, values: Values) -> Iterator[tuple[Feed, int, Values]]:
+        """Samples one at a time without their padding, where tensors have its positions.
+
+        A function of the user's sees the whole, beside the mask.
+        """
+        counted = None if self._judging.function is not None else self._data.counted(feed)
+        arrays = [a for v in values.values() for a in v]
+        if counted is None or not any(a.shape[1:2] == counted.shape[1:] for a in arrays):
+            yield feed, count, values
+            return
+        for i in range(count):
+            own = {n: v[i : i + 1] if by_sample(v, count) else v for n, v in feed.items()}
+            yield own, 1, _without_padding(values, counted, i)
+
+
+def _without_padding(values: Values, counted: Counted, sample: int) -> dict[str, list[Array]]:
+    return {n: [without_padding(a, counted, sample) for a in v] for n, v in values.items()}
 
 
 def _by_samples(values: Values, count: int) -> dict[str, list[Array]]:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.analysis.accumulator import Accumulator
 from onnx_lowrank.analysis.collect import batch_size, drawn_positions
+from onnx_lowrank.analysis.counted_rows import counted_rows, only
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.analysis.streaming import MEMORY
@@ -105,6 +106,7 @@ def _measured(
     stages = {la.name: la.stage for la in readers}
     size = batch_size(inputs * 2, prepared.shapes, MEMORY // 4)
     for feed in calibration.batches(size):
+        counted = calibration.counted(feed)
         first, now = (
             {**feed, **(session.run(feed) if session is not None else {})} for session in sessions
         )
@@ -117,8 +119,9 @@ def _measured(
             if before[:1] != x.shape[:1] or layer.geometry.positions(before) != positions:
                 continue  # the number of rows depends on data: rows of both models do not match
             y = responses_of(stages[layer.name], first[layer.input], index)
+            rows = counted_rows(counted, layer.geometry, x.shape, index)
             with blas_for(layer.patch):
-                sums[layer.name].update(layer.geometry.patches(x, index), y)
+                sums[layer.name].update(only(layer.geometry.patches(x, index), rows), only(y, rows))
     return {la.name: _solved(la.value, sums[la.name]) for la in readers}
 
 

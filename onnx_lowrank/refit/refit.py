@@ -101,7 +101,7 @@ def refit(
     done: dict[str, Refit] = {}
     with streaming.progress.task("refit", len(tasks)) as advance:
         for group in groups:
-            batches = _batches(reference, current)
+            batches = _batches(reference, current, dataset, size)
             own = [[streaming.seed, zlib.crc32(task.name.encode())] for task in group.tasks]
             drawn = [
                 _drawn(compressed, *pair, len(dataset) / size, [*own[n], 1])
@@ -117,10 +117,10 @@ def refit(
     return [done[task.name] for task in tasks if task.name in done]
 
 
-def _batches(reference: Walker, current: Walker) -> Iterator[Batch]:
-    pairs = zip(reference.advance(), current.advance(), strict=True)
-    for number, (original, compressed) in enumerate(pairs):
-        yield Batch(original, compressed, number % HELD_OUT == HELD_OUT - 1)
+def _batches(reference: Walker, current: Walker, dataset: Dataset, size: int) -> Iterator[Batch]:
+    every = zip(reference.advance(), current.advance(), dataset.masks(size), strict=True)
+    for number, (original, compressed, counted) in enumerate(every):
+        yield Batch(original, compressed, number % HELD_OUT == HELD_OUT - 1, counted)
 
 
 def _drawn(

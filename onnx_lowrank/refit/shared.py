@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.analysis.accumulator import Accumulator
 from onnx_lowrank.analysis.collect import drawn_positions
+from onnx_lowrank.analysis.counted_rows import Counted, counted_rows, only
 from onnx_lowrank.analysis.moments import Moments, response_error
 from onnx_lowrank.chains.chain import Stage
 from onnx_lowrank.chains.geometry import Geometry
@@ -46,11 +47,13 @@ class Batch:
         original: of the original model.
         current: of the compressed model.
         held: whether the batch is held out of the fit.
+        counted: positions ``(samples, positions)`` that are no padding; None where all are.
     """
 
     original: Rows
     current: Rows
     held: bool
+    counted: Counted = None
 
 
 @dataclass(frozen=True)
@@ -139,17 +142,18 @@ class Shared:
             x = batch.current[self.tasks[0].reads].astype(np.float32, copy=False)
             positions = self.geometry.positions(x.shape)
             index = drawn_positions(positions, (groups, self.width), samples, rng)
-            patches = self.geometry.patches(x, index)
-            before = {s: _patches(s, batch.original, index) for s in self._sources}
-            pairs = {n: self._responses(n, batch, index) for n in self._outputs}
+            rows = counted_rows(batch.counted, self.geometry, x.shape, index)
+            patches = only(self.geometry.patches(x, index), rows)
+            before = {s: only(_patches(s, batch.original, index), rows) for s in self._sources}
+            pairs = {n: self._responses(n, batch, index, rows) for n in self._outputs}
             responses = [
                 self.tasks[n].weighed(total if skip is None else total - skip, 2)
                 for n, (total, skip) in pairs.items()
             ]
             (held if batch.held else fit).update(patches, *before.values(), *responses)
-            for n, rows in enumerate(drawn):
-                if rows is not None:
-                    at = rows.draw(patches.shape[1])
+            for n, some in enumerate(drawn):
+                if some is not None:
+                    at = some.draw(patches.shape[1])
                     if n in self._by_input:
                         seen = before[self._by_input[n]][:, at]
                         total, skip = _response(self.tasks[n], seen), None
@@ -157,7 +161,7 @@ class Shared:
                         total, skip = pairs[n]
                         total, skip = total[:, at], None if skip is None else skip[:, at]
                     given = np.zeros_like(total) if skip is None else skip
-                    rows.add(patches[:, at], total, given, batch.held)
+                    some.add(patches[:, at], total, given, batch.held)
         return fit, held
 
     def regression(self, place: int, sums: Accumulator) -> Regression:
@@ -190,19 +194,31 @@ class Shared:
         )
 
     def _responses(
-        self, place: int, batch: Batch, index: npt.NDArray[np.intp] | None
+        self,
+        place: int,
+        batch: Batch,
+        index: npt.NDArray[np.intp] | None,
+        rows: npt.NDArray[np.bool_] | None,
     ) -> tuple[Array, Array | None]:
-        """What a task should answer, residual sum and all, and the skip branch as it is now."""
+        """What a task should answer, residual sum and all, and the skip branch as it is now.
+
+        Args:
+            place: of the task.
+            batch: tensors of both models.
+            index: positions that are read in each sample; all of them if None.
+            rows: which of their rows count; all of them if None.
+        """
         task, end = self.tasks[place], self.ends[place]
         y = batch.original[end.total].astype(np.float32, copy=False)
         if task.rows is not None:
             y = y.compress(task.rows, self.geometry.channel_axis)
-        total = self.geometry.responses(y, index)
+        total = only(self.geometry.responses(y, index), rows)
         if not end.skip:
             return total, None
         # a skip branch of fewer elements is repeated by the sum
         skip = batch.current[end.skip[0]].astype(np.float32, copy=False)
-        return total, self.geometry.responses(np.broadcast_to(skip, y.shape), index)
+        now = self.geometry.responses(np.broadcast_to(skip, y.shape), index)
+        return total, only(now, rows)
 
 
 def shared_tasks(compressed: Graph, tasks: Sequence[Task]) -> list[Shared]:

@@ -9,6 +9,8 @@ feeds.py         makes feeds of the arrays, and checks them
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.archives import npz_keys
 from onnx_lowrank.samples.feeds import Column, InputSpec
 from onnx_lowrank.samples.images import ImageOptions, Picture
+from onnx_lowrank.samples.padding import Counted, Mask
 from onnx_lowrank.samples.row_trial import RowTrial
 from onnx_lowrank.samples.rows_or_runs import Reading
 from onnx_lowrank.samples.sources import HELD_OUT, LABELS, Loader, check_names, describe, pick
@@ -63,6 +66,7 @@ class Dataset:
             model's batch is fixed at B > 1; None if there are no labels.
         notes: sentences that say how the source was read and which samples were left out.
         batchable: whether feeds may be concatenated along axis 0 into one valid feed.
+        mask: the input that marks padding; None where all positions count.
     """
 
     def __init__(
@@ -70,8 +74,10 @@ class Dataset:
         reading: Reading,
         labels: Array | None = None,
         indices: npt.NDArray[np.int64] | None = None,
+        mask: Mask | None = None,
     ) -> None:
         self.labels = labels
+        self.mask = mask
         self.notes = reading.notes
         self.batchable = reading.merge
         self._reading = reading
@@ -108,8 +114,7 @@ class Dataset:
         """
         if size < 1:
             raise OptionError(f"the batch size must be 1 or more, not {size}")
-        if not self.batchable:
-            size = 1
+        size = self.merged(size)
         for start in range(0, len(self), size):
             feeds = [self.feed(i) for i in range(start, min(start + size, len(self)))]
             if len(feeds) == 1:
@@ -117,11 +122,30 @@ class Dataset:
             else:
                 yield {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
 
+    def merged(self, size: int) -> int:
+        """How many feeds are merged into one where ``size`` are asked for."""
+        return size if self.batchable else 1
+
     def subset(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Dataset:
         """The feeds at ``indices``, in that order, with their labels."""
         chosen = np.asarray(indices, dtype=np.int64)
         labels = None if self.labels is None else self.labels[chosen]
-        return Dataset(self._reading, labels, self._indices[chosen])
+        return Dataset(self._reading, labels, self._indices[chosen], self.mask)
+
+    def with_mask(self, mask: Mask) -> Dataset:
+        """The same feeds, with positions that are padding."""
+        return Dataset(self._reading, self.labels, self._indices, mask)
+
+    def masks(self, size: int) -> Iterator[Counted | None]:
+        """What :meth:`counted` gives for each feed of :meth:`batches`."""
+        if self.mask is not None:
+            yield from map(self.counted, self.batches(size))
+        else:
+            yield from itertools.repeat(None, math.ceil(len(self) / self.merged(size)))
+
+    def counted(self, feed: Feed) -> Counted | None:
+        """Positions ``(samples, positions)`` of a feed that are no padding; None where all are."""
+        return None if self.mask is None else self.mask.counted(feed)
 
     def arrays(self) -> dict[str, Array]:
         """The feeds as an array for each input, with ``labels`` where there are any.
@@ -152,8 +176,10 @@ class Dataset:
         return found if labels is None else {**found, LABELS: labels}
 
     def digest(self) -> str:
-        """SHA-256 of names, types, shapes, values and labels in order, hexadecimal."""
+        """SHA-256 of names, types, shapes, values, labels and mask in order, hexadecimal."""
         digest = hashlib.sha256()
+        if self.mask is not None:
+            digest.update(f"padding {self.mask}\n".encode())
         for i in range(len(self)):
             for name, values in self.feed(i).items():
                 digest.update(f"{name} {values.dtype.name} {values.shape}\n".encode())

@@ -28,6 +28,8 @@ from onnx_lowrank.samples.dataset import (
     split,
 )
 from onnx_lowrank.samples.features import features_of_model
+from onnx_lowrank.samples.mask_trial import with_mask
+from onnx_lowrank.samples.padding import PaddingOptions
 from onnx_lowrank.samples.row_trial import RowTrial
 from onnx_lowrank.samples.selection import (
     RANDOM,
@@ -132,12 +134,19 @@ class Samples:
     Attributes:
         calibration: samples to calibrate on; None without data.
         validation: samples to validate on; made up at random without data.
-        notes: how they were read and split, one sentence each.
+        read: how they were read and split, one sentence each.
+        masked: which of their positions are padding, in a sentence; empty where all count.
     """
 
     calibration: Dataset | None
     validation: Dataset
-    notes: tuple[str, ...]
+    read: tuple[str, ...]
+    masked: str = ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """All that is to be said of them."""
+        return (*self.read, *([self.masked] if self.masked else []))
 
     @cached_property
     def digest(self) -> str:
@@ -150,6 +159,7 @@ def gather(
     data: DataOptions,
     draw: CalibrationOptions,
     images: ImageOptions,
+    padding: PaddingOptions,
     runtime: Runtime,
     progress: Progress | None = None,
 ) -> Samples:
@@ -163,7 +173,8 @@ def gather(
         data: where samples come from.
         draw: how many are drawn, how, and the seed.
         images: how pictures become inputs.
-        runtime: that shows whether rows are samples.
+        padding: which positions are padding.
+        runtime: that shows whether rows are samples, and which input is a mask.
         progress: told of every sample whose features are made.
 
     Raises:
@@ -201,6 +212,7 @@ def gather(
             calib, specs, samples=None if by_features else samples, seed=seed,
             images=images.given, trial=trial,
         )  # fmt: skip
+        calibration, masked = with_mask(calibration, source, runtime, padding)
         notes = calibration.notes
         if by_features:
             chosen, notes = choose(calibration)
@@ -209,10 +221,13 @@ def gather(
             calib, specs, samples=LARGEST_VALIDATION, seed=seed, images=images.given, part=HELD_OUT,
             trial=trial,
         )  # fmt: skip
+        if calibration.mask is not None:
+            held = held.with_mask(calibration.mask)
         check_shapes(specs, input_shapes, calibration)
-        return Samples(calibration, held, notes)
+        return Samples(calibration, held, notes, masked)
     everything = load_dataset(calib, specs, seed=seed, images=images.given, trial=trial)
     check_shapes(specs, input_shapes, everything)
+    everything, masked = with_mask(everything, source, runtime, padding)
     total = len(everything)
     if samples is not None and samples < total:
         notes = everything.notes
@@ -224,13 +239,13 @@ def gather(
             rest, calibration = split(everything, samples, seed)
         if len(rest) > LARGEST_VALIDATION:
             _, rest = split(rest, LARGEST_VALIDATION, seed)
-        return Samples(calibration, rest, notes)
+        return Samples(calibration, rest, notes, masked)
     if total < 2:
         note = "one sample only: it served to calibrate and to validate"
-        return Samples(everything, everything, (*everything.notes, note))
+        return Samples(everything, everything, (*everything.notes, note), masked)
     calibration, held = split(everything, min(max(total // 5, 1), LARGEST_VALIDATION), seed)
     note = f"{len(held)} of {total} samples were held out of calibration to validate on"
-    return Samples(calibration, held, (*everything.notes, note))
+    return Samples(calibration, held, (*everything.notes, note), masked)
 
 
 def _assumed(
