@@ -30,7 +30,7 @@ from onnx_lowrank.chains.chain import Chain, Rank, Stage, two_ranks
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.chains.special_stages import Select
 from onnx_lowrank.layers import Layer
-from onnx_lowrank.linalg.bicluster import bicluster
+from onnx_lowrank.linalg.bicluster import BlockSearch, bicluster
 from onnx_lowrank.linalg.block_clusters import Clusters, find_clusters
 from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip, no_dense_kernel
 from onnx_lowrank.passkit.rank_grid import aligned_ranks
@@ -116,7 +116,7 @@ class _Form:
             searched = find_clusters(kernel, sigma, blocks, pair, seed=self._seed)
             wanted = pair[0] if self._outer else pair
             found = [
-                bicluster(kernel, sigma, blocks, wanted, clusters=clusters, seed=self._seed)
+                bicluster(kernel, sigma, blocks, wanted, BlockSearch(seed=self._seed), clusters)
                 for clusters in (searched, self._natural(kernel))
             ]
             parts.append(min(found, key=lambda f: f.error))

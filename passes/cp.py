@@ -38,7 +38,13 @@ from onnx_lowrank.chains.chain import Chain, Rank, Stage, one_rank
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.lazily import lazy
-from onnx_lowrank.linalg.cp_regression import CpProblem, CpRegression, outer_rows
+from onnx_lowrank.linalg.cp_regression import (
+    CpProblem,
+    CpRegression,
+    Refinement,
+    Search,
+    outer_rows,
+)
 from onnx_lowrank.linalg.error_interpolation import interpolated_errors
 from onnx_lowrank.passkit.base import Decomposition, Factorization, Skip
 from onnx_lowrank.passkit.rank_grid import aligned_ranks, spread
@@ -229,7 +235,7 @@ class _Terms:
             modes = [s.weight for s in near.stages[:-1] if isinstance(s, Stage)]
             rows = [m.astype(np.float64).reshape(self._layer.groups, rank, -1) for m in modes]
             found = [
-                problem.solve_from([mode[g] for mode in rows], rounds=_ROUNDS_FROM)
+                problem.solve_from([mode[g] for mode in rows], Refinement(_ROUNDS_FROM))
                 for g, problem in enumerate(self._problems)
             ]
             self._found[rank] = _stacked(found)
@@ -271,17 +277,14 @@ class _Terms:
         """Solve the terms of every group, for a chain (``final``) or for an estimate."""
         least, most = _SWEEPS
         sweeps = min(_WORK / (math.prod(self._modes) * rank * len(self._modes)), most)
-        return [
-            problem.solve(
-                rank,
-                starts=self._options.starts,
-                seed=self._options.seed,
-                sweeps=int(max(sweeps if final else min(sweeps, _ESTIMATED), least)),
-                powers=(0.0, 0.5) if final else (0.5,),
-                rounds=1 if self._refinable(rank) else 0,
-            )
-            for problem in self._problems
-        ]
+        search = Search(
+            self._options.starts,
+            self._options.seed,
+            sweeps=int(max(sweeps if final else min(sweeps, _ESTIMATED), least)),
+            powers=(0.0, 0.5) if final else (0.5,),
+        )
+        refinement = Refinement(1 if self._refinable(rank) else 0)
+        return [problem.solve(rank, search, refinement) for problem in self._problems]
 
     def _composed(self, rank: int) -> Array:
         """The kernel that the terms compose to, ``(groups, N / groups, d)``."""

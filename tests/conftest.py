@@ -55,12 +55,6 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands find that results take half of the time, and measure nothing."""
-    fm.without_clock(monkeypatch)
-
-
 @pytest.fixture(scope="session")
 def compressed() -> Compressed:
     """``compressed(net, **options)``: a digits net compressed without a clock, and remembered."""

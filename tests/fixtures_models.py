@@ -16,7 +16,6 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx_lowrank.analysis.streaming import Streaming
 from onnx_lowrank.cli import main as cli
 from onnx_lowrank.engine.api import Result, compress
-from onnx_lowrank.latency.timer import RuntimeTimer
 from onnx_lowrank.modelfile import model as model_module
 from onnx_lowrank.modelfile import saving
 from onnx_lowrank.modelfile.loading import load
@@ -25,7 +24,7 @@ from onnx_lowrank.runtime import runtime as runtime_module
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.dataset import Dataset, input_specs, load_dataset
-from tests.scripted_timer import pair, taking
+from tests.scripted_timer import taking
 
 AnyArray = npt.NDArray[Any]
 
@@ -164,11 +163,6 @@ def relative(new: AnyArray, reference: AnyArray) -> float:
     return float(np.linalg.norm(difference) / np.linalg.norm(reference))
 
 
-def without_clock(patch: pytest.MonkeyPatch, ratio: float = 0.5) -> None:
-    """Let a command, which takes no timer, think that results take ``ratio`` of the time."""
-    patch.setattr(RuntimeTimer, "models", lambda *_: (pair(ratio),))
-
-
 def shrink_limits(patch: pytest.MonkeyPatch, proto: int, piece: int) -> None:
     """Let models of more than ``proto`` bytes be kept in files, and run in pieces of ``piece``."""
     for module in (model_module, saving):
@@ -196,9 +190,20 @@ def external(folder: Path, proto: ModelProto) -> Path:
     return path
 
 
-def refused(argv: list[str], capsys: pytest.CaptureFixture[str], code: int, *parts: str) -> None:
+def command(argv: Sequence[str], ratio: float = 0.5) -> int:
+    """The exit code of a command that finds results to take ``ratio`` of the time."""
+    return cli.main(argv, taking(ratio))
+
+
+def refused(
+    argv: list[str],
+    capsys: pytest.CaptureFixture[str],
+    code: int,
+    *parts: str,
+    ratio: float = 0.5,
+) -> None:
     """The command exits with ``code`` and one line on stderr that has ``parts``."""
-    assert cli.main(argv) == code
+    assert command(argv, ratio) == code
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ")

@@ -63,7 +63,7 @@ def run_compress(a: argparse.Namespace, out: Console) -> int:
     keywords = keywords_from(CompressOptions, a)
     steps = steps_of(from_keywords(CompressOptions, keywords))
     with progress_of(a.quiet, steps) as progress:
-        result = compress(source, progress=progress, **keywords)
+        result = compress(source, progress=progress, timer=a.timer, **keywords)
         written = result.save(a.output)
     if a.plan:
         _write_text(a.plan, result.plan.to_json())
@@ -76,7 +76,7 @@ def run_plan(a: argparse.Namespace, out: Console) -> int:
     check_output(a.plan, source, keep=[a.calib])
     keywords = keywords_from(PlanOptions, a)
     with progress_of(a.quiet, steps_of(from_keywords(PlanOptions, keywords))) as progress:
-        made = plan(source, progress=progress, **keywords)
+        made = plan(source, progress=progress, timer=a.timer, **keywords)
     _write_text(a.plan, made.to_json())
     if not a.quiet:
         print_summary(made, out)
@@ -92,7 +92,7 @@ def run_apply(a: argparse.Namespace, out: Console) -> int:
         check_output(a.report, source, keep=[a.calib, a.plan, a.output])
     keywords = keywords_from(ApplyOptions, a)
     with progress_of(a.quiet) as progress:
-        result = apply(source, decided, progress=progress, **keywords)
+        result = apply(source, decided, progress=progress, timer=a.timer, **keywords)
         written = result.save(a.output)
     return _finish(a, out, result, written)
 
@@ -106,7 +106,7 @@ def run_sweep(a: argparse.Namespace, out: Console) -> int:
         check_output(a.report, source, keep=[a.calib, a.plot])
     keywords = keywords_from(SweepOptions, a)
     with progress_of(a.quiet) as progress:
-        found = sweep(source, progress=progress, **keywords)
+        found = sweep(source, progress=progress, timer=a.timer, **keywords)
     if not found.points:
         raise BudgetError(found.missed[0][1])
     if a.report:
@@ -172,7 +172,7 @@ def run_validate(a: argparse.Namespace, out: Console) -> int:
         out.print(largest_loss(limit, labelled=checks.accuracy is not None))
     failed = beyond(checks, limit)
     if a.report:
-        _write_report(a.report, pair.check(checks, limit, failed).to_dict(_command(a)))
+        _write_report(a.report, pair.check(checks, limit, failed, a.timer).to_dict(_command(a)))
     if failed:
         raise ValidationError(failed)
     return 0

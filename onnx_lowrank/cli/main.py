@@ -49,6 +49,7 @@ from onnx_lowrank.engine.options import (
 from onnx_lowrank.engine.select import SelectOptions
 from onnx_lowrank.errors import LowRankError
 from onnx_lowrank.fleet.options import BatchOptions
+from onnx_lowrank.latency.timer import Timer
 from onnx_lowrank.options import add_arguments
 
 __all__ = ["COMMANDS", "main"]
@@ -60,18 +61,23 @@ _EXIT_CODES = """exit codes:
   7 some models of a batch failed   130 interrupted"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+def main(argv: Sequence[str] | None = None, timer: Timer | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: the arguments; None for those of the process.
+        timer: takes all times; None for one that runs models in ONNX Runtime.
+    """
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     with warnings.catch_warnings():
         warnings.showwarning = partial(_show_warning, errors)
-        return _run(argv, errors)
+        return _run(argv, timer, errors)
 
 
-def _run(argv: Sequence[str] | None, errors: Console) -> int:
+def _run(argv: Sequence[str] | None, timer: Timer | None, errors: Console) -> int:
     try:
         arguments = _parser().parse_args(argv)
-        arguments.given = sys.argv[1:] if argv is None else argv
+        arguments.given, arguments.timer = sys.argv[1:] if argv is None else argv, timer
         run: Callable[[argparse.Namespace, Console], int] = arguments.run
         # tables in a pipe are not folded to a screen that is not there
         out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)

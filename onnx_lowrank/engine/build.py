@@ -22,7 +22,7 @@ from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.planning.decisions import after_cut
 from onnx_lowrank.planning.plan import Decision, Plan
 from onnx_lowrank.planning.sharing import cut_together, sharing, write_together
-from onnx_lowrank.refit.refit import Refit, refit
+from onnx_lowrank.refit.refit import Manner, Refit, refit
 from onnx_lowrank.refit.sensitivity import Repaired, recorded
 from onnx_lowrank.refit.tasks import refit_tasks
 
@@ -174,5 +174,5 @@ def _solved(
     streaming = Streaming(job.tools.runtime, plan.seed, job.tools.progress, MEMORY // 8)
     return refit(
         analysis.prepared.graph, compressed, tasks, data, streaming,
-        size=work.batch_size, behind_relu=plan.repair == "relu", rows=rows,
+        Manner(work.batch_size, behind_relu=plan.repair == "relu", rows=rows),
     )  # fmt: skip

@@ -25,6 +25,7 @@ from onnx_lowrank.engine.optimize import Unchanged, compress_or_leave
 from onnx_lowrank.errors import LowRankError
 from onnx_lowrank.fleet.outcome import INTERNAL, REFUSED, Outcome, over_memory
 from onnx_lowrank.fleet.tasks import as_keywords
+from onnx_lowrank.latency.timer import Timer
 from onnx_lowrank.modelfile.atomic_files import atomic_write
 from onnx_lowrank.modelfile.saving import save
 from onnx_lowrank.report.check import as_text
@@ -74,15 +75,19 @@ def main() -> None:
         file.write(json.dumps(outcome.to_dict(), allow_nan=False).encode())
 
 
-def carried_out(order: Order) -> Outcome:
+def carried_out(order: Order, timer: Timer | None = None) -> Outcome:
     """Compress the model of an order, and write the result and its receipts.
+
+    Args:
+        order: what is to be done.
+        timer: takes all times; None for one that runs models in ONNX Runtime.
 
     Returns:
         The outcome; nothing is raised for what may be wrong with a model.
     """
     begun = time.monotonic()
     try:
-        outcome = _compressed(order)
+        outcome = _compressed(order, timer)
     except LowRankError as error:
         outcome = Outcome(
             "failed", REFUSED, type(error).__name__, error.exit_code, reason=str(error)
@@ -103,11 +108,11 @@ def carried_out(order: Order) -> Outcome:
     return replace(outcome, seconds=time.monotonic() - begun)
 
 
-def _compressed(order: Order) -> Outcome:
+def _compressed(order: Order, timer: Timer | None) -> Outcome:
     keywords = as_keywords(order.options)
     if not keywords.get("threads"):
         keywords["threads"] = order.threads
-    made = compress_or_leave(order.model, calib=order.calibration, **keywords)
+    made = compress_or_leave(order.model, calib=order.calibration, timer=timer, **keywords)
     folder = Path(order.folder, MADE)
     folder.mkdir()
     if isinstance(made, Unchanged):

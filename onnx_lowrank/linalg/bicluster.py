@@ -37,10 +37,10 @@ import numpy.typing as npt
 
 from onnx_lowrank.linalg.block_clusters import Clusters, check_blocks, find_clusters
 from onnx_lowrank.linalg.block_regression import BlockRegression, Blocks
-from onnx_lowrank.linalg.cp_regression import CpProblem
+from onnx_lowrank.linalg.cp_regression import CpProblem, Search
 from onnx_lowrank.linalg.tucker import Tucker
 
-__all__ = ["Bicluster", "Clusters", "bicluster", "find_clusters"]
+__all__ = ["Bicluster", "BlockSearch", "Clusters", "bicluster", "find_clusters"]
 
 Array = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.intp]
@@ -49,6 +49,24 @@ Labels = npt.NDArray[np.intp]
 _SWEEPS, _ALTERNATIONS = 50, 4
 #: conjugate-gradient steps for each factor, in a round of refinement of all blocks together
 _STEPS = 8
+
+
+@dataclass(frozen=True)
+class BlockSearch:
+    """How clusters and factors are looked for.
+
+    Attributes:
+        starts: number of starts of the search for clusters, and of the outer products.
+        seed: random seed.
+        rounds: number of rounds of refinement of all blocks together.
+    """
+
+    starts: int = 2
+    seed: int = 0
+    rounds: int = 1
+
+
+_USUAL = BlockSearch()
 
 
 @dataclass(frozen=True)
@@ -112,11 +130,8 @@ def bicluster(
     sigma: Array | None,
     groups: tuple[int, int],
     ranks: tuple[int, int] | int,
-    *,
+    search: BlockSearch = _USUAL,
     clusters: Clusters | None = None,
-    starts: int = 2,
-    seed: int = 0,
-    rounds: int = 1,
 ) -> Bicluster:
     """Approximate ``kernel`` block by block.
 
@@ -126,10 +141,8 @@ def bicluster(
             identity.
         groups: ``(G, H)``, divisors of ``C`` and ``N``.
         ranks: ``(K1, K2)`` for blocks with a core, ``K`` for sums of outer products.
+        search: how clusters and factors are looked for.
         clusters: clusters to use; found by default.
-        starts: number of starts of the search for clusters, and of the outer products.
-        seed: random seed.
-        rounds: number of rounds of refinement of all blocks together.
 
     Raises:
         ValueError: ``groups`` do not divide the channels or are not those of ``clusters``, or
@@ -140,14 +153,15 @@ def bicluster(
     if clusters is not None and clusters.groups != groups:
         raise ValueError(f"the clusters given are {clusters.groups}, not {groups}")
     kernel = kernel.astype(np.float64, copy=False)
+    cp_search = Search(search.starts, search.seed, _SWEEPS)
     best: tuple[Clusters, Blocks, Array] | None = None
     least = np.inf
     for metric in (None,) if sigma is None else (None, sigma):
-        found = clusters or find_clusters(kernel, metric, groups, pair, starts, seed)
+        found = clusters or find_clusters(kernel, metric, groups, pair, search.starts, search.seed)
         problem = BlockRegression(kernel, sigma, found)
-        blocks = _alone(problem, ranks, metric is not None, starts, seed)
+        blocks = _alone(problem, ranks, metric is not None, cp_search)
         expand, error = problem.solved(blocks)
-        for _ in range(rounds):
+        for _ in range(search.rounds):
             moved = problem.improved(blocks, expand, _STEPS)
             again, lower = problem.solved(moved)
             if not lower < error:
@@ -161,7 +175,7 @@ def bicluster(
 
 
 def _alone(
-    problem: BlockRegression, ranks: tuple[int, int] | int, measured: bool, starts: int, seed: int
+    problem: BlockRegression, ranks: tuple[int, int] | int, measured: bool, search: Search
 ) -> Blocks:
     """Factorize each block by itself, in weight space or under its own part of ``Sigma``."""
     h, g, outputs, inputs, _ = problem.shape
@@ -169,7 +183,7 @@ def _alone(
     for i, j in np.ndindex(h, g):
         block, own = problem.block(i, j, measured)
         if isinstance(ranks, int):
-            terms = CpProblem(block, own).solve(ranks, starts=starts, seed=seed, sweeps=_SWEEPS)
+            terms = CpProblem(block, own).solve(ranks, search)
             reduce.append(terms.rows[0])
             core.append(terms.rows[1])
         else:

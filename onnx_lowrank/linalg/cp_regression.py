@@ -29,7 +29,7 @@ from onnx_lowrank.lazily import lazy
 from onnx_lowrank.linalg.conjugate_gradients import Single, conjugate_gradients, single_of
 from onnx_lowrank.linalg.cp import CpTensor
 
-__all__ = ["CpProblem", "CpRegression", "outer_rows"]
+__all__ = ["CpProblem", "CpRegression", "Refinement", "Search", "outer_rows"]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -47,6 +47,40 @@ class CpRegression:
     rows: tuple[Array, ...]
     last: Array
     error: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """How terms are looked for in the weights, by alternating least squares.
+
+    Attributes:
+        starts: number of starts.
+        seed: random seed of the starts.
+        sweeps: largest number of sweeps.
+        powers: powers of the channels' covariance, each giving another start; ignored without a
+            covariance.
+    """
+
+    starts: int
+    seed: int
+    sweeps: int
+    powers: Sequence[float] = (0.0, 0.5)
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How terms are improved under the covariance.
+
+    Attributes:
+        rounds: number of rounds.
+        steps: number of conjugate-gradient steps for each input factor, in a round.
+    """
+
+    rounds: int = 0
+    steps: int = 8
+
+
+_NONE = Refinement()
 
 
 class CpProblem:
@@ -68,34 +102,23 @@ class CpProblem:
         """``W Sigma (N, d)``."""
         return self._seen(self._weight)
 
-    def solve(
-        self,
-        rank: int,
-        *,
-        starts: int,
-        seed: int,
-        sweeps: int,
-        powers: Sequence[float] = (0.0, 0.5),
-        rounds: int = 0,
-        steps: int = 8,
-    ) -> CpRegression:
+    def solve(self, rank: int, search: Search, refinement: Refinement = _NONE) -> CpRegression:
         """Write the kernel with ``rank`` terms.
 
         Args:
             rank: number of terms.
-            starts: number of starts of the alternating least squares.
-            seed: random seed of the starts.
-            sweeps: largest number of sweeps of the alternating least squares.
-            powers: powers of the channels' covariance, each giving another start; ignored without
-                ``sigma``.
-            rounds: number of rounds of refinement under ``sigma``.
-            steps: number of conjugate-gradient steps for each input factor.
+            search: how they are looked for.
+            refinement: how they are improved afterwards, where there is a covariance.
         """
         best: CpRegression | None = None
-        for power in (0.0,) if self._sigma is None else powers:
+        for power in (0.0,) if self._sigma is None else search.powers:
             tensor, back = self._start(power)
             terms = tensor.fitted(
-                rank, starts=starts, seed=seed, tolerance=1e-4, max_iterations=sweeps
+                rank,
+                starts=search.starts,
+                seed=search.seed,
+                tolerance=1e-4,
+                max_iterations=search.sweeps,
             )
             rows = [f.T for f in terms.factors[1:]]
             if back is not None:
@@ -104,24 +127,23 @@ class CpProblem:
             if best is None or found.error < best.error:
                 best = found
         assert best is not None
-        return best if self._sigma is None else self._refined(best, rounds, steps)
+        return best if self._sigma is None else self._refined(best, refinement)
 
-    def solve_from(self, rows: Sequence[Array], *, rounds: int, steps: int = 8) -> CpRegression:
+    def solve_from(self, rows: Sequence[Array], refinement: Refinement) -> CpRegression:
         """Write the kernel with terms near to given ones.
 
         Args:
             rows: rows ``(R, I)`` of each input mode, channels first, of a similar kernel.
-            rounds: number of rounds of refinement.
-            steps: number of conjugate-gradient steps for each input factor.
+            refinement: how they are improved.
         """
-        return self._refined(self._regressed(rows), rounds, steps)
+        return self._refined(self._regressed(rows), refinement)
 
-    def _refined(self, best: CpRegression, rounds: int, steps: int) -> CpRegression:
+    def _refined(self, best: CpRegression, refinement: Refinement) -> CpRegression:
         """Lower the error in the factors in turn, as long as it falls."""
-        for _ in range(rounds):
+        for _ in range(refinement.rounds):
             rows = list(best.rows)
             for mode in range(len(rows)):
-                rows[mode] = self._improved(rows, best.last, mode, steps)
+                rows[mode] = self._improved(rows, best.last, mode, refinement.steps)
             found = self._regressed(rows)
             if found.error >= best.error:
                 break

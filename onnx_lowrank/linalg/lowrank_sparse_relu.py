@@ -48,6 +48,7 @@ __all__ = [
     "ReluParts",
     "ReluResult",
     "ReluSample",
+    "Steps",
     "lowrank_sparse_relu",
     "refit_relu",
     "relu_loss",
@@ -58,6 +59,25 @@ Index = npt.NDArray[np.intp]
 
 #: weights of z = M x + c in the refit, one after the other (Zhang et al. take 0.01, then 1)
 SCHEDULE = (0.01, 0.1, 1.0)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How the steps of the search go, and when they end.
+
+    Attributes:
+        tau: weight of ``z = M x + c`` in the augmented Lagrangian; a smaller one is faster, but may
+            not converge.
+        relative: tolerance of both residuals, relative to the norms of the arrays compared.
+        limit: largest number of steps.
+    """
+
+    tau: float = 10.0
+    relative: float = 5e-3
+    limit: int = 400
+
+
+_USUAL = Steps()
 
 
 @dataclass(frozen=True)
@@ -151,9 +171,7 @@ def lowrank_sparse_relu(
     l2: float,
     *,
     width: int = 1,
-    tau: float = 10.0,
-    relative: float = 5e-3,
-    max_iterations: int = 400,
+    steps: Steps = _USUAL,
 ) -> ReluResult:
     """Solve the module's problem for one pair of penalties.
 
@@ -162,14 +180,12 @@ def lowrank_sparse_relu(
         l1: penalty on the columns of ``A``, finite.
         l2: penalty on the singular values of ``B``, finite.
         width: number of columns of one input channel.
-        tau: weight of ``z = M x + c`` in the augmented Lagrangian; a smaller one is faster, but may
-            not converge.
-        relative: tolerance of both residuals, relative to the norms of the arrays compared.
-        max_iterations: largest number of steps.
+        steps: how the steps go, and when they end.
 
     Raises:
         ValueError: a penalty is not positive and finite, or shapes do not fit.
     """
+    tau = steps.tau
     if not (0 < l1 < math.inf and 0 < l2 < math.inf and tau > 0):
         raise ValueError(f"penalties {l1}, {l2} and tau {tau} must be positive and finite")
     target, weight, centred = sample.target, sample.weight, sample.centred
@@ -193,7 +209,7 @@ def lowrank_sparse_relu(
     u = np.stack([gradient, gradient]) / rho
     t = np.where(response > 0, response - target, 0.0) / tau
     step, primal, dual, converged = 0, math.inf, math.inf, False
-    while not converged and step < max_iterations:
+    while not converged and step < steps.limit:
         step += 1
         z = nearest_before_relu(target, response + t, tau)
         low_rank, rank = shrunk_values(copies[1] + u[1], l2 / rho)
@@ -208,7 +224,7 @@ def lowrank_sparse_relu(
         t, u = t + response - z, u + copies - pair
         primal = max(_ratio(response - z, response, z), _ratio(copies - pair, copies, pair))
         dual = max(_ratio(response - last, t), _ratio(copies - before, u))
-        converged = max(primal, dual) <= relative
+        converged = max(primal, dual) <= steps.relative
         now = objective(pair, level)
         if now < kept.objective:
             best, kept = step, _Point(now, pair, level, rank)

@@ -38,7 +38,7 @@ from onnx_lowrank.refit.stepwise import Walker
 from onnx_lowrank.refit.task import Task
 from onnx_lowrank.samples.dataset import Dataset
 
-__all__ = ["Refit", "refit"]
+__all__ = ["Manner", "Refit", "refit"]
 
 #: one of this many batches is held out to choose the ridge
 HELD_OUT = 5
@@ -64,16 +64,28 @@ class Refit:
     behind_relu: Behind | None = None
 
 
+@dataclass(frozen=True)
+class Manner:
+    """How chains are solved.
+
+    Attributes:
+        size: number of samples in a batch.
+        behind_relu: whether to fit chains behind the ReLU that follows, where one does.
+        rows: part of the rows that covariances are made of otherwise.
+    """
+
+    size: int
+    behind_relu: bool = False
+    rows: float = 1.0
+
+
 def refit(
     original: Graph,
     compressed: Graph,
     tasks: Sequence[Task],
     dataset: Dataset,
     streaming: Streaming,
-    *,
-    size: int,
-    behind_relu: bool = False,
-    rows: float = 1.0,
+    manner: Manner,
 ) -> list[Refit]:
     """Solve the chains of ``compressed`` again, in place.
 
@@ -83,15 +95,13 @@ def refit(
         tasks: chains to solve, in topological order.
         dataset: calibration samples.
         streaming: how to run both models over them; its progress is told of each chain.
-        size: number of samples in a batch.
-        behind_relu: whether to fit chains behind the ReLU that follows, where one does.
-        rows: part of the rows that covariances are made of otherwise.
+        manner: how chains are solved.
 
     Returns:
         A result for each chain that could be solved, in the order of the tasks.
     """
     runtime, memory = streaming.runtime, streaming.memory
-    size = min(size, max(1, len(dataset) // (2 * HELD_OUT)))
+    size = min(manner.size, max(1, len(dataset) // (2 * HELD_OUT)))
     groups = shared_tasks(compressed, tasks)
     reference = Walker(original, dataset, size, runtime, memory)
     reference.plan([group.wanted for group in groups], [() for _ in groups])
@@ -105,13 +115,13 @@ def refit(
             own = [[streaming.seed, zlib.crc32(task.name.encode())] for task in group.tasks]
             drawn = [
                 _drawn(compressed, *pair, len(dataset) / size, [*own[n], 1])
-                if behind_relu and pair[0].written.biased
+                if manner.behind_relu and pair[0].written.biased
                 else None
                 for n, pair in enumerate(zip(group.tasks, group.ends, strict=True))
             ]
             rng = np.random.default_rng(own[0])
             with blas_for(group.width):
-                fit, held = group.sums(batches, round(len(dataset) / rows), rng, drawn)
+                fit, held = group.sums(batches, round(len(dataset) / manner.rows), rng, drawn)
                 done |= _solved(compressed, group, fit, held, drawn)
             advance(len(group.tasks))
     return [done[task.name] for task in tasks if task.name in done]

@@ -12,7 +12,7 @@ from benchmarks.commands import selected
 from benchmarks.commands.selected import COMMAND
 from benchmarks.rows import Cell
 from benchmarks.tables import line
-from tests import fixtures_models as fm
+from tests.scripted_timer import taking
 
 
 def test_cells_have_a_seed_each_where_seeds_matter() -> None:
@@ -27,8 +27,7 @@ def test_cells_have_a_seed_each_where_seeds_matter() -> None:
 def test_a_row_and_what_follows_from_several(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    fm.without_clock(monkeypatch, 0.4)
-    quick = partial(selected.onnx_lowrank.compress, passes="svd", repair="none")
+    quick = partial(selected.onnx_lowrank.compress, passes="svd", repair="none", timer=taking(0.4))
     monkeypatch.setattr(selected.onnx_lowrank, "compress", quick)
     measure = selected.begin("digits_mlp", tmp_path, parser().parse_args(["selected"]))
     options = {"target": 0.5, "samples": 40, "by": "l21", "seed": 0}

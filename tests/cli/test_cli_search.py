@@ -8,15 +8,11 @@ from typing import Any
 import pytest
 
 from onnx_lowrank.cli import commands as cli_commands
-from onnx_lowrank.cli import main as cli
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.judge.options import KeepOptions
 from tests import fixtures_models as fm
 
 Capture = pytest.CaptureFixture[str]
-
-
-pytestmark = pytest.mark.usefixtures("no_clock")
 
 
 @pytest.fixture
@@ -49,7 +45,7 @@ def caught(name: str, argv: list[str], patch: pytest.MonkeyPatch) -> dict[str, A
         raise ModelError("enough")
 
     patch.setattr(cli_commands, name, fake)
-    assert cli.main(argv) == ModelError.exit_code
+    assert fm.command(argv) == ModelError.exit_code
     return got
 
 
@@ -95,7 +91,7 @@ def test_the_metric_reaches_the_library(
 
 def test_search(compress: list[str], own: str, tmp_path: Path, capsys: Capture) -> None:
     for more in (["--max-drop", "2%"], ["--max-drop", "2%", "--metric", own]):
-        assert cli.main([*compress, *more, "--target", "params", "--target", "macs=0.8"]) == 0
+        assert fm.command([*compress, *more, "--target", "params", "--target", "macs=0.8"]) == 0
         out, err = capsys.readouterr()
         assert err == ""
         said = " ".join(out.split())
@@ -170,7 +166,7 @@ def test_sweep_options_reach_the_library(
 def test_sweep(sweep: list[str], tmp_path: Path, capsys: Capture) -> None:
     data, models = tmp_path / "s.json", tmp_path / "models"
     more = ["--ratios", "0.8,0.5,0.01", "--report", str(data), "--models", str(models)]
-    assert cli.main([*sweep, *more]) == 0
+    assert fm.command([*sweep, *more]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     for part in (
@@ -184,14 +180,14 @@ def test_sweep(sweep: list[str], tmp_path: Path, capsys: Capture) -> None:
     assert [p["target"] for p in found["points"]] == ["macs=0.8", "macs=0.5"]
     assert found["command"].startswith("onnx-lowrank sweep")
     assert {p.name for p in models.iterdir()} == {"macs-0.8.onnx", "macs-0.5.onnx"}
-    assert cli.main([*sweep, "--ratios", "0.8", "-q"]) == 0
+    assert fm.command([*sweep, "--ratios", "0.8", "-q"]) == 0
     assert capsys.readouterr() == ("", "")
 
 
 def test_sweep_draws(sweep: list[str], tmp_path: Path, capsys: Capture) -> None:
     pytest.importorskip("matplotlib")
     picture = tmp_path / "a.svg"
-    assert cli.main([*sweep, "--ratios", "0.8,0.5", "--plot", str(picture)]) == 0
+    assert fm.command([*sweep, "--ratios", "0.8,0.5", "--plot", str(picture)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert out.replace("\n", "").endswith(f"wrote {picture}")

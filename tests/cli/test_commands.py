@@ -80,9 +80,8 @@ def test_validate_without_labels(tiny: Path, worse: Path, tmp_path: Path, capsys
 
 
 def test_validate_writes_a_report_also_where_it_fails(
-    tiny: Path, worse: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, worse: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    fm.without_clock(monkeypatch)
     model, report = tiny / "tiny.onnx", tmp_path / "check.json"
     command = ["validate", str(model), str(worse), "--data", str(tiny / "data.npz"), "-q"]
     command += ["--max-drop", "1%"]
@@ -96,7 +95,7 @@ def test_validate_writes_a_report_also_where_it_fails(
     assert data["latency"][0]["speedup"] == 2
     # a page; and where the models cannot be compared at all
     page = tmp_path / "check.html"
-    assert cli.main([*command[:-2], "--report", str(page)]) == 0
+    assert fm.command([*command[:-2], "--report", str(page)]) == 0
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     proto = onnx.load(worse)
     proto.graph.output[0].name = proto.graph.node[-1].output[0] = "z"

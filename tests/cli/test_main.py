@@ -14,15 +14,11 @@ import onnx
 import pytest
 
 from onnx_lowrank.cli import commands as cli_commands
-from onnx_lowrank.cli import main as cli
 from onnx_lowrank.engine import build, tell
 from onnx_lowrank.errors import ModelError
 from tests import fixtures_models as fm
 
 Capture = pytest.CaptureFixture[str]
-
-
-pytestmark = pytest.mark.usefixtures("no_clock")
 
 
 @pytest.fixture
@@ -39,7 +35,7 @@ def arguments(tiny: Path, tmp_path: Path) -> list[str]:
 
 def test_compress(arguments: list[str], tmp_path: Path, capsys: Capture) -> None:
     report = tmp_path / "report.json"
-    assert cli.main([*arguments, "--report", str(report)]) == 0
+    assert fm.command([*arguments, "--report", str(report)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert "first" in out
@@ -57,7 +53,7 @@ def test_the_report_is_a_page_where_its_name_says_so(
     arguments: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
     report = tmp_path / "report.html"
-    assert cli.main([*arguments, "-q", "--report", str(report)]) == 0
+    assert fm.command([*arguments, "-q", "--report", str(report)]) == 0
     text = report.read_text(encoding="utf-8")
     assert text.startswith("<!DOCTYPE html>")
     assert f"--report {report}" in text
@@ -65,7 +61,7 @@ def test_the_report_is_a_page_where_its_name_says_so(
 
 
 def test_quiet_prints_nothing(arguments: list[str], tmp_path: Path, capsys: Capture) -> None:
-    assert cli.main([*arguments, "-q"]) == 0
+    assert fm.command([*arguments, "-q"]) == 0
     assert capsys.readouterr() == ("", "")
     assert (tmp_path / "out.onnx").is_file()
 
@@ -85,7 +81,7 @@ def test_options_reach_the_library(arguments: list[str], monkeypatch: pytest.Mon
         "x:1,3,8,8", "--input-shape", "a:b:2", "--target", "latency=0.7", "--batch", "4",
         "--timing-limit", "9.5", "--cache", "",
     ]  # fmt: skip
-    assert cli.main([*arguments, *more]) == ModelError.exit_code
+    assert fm.command([*arguments, *more]) == ModelError.exit_code
     assert got["include"] == ["a*", "b*"]
     assert got["exclude"] == ["c"]
     assert (got["passes"], got["samples"], got["seed"]) == ("svd", 9, 4)
@@ -169,12 +165,11 @@ def test_errors_are_one_line_and_a_code(
 
 
 def test_the_guard_has_code_5_and_force_overrules_it(
-    arguments: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
-    fm.without_clock(monkeypatch, 1.5)
-    fm.refused(arguments, capsys, 5, "nothing was written", "--force")
+    fm.refused(arguments, capsys, 5, "nothing was written", "--force", ratio=1.5)
     assert not (tmp_path / "out.onnx").exists()
-    assert cli.main([*arguments, "--force", "-q"]) == 0
+    assert fm.command([*arguments, "--force", "-q"], 1.5) == 0
     assert (tmp_path / "out.onnx").is_file()
 
 
@@ -205,7 +200,7 @@ def test_interruption(
     for module, place in ((build, "refit"), (tell, "validate_models")):
         with monkeypatch.context() as patch:
             patch.setattr(module, place, interrupted)
-            assert cli.main(arguments) == 130
+            assert fm.command(arguments) == 130
         assert capsys.readouterr() == ("", "interrupted; nothing was written\n")
         assert list(tmp_path.iterdir()) == []
 
@@ -217,7 +212,7 @@ def test_interruption_while_writing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "fsync", interrupted)
-    assert cli.main(arguments) == 130
+    assert fm.command(arguments) == 130
     assert capsys.readouterr().err == "interrupted; nothing was written\n"
     assert list(tmp_path.iterdir()) == []
 
@@ -258,8 +253,8 @@ def test_warnings_have_no_source_lines(
     before = warnings.showwarning
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        assert cli.main(arguments) == ModelError.exit_code
+        assert fm.command(arguments) == ModelError.exit_code
     assert capsys.readouterr().err == "warning: mind [the] gap\nerror: enough\n"
     assert warnings.showwarning is before
     with pytest.raises(RuntimeWarning):  # where tests make errors of them, they stay errors
-        cli.main(arguments)
+        fm.command(arguments)

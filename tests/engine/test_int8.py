@@ -9,7 +9,6 @@ import onnx
 import pytest
 from onnx import ModelProto, helper
 
-from onnx_lowrank.cli import main as cli
 from onnx_lowrank.engine import int8
 from onnx_lowrank.engine.api import Result, apply
 from onnx_lowrank.engine.int8 import within
@@ -175,10 +174,7 @@ def test_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv += ["--cache", "", "--effort", "quick", "--quantize", "dynamic"]
     fm.refused(argv, capsys, 2, "--quantize dynamic: the model has none of MatMul")
     assert not (tmp_path / "out.onnx").exists()
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as patch:
-        fm.without_clock(patch)
-        assert cli.main([*argv[:-1], "static", "--force"]) == 0
+    assert fm.command([*argv[:-1], "static", "--force"]) == 0
     out = capsys.readouterr().out
     assert "int8 and low rank" in out
     assert "compressed, int8 (static)" in out

@@ -12,7 +12,6 @@ import pytest
 from onnx import ModelProto, helper
 
 from onnx_lowrank.chains.chain import Chain
-from onnx_lowrank.cli import main as cli
 from onnx_lowrank.engine.api import Result, compress
 from onnx_lowrank.engine.guard import check_result
 from onnx_lowrank.errors import GuardError, OptionError
@@ -149,7 +148,6 @@ def test_numbers_that_become_nan_are_no_answers() -> None:
         guarded(lost)
 
 
-@pytest.mark.usefixtures("no_clock")
 def test_a_collapse_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """White inputs and weights: nothing of them is redundant, and a tenth tells little."""
     random = np.random.default_rng(0)
@@ -165,4 +163,4 @@ def test_a_collapse_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtur
                str(tmp_path / "data.npz"), "--target", "params=0.15", "--threads", "1"]  # fmt: skip
     fm.refused(command, capsys, GuardError.exit_code, "keeps the first class of", "--min-kept")
     assert not (tmp_path / "out.onnx").exists()
-    assert cli.main([*command, "--force", "--quiet"]) == 0
+    assert fm.command([*command, "--force", "--quiet"]) == 0

@@ -16,13 +16,16 @@ from onnx_lowrank.fleet.outcome import Outcome
 from onnx_lowrank.fleet.process import run_limited
 from onnx_lowrank.fleet.worker import MADE, Order, carried_out
 from tests import fixtures_models as fm
-from tests.scripted_timer import pair
-
-pytestmark = pytest.mark.usefixtures("no_clock")
+from tests.scripted_timer import taking
 
 QUICK: dict[str, Any] = {
     "target": "macs=0.6", "passes": "svd", "effort": "quick", "samples": 60, "cache": "",
 }  # fmt: skip
+
+
+def outcome_of(order: Order, ratio: float = 0.5) -> Outcome:
+    """The outcome where the result takes ``ratio`` of the original's time."""
+    return carried_out(order, taking(ratio))
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def order(tiny: Path, tmp_path: Path) -> Order:
 
 
 def test_the_result_and_its_receipts(order: Order, tmp_path: Path) -> None:
-    outcome = carried_out(order)
+    outcome = outcome_of(order)
     assert outcome.status == "done", outcome.reason
     assert outcome.files == (
         "small.onnx.report.html", "small.onnx.report.json", "small.onnx",
@@ -54,7 +57,7 @@ def test_the_result_and_its_receipts(order: Order, tmp_path: Path) -> None:
 def test_weights_in_files_are_written_so(order: Order, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     path = fm.external(tmp_path / "in", fm.classifier())
-    outcome = carried_out(replace(order, model=str(path)))
+    outcome = outcome_of(replace(order, model=str(path)))
     assert outcome.files[-1] == "small.onnx"
     assert "small.onnx.data" in outcome.files
     onnx.load(tmp_path / MADE / "small.onnx")
@@ -62,10 +65,15 @@ def test_weights_in_files_are_written_so(order: Order, tmp_path: Path) -> None:
 
 def test_texts_are_read_as_on_the_command_line(order: Order) -> None:
     texts = {"input_shapes": ["x:60,64"], "max_drop": None, "mean": "1,2,3", "resize": "8x9"}
-    outcome = carried_out(replace(order, options={**QUICK, **texts, "samples": "many"}))
+    outcome = outcome_of(replace(order, options={**QUICK, **texts, "samples": "many"}), taking(0.5))
     assert (outcome.error, outcome.exit_code) == ("OptionError", 2)
     assert outcome.reason.startswith("option samples")
-    assert carried_out(replace(order, options={**QUICK, "input_shapes": ["z:1"]})).exit_code == 2
+    assert (
+        outcome_of(
+            replace(order, options={**QUICK, "input_shapes": ["z:1"]}), taking(0.5)
+        ).exit_code
+        == 2
+    )
 
 
 def test_a_model_without_gain_is_copied(order: Order, tmp_path: Path) -> None:
@@ -73,12 +81,12 @@ def test_a_model_without_gain_is_copied(order: Order, tmp_path: Path) -> None:
     proto = fm.build([node], {"x": ["n", 4]}, {"y": ["n", 4]}, {})
     onnx.save(proto, tmp_path / "plain.onnx")
     plain = replace(order, model=str(tmp_path / "plain.onnx"), calibration=None)
-    outcome = carried_out(replace(plain, options={"passes": "svd"}))
+    outcome = outcome_of(replace(plain, options={"passes": "svd"}))
     assert outcome.status == "unchanged"
     assert outcome.reason.startswith("nothing can be gained: ")
     assert onnx.load(tmp_path / MADE / "small.onnx") == proto
     assert outcome.figures["before"] == outcome.figures["after"]
-    asked = carried_out(plain)
+    asked = outcome_of(plain)
     assert (asked.status, asked.cause, asked.exit_code) == ("failed", "refused", 5)
 
 
@@ -91,15 +99,14 @@ def test_a_model_without_gain_is_copied(order: Order, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_refused(change: dict[str, Any], error: str, code: int, order: Order) -> None:
-    outcome = carried_out(replace(order, **change))
+    outcome = outcome_of(replace(order, **change))
     assert (outcome.cause, outcome.error, outcome.exit_code) == ("refused", error, code)
     assert outcome.reason
     assert not Path(order.folder, MADE).exists()
 
 
-def test_a_slower_result_is_refused(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnx_lowrank.latency.timer.RuntimeTimer.models", lambda *_: (pair(3.0),))
-    outcome = carried_out(order)
+def test_a_slower_result_is_refused(order: Order) -> None:
+    outcome = outcome_of(order, 3.0)
     assert (outcome.error, outcome.exit_code) == ("GuardError", 5)
 
 
@@ -118,7 +125,7 @@ def test_what_nobody_expected(
         raise error
 
     monkeypatch.setattr(worker, "compress_or_leave", broken)
-    outcome = carried_out(order)
+    outcome = outcome_of(order)
     assert (outcome.cause, outcome.exit_code) == (cause, code)
     assert part in outcome.reason
     assert ("Traceback" in capfd.readouterr().err) == (cause == "internal")

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from onnx_lowrank.cli import main as cli
 from onnx_lowrank.engine.validate import validate
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.judge.labels import class_ids, doubt, refuse_doubt
@@ -120,7 +119,7 @@ def test_gates_refuse_them(name: str, folder: Path, capsys: Capture) -> None:
     data, model, out = with_labels(folder, labels), str(folder / "in.onnx"), folder / "out.onnx"
     compress = ["compress", model, str(out), "--calib", data, "--cache", "", "--max-drop", "1%"]
     for argv in (compress, ["validate", model, model, "--data", data, "-q", "--max-drop", "1%"]):
-        assert cli.main(argv) == 4
+        assert fm.command(argv) == 4
         stdout, err = capsys.readouterr()
         assert (stdout, err.count("\n")) == ("", 1)
         with pytest.raises(DataError, match=said.format(n=200)):
@@ -135,24 +134,23 @@ def test_labels_of_other_classes_stop_a_run_before_the_work(
     data = with_labels(folder, NO_CLASSES[name][0])
     model, out = str(folder / "in.onnx"), str(folder / "out.onnx")
     for argv in (["compress", model, out], ["sweep", model]):
-        assert cli.main([*argv, "--calib", data, "--cache", ""]) == 4
+        assert fm.command([*argv, "--calib", data, "--cache", ""]) == 4
         assert "label" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", EMPTY_LABELS)
-@pytest.mark.usefixtures("no_clock")
 def test_reports_say_it(name: str, folder: Path, capsys: Capture) -> None:
     labels, said = EMPTY_LABELS[name]
     data, model, report = with_labels(folder, labels), str(folder / "in.onnx"), folder / "r.json"
     argv = ["compress", model, str(folder / "out.onnx"), "--calib", data, "--target", "macs=0.9"]
-    assert cli.main([*argv, "--cache", "", "--threads", "1", "--report", str(report)]) == 0
+    assert fm.command([*argv, "--cache", "", "--threads", "1", "--report", str(report)]) == 0
     note = "the accuracy says nothing about the models: "
     assert f"note: {note}" in capsys.readouterr().out
     notes = json.loads(report.read_text(encoding="utf-8"))["notes"]
     (found,) = [n for n in notes if n.startswith(note)]
     with pytest.raises(DataError, match=said.format(n=200)):
         raise DataError(found)
-    assert cli.main(["validate", model, model, "--data", data]) == 0
+    assert fm.command(["validate", model, model, "--data", data]) == 0
     assert f"note: {note}" in capsys.readouterr().out
     checks = validate(model, model, data)
     assert checks.accuracy is not None
@@ -214,7 +212,6 @@ def test_metrics_may_ask_for_the_inputs() -> None:
         assert judged(None, metric) == pytest.approx(0.0, abs=1e-5)
 
 
-@pytest.mark.usefixtures("no_clock")
 def test_a_search_by_a_metric_of_texts(folder: Path) -> None:
     (folder / "own.py").write_text(
         "import numpy as np\n"
@@ -226,7 +223,7 @@ def test_a_search_by_a_metric_of_texts(folder: Path) -> None:
     data = with_labels(folder, NO_CLASSES["text"][0])
     argv = ["compress", str(folder / "in.onnx"), str(folder / "out.onnx"), "--calib", data]
     argv += ["--max-drop", "0.2", "--metric", f"{folder / 'own.py'}:right", "--cache", "", "-q"]
-    assert cli.main([*argv, "--threads", "1"]) == 0
+    assert fm.command([*argv, "--threads", "1"]) == 0
 
 
 def test_agreement_with_one_class_alone_proves_nothing() -> None:

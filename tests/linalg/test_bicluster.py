@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_lowrank.linalg.bicluster import Bicluster, bicluster
+from onnx_lowrank.linalg.bicluster import Bicluster, BlockSearch, bicluster
 from onnx_lowrank.linalg.block_clusters import Clusters
-from onnx_lowrank.linalg.cp_regression import CpProblem
+from onnx_lowrank.linalg.cp_regression import CpProblem, Search
 from onnx_lowrank.linalg.tucker import Tucker
 from tests.support import Array, quick, relative, rng
 
@@ -93,7 +93,7 @@ def test_a_result_is_what_it_says(
 ) -> None:
     outputs, inputs, taps, (g, h) = layer
     kernel, sigma = example(outputs, inputs, taps, seed, data)
-    found = bicluster(kernel, sigma, (g, h), ranks, rounds=rounds, seed=seed)
+    found = bicluster(kernel, sigma, (g, h), ranks, BlockSearch(seed=seed, rounds=rounds))
     q, p = (ranks, ranks) if isinstance(ranks, int) else ranks
     assert found.reduce.shape == (g * h * q, inputs // g)
     assert found.core.shape == (h * g * p, 1 if isinstance(ranks, int) else q, taps)
@@ -178,10 +178,10 @@ def test_one_cluster_on_either_side_is_tucker_or_cp(data: bool) -> None:
     kernel, sigma = example(8, 6, 4, 3, data)
     energy = distance(kernel, sigma)
     for q, p in [(2, 3), (4, 4), (1, 1)]:
-        found = bicluster(kernel, sigma, (1, 1), (q, p), rounds=0)
+        found = bicluster(kernel, sigma, (1, 1), (q, p), BlockSearch(rounds=0))
         assert found.error <= Tucker(kernel, sigma).pair(q, p, 4).error + 1e-10 * energy
-    found = bicluster(kernel, sigma, (1, 1), 3, starts=2, rounds=0)
-    terms = CpProblem(kernel, sigma).solve(3, starts=2, seed=0, sweeps=50)
+    found = bicluster(kernel, sigma, (1, 1), 3, BlockSearch(rounds=0))
+    terms = CpProblem(kernel, sigma).solve(3, Search(2, 0, 50))
     assert found.error <= terms.error + 1e-10 * energy
 
 
@@ -189,8 +189,8 @@ def test_one_cluster_on_either_side_is_tucker_or_cp(data: bool) -> None:
 def test_response_metric_is_never_worse_in_its_own_norm(ranks: tuple[int, int] | int) -> None:
     for seed in range(4):
         kernel, sigma = example(8, 6, 3, seed)
-        plain = bicluster(kernel, None, (2, 2), ranks, rounds=0).to_kernel()
-        found = bicluster(kernel, sigma, (2, 2), ranks, rounds=0)
+        plain = bicluster(kernel, None, (2, 2), ranks, BlockSearch(rounds=0)).to_kernel()
+        found = bicluster(kernel, sigma, (2, 2), ranks, BlockSearch(rounds=0))
         assert found.error <= distance(kernel - plain, sigma) * (1 + 1e-9)
         assert found.error < 0.9 * distance(kernel - plain, sigma)
 
@@ -202,7 +202,9 @@ def test_rounds_never_raise_the_error_and_find_something(
 ) -> None:
     for seed in range(2):
         kernel, sigma = example(8, 6, 3, seed, data)
-        errors = [bicluster(kernel, sigma, (2, 2), ranks, rounds=r).error for r in (0, 1, 3)]
+        errors = [
+            bicluster(kernel, sigma, (2, 2), ranks, BlockSearch(rounds=r)).error for r in (0, 1, 3)
+        ]
         assert all(b <= a * (1 + 1e-9) for a, b in itertools.pairwise(errors))
         if data:
             assert errors[-1] < 0.97 * errors[0]
@@ -217,7 +219,7 @@ def test_rounds_end_where_the_gradient_vanishes(ranks: tuple[int, int] | int) ->
     for rounds in (0, 400):
         found = bicluster(
             kernel, sigma, (2, 2), 1 if isinstance(ranks, int) else (1, 1),
-            clusters=given_clusters, rounds=rounds,
+            BlockSearch(rounds=rounds), given_clusters,
         )  # fmt: skip
         square = 0.0
         for name in ("reduce", "core"):
@@ -246,7 +248,7 @@ def test_clusters_that_are_given_are_kept() -> None:
 
 def test_the_same_seed_gives_the_same_blocks() -> None:
     kernel, sigma = example(8, 6, 3, 7)
-    one, two = (bicluster(kernel, sigma, (2, 2), 2, starts=4, seed=3) for _ in range(2))
+    one, two = (bicluster(kernel, sigma, (2, 2), 2, BlockSearch(4, 3)) for _ in range(2))
     for name in ("reduce", "core", "expand"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
 
@@ -284,7 +286,7 @@ def test_terms_that_repeat_are_no_trouble(data: bool) -> None:
     kernel = planted(64, 32, 9, (2, 2), 1, 0)
     sigma = covariance(32 * 9, 0) if data else None
     for ranks in (12, (16, 32)):
-        found = bicluster(kernel, sigma, (2, 2), ranks, starts=1, rounds=2)
+        found = bicluster(kernel, sigma, (2, 2), ranks, BlockSearch(1, rounds=2))
         assert found.error < 1e-8 * distance(kernel, sigma)
 
 

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_lowrank.linalg.cp import CpTensor, cp_compose
-from onnx_lowrank.linalg.cp_regression import CpProblem, CpRegression, outer_rows
+from onnx_lowrank.linalg.cp_regression import (
+    CpProblem,
+    CpRegression,
+    Refinement,
+    Search,
+    outer_rows,
+)
 from tests.support import Array, quick, relative, rng
 
 SHAPES = [(4, 3, 9), (5, 4, 3, 3), (3, 6, 2), (2, 3, 2, 3, 2)]
@@ -23,7 +29,7 @@ def example(shape: tuple[int, ...], seed: int) -> tuple[Array, Array]:
 
 
 def solve(kernel: Array, sigma: Array | None, rank: int, rounds: int = 0) -> CpRegression:
-    return CpProblem(kernel, sigma).solve(rank, starts=1, seed=0, sweeps=60, rounds=rounds)
+    return CpProblem(kernel, sigma).solve(rank, Search(1, 0, 60), Refinement(rounds))
 
 
 def distance(difference: Array, sigma: Array) -> float:

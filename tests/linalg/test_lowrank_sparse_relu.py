@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from onnx_lowrank.linalg.lowrank_sparse import LowRankSparse, group_norms
 from onnx_lowrank.linalg.lowrank_sparse_relu import (
     ReluSample,
+    Steps,
     lowrank_sparse_relu,
     refit_relu,
     relu_loss,
@@ -75,7 +76,7 @@ def test_never_worse_than_the_linear_solution(
     shape: tuple[int, int, int], shift: float, seed: int
 ) -> None:
     e = example(shape, seed, shift)
-    found = lowrank_sparse_relu(e.sample, *e.penalties, width=e.width, max_iterations=30)
+    found = lowrank_sparse_relu(e.sample, *e.penalties, width=e.width, steps=Steps(limit=30))
     linear = LowRankSparse(e.weight, e.sigma, e.width).solve(*e.penalties)
     level = e.bias + (e.weight - linear.sparse - linear.low_rank) @ e.rows.mean(axis=0)
     start = objective(e, linear.sparse, linear.low_rank, level)
@@ -92,7 +93,7 @@ def test_never_worse_than_the_linear_solution(
 @pytest.mark.parametrize("shape", SHAPES)
 def test_far_better_where_most_responses_are_cut_off(shape: tuple[int, int, int]) -> None:
     e = example(shape, 1)
-    found = lowrank_sparse_relu(e.sample, *e.penalties, width=e.width, max_iterations=100)
+    found = lowrank_sparse_relu(e.sample, *e.penalties, width=e.width, steps=Steps(limit=100))
     assert found.objective < 0.8 * found.linear
     assert found.best > 0
 
@@ -103,8 +104,7 @@ def test_without_negative_responses_it_is_the_linear_problem() -> None:
         e.sample,
         *e.penalties,
         width=3,
-        relative=1e-6,
-        max_iterations=2000,
+        steps=Steps(relative=1e-6, limit=2000),
     )
     linear = LowRankSparse(e.weight, e.sigma, 3).solve(*e.penalties, absolute=1e-9, relative=1e-9)
     assert found.converged
@@ -117,7 +117,7 @@ def test_without_negative_responses_it_is_the_linear_problem() -> None:
 def test_convergence_is_reported_not_assumed() -> None:
     e = example((6, 8, 1), 3)
     short, long = (
-        lowrank_sparse_relu(e.sample, *e.penalties, max_iterations=limit) for limit in (3, 3000)
+        lowrank_sparse_relu(e.sample, *e.penalties, steps=Steps(limit=limit)) for limit in (3, 3000)
     )
     assert (short.converged, short.iterations) == (False, 3)
     assert max(short.primal, short.dual) > 5e-3
@@ -129,7 +129,7 @@ def test_convergence_is_reported_not_assumed() -> None:
 def test_more_steps_are_never_worse_even_where_they_go_round() -> None:
     e = example((6, 8, 1), 0)
     runs = [
-        lowrank_sparse_relu(e.sample, *e.penalties, tau=0.3, max_iterations=limit)
+        lowrank_sparse_relu(e.sample, *e.penalties, steps=Steps(0.3, limit=limit))
         for limit in range(0, 60, 5)
     ]
     objectives = [r.objective for r in runs]
@@ -140,7 +140,7 @@ def test_more_steps_are_never_worse_even_where_they_go_round() -> None:
 
 def test_at_rest_no_small_change_is_better() -> None:
     e = example((6, 8, 1), 4)
-    found = lowrank_sparse_relu(e.sample, *e.penalties, relative=1e-5, max_iterations=4000)
+    found = lowrank_sparse_relu(e.sample, *e.penalties, steps=Steps(relative=1e-5, limit=4000))
     assert found.converged
     at, random = found.objective, rng(5)
     for step in (1e-2, 1e-3):

@@ -22,7 +22,7 @@ from onnx_lowrank.planning.proposals import cut_candidate
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.refit import shared
-from onnx_lowrank.refit.refit import Refit, refit
+from onnx_lowrank.refit.refit import Manner, Refit, refit
 from onnx_lowrank.refit.regression import RIDGES, _least, solution
 from onnx_lowrank.refit.stepwise import Walker
 from onnx_lowrank.refit.task import Task
@@ -88,7 +88,7 @@ class Case:
         return refit(
             self.original, self.graph, self.tasks, fm.dataset(self.proto, x),
             Streaming(fm.ONE_THREAD, seed, progress or Progress(), memory),
-            **{"size": 8, **options},
+            Manner(**{"size": 8, **options}),
         )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning.channel_cuts import KeptChannels
 from onnx_lowrank.pruning.cutting import Cutting
 from onnx_lowrank.pruning.pruner import Pruner
-from onnx_lowrank.refit.refit import refit
+from onnx_lowrank.refit.refit import Manner, refit
 from onnx_lowrank.refit.task import Task
 from onnx_lowrank.refit.tasks import _input_of_last, refit_tasks
 from tests import fixtures_models as fm
@@ -76,7 +76,7 @@ class Case:
         assert self.data.calibration is not None
         refit(
             self.original.graph, self.compressed, self.tasks, self.data.calibration,
-            fm.streaming(), size=8,
+            fm.streaming(), Manner(8),
         )  # fmt: skip
 
 

@@ -29,11 +29,8 @@ RUN = """
 import os, resource, sys
 if room := os.environ.get("ROOM"):  # a limit on the size of files stands for a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(room), int(room)))
-import pytest
-from onnx_lowrank.cli import main as cli
-from tests.fixtures_models import without_clock
-without_clock(pytest.MonkeyPatch())
-sys.exit(cli.main(sys.argv[1:]))
+from tests import fixtures_models as fm
+sys.exit(fm.command(sys.argv[1:]))
 """
 
 
