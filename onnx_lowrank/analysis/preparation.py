@@ -163,8 +163,8 @@ def measured_shapes(
     runtime: Runtime,
     every: bool = False,
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes at the first sample of what layers read, and of all that costs are counted from."""
-    feed = dataset.feed(0)
+    """Shapes at a usual sample of what layers read, and of all that costs are counted from."""
+    feed = dataset.feed(dataset.typical)
     needed = [layer.input for layer in layers]
     wished = [t.name for n in graph.nodes for t in n.outputs if t.name] if every else []
     inputs = {name: value.shape for name, value in feed.items()}

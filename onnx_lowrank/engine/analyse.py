@@ -269,7 +269,7 @@ def feed_of_batch(job: Job, batch: int) -> Feed:
 def feed_of(data: Dataset, batch: int) -> Feed:
     """An inference of so many of some samples, where they allow it; else of one."""
     if batch == 1 or not data.batchable:
-        return data.feed(0)
+        return data.feed(data.typical)
     return next(data.subset([i % len(data) for i in range(batch)]).batches(batch))
 
 

@@ -13,6 +13,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
+
+#: feeds whose lengths are compared, at the most
+LOOKED_AT = 64
 
 
 def input_specs(model: Model) -> tuple[InputSpec, ...]:
@@ -105,6 +109,17 @@ class Dataset:
         """Feed ``i``: one sample, one run, or the model's fixed batch; arrays may be read-only."""
         k = int(self._indices[i])
         return {column.spec.name: column.feed(k) for column in self._columns}
+
+    @cached_property
+    def typical(self) -> int:
+        """Number of a usual feed: the one of median size where runs have different lengths."""
+        if self.batchable:
+            return 0
+        looked_at = np.unique(np.linspace(0, len(self) - 1, LOOKED_AT).astype(int))
+        sizes = [sum(np.size(v) for v in self.feed(int(i)).values()) for i in looked_at]
+        if len(set(sizes)) == 1:
+            return 0
+        return int(looked_at[np.argsort(sizes, kind="stable")[len(sizes) // 2]])
 
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
         """Yield the feeds in order; batchable ones are merged, up to ``size`` at a time.

@@ -794,3 +794,14 @@ def test_failing_factory_and_reader():
 
 def test_factory_that_is_a_class():
     assert len(load_dataset(Rewinding, XY)) == 7
+
+
+def test_a_usual_run_is_of_median_length() -> None:
+    """Costs and times are those of a run as long as most, not of the first."""
+    specs = [InputSpec("x", np.dtype(np.float32), (None, None))]
+    runs = [{"x": np.zeros((1, n), np.float32)} for n in (90, 3, 4, 70, 5, 6, 4)]
+    data = load_dataset(runs, specs)
+    assert runs[data.typical]["x"].shape == (1, 5)
+    assert data.subset([1, 0]).typical == 1  # the longer of two
+    alike = load_dataset(np.zeros((6, 4), np.float32), specs)
+    assert alike.typical == 0
