@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from onnx_lowrank.judge.checks import Accuracy, OutputCheck, Validation
 from onnx_lowrank.judge.disagreements import most_different
 from onnx_lowrank.judge.judge import AS_FOUND, Judge, Judging
 from onnx_lowrank.judge.labels import class_ids, doubt, not_class_numbers
+from onnx_lowrank.judge.readings import readings_of
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.outputs import (
@@ -186,6 +187,7 @@ def validate_models(
     made = observer.made_by(new)
     names = [n for n in observer.names if n in made]
     classes_in = {r.output for r in judge.readings if r.kind == "kl"}
+    directions = {r.output for r in judge.readings if r.kind == "cosine"}
     tallies = {
         name: _Tally(name, loose=name in observer.loose, scored=name in classes_in)
         for name in names
@@ -200,7 +202,7 @@ def validate_models(
             for name, tally in tallies.items():
                 tally.add(both[0][name], both[1][name])
             if labels is not None:
-                scored = _scored(both[0], count)
+                scored = _scored(both[0], count, directions)
                 if scored:
                     scores = [s for o in both if (s := scores_in(o[scored])) is not None]
                     classes = scores[0].shape[1]
@@ -220,6 +222,11 @@ def validate_models(
                 raise
     checks = tuple(t.result() for t in tallies.values())
     notes = [*observer.notes, *_notes(checks, len(dataset))]
+    if labels is not None and not scored and directions and labels_are_classes:
+        notes.append(
+            f"the labels were not used: output {min(directions)!r} holds vectors of length one, "
+            "which say no classes"
+        )
     if uncounted and labels_are_classes:
         notes.append(f"accuracy was not counted: {uncounted}")
     if accuracy is not None and accuracy.doubt:
@@ -256,7 +263,8 @@ def check_classes(reference: Model, dataset: Dataset, runtime: Runtime) -> None:
     feed = dataset.feed(0)
     count = dataset.samples_in(feed)
     outputs = _of_samples({n: arrays_of(v) for n, v in session.run(feed).items()}, count)
-    scored = _scored(outputs, count)
+    directions = {n for n, v in outputs.items() if _are_directions(n, v)}
+    scored = _scored(outputs, count, directions)
     first = scores_in(outputs[scored]) if scored else None
     if labels is None or first is None:
         return
@@ -281,9 +289,20 @@ def _of_samples(outputs: Values, count: int) -> dict[str, list[npt.NDArray[Any]]
     }
 
 
-def _scored(outputs: Values, count: int) -> str:
-    """Name of the first output with class scores of ``count`` samples; empty without one."""
-    scores = ((n, scores_in(arrays)) for n, arrays in outputs.items())
+def _are_directions(name: str, arrays: Sequence[npt.NDArray[Any]]) -> bool:
+    """Whether an output holds vectors of length one, which say no classes."""
+    return any(r.kind == "cosine" for r in readings_of(name, arrays))
+
+
+def _scored(outputs: Values, count: int, directions: Collection[str]) -> str:
+    """Name of the first output with class scores of ``count`` samples; empty without one.
+
+    Args:
+        outputs: arrays by name.
+        count: number of samples.
+        directions: outputs that are vectors of length one, as embeddings are.
+    """
+    scores = ((n, scores_in(arrays)) for n, arrays in outputs.items() if n not in directions)
     return next((n for n, v in scores if v is not None and len(v) == count), "")
 
 

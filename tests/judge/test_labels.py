@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 
+from onnx_lowrank.engine.api import compress
 from onnx_lowrank.engine.validate import validate
 from onnx_lowrank.errors import DataError
 from onnx_lowrank.judge.labels import class_ids, doubt, refuse_doubt
@@ -235,3 +236,23 @@ def test_agreement_with_one_class_alone_proves_nothing() -> None:
             tensor.CopyFrom(onnx.numpy_helper.from_array(bias, "b2"))
     with pytest.raises(DataError, match="gives all 80 samples class 0, so any model that always"):
         fm.quick_compress(proto, calib={"x": X}, min_agreement=0.9)
+
+
+def test_an_embedding_has_no_classes(tmp_path: Path) -> None:
+    """As many numbers as there may be speakers; their labels are no numbers of classes."""
+    nodes = [
+        onnx.helper.make_node("Gemm", ["x", "w"], ["h"]),
+        onnx.helper.make_node("LpNormalization", ["h"], ["y"], axis=-1, p=2),
+    ]
+    weights = {"w": RNG.standard_normal((40, 30)).astype(np.float32)}
+    net = fm.build(nodes, {"x": ["N", 40]}, {"y": ["N", 30]}, weights)
+    x = RNG.standard_normal((60, 40)).astype(np.float32)
+    speakers = RNG.integers(100, 2000, 60)
+    found = validate(net, net, {"x": x, "labels": speakers}, threads=1)
+    assert found.accuracy is None
+    assert any("say no classes" in note for note in found.notes)
+    result = compress(
+        net, calib={"x": x, "test.x": x, "test.labels": speakers}, target="macs=0.8", passes="svd",
+        force=True, threads=1, cache="",
+    )  # fmt: skip
+    assert result.report.validation.accuracy is None
