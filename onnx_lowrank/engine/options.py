@@ -35,6 +35,7 @@ from onnx_lowrank.samples.user_code import python_function
 __all__ = [
     "DEFAULT_PASSES",
     "ApplyOptions",
+    "ClusterOptions",
     "CompressOptions",
     "CurvesOptions",
     "JudgeOptions",
@@ -279,6 +280,21 @@ class RuntimeOptions(OptionGroup):
 
 
 @dataclass(frozen=True)
+class ClusterOptions(OptionGroup):
+    """Who does the work."""
+
+    title: ClassVar[str] = "cluster"
+
+    scheduler: str | None = option(
+        None,
+        "Share the work out among the workers of the Dask scheduler at this address (extra dask): "
+        "of a batch its models, which workers see under the same names; of one model the "
+        "calibration and the candidates of layers, with the same result.",
+        metavar="HOST:PORT",
+    )
+
+
+@dataclass(frozen=True)
 class ResultOptions(OptionGroup):
     """What is done with a result that does not pay."""
 
@@ -302,6 +318,7 @@ class PlanOptions:
     timing: TimingOptions = TimingOptions()
     runtime: RuntimeOptions = RuntimeOptions()
     images: ImageOptions = ImageOptions()
+    cluster: ClusterOptions = ClusterOptions()
 
     def job(self) -> JobOptions:
         """What stays the same whatever the budget."""
@@ -329,6 +346,7 @@ class ApplyOptions:
     images: ImageOptions = ImageOptions()
     quantize: QuantizeOptions = QuantizeOptions()
     result: ResultOptions = ResultOptions()
+    cluster: ClusterOptions = ClusterOptions()
 
 
 @dataclass(frozen=True)
@@ -357,6 +375,7 @@ class SweepOptions:
     timing: TimingOptions = TimingOptions()
     runtime: RuntimeOptions = RuntimeOptions()
     images: ImageOptions = ImageOptions()
+    cluster: ClusterOptions = ClusterOptions()
 
     def job(self) -> JobOptions:
         """What stays the same whatever the budget."""
@@ -422,4 +441,5 @@ def _job(options: PlanOptions | SweepOptions, effort: Effort) -> JobOptions:
         simplify=options.start.simplify,
         judging=options.judge.judging(),
         min_kept=options.judge.kept(GUARDED),
+        scheduler=options.cluster.scheduler,
     )
