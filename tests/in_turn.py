@@ -25,9 +25,15 @@ class InTurn:
     def answers(
         self, call: Callable[[Any, Any], Any], shared: Any, arguments: Iterable[Any]
     ) -> Generator[Any, None, None]:
-        sent = pickle.dumps(shared)
-        copies = [pickle.loads(sent) for _ in range(self.workers)]
+        copies = [_sent(shared) for _ in range(self.workers)]
         for argument in arguments:
             mine = copies[self.calls % self.workers]
             self.calls += 1
-            yield pickle.loads(pickle.dumps(call(mine, pickle.loads(pickle.dumps(argument)))))
+            yield _sent(call(mine, _sent(argument)))
+
+
+def _sent(value: Any) -> Any:
+    """A copy of a value, whose arrays are read-only, as those in messages are."""
+    buffers: list[pickle.PickleBuffer] = []
+    text = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return pickle.loads(text, buffers=[bytes(buffer) for buffer in buffers])

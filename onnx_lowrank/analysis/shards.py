@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from onnx_lowrank.analysis.reader import InputGroup, Reader, input_groups
+from onnx_lowrank.errors import ModelError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Head, find_layers, state_products
+from onnx_lowrank.modelfile.external_data import check
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.runtime.runtime import Feed, Runtime, Session
 
@@ -64,8 +67,13 @@ class ShardedModel:
         return {**self.__dict__, "_known": {}}
 
     def opened(self, number: int) -> tuple[InputGroup, Session | None]:
-        """A group of inputs with the session that makes them; the last one is kept."""
+        """A group of inputs with the session that makes them; the last one is kept.
+
+        Raises:
+            ModelError: the model does not run, or its weights are not here.
+        """
         if "groups" not in self._known:
+            self._check()
             graph = Graph(self.model)
             found, _ = find_layers(graph)
             named = {layer.name: layer for layer in [*found, *state_products(graph, found)]}
@@ -76,6 +84,18 @@ class ShardedModel:
             self._known.update(number=number, opened=(group, group.session(self.runtime)))
         opened: tuple[InputGroup, Session | None] = self._known["opened"]
         return opened
+
+    def _check(self) -> None:
+        """Refuse weights that are not here."""
+        folder = self.model.folder or Path()
+        try:
+            for tensor in self.model.outside:
+                check(folder, tensor)
+        except ModelError as error:
+            raise ModelError(
+                f"a worker does not see the weights of the model ({error}); share {folder} with it "
+                "under this name"
+            ) from error
 
 
 def read_shard(sharded: ShardedModel, shard: Shard) -> dict[str, npt.NDArray[Any]]:

@@ -8,11 +8,12 @@ one where calls run side by side.
 
 from __future__ import annotations
 
+import pickle
 import secrets
 import threading
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -117,13 +118,13 @@ class Cluster:
         try:
             with self._reached():
                 # a call of its own, so that it is made again where its worker is lost
-                held = _submitted(client, f"{name}-shared", _held, _Sealed(shared))
+                held = _submitted(client, f"{name}-shared", _held, _Sealed.of(shared))
             argument = next(rest, _END)
             while pending.calls or argument is not _END:
                 with self._reached():
                     worker = pending.idle() if argument is not _END else None
                 if worker is not None:
-                    what = __version__, call, held, _Sealed(argument)
+                    what = __version__, call, held, _Sealed.of(argument)
                     with self._reached():
                         future = _submitted(client, f"{name}-{sent}", _called, *what, on=worker)
                     pending.calls.append((future, worker))
@@ -161,10 +162,40 @@ _END: Any = object()
 
 
 class _Sealed:
-    """A value that Dask sends as it is, without a look at what it is made of."""
+    """A value that is opened where it is used.
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
+    Dask opens messages when they arrive, and a worker that cannot, for want of a package, ends; so
+    the error would be lost.
+
+    Args:
+        text: the value without the contents of its arrays.
+        arrays: these contents.
+    """
+
+    def __init__(self, text: bytes, arrays: Sequence[Any]) -> None:
+        self._text, self._arrays = text, arrays
+        self._opened: list[Any] = []
+
+    @classmethod
+    def of(cls, value: Any) -> _Sealed:
+        """Seal a value."""
+        from distributed.protocol import pickle as messages
+
+        arrays: list[Any] = []
+        return cls(messages.dumps(value, buffer_callback=arrays.append), arrays)
+
+    def __reduce__(self) -> Any:
+        """What is sent; what was opened stays where it is."""
+        return _Sealed, (self._text, [pickle.PickleBuffer(a) for a in self._arrays])
+
+    @property
+    def value(self) -> Any:
+        """The value, which is opened once."""
+        if not self._opened:
+            from distributed.protocol import pickle as messages
+
+            self._opened.append(messages.loads(self._text, buffers=self._arrays))
+        return self._opened[0]
 
 
 class _Pending:

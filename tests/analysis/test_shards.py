@@ -262,3 +262,18 @@ def test_weights_in_the_temporary_file_are_sent_inside(monkeypatch: pytest.Monke
     monkeypatch.setattr(modelfile, "LARGEST_PROTO", 1000)
     with pytest.raises(ModelError, match="too many to be sent to workers; leave the scheduler"):
         _ = model.portable
+
+
+def test_weights_that_a_worker_does_not_see_are_named(tmp_path: Path) -> None:
+    model = load(fm.external(tmp_path, fm.residual_net()))
+    data = fm.dataset(fm.residual_net(), fm.pictures(4))
+    alone = prepared(model, data, WIDE, None).moments
+    same(prepared(model, data, WIDE, InTurn()).moments, alone)
+
+    class Elsewhere(InTurn):
+        def answers(self, call: Any, shared: Any, arguments: Any) -> Any:
+            there = replace(shared.model, folder=tmp_path / "absent")
+            yield from super().answers(call, replace(shared, model=there), arguments)
+
+    with pytest.raises(ModelError, match=r"does not see the weights .*; share .*absent with it"):
+        prepared(model, data, WIDE, Elsewhere())

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
+import types
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from onnx_lowrank.engine.api import apply, plan
 from onnx_lowrank.errors import BatchError, DataError, OptionError
+from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime import cluster as module
 from onnx_lowrank.runtime.cluster import Cluster
 from tests import fixtures_models as fm
@@ -25,6 +29,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+
+#: a pass of another package, which is installed here alone
+PLUGIN = """
+from onnx_lowrank.passes.svd import Svd
+
+class Mine(Svd):
+    pass
+"""
 
 #: of __main__, so that they travel by value: workers cannot import this file
 CALLS = """
@@ -165,3 +177,57 @@ def test_one_model_has_the_same_bytes(address: str, net: str) -> None:
     shared = fm.quick_compress(fm.digits(net), scheduler=address, **options)
     assert shared.model.SerializeToString() == alone.model.SerializeToString()
     assert shared.plan == alone.plan
+
+
+def test_candidates_come_from_workers_and_progress_is_shown(address: str) -> None:
+    told: dict[str, list[int]] = {}
+
+    class Told(Progress):
+        @contextmanager
+        def task(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+            told.setdefault(name, []).append(total)
+            yield lambda done: told[name].append(-done)
+
+    options: dict[str, Any] = {"calib": fm.DIGITS, "samples": 200, "passes": "svd"}
+    alone = plan(fm.digits("mlp"), **options, target="macs=0.5", threads=1, cache="")
+    shared = plan(
+        fm.digits("mlp"), **options, target="macs=0.5", threads=1, cache="", scheduler=address,
+        progress=Told(),
+    )  # fmt: skip
+    assert shared == alone
+    assert not any(sum(told[name]) for name in ("calibrate", "plan"))
+
+
+def test_arrays_in_memory_are_sent_along(address: str) -> None:
+    proto, data = fm.residual_net(16), {"x": fm.pictures(40)}
+    alone = fm.quick_compress(proto, calib=data, passes="svd,spatial_svd", force=True)
+    shared = fm.quick_compress(
+        proto, calib=data, passes="svd,spatial_svd", force=True, scheduler=address
+    )
+    assert shared.model == alone.model
+    assert apply(
+        proto, alone.plan, calib=data, threads=1, cache="", scheduler=address, force=True
+    ).model == alone.model  # fmt: skip
+
+
+def test_weights_in_files_are_seen_there_or_the_error_says_so(address: str, tmp_path: Path) -> None:
+    data = {"x": fm.pictures(40)}
+    path = fm.external(tmp_path, fm.residual_net(16))
+    alone = fm.quick_compress(path, calib=data, passes="spatial_svd", force=True)
+    assert fm.quick_compress(
+        path, calib=data, passes="spatial_svd", force=True, scheduler=address
+    ).model == alone.model  # fmt: skip
+
+
+def test_a_pass_that_workers_cannot_import_is_said(address: str) -> None:
+    space: dict[str, Any] = {"__name__": "plugin_that_is_not_there"}
+    exec(PLUGIN, space)
+    module_of = types.ModuleType("plugin_that_is_not_there")
+    vars(module_of).update(space)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "plugin_that_is_not_there", module_of)
+        with pytest.raises(BatchError, match=r"plugin_that_is_not_there.*plug-ins included"):
+            fm.quick_compress(
+                fm.digits("mlp"), calib=fm.DIGITS, samples=40, passes=[space["Mine"]()],
+                scheduler=address,
+            )  # fmt: skip
