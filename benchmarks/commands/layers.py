@@ -31,6 +31,7 @@ from benchmarks.tables import asked, figure, markdown, model, seconds
 from onnx_lowrank.analysis.moments import Moments, relative_error
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.passkit.base import Factorization
+from onnx_lowrank.planning.asking import Question
 from onnx_lowrank.planning.candidates import Candidate, Choice
 from onnx_lowrank.planning.proposals import cut_candidate, make_choices
 from onnx_lowrank.planning.registry import available, parse
@@ -103,7 +104,7 @@ def begin(name: str, folder: Path, arguments: argparse.Namespace) -> Measure:
         assert isinstance(factorization, Factorization)
         start = time.perf_counter()
         choices = make_choices(
-            fit.layers, [factorization], fit.moments, fit.shapes, "macs", {}, Progress()
+            fit.layers, Question([factorization], "macs"), fit.moments, fit.shapes, {}, Progress()
         ).choices
         spent = time.perf_counter() - start
         cases = [

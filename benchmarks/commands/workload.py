@@ -28,6 +28,7 @@ from onnx_lowrank.latency.fit import Sample
 from onnx_lowrank.latency.probe import place_of
 from onnx_lowrank.latency.table import LatencyTable
 from onnx_lowrank.latency.timer import RuntimeTimer
+from onnx_lowrank.planning.asking import Question
 from onnx_lowrank.planning.proposals import make_choices
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.progress import Progress
@@ -101,8 +102,8 @@ def _timed(name: str, batch: int, limit: float) -> list[Sample]:
     net = NETS[name]
     found, feed, shapes = prepared_to_time(net.path, net.read(), _SAMPLES, batch)
     proposals = make_choices(
-        found.layers, parse_list(PASSES).factorizations, found.moments, found.shapes, "macs", {},
-        Progress(),
+        found.layers, Question(parse_list(PASSES).factorizations, "macs"), found.moments,
+        found.shapes, {}, Progress(),
     )  # fmt: skip
     table = LatencyTable(RuntimeTimer(Runtime(threads=1)), limit=limit)
     table.measure(

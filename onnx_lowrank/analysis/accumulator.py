@@ -9,6 +9,11 @@ all centred, and not the covariances of the responses among themselves, so these
 Products are of blocks of rows in float32, each about its own mean; sums and means are of float64,
 and blocks are merged by Chan's update.
 
+Shards of the rows may be read in other places. What counts there is where a block ends: each shard
+begins with an empty one, and the few rows left at its end, which are not worth a product, are
+handed on as they are. So a :class:`Recorder` elsewhere makes the very blocks that an accumulator
+which reads everything makes itself, and the sums are the same to the last bit.
+
 Reference:
     Chan, Golub & LeVeque 1983, Algorithms for computing the sample variance.
 """
@@ -16,6 +21,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,12 +29,31 @@ import numpy.typing as npt
 
 from onnx_lowrank.analysis.moments import Moments
 
-__all__ = ["Accumulator"]
+__all__ = ["Accumulator", "Block", "Recorder"]
 
 Array = npt.NDArray[np.floating[Any]]
 
 #: a spread that is less than this part of the mean is one of rounding, in float32 and after a layer
 _ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Block:
+    """Products of rows about their own mean, which is rounded to float32 before.
+
+    Attributes:
+        count: number of rows.
+        mean: ``(groups, d + n)`` in float64.
+        scatter: ``(groups, d, d)`` of the inputs in float32.
+        cross: ``(groups, n, d)`` of responses and inputs in float32.
+        squares: ``(groups, n)`` of the responses in float64.
+    """
+
+    count: int
+    mean: Array
+    scatter: Array
+    cross: Array
+    squares: Array
 
 
 class Accumulator:
@@ -46,6 +71,8 @@ class Accumulator:
     _ELEMENTS = 1 << 18
     #: number of changes of rank one to the sums that are made together
     _PENDING = 32
+    #: smallest number of rows at the end of a shard whose product takes longer than adding it
+    _WORTH = 256
 
     def __init__(self, groups: int, width: int, outputs: int = 0) -> None:
         self._width = width
@@ -59,6 +86,8 @@ class Accumulator:
         self._enough = min(self.CHUNK, max(width, self._ELEMENTS // columns, 1))
         self._rows: Array = np.zeros((groups, 0, width + outputs), np.float32)
         self._waiting = 0
+        # rows that were left at the ends of shards
+        self._left: list[Array] = []
         # vectors v (groups, d + n) and weights w of the changes w v v^T that wait
         self._vectors: list[Array] = []
         self._weights: list[float] = []
@@ -121,13 +150,52 @@ class Accumulator:
             self._waiting += more
             done += more
             if self._waiting == self._enough:
-                self._merged()
+                self._end_block()
 
-    def _merged(self) -> Accumulator:
-        """Return itself, with no rows waiting."""
+    def end_shard(self) -> None:
+        """End the block that is being filled: the next rows are those of another shard."""
+        if self._waiting >= self._WORTH:
+            self._end_block()
+        elif self._waiting:
+            rows, self._waiting = self._rows[:, : self._waiting].copy(), 0
+            self._leave(rows)
+
+    def add_shard(self, shard: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Add the rows of a :meth:`Recorder.shard`, as if they had been read here.
+
+        Raises:
+            KeyError: it is not of such a recorder.
+        """
+        for i in range(int(shard["blocks"])):
+            self._add(Block(
+                int(shard[f"{i}.count"]), shard[f"{i}.mean"], shard[f"{i}.scatter"],
+                shard[f"{i}.cross"], shard[f"{i}.squares"],
+            ))  # fmt: skip
+        if shard["left"].shape[1]:
+            self._leave(shard["left"])
+
+    def _leave(self, rows: Array) -> None:
+        """Put rows ``(groups, n, d + n)`` aside that the end of a shard left over."""
+        if sum(left.shape[1] for left in self._left) + rows.shape[1] > self._enough:
+            self._end_left()
+        self._left.append(rows)
+
+    def _end_block(self) -> None:
+        """Add the rows that wait."""
         if self._waiting:
             rows, self._waiting = self._rows[:, : self._waiting], 0
             self._merge(rows)
+
+    def _end_left(self) -> None:
+        """Add the rows that were put aside."""
+        if self._left:
+            rows, self._left = np.concatenate(self._left, axis=1), []
+            self._merge(rows)
+
+    def _merged(self) -> Accumulator:
+        """Return itself, with no rows waiting."""
+        self._end_block()
+        self._end_left()
         return self
 
     def _whole(self) -> Accumulator:
@@ -138,22 +206,21 @@ class Accumulator:
 
     def _merge(self, rows: Array) -> None:
         """Add rows ``(groups, n, d + n)``, which are written over."""
-        rows, mean = _finite(rows)
-        n, width = rows.shape[1], self._width
-        if not n:
-            return
-        centre = mean.astype(np.float32)
+        block = _block(rows, self._width)
+        if block is not None:
+            self._add(block)
+
+    def _add(self, block: Block) -> None:
+        """Add the products of some rows."""
         with np.errstate(over="ignore", invalid="ignore"):  # see `says_nothing`
-            rows -= centre[:, None]
-            inputs, outputs = rows[:, :, :width], rows[:, :, width:]
-            turned = inputs.swapaxes(1, 2)
-            self._sums += turned @ inputs
-            if outputs.shape[2]:
-                self._cross += outputs.swapaxes(1, 2) @ inputs
-                self._squares += np.einsum("gnc,gnc->gc", outputs, outputs, dtype=np.float64)
+            self._sums += block.scatter
+            if block.cross.shape[1]:
+                self._cross += block.cross
+                self._squares += block.squares
         # the sums are about the mean as float32 has it, and about that of these rows alone
+        n, mean = block.count, block.mean
         shift, total = mean - self._mean, self._count + n
-        self._vectors.append(mean - centre)
+        self._vectors.append(mean - mean.astype(np.float32))
         self._weights.append(-float(n))
         if self._count:
             self._vectors.append(shift)
@@ -223,6 +290,7 @@ class Accumulator:
             "cross": self._cross,
             "squares": self._squares,
             "waiting": self._rows[:, : self._waiting],
+            "left": np.concatenate([self._rows[:, :0], *self._left], axis=1),
             "vectors": np.array(self._vectors).reshape(-1, *self._mean.shape),
             "weights": np.array(self._weights),
         }
@@ -234,16 +302,20 @@ class Accumulator:
             KeyError, ValueError: it is of another accumulator.
         """
         for name, present in self.state().items():
-            if name not in ("waiting", "vectors", "weights") and state[name].shape != present.shape:
+            if (
+                name not in ("waiting", "left", "vectors", "weights")
+                and state[name].shape != present.shape
+            ):
                 raise ValueError(f"{name} {state[name].shape} for {present.shape}")
-        waiting = state["waiting"]
+        waiting, left = state["waiting"], state["left"]
         groups, columns = self._mean.shape
-        if waiting.shape != (groups, waiting.size // max(groups * columns, 1), columns):
-            raise ValueError(f"rows {waiting.shape} for {self._mean.shape}")
+        for rows in (waiting, left):
+            if rows.shape != (groups, rows.size // max(groups * columns, 1), columns):
+                raise ValueError(f"rows {rows.shape} for {self._mean.shape}")
         self._count, self._mean, self._sums = int(state["count"]), state["mean"], state["scatter"]
         self._cross, self._squares = state["cross"], state["squares"]
         self._vectors, self._weights = list(state["vectors"]), state["weights"].tolist()
-        self._waiting = 0
+        self._waiting, self._left = 0, [left] if left.shape[1] else []
         self.update(waiting)
 
     def moments(self) -> Moments:
@@ -270,6 +342,51 @@ class Accumulator:
             trace = np.trace(covariance[~silent], axis1=1, axis2=2).mean()
             covariance[silent] = np.eye(covariance.shape[1]) * (1e-6 * trace / len(covariance[0]))
         return Moments(self.count, mean, covariance)
+
+
+class Recorder(Accumulator):
+    """Keeps the products of the rows of one shard apart, for an accumulator elsewhere to add."""
+
+    def __init__(self, groups: int, width: int, outputs: int = 0) -> None:
+        super().__init__(groups, width, outputs)
+        self._blocks: list[Block] = []
+
+    def _add(self, block: Block) -> None:
+        self._blocks.append(block)
+
+    def shard(self) -> dict[str, npt.NDArray[Any]]:
+        """All that was read, for :meth:`Accumulator.add_shard`; the shard has ended before."""
+        found = {
+            "blocks": np.array(len(self._blocks)),
+            "left": np.concatenate([self._rows[:, :0], *self._left], axis=1),
+        }
+        for i, block in enumerate(self._blocks):
+            own = {name: getattr(block, name) for name in ("mean", "scatter", "cross", "squares")}
+            found |= {f"{i}.{name}": values for name, values in own.items()}
+            found[f"{i}.count"] = np.array(block.count)
+        return found
+
+
+def _block(rows: Array, width: int) -> Block | None:
+    """The products of rows ``(groups, n, d + n)``, which are written over; None without a row.
+
+    Args:
+        rows: inputs, and responses beside them.
+        width: number of inputs ``d``.
+    """
+    rows, mean = _finite(rows)
+    if not rows.shape[1]:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):  # see `Accumulator.says_nothing`
+        rows -= mean.astype(np.float32)[:, None]
+        inputs, outputs = rows[:, :, :width], rows[:, :, width:]
+        return Block(
+            rows.shape[1],
+            mean,
+            inputs.swapaxes(1, 2) @ inputs,
+            outputs.swapaxes(1, 2) @ inputs,
+            np.einsum("gnc,gnc->gc", outputs, outputs, dtype=np.float64),
+        )
 
 
 def _finite(rows: Array) -> tuple[Array, Array]:

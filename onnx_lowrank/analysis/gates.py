@@ -65,6 +65,9 @@ def _activations(graph: Graph, states: PlacedLayer) -> tuple[str, ...] | None:
 class GateSquares:
     """Streams a recurrent node's input and output into squared derivatives of its state.
 
+    The sums of a shard of the samples are added up apart, so that those which were read elsewhere
+    add up to the same.
+
     Args:
         graph: the model.
         layer: product of the node with its input.
@@ -83,6 +86,11 @@ class GateSquares:
         directions, rows = states.value.directions, states.shape[0] // states.value.directions
         self._sums = np.zeros((2, directions, rows))
         self._rows = np.zeros((), np.int64)
+        self._part = self._empty()
+
+    def _empty(self) -> dict[str, npt.NDArray[Any]]:
+        """The sums and rows of a shard of which nothing has been read."""
+        return {"sums": np.zeros_like(self._sums), "rows": np.zeros_like(self._rows)}
 
     def update(self, x: Array, y: Array, count: int) -> None:
         """Add a batch.
@@ -114,9 +122,23 @@ class GateSquares:
                 own[good], old[good], outer[0][d],
             )  # fmt: skip
             for which, squares in enumerate(pair):
-                self._sums[which, d] += squares.sum(axis=0)
+                self._part["sums"][which, d] += squares.sum(axis=0)
             found = int(good.sum())
-        self._rows = self._rows + found
+        self._part["rows"] += found
+
+    def end_shard(self) -> None:
+        """Add what was read of a shard to the rest."""
+        part, self._part = self._part, self._empty()
+        self.add_shard(part)
+
+    def shard(self) -> dict[str, npt.NDArray[Any]]:
+        """All that was read, for :meth:`add_shard`; the shard has ended before."""
+        return {"sums": self._sums, "rows": self._rows}
+
+    def add_shard(self, shard: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Add what was read of a shard, here or elsewhere."""
+        self._sums = self._sums + shard["sums"]
+        self._rows = self._rows + shard["rows"]
 
     def _maps(self) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         """Weight and bias of the products with the input and with the states, by direction."""
@@ -168,6 +190,7 @@ class GateSquares:
 
     def metrics(self) -> dict[str, GateMetric]:
         """Metrics of the products with the input and with the states, by name."""
+        self.end_shard()
         if not self._rows:
             return {}
         inputs, states = self._sums / int(self._rows)
@@ -179,7 +202,8 @@ class GateSquares:
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """The sums so far, to be written down."""
-        return {"sums": self._sums, "rows": self._rows}
+        part = {f"part.{name}": values for name, values in self._part.items()}
+        return {"sums": self._sums, "rows": self._rows, **part}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Go on from a :meth:`state`.
@@ -187,9 +211,11 @@ class GateSquares:
         Raises:
             KeyError, ValueError: the state is of another node.
         """
-        if state["sums"].shape != self._sums.shape:
-            raise ValueError(f"{state['sums'].shape} for {self._sums.shape}")
+        for name, present in self.state().items():
+            if state[name].shape != present.shape:
+                raise ValueError(f"{name} {state[name].shape} for {present.shape}")
         self._sums, self._rows = state["sums"].copy(), state["rows"].copy()
+        self._part = {name: state[f"part.{name}"].copy() for name in self._part}
 
 
 def _lstm(a: Array, state: Array) -> Array:

@@ -9,10 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from onnx_lowrank.analysis.collect import NO_HEADS, MomentStore, batch_size, collect_moments
+from onnx_lowrank.analysis.collect import NO_HEADS, collect_moments
 from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
 from onnx_lowrank.analysis.moment_cache import MomentCache
+from onnx_lowrank.analysis.moment_store import MomentStore
 from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.analysis.reader import batch_size
 from onnx_lowrank.analysis.streaming import MEMORY, Streaming
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import (

@@ -37,6 +37,17 @@ class RowCounts:
         inside = flat[(flat >= 0) & (flat < rows)]  # the runtime refuses others
         self._counts += np.bincount(inside, minlength=rows)
 
+    def end_shard(self) -> None:
+        """End a shard; counts are the same however they are cut."""
+
+    def shard(self) -> dict[str, npt.NDArray[Any]]:
+        """All that was read, for :meth:`add_shard`."""
+        return {"counts": self._counts}
+
+    def add_shard(self, shard: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Add what was read elsewhere."""
+        self._counts += shard["counts"]
+
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """All there is to it, to be written down."""
         return {"counts": self._counts}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.workers import Workers
 
 __all__ = ["MEMORY", "Streaming"]
 
@@ -23,9 +24,11 @@ class Streaming:
         progress: is told of every sample, or of every layer that is done.
         memory: bytes for what is gathered and for captured tensors at a time. Where they need
             more, the rest is stored on disk, or the data is read several times.
+        workers: who reads the samples; None reads them here.
     """
 
     runtime: Runtime
     seed: int
     progress: Progress
     memory: int = MEMORY
+    workers: Workers | None = None

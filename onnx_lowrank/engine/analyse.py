@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from onnx_lowrank.analysis.collect import MomentStore
 from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
 from onnx_lowrank.analysis.moment_cache import MomentCache
+from onnx_lowrank.analysis.moment_store import MomentStore
 from onnx_lowrank.analysis.preparation import (
     Prepared,
     measured_shapes,
@@ -307,8 +307,10 @@ def _measured(
     def refuse(name: str) -> str | None:
         return options.skipped.get(name) or selected(name, options.include, options.exclude)
 
+    tools = job.tools
+    streaming = Streaming(tools.runtime, job.seed, tools.progress, workers=tools.workers)
     found = prepare(
-        model, job.samples, Streaming(job.tools.runtime, job.seed, job.tools.progress), refuse,
+        model, job.samples, streaming, refuse,
         every_shape=job.passes.cutting is not None,
         cache=job.tools.cache.folder("moments"), known=known,
     )  # fmt: skip

@@ -235,6 +235,7 @@ def apply(
         simplify=options.start.simplify,
         judging=options.judge.judging(),
         min_kept=options.judge.kept(GUARDED),
+        scheduler=options.cluster.scheduler,
     )
     analysis = _analysed(model, job, progress, timer)
     return _finished(analysis, build(analysis, plan), None, options.result.force, quantize)

@@ -32,6 +32,7 @@ from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.options import documented, from_keywords
 from onnx_lowrank.passkit.runner import canonicalise
+from onnx_lowrank.planning.asking import Question
 from onnx_lowrank.planning.candidates import Candidate
 from onnx_lowrank.planning.layer_globs import check_globs, matches
 from onnx_lowrank.planning.proposals import make_choices
@@ -271,7 +272,7 @@ def curves(
     found = [layer for layer in found if layer.name not in {*unknown, *lookups}]
     moments = moments_of(graph, found, calibration, shapes, Streaming(runtime, seed, progress))
     notes += silent_notes(moments, len(found))
-    proposals = make_choices(found, factorizations, moments, shapes, "macs", {}, progress)
+    proposals = make_choices(found, Question(factorizations, "macs"), moments, shapes, {}, progress)
     made: list[Curve] = []
     for choice in proposals.choices:
         forms: dict[tuple[str, str], list[Candidate]] = {}

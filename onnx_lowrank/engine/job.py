@@ -21,7 +21,9 @@ from onnx_lowrank.planning.timed_candidates import TimingOptions, latency_table
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.report.simplified import Simplified
 from onnx_lowrank.runtime.caches import CacheOptions
+from onnx_lowrank.runtime.cluster import Cluster
 from onnx_lowrank.runtime.runtime import Runtime
+from onnx_lowrank.runtime.workers import Workers
 from onnx_lowrank.samples.images import ImageOptions
 from onnx_lowrank.samples.padding import PaddingOptions
 from onnx_lowrank.samples.split import CalibrationOptions, DataOptions, Samples, gather
@@ -51,6 +53,7 @@ class JobOptions:
         simplify: whether to start from a simplified copy of the model where one is worth taking.
         labels_are_classes: whether labels of the data are class numbers; else a metric of the user
             reads them.
+        scheduler: address of the Dask scheduler whose workers share the work; None for none.
 
     Raises:
         OptionError: no pass compresses, two of them prune, or there is no such repair.
@@ -72,6 +75,7 @@ class JobOptions:
     labels_are_classes: bool = True
     judging: Judging = AS_FOUND
     min_kept: float = GUARDED
+    scheduler: str | None = None
 
     def __post_init__(self) -> None:
         check_repair(self.repair)
@@ -92,6 +96,7 @@ class Tools:
         timer: takes all times; a test has one whose times are written down.
         progress: told of each step.
         stopwatch: wall time of each step, for the report.
+        workers: who share the work; None where all of it is done here.
     """
 
     runtime: Runtime
@@ -100,6 +105,7 @@ class Tools:
     timer: Timer
     progress: Progress
     stopwatch: Stopwatch
+    workers: Workers | None = None
 
     def latency_table(self) -> LatencyTable:
         """An empty table of times of layers and chains."""
@@ -156,6 +162,9 @@ def begin(
         ModelError, DataError, OptionError: as the inputs deserve.
     """
     source = load(model)
+    workers = None if options.scheduler is None else Cluster(options.scheduler)
+    if workers is not None:
+        workers.check()
     tools = Tools(
         options.runtime,
         options.timing,
@@ -163,6 +172,7 @@ def begin(
         timer or RuntimeTimer(options.runtime),
         progress or Progress(),
         Stopwatch(),
+        workers,
     )
     samples = gather(
         source, options.data, options.draw, options.images, options.padding, options.runtime,

@@ -16,6 +16,7 @@ from onnx_lowrank.planning.targets import DEFAULT_TARGET, METRICS
 __all__ = [
     "DEFAULT_PASSES",
     "BudgetOptions",
+    "ClusterOptions",
     "LayerOptions",
     "PassOptions",
     "ResultOptions",
@@ -116,6 +117,21 @@ class StartOptions(OptionGroup):
         False,
         "Start from a copy that onnxslim simplifies (extra simplify), where that has fewer nodes "
         "and the same outputs; its gain is reported apart. A plan made so is applied so.",
+    )
+
+
+@dataclass(frozen=True)
+class ClusterOptions(OptionGroup):
+    """Who does the work."""
+
+    title: ClassVar[str] = "cluster"
+
+    scheduler: str | None = option(
+        None,
+        "Share the work out among the workers of the Dask scheduler at this address (extra dask): "
+        "of a batch its models, which workers see under the same names; of one model the "
+        "calibration and the candidates of layers, with the same result.",
+        metavar="HOST:PORT",
     )
 
 

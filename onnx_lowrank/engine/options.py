@@ -9,6 +9,7 @@ from onnx_lowrank.engine.effort import NORMAL, Effort, effort_of
 from onnx_lowrank.engine.job import JobOptions
 from onnx_lowrank.engine.option_groups import (
     BudgetOptions,
+    ClusterOptions,
     LayerOptions,
     PassOptions,
     ResultOptions,
@@ -28,6 +29,7 @@ from onnx_lowrank.samples.split import CalibrationOptions, DataOptions, DrawOpti
 
 __all__ = [
     "ApplyOptions",
+    "ClusterOptions",
     "CompressOptions",
     "CurvesOptions",
     "PlanOptions",
@@ -74,6 +76,7 @@ class _Work:
     cache: CacheOptions = CacheOptions()
     runtime: RuntimeOptions = RuntimeOptions()
     images: ImageOptions = ImageOptions()
+    cluster: ClusterOptions = ClusterOptions()
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class ApplyOptions:
     images: ImageOptions = ImageOptions()
     quantize: QuantizeOptions = QuantizeOptions()
     result: ResultOptions = ResultOptions()
+    cluster: ClusterOptions = ClusterOptions()
 
 
 @dataclass(frozen=True)
@@ -164,4 +168,5 @@ def _job(options: PlanOptions | SweepOptions, effort: Effort) -> JobOptions:
         simplify=options.start.simplify,
         judging=options.judge.judging(),
         min_kept=options.judge.kept(GUARDED),
+        scheduler=options.cluster.scheduler,
     )

@@ -25,6 +25,7 @@ from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.passkit.base import Factorization
+from onnx_lowrank.planning.asking import Question
 from onnx_lowrank.planning.candidates import Choice, loss_of, scaled
 from onnx_lowrank.planning.countable import fixed_nodes
 from onnx_lowrank.planning.plan import GroupDecision
@@ -114,7 +115,7 @@ def propose_together(analysis: Analysis, target: Target, tied: Sequence[Tie]) ->
     apart = whole_proposals(analysis, target)
     with job.tools.stopwatch("plan"):
         proposals = proposed_together(
-            apart, whole.work, tied, job.passes.factorizations, _counted_in(target),
+            apart, whole.work, tied, Question(job.passes.factorizations, _counted_in(target)),
             job.tools.progress,
         )  # fmt: skip
     return Proposed(target, 0.0, {}, (), whole, proposals, tied=tuple(tied))
@@ -177,8 +178,8 @@ def _asked(
     if new:
         with job.tools.stopwatch("plan"):
             found = make_choices(
-                new, passes, moments, shapes, metric, analysis.prepared.moments.totals,
-                job.tools.progress, target.rule,
+                new, Question(tuple(passes), metric, target.rule), moments, shapes,
+                analysis.prepared.moments.totals, job.tools.progress, job.tools.workers,
             )  # fmt: skip
         known |= {keys[name]: own for name, own in found.by_layer().items()}
     return together([known[keys[layer.name]] for layer in layers])

@@ -8,26 +8,21 @@ it and counts for nothing. The journal stays with the one who gave the orders.
 from __future__ import annotations
 
 import secrets
-import warnings
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnx_lowrank.errors import BatchError, OptionError
+from onnx_lowrank.errors import BatchError
 from onnx_lowrank.fleet.local import cores
 from onnx_lowrank.fleet.options import Limits
 from onnx_lowrank.fleet.outcome import CRASH, Outcome
 from onnx_lowrank.fleet.process import run_limited
 from onnx_lowrank.fleet.worker import Order
+from onnx_lowrank.runtime.cluster import PATIENCE, STEP, connected
 
 __all__ = ["carry", "run_on"]
-
-#: seconds that a scheduler and its first worker are waited for
-_PATIENCE = 10
-#: seconds after which a key press is seen at the latest
-_STEP = 0.2
 
 
 def run_on(
@@ -48,7 +43,7 @@ def run_on(
         OptionError: Dask is not installed, or no scheduler or worker answers.
         BatchError: the scheduler has gone.
     """
-    client = _client(scheduler)
+    client = connected(scheduler)
     from distributed import wait
 
     pending: dict[Any, Order] = {}
@@ -61,7 +56,7 @@ def run_on(
             if not pending:
                 return
             with client.as_current(), suppress(TimeoutError):
-                wait(list(pending), timeout=_STEP, return_when="FIRST_COMPLETED")
+                wait(list(pending), timeout=STEP, return_when="FIRST_COMPLETED")
             for future in [future for future in pending if future.done()]:
                 order = pending.pop(future)
                 yield order, *_result(future, order)
@@ -73,7 +68,7 @@ def run_on(
     finally:
         with suppress(OSError, TimeoutError):
             client.cancel(list(pending))
-        client.close(timeout=_PATIENCE)
+        client.close(timeout=PATIENCE)
 
 
 def carry(order: Order, limits: Limits) -> tuple[str, Outcome] | None:
@@ -94,32 +89,6 @@ def carry(order: Order, limits: Limits) -> tuple[str, Outcome] | None:
     own = replace(order, folder=str(folder), threads=order.threads or max(1, cores() // beside))
     outcome = run_limited(own, limits, lambda: not folder.is_dir())
     return None if outcome is None else (str(folder), outcome)
-
-
-def _client(scheduler: str) -> Any:
-    try:
-        from distributed import Client
-    except ImportError:
-        raise OptionError(
-            '--scheduler needs Dask; install it with: pip install "onnx-lowrank[dask]"'
-        ) from None
-    try:
-        with warnings.catch_warnings():  # of versions of packages that differ, and go nowhere
-            warnings.simplefilter("ignore")
-            client = Client(scheduler, timeout=_PATIENCE, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise OptionError(
-            f"no Dask scheduler answers at {scheduler} ({error}); start one with: dask scheduler"
-        ) from error
-    try:
-        client.wait_for_workers(1, timeout=_PATIENCE)
-    except TimeoutError:
-        client.close()
-        raise OptionError(
-            f"the Dask scheduler at {scheduler} has no worker; start one with: dask worker "
-            f"{scheduler}"
-        ) from None
-    return client
 
 
 def _name(order: Order) -> str:

@@ -142,6 +142,8 @@ def _task(entry: Any, folder: Path, calibration: str | None, options: Mapping[st
         raise ValueError(f"options are {json.dumps(own)[:60]}; write an object, name by name")
     if "calib" in own:
         raise ValueError("the data stand in calibration, beside the options")
+    if "scheduler" in own:
+        raise ValueError("a scheduler is that of the whole batch; give it to the command")
     merged = {**options, **anchored(own, folder)}
     check_options(merged)
     model = folder / entry["model"]

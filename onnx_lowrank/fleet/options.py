@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
-from onnx_lowrank.engine.options import CompressOptions
+from onnx_lowrank.engine.options import ClusterOptions, CompressOptions
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.option_values import check_count, check_seconds, read_bytes, read_duration
-from onnx_lowrank.options import OptionGroup, option
+from onnx_lowrank.options import option
 
 __all__ = ["BatchOptions", "FleetOptions", "Limits"]
 
@@ -39,7 +39,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class FleetOptions(OptionGroup):
+class FleetOptions(ClusterOptions):
     """How many models at a time, within which limits, and where."""
 
     title: ClassVar[str] = "fleet"
@@ -64,12 +64,6 @@ class FleetOptions(OptionGroup):
     )
     retry_failed: bool = option(
         False, "Try the models again that failed before, for instance with higher limits."
-    )
-    scheduler: str | None = option(
-        None,
-        "Run on the workers of the Dask scheduler at this address, which see the same files under "
-        "the same names; needs the extra dask.",
-        metavar="HOST:PORT",
     )
 
     def __post_init__(self) -> None:
@@ -98,4 +92,4 @@ class FleetOptions(OptionGroup):
 class BatchOptions(CompressOptions):
     """Options of ``batch``."""
 
-    fleet: FleetOptions = FleetOptions()
+    cluster: FleetOptions = FleetOptions()

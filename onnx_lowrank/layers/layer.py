@@ -21,6 +21,17 @@ LOOKUP = "Gather"
 
 
 @dataclass(frozen=True)
+class _Loaded:
+    """Gives out a weight and a bias that are in memory."""
+
+    weight: Array
+    bias: Array | None
+
+    def __call__(self) -> tuple[Array, Array | None]:
+        return self.weight, self.bias
+
+
+@dataclass(frozen=True)
 class Layer:
     """A linear map ``y = W x + b`` with its geometry: all that a pass sees of a model.
 
@@ -82,6 +93,13 @@ class Layer:
         """The same layer with the weight and bias of ``stage``."""
         biased = stage.bias is not None
         return replace(self, biased=biased, _load=lambda: (stage.weight, stage.bias))
+
+    @property
+    def portable(self) -> Layer:
+        """The layer with its weight and bias in memory, which other processes can be sent."""
+        weight, bias = self._load()
+        arrays = np.asarray(weight), None if bias is None else np.asarray(bias)
+        return replace(self, _load=_Loaded(*arrays))
 
     @property
     def groups(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,30 @@ class Model:
         for tensor in list(Model(proto).outside):
             _embed(tensor, b"".join(self.chunks(tensor)))
         return proto
+
+    @property
+    def portable(self) -> Model:
+        """The model as other processes can read it: nothing of it is in the temporary file.
+
+        Raises:
+            ModelError: what is in that file is too large for the model itself.
+        """
+        scratch = self.scratch
+        own = [] if scratch is None else [t for t in self.outside if scratch.holds(t)]
+        if not own:
+            return replace(self, scratch=None)
+        size = self.proto.ByteSize() + sum(p.length for p in set(map(place, own)))
+        if size > LARGEST_PROTO:
+            raise ModelError(
+                f"the model has {size:,} bytes of new weights, which are too many to be sent to "
+                "workers; leave the scheduler out"
+            )
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        for tensor in list(Model(proto).outside):
+            if scratch is not None and scratch.holds(tensor):
+                _embed(tensor, b"".join(self.chunks(tensor)))
+        return replace(self, proto=proto, scratch=None)
 
     @property
     def skeleton(self) -> onnx.ModelProto:

@@ -25,10 +25,11 @@ from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.layers.writer import Written, apply_chain
 from onnx_lowrank.passkit.base import Factorization
+from onnx_lowrank.planning.asking import NODE_BYTES, Question
 from onnx_lowrank.planning.candidates import Candidate, Choice
 from onnx_lowrank.planning.decisions import after_cut
 from onnx_lowrank.planning.plan import Decision
-from onnx_lowrank.planning.proposals import NODE_BYTES, Proposals, cut_candidate, make_choices
+from onnx_lowrank.planning.proposals import Proposals, cut_candidate, make_choices
 from onnx_lowrank.progress import Progress
 
 __all__ = [
@@ -102,8 +103,7 @@ def proposed_together(
     proposals: Proposals,
     work: Prepared,
     tied: Sequence[Tie],
-    passes: Sequence[Factorization],
-    metric: str,
+    question: Question,
     progress: Progress,
 ) -> Proposals:
     """Proposals in which the first layer of each tie stands for all, and the others cost nothing.
@@ -112,8 +112,7 @@ def proposed_together(
         proposals: proposals for every layer by itself.
         work: the model.
         tied: layers of the model that share weights.
-        passes: the passes to ask.
-        metric: unit of the costs: ``macs``, ``params`` or ``size``.
+        question: what passes are asked.
         progress: receives one step for each tie.
     """
     choices = {choice.layer: choice for choice in proposals.choices}
@@ -122,7 +121,7 @@ def proposed_together(
         moments = [work.moments[layer.name] for layer in tie]
         lead = replace(tie[0], sharers=1)
         alone = make_choices(
-            [lead], passes, {lead.name: pooled(moments)}, work.shapes, metric, {}, progress
+            [lead], question, {lead.name: pooled(moments)}, work.shapes, {}, progress
         )
         outlines = alone.outlines[lead.name]
         shapes = [work.shapes[layer.input] for layer in tie]
@@ -131,7 +130,7 @@ def proposed_together(
         macs = whole + [sum(chain.macs(s) for s in shapes) for chain in outlines]
         nodes = [1] + [chain.nodes for chain in outlines]
         candidates = tuple(
-            _together(c, m, n, len(tie), metric)
+            _together(c, m, n, len(tie), question.metric)
             for c, m, n in zip(choice.candidates, macs, nodes, strict=True)
         )
         weight = sum(choices[layer.name].weight for layer in tie)

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.analysis.collect import MomentStore
+from onnx_lowrank.analysis.moment_store import MomentStore
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.layers import Layer, PlacedLayer
 from onnx_lowrank.linalg.gate_metric import GateMetric

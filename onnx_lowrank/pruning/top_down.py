@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.analysis.accumulator import Accumulator
-from onnx_lowrank.analysis.collect import batch_size, drawn_positions
 from onnx_lowrank.analysis.counted_rows import counted_rows, only
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.analysis.preparation import Prepared
+from onnx_lowrank.analysis.reader import batch_size, drawn_positions
 from onnx_lowrank.analysis.streaming import MEMORY
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Layer, PlacedLayer

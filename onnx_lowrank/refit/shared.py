@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.analysis.accumulator import Accumulator
-from onnx_lowrank.analysis.collect import drawn_positions
 from onnx_lowrank.analysis.counted_rows import Counted, counted_rows, only
 from onnx_lowrank.analysis.moments import Moments, response_error
+from onnx_lowrank.analysis.reader import drawn_positions
 from onnx_lowrank.chains.chain import Stage
 from onnx_lowrank.chains.geometry import Geometry
 from onnx_lowrank.graph.graph import Graph

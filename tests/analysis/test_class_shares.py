@@ -19,8 +19,8 @@ def softmax(scores: Array) -> Array:
 
 def shares_of(*batches: Array, axis: int = -1) -> Array:
     made = ClassShares(batches[0].shape[axis], axis, sum(len(b) for b in batches))
-    for batch in batches:
-        made.update(batch, len(batch))
+    for number, batch in enumerate(batches):
+        made.update(batch, len(batch), number)
     metric = made.metric()
     assert metric is not None
     return metric.shares

@@ -9,11 +9,13 @@ import onnx
 import pytest
 from onnx import ModelProto
 
-from onnx_lowrank.analysis import collect
+from onnx_lowrank.analysis import reader
 from onnx_lowrank.analysis.accumulator import Accumulator
-from onnx_lowrank.analysis.collect import MomentStore, batch_size, collect_moments, drawn_positions
+from onnx_lowrank.analysis.collect import collect_moments
 from onnx_lowrank.analysis.cost import tensor_shapes
+from onnx_lowrank.analysis.moment_store import MomentStore
 from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.analysis.reader import batch_size, drawn_positions
 from onnx_lowrank.analysis.streaming import Streaming
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer, find_layers
@@ -184,7 +186,7 @@ def test_batches_fit_in_memory() -> None:
     shapes = {"a": (1, 10, 5, 5), "b": (1, 100)}
     assert batch_size(["a"], shapes, 10_000) == 10
     assert batch_size(["a", "b"], shapes, 10_000) == 7
-    assert batch_size(["a"], shapes, 10**9) == collect.LARGEST_BATCH
+    assert batch_size(["a"], shapes, 10**9) == reader.LARGEST_BATCH
     assert batch_size(["a"], shapes, 1) == 1
     assert batch_size([], {}, 1) == 1
 
@@ -197,8 +199,8 @@ def drawn(seed: int) -> MomentStore:
 
 
 def test_the_seed_decides_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "ENOUGH_ROWS", 200)
-    monkeypatch.setattr(collect, "ROWS_PER_COLUMN", 4)
+    monkeypatch.setattr(reader, "ENOUGH_ROWS", 200)
+    monkeypatch.setattr(reader, "ROWS_PER_COLUMN", 4)
     one, again, other = drawn(0), drawn(0), drawn(1)
     whole = collected(fm.dataset(NET, PICTURES))[0]
     for layer in whole:
@@ -217,7 +219,7 @@ def test_positions_are_sorted_and_different() -> None:
     rng = np.random.default_rng(0)
     index = drawn_positions(1000, (1, 10), 1000, rng)
     assert index is not None
-    assert len(index) == collect.ENOUGH_ROWS // 1000
+    assert len(index) == reader.ENOUGH_ROWS // 1000
     assert np.all(np.diff(index) > 0)
     assert index.max() < 1000
 
@@ -225,12 +227,12 @@ def test_positions_are_sorted_and_different() -> None:
 @pytest.mark.parametrize(
     ("shape", "rows"),
     [
-        ((1, 1), collect.ENOUGH_ROWS),
-        ((1, 500), collect.ENOUGH_ROWS),
-        ((1, 2000), collect.ROWS_PER_COLUMN * 2000),
-        ((64, 9), collect.ENOUGH_ROWS),
-        ((1000, 24), collect.ENOUGH_VALUES // 24_000),
-        ((10_000, 100), collect.ROWS_PER_COLUMN * 100),
+        ((1, 1), reader.ENOUGH_ROWS),
+        ((1, 500), reader.ENOUGH_ROWS),
+        ((1, 2000), reader.ROWS_PER_COLUMN * 2000),
+        ((64, 9), reader.ENOUGH_ROWS),
+        ((1000, 24), reader.ENOUGH_VALUES // 24_000),
+        ((10_000, 100), reader.ROWS_PER_COLUMN * 100),
     ],
 )
 def test_rows_are_enough_for_the_columns(shape: tuple[int, int], rows: int) -> None:

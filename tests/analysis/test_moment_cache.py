@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_lowrank.analysis import collect, preparation
-from onnx_lowrank.analysis.collect import MomentStore, collect_moments
+from onnx_lowrank.analysis import preparation, reader
+from onnx_lowrank.analysis.collect import collect_moments
 from onnx_lowrank.analysis.cost import tensor_shapes
 from onnx_lowrank.analysis.moment_cache import MomentCache
+from onnx_lowrank.analysis.moment_store import MomentStore
 from onnx_lowrank.analysis.streaming import Streaming
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
@@ -47,8 +48,8 @@ class Interrupting(Progress):
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "LARGEST_BATCH", 8)
-    monkeypatch.setattr(collect, "ENOUGH_ROWS", 1000)  # so that positions are drawn
+    monkeypatch.setattr(reader, "LARGEST_BATCH", 8)
+    monkeypatch.setattr(reader, "ENOUGH_ROWS", 1000)  # so that positions are drawn
 
 
 def at_once(folder: Path, about: dict[str, Any], **options: Any) -> MomentCache:

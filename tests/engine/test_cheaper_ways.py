@@ -17,6 +17,7 @@ from onnx_lowrank.engine.build import build, draft
 from onnx_lowrank.engine.plan_once import plan_once
 from onnx_lowrank.engine.tell import enough_of
 from onnx_lowrank.layers import PlacedLayer
+from onnx_lowrank.planning.asking import Question
 from onnx_lowrank.planning.candidates import scaled
 from onnx_lowrank.planning.proposals import Proposals, make_choices
 from onnx_lowrank.planning.targets import Target
@@ -122,9 +123,10 @@ def test_shares_and_plans_ask_about_a_layer_once(
     """With the same channels, whatever the share of pruning; slow passes for plans alone."""
     asked: list[tuple[str, bytes, str]] = []
 
-    def counted(layers: Any, passes: Any, *rest: Any) -> Proposals:
-        asked.extend((la.name, la.stage.weight.tobytes(), p.spec) for la in layers for p in passes)
-        return make_choices(layers, passes, *rest)
+    def counted(layers: Any, question: Question, *rest: Any) -> Proposals:
+        specs = [p.spec for p in question.passes]
+        asked.extend((la.name, la.stage.weight.tobytes(), s) for la in layers for s in specs)
+        return make_choices(layers, question, *rest)
 
     monkeypatch.setattr(proposing, "make_choices", counted)
     found = analysis_of(
@@ -200,7 +202,7 @@ def test_layers_that_a_cut_does_not_reach_are_proposed_for_once(
     assert asked == [[n for n in names if n in reached]]
     assert 0 < len(asked[0]) < len(names)
     theirs = make_choices(
-        work.layers, found.job.passes.factorizations, work.moments, work.shapes, "macs",
+        work.layers, Question(found.job.passes.factorizations, "macs"), work.moments, work.shapes,
         work.moments.totals, Progress(),
     )  # fmt: skip
     assert ours.choices == theirs.choices

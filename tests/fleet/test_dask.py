@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from onnx_lowrank.errors import OptionError
-from onnx_lowrank.fleet import dask
 from onnx_lowrank.fleet.batch import Standing, batch
 from onnx_lowrank.fleet.journal import JOURNAL
+from onnx_lowrank.runtime import cluster as cluster_module
 from tests.fleet.fakes import models
 
 pytestmark = [
@@ -128,7 +128,7 @@ def test_an_interruption_ends_the_processes(cluster: Any, tmp_path: Path) -> Non
 def test_nobody_answers(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import distributed
 
-    monkeypatch.setattr(dask, "_PATIENCE", 1)
+    monkeypatch.setattr(cluster_module, "PATIENCE", 1)
     folder = models(tmp_path / "in", "a.onnx")
     with pytest.raises(OptionError, match=r"no Dask scheduler answers at 127.0.0.1:9 .*dask sched"):
         batch(folder, tmp_path / "out", scheduler="127.0.0.1:9")

@@ -21,6 +21,7 @@ from onnx_lowrank.passes import FoldBatchnorm, PruneChannels, Svd
 from onnx_lowrank.passkit.base import Edit, Rewrite, Skip
 from onnx_lowrank.passkit.channel_selection import Selection
 from onnx_lowrank.passkit.runner import canonicalise, order, refined
+from onnx_lowrank.planning.asking import Question
 from onnx_lowrank.planning.candidates import Candidate
 from onnx_lowrank.planning.proposals import cut_candidate, make_choices
 from onnx_lowrank.progress import Progress
@@ -135,7 +136,7 @@ def proposed(where: str) -> Any:
     moments = {layer.name: Moments() for layer in layers}
     shapes = tensor_shapes(load(proto), {"x": (1, 64)})
     broken = type("Broken", (Broken,), {"where": where})()
-    found = make_choices(layers, [broken], moments, shapes, "macs", {}, Progress())
+    found = make_choices(layers, Question([broken], "macs"), moments, shapes, {}, Progress())
     return broken, layers[0].value, found
 
 

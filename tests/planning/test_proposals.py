@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
+from pickle import dumps, loads
 from typing import Any
 
 import numpy as np
@@ -10,16 +12,20 @@ from onnx import ModelProto, helper
 from onnx_lowrank.analysis.cost import tensor_shapes
 from onnx_lowrank.analysis.moments import Moments, response_error
 from onnx_lowrank.engine.option_groups import DEFAULT_PASSES
-from onnx_lowrank.errors import PlanError
+from onnx_lowrank.errors import PassError, PlanError
 from onnx_lowrank.graph.graph import Graph
-from onnx_lowrank.layers import PlacedLayer, find_layers
+from onnx_lowrank.layers import Layer, PlacedLayer, find_layers
 from onnx_lowrank.modelfile.loading import load
-from onnx_lowrank.passkit.base import Factorization
+from onnx_lowrank.passes.svd import Svd
+from onnx_lowrank.passkit.base import Factorization, Skip
+from onnx_lowrank.planning.asking import Question
 from onnx_lowrank.planning.candidates import Candidate
 from onnx_lowrank.planning.proposals import Proposals, cut_candidate, make_choices
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.progress import Progress
+from onnx_lowrank.runtime.workers import Workers
 from tests import fixtures_models as fm
+from tests.in_turn import InTurn
 
 
 def passes(text: str = DEFAULT_PASSES) -> list[Factorization]:
@@ -39,12 +45,16 @@ def moments_of(layer: PlacedLayer) -> Moments:
 
 
 def proposals(
-    proto: ModelProto, x: tuple[int, ...], metric: str = "macs", totals: Any = None
+    proto: ModelProto,
+    x: tuple[int, ...],
+    metric: str = "macs",
+    totals: Any = None,
+    workers: Workers | None = None,
 ) -> tuple[list[PlacedLayer], Proposals]:
     layers = layers_of(proto)
     found = make_choices(
-        layers, passes(), {la.name: moments_of(la) for la in layers},
-        tensor_shapes(load(proto), {"x": x}), metric, totals or {}, Progress(),
+        layers, Question(passes(), metric), {la.name: moments_of(la) for la in layers},
+        tensor_shapes(load(proto), {"x": x}), totals or {}, Progress(), workers,
     )  # fmt: skip
     return layers, found
 
@@ -172,9 +182,81 @@ def test_a_layer_that_a_pass_cannot_solve_is_left_with_a_reason() -> None:
 
     layers = layers_of(fm.residual_net(16))
     found = make_choices(
-        layers, [Broken()], {la.name: moments_of(la) for la in layers},
-        tensor_shapes(load(fm.residual_net(16)), {"x": (1, 3, 7, 7)}), "macs", {}, Progress(),
+        layers, Question([Broken()], "macs"), {la.name: moments_of(la) for la in layers},
+        tensor_shapes(load(fm.residual_net(16)), {"x": (1, 3, 7, 7)}), {}, Progress(),
     )  # fmt: skip
     assert all(len(choice.candidates) == 1 for choice in found.choices)
     said = [r for reasons in found.skips.values() for r in reasons]
     assert "spatial_svd: the covariance is not positive semi-definite; give more samples" in said
+
+
+# workers
+
+
+@dataclass(frozen=True)
+class Failing(Svd):
+    """Fails at every layer."""
+
+    ops = frozenset({"Conv"})
+
+    def refuses(self, layer: Layer) -> Skip | None:
+        raise ValueError(f"no good at {layer.op}")
+
+
+#: chains of every kind of step
+MANY = "svd,spatial_svd,channel_svd,tucker2,tensor_train,monochromatic"
+
+
+def outlined(chain: Any) -> Any:
+    """A chain as text, its arrays as their shapes and strides."""
+    if isinstance(chain, np.ndarray):
+        return chain.shape, chain.dtype, chain.strides, float(chain.sum())
+    if is_dataclass(chain):
+        return type(chain), [outlined(getattr(chain, f.name)) for f in fields(chain)]
+    return [outlined(part) for part in chain] if isinstance(chain, tuple) else chain
+
+
+@pytest.mark.parametrize("net", ["gemm", "conv without bias"])
+def test_workers_find_the_same(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = layers_of(NETS[net][0])
+    moments = {layer.name: moments_of(layer) for layer in layers}
+    shapes = tensor_shapes(load(NETS[net][0]), {"x": NETS[net][1]})
+    question, crew = Question(passes(MANY), "macs"), InTurn(2)
+    totals = dict.fromkeys(moments, 2.0)
+    here = make_choices(layers, question, moments, shapes, totals, Progress())
+    assert len({c.method for choice in here.choices for c in choice.candidates}) > 1
+    sent: list[int] = []
+    monkeypatch.setattr(
+        "tests.in_turn._sent", lambda v: sent.append(len(dumps(v))) or loads(dumps(v))
+    )
+    elsewhere = make_choices(layers, question, moments, shapes, totals, Progress(), crew)
+    assert elsewhere.choices == here.choices
+    assert elsewhere.skips == here.skips
+    assert list(elsewhere.outlines) == list(here.outlines)
+    assert outlined(tuple(elsewhere.outlines.values())) == outlined(tuple(here.outlines.values()))
+    assert crew.calls == len(layers)
+    # zeros are sent as their shapes: no answer takes more than some kilobytes a candidate
+    most = max(len(choice.candidates) for choice in here.choices)
+    assert max(sent[3::2]) < 4000 * most
+
+
+def test_moments_that_are_too_large_for_a_message_stay_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layers, here = proposed("conv")
+    sizes = sorted(8 * layer.groups * layer.patch**2 for layer in layers)
+    monkeypatch.setattr("onnx_lowrank.planning.proposals._LARGEST_SENT", sizes[0])
+    crew = InTurn()
+    _, found = proposals(*NETS["conv"], workers=crew)
+    assert crew.calls == sizes.count(sizes[0])
+    assert found.choices == here.choices
+
+
+def test_a_pass_that_fails_at_a_worker_is_named() -> None:
+    with pytest.raises(PassError, match=r"layer 'conv\d'.*no good"):
+        make_choices(
+            layers_of(fm.residual_net(16)), Question([Failing()], "macs"),
+            {la.name: moments_of(la) for la in layers_of(fm.residual_net(16))},
+            tensor_shapes(load(fm.residual_net(16)), {"x": (1, 3, 7, 7)}), {}, Progress(),
+            InTurn(),
+        )  # fmt: skip

@@ -13,6 +13,7 @@ from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.passkit.base import Factorization, Pruning
+from onnx_lowrank.planning.asking import Question
 from onnx_lowrank.planning.candidates import Choice
 from onnx_lowrank.planning.proposals import make_choices
 from onnx_lowrank.planning.registry import parse_list
@@ -74,7 +75,9 @@ class Split:
     ) -> Sequence[Choice]:
         totals = self.prepared.moments.totals
         moments = self.pruner.cuts.moments(kept)
-        return make_choices(layers, passes, moments, shapes, "macs", totals, Progress()).choices
+        return make_choices(
+            layers, Question(passes, "macs"), moments, shapes, totals, Progress()
+        ).choices
 
     def totals(self, ratio: float) -> list[tuple[float, dict[str, int]]]:
         """Loss and numbers of channels at each share that can be, nothing kept between them."""
