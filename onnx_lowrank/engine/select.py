@@ -27,6 +27,8 @@ from onnx_lowrank.samples.dataset import Dataset, input_specs, load_dataset
 from onnx_lowrank.samples.features import Features, features_of_inputs, features_of_model
 from onnx_lowrank.samples.feeds import InputSpec
 from onnx_lowrank.samples.images import ImageOptions
+from onnx_lowrank.samples.mask_trial import with_mask
+from onnx_lowrank.samples.padding import PaddingOptions
 from onnx_lowrank.samples.row_trial import RowTrial
 from onnx_lowrank.samples.selection import SELECTIONS, check_selection, choose_samples
 from onnx_lowrank.samples.sources import HELD_OUT, LABELS, describe
@@ -151,6 +153,7 @@ def select(
     else:
         specs, trial = input_specs(source), RowTrial(source, runtime)
         dataset = load_dataset(given, specs, images=options.images.given, trial=trial)
+        dataset, _ = with_mask(dataset, source, runtime, PaddingOptions())
 
     def features() -> Features:
         if source is None:

@@ -25,6 +25,7 @@ from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.dataset import Dataset
+from onnx_lowrank.samples.padding import without_padding
 
 __all__ = ["WIDTH", "Features", "features_of_inputs", "features_of_model"]
 
@@ -82,6 +83,8 @@ def features_of_model(
 ) -> Features:
     """Features that a model makes itself: what its last layers read, averaged over positions.
 
+    Positions that are padding do not count.
+
     Args:
         model: the model; one without layers gives its outputs.
         data: samples of its inputs; each is run alone, since batches need not stay on axis 0.
@@ -101,8 +104,11 @@ def features_of_model(
     session = None if not part.proto.graph.output else runtime.session(part)
 
     def tensors(feed: Feed) -> Mapping[str, npt.NDArray[Any]]:
-        made = {} if session is None else session.run(feed)
-        return {name: _pooled({**feed, **made}[name], axis) for name, axis in axes.items()}
+        values = {**feed, **({} if session is None else session.run(feed))}
+        counted = data.counted(feed)
+        if counted is not None and len(counted) == 1:
+            values = {name: without_padding(values[name], counted, 0) for name in axes}
+        return {name: _pooled(values[name], axis) for name, axis in axes.items()}
 
     folded = [_Folded(len(axes), seed + i, counted=False) for i in range(len(axes))]
     return Features(_collected(data, folded, tensors, progress), source)

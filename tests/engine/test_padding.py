@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import ModelProto
 
-from onnx_lowrank import compress
+from onnx_lowrank import compress, select
 from onnx_lowrank.judge.judge import Judge
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.samples.dataset import input_specs, load_dataset
@@ -68,6 +68,12 @@ def test_moments_are_those_of_the_sentences(sentences: tuple[ModelProto, Feeds])
         assert moments.mean == pytest.approx(other.mean, abs=1e-5)
         if moments.covariance is not None:
             assert moments.covariance == pytest.approx(other.covariance, abs=1e-4)
+
+
+def test_samples_are_selected_by_what_is_read(sentences: tuple[ModelProto, Feeds]) -> None:
+    net, feeds = sentences
+    one, other = (select(d, model=net, samples=9, by="l21") for d in (feeds, scribbled(feeds)))
+    assert one.indices == other.indices
 
 
 def test_a_judge_of_padded_sentences_is_one_of_sentences(
