@@ -10,7 +10,7 @@
     |   +-- NothingAppliesError 5 because no pass can do anything with any layer
     +-- GuardError            5   the result would be slower or bigger than the original
     +-- ValidationError       6   the result does not give the answers of the original
-    +-- BatchError            7   a batch went through, and some of its models failed
+    +-- BatchError            7   some models of a batch failed, or a cluster could not go on
 
 A layer that cannot be compressed is no error: it is a :class:`onnx_lowrank.passkit.base.Skip`.
 """
@@ -93,6 +93,6 @@ class ValidationError(LowRankError):
 
 
 class BatchError(LowRankError):
-    """A batch in which some models failed, or that could not go on; the others are written."""
+    """A batch of which some models failed (the others are written), or a cluster that is lost."""
 
     exit_code = 7

@@ -58,7 +58,7 @@ __all__ = ["COMMANDS", "main"]
 _EXIT_CODES = """exit codes:
   0 done   2 wrong options   3 bad model   4 bad data
   5 the budget cannot be met, or the guard refused   6 validation failed
-  7 some models of a batch failed   130 interrupted"""
+  7 some models of a batch failed, or a cluster is lost   130 interrupted"""
 
 
 def main(argv: Sequence[str] | None = None, timer: Timer | None = None) -> int:

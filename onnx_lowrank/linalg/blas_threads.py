@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["blas_for", "side_by_side"]
+__all__ = ["blas_for", "blas_threads", "limited_blas", "side_by_side"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -32,6 +32,18 @@ def blas_for(width: int) -> Iterator[None]:
         yield
         return
     with _controller().limit(limits=1, user_api="blas"):
+        yield
+
+
+def blas_threads() -> int:
+    """Number of threads that linear algebra uses for wide layers."""
+    return max([1, *(int(library["num_threads"]) for library in _controller().info())])
+
+
+@contextmanager
+def limited_blas(threads: int) -> Iterator[None]:
+    """Let linear algebra have this number of threads for wide layers, also more than before."""
+    with _controller().limit(limits=threads, user_api="blas"):
         yield
 
 
@@ -55,7 +67,7 @@ def side_by_side(
     """
     found: dict[int, R] = {}
     narrow = [i for i, width in enumerate(widths) if width < WIDE]
-    workers = max([1, *(library["num_threads"] for library in _controller().info())])
+    workers = blas_threads()
     if min(workers, len(narrow)) > 1:
         with _controller().limit(limits=1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
             try:

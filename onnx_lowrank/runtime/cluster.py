@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from onnx_lowrank._version import __version__
 from onnx_lowrank.errors import BatchError, LowRankError, OptionError
+from onnx_lowrank.linalg.blas_threads import blas_threads, limited_blas
 
 __all__ = ["PATIENCE", "Cluster", "connected"]
 
@@ -114,7 +115,7 @@ class Cluster:
         """
         client = connected(self.scheduler)
         name, rest = f"onnx-lowrank-{secrets.token_hex(4)}", iter(arguments)
-        pending, sent = _Pending(client), 0
+        pending, sent, threads = _Pending(client), 0, blas_threads()
         try:
             with self._reached():
                 # a call of its own, so that it is made again where its worker is lost
@@ -124,7 +125,7 @@ class Cluster:
                 with self._reached():
                     worker = pending.idle() if argument is not _END else None
                 if worker is not None:
-                    what = __version__, call, held, _Sealed.of(argument)
+                    what = __version__, threads, call, held, _Sealed.of(argument)
                     with self._reached():
                         future = _submitted(client, f"{name}-{sent}", _called, *what, on=worker)
                     pending.calls.append((future, worker))
@@ -287,9 +288,15 @@ def _held(shared: _Sealed) -> _Sealed:
 
 
 def _called(
-    version: str, call: Callable[[Any, Any], Any], shared: _Sealed, argument: _Sealed
+    version: str,
+    threads: int,
+    call: Callable[[Any, Any], Any],
+    shared: _Sealed,
+    argument: _Sealed,
 ) -> Any:
-    """Run a call on a worker.
+    """Run a call on a worker, with the threads of linear algebra that it would have at the sender.
+
+    With others, wide products may add up in another order; and Dask leaves its workers one.
 
     Raises:
         OptionError: the worker has another version than the one who sent it.
@@ -297,7 +304,7 @@ def _called(
     from distributed import get_worker
 
     _check_versions({get_worker().address: __version__}, version)
-    with _ONE_AT_A_TIME:
+    with _ONE_AT_A_TIME, limited_blas(threads):
         return call(shared.value, argument.value)
 
 

@@ -19,11 +19,13 @@ from rich.console import Console
 
 from onnx_lowrank.cli import batch as cli_batch
 from onnx_lowrank.cli import main as cli
+from onnx_lowrank.engine.options import CompressOptions
 from onnx_lowrank.fleet import batch as flow
 from onnx_lowrank.fleet import dask
 from onnx_lowrank.fleet.journal import JOURNAL
 from onnx_lowrank.fleet.outcome import Outcome, ended_by
 from onnx_lowrank.fleet.worker import Order
+from onnx_lowrank.options import from_keywords, keywords_from
 from tests import fixtures_models as fm
 from tests.fleet.fakes import Done, models
 
@@ -127,8 +129,12 @@ def test_the_page_on_fleets_shows_commands_that_make_sense(
     (tmp_path / "models").symlink_to(fm.ROOT / "models")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dask, "run_on", lambda _, orders, limits: done(orders, limits, 1))
-    ran = [shlex.split(text) for kind, text in blocks if kind == "bash"]
+    shown = [shlex.split(text) for kind, text in blocks if kind == "bash"]
+    ran = [command for command in shown if command[1] == "batch"]
     assert len(ran) == 3
+    (one,) = [command for command in shown if command[1] != "batch"]
+    given = keywords_from(CompressOptions, cli._parser().parse_args(one[1:]))
+    assert from_keywords(CompressOptions, given).job().scheduler == "10.0.0.1:8786"
     for number, command in enumerate(ran):
         assert command[:2] == ["onnx-lowrank", "batch"]
         out = command.index("small")

@@ -15,6 +15,7 @@ import pytest
 
 from onnx_lowrank.engine.api import apply, plan
 from onnx_lowrank.errors import BatchError, DataError, OptionError
+from onnx_lowrank.linalg.blas_threads import limited_blas
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime import cluster as module
 from onnx_lowrank.runtime.cluster import Cluster
@@ -46,6 +47,10 @@ from onnx_lowrank.errors import DataError
 def added(shared, argument):
     time.sleep(0.02)
     return os.getpid(), shared[0] + argument
+
+def threads_of(shared, argument):
+    from onnx_lowrank.linalg.blas_threads import blas_threads
+    return blas_threads()
 
 def dying(shared, argument):
     flag, times = shared
@@ -95,6 +100,13 @@ def test_answers_come_in_the_order_of_the_arguments(address: str, calls: Any) ->
     assert list(Cluster(address).answers(calls["added"], [100], [])) == []
 
 
+def test_linear_algebra_has_the_same_threads_there(address: str, calls: Any) -> None:
+    for threads in (1, 2):
+        with limited_blas(threads):
+            found = list(Cluster(address).answers(calls["threads_of"], None, range(4)))
+        assert set(found) == {threads}
+
+
 def test_arguments_are_taken_as_there_is_room(address: str, calls: Any) -> None:
     taken = []
 
@@ -142,10 +154,13 @@ def test_workers_of_another_version_are_refused_first(
         fm.quick_compress(fm.digits("mlp"), calib=fm.DIGITS, scheduler=address)
 
 
-def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(module, "PATIENCE", 1)
-    with pytest.raises(OptionError, match=r"no Dask scheduler answers at 127.0.0.1:9 .*dask sched"):
-        fm.quick_compress(fm.digits("mlp"), calib=fm.DIGITS, scheduler="127.0.0.1:9")
+    command = ["compress", str(fm.digits("mlp")), str(tmp_path / "small.onnx")]
+    command += ["--calib", str(fm.DIGITS), "--scheduler", "127.0.0.1:9"]
+    fm.refused(command, capsys, 2, "no Dask scheduler answers at 127.0.0.1:9", "dask scheduler")
 
 
 def test_a_scheduler_that_goes_is_said_in_one_line(

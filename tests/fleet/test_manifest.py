@@ -75,6 +75,7 @@ WRONG = [
     ({"model": "b.onnx", "output": "a.onnx"}, "line 1 writes 'a.onnx' too"),
     ({"model": "b.onnx", "options": []}, "options are []"),
     ({"model": "b.onnx", "options": {"calib": "x"}}, "the data stand in calibration"),
+    ({"model": "b.onnx", "options": {"scheduler": "a:1"}}, "that of the whole batch"),
     ({"model": "b.onnx", "options": {"sample": 3}}, "did you mean samples?"),
     ({"model": "b.onnx", "options": {"samples": "many"}}, "samples"),
     ({"model": "b.onnx", "options": {"target": "macs=2"}}, "2"),
