@@ -18,12 +18,12 @@ to be run again.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnx_lowrank.analysis.sharded_sums import ShardedSums
 from onnx_lowrank.chains.state_geometry import StateGeometry
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer
@@ -65,14 +65,14 @@ def _activations(graph: Graph, states: PlacedLayer) -> tuple[str, ...] | None:
 class GateSquares:
     """Streams a recurrent node's input and output into squared derivatives of its state.
 
-    The sums of a shard of the samples are added up apart, so that those which were read elsewhere
-    add up to the same.
-
     Args:
         graph: the model.
         layer: product of the node with its input.
         states: product of the node with its states.
         samples: number of samples to come.
+
+    Attributes:
+        sums: what has been read, shard by shard.
     """
 
     def __init__(self, graph: Graph, layer: PlacedLayer, states: PlacedLayer, samples: int) -> None:
@@ -84,13 +84,7 @@ class GateSquares:
         self._relu = _activations(graph, states) == ("relu",)
         self._batch_first = states.geometry.batch_first
         directions, rows = states.value.directions, states.shape[0] // states.value.directions
-        self._sums = np.zeros((2, directions, rows))
-        self._rows = np.zeros((), np.int64)
-        self._part = self._empty()
-
-    def _empty(self) -> dict[str, npt.NDArray[Any]]:
-        """The sums and rows of a shard of which nothing has been read."""
-        return {"sums": np.zeros_like(self._sums), "rows": np.zeros_like(self._rows)}
+        self.sums = ShardedSums((2, directions, rows))
 
     def update(self, x: Array, y: Array, count: int) -> None:
         """Add a batch.
@@ -122,23 +116,9 @@ class GateSquares:
                 own[good], old[good], outer[0][d],
             )  # fmt: skip
             for which, squares in enumerate(pair):
-                self._part["sums"][which, d] += squares.sum(axis=0)
+                self.sums.add(squares.sum(axis=0), (which, d))
             found = int(good.sum())
-        self._part["rows"] += found
-
-    def end_shard(self) -> None:
-        """Add what was read of a shard to the rest."""
-        part, self._part = self._part, self._empty()
-        self.add_shard(part)
-
-    def shard(self) -> dict[str, npt.NDArray[Any]]:
-        """All that was read, for :meth:`add_shard`; the shard has ended before."""
-        return {"sums": self._sums, "rows": self._rows}
-
-    def add_shard(self, shard: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Add what was read of a shard, here or elsewhere."""
-        self._sums = self._sums + shard["sums"]
-        self._rows = self._rows + shard["rows"]
+        self.sums.count(found)
 
     def _maps(self) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         """Weight and bias of the products with the input and with the states, by direction."""
@@ -190,32 +170,15 @@ class GateSquares:
 
     def metrics(self) -> dict[str, GateMetric]:
         """Metrics of the products with the input and with the states, by name."""
-        self.end_shard()
-        if not self._rows:
+        sums, rows = self.sums.total()
+        if not rows:
             return {}
-        inputs, states = self._sums / int(self._rows)
+        inputs, states = sums / int(rows)
         found = {
             self._layer.name: GateMetric.of(inputs.reshape(1, -1)),
             self._states.name: GateMetric.of(states),
         }
         return {name: metric for name, metric in found.items() if metric is not None}
-
-    def state(self) -> dict[str, npt.NDArray[Any]]:
-        """The sums so far, to be written down."""
-        part = {f"part.{name}": values for name, values in self._part.items()}
-        return {"sums": self._sums, "rows": self._rows, **part}
-
-    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Go on from a :meth:`state`.
-
-        Raises:
-            KeyError, ValueError: the state is of another node.
-        """
-        for name, present in self.state().items():
-            if state[name].shape != present.shape:
-                raise ValueError(f"{name} {state[name].shape} for {present.shape}")
-        self._sums, self._rows = state["sums"].copy(), state["rows"].copy()
-        self._part = {name: state[f"part.{name}"].copy() for name in self._part}
 
 
 def _lstm(a: Array, state: Array) -> Array:

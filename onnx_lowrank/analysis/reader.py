@@ -22,6 +22,7 @@ from onnx_lowrank.analysis.layer_inputs import LayerInput, grouped, layer_inputs
 from onnx_lowrank.analysis.moment_store import MomentStore
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.analysis.row_counts import RowCounts
+from onnx_lowrank.analysis.sharded_sums import ShardedSums
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Head, PlacedLayer, states_name
 from onnx_lowrank.linalg.blas_threads import blas_for
@@ -40,7 +41,7 @@ LARGEST_BATCH = 32
 #: few more than :data:`ENOUGH_ROWS`, make about one product in each
 SHARDS = 16
 
-_Part = Accumulator | RowCounts | ClassShares | GateSquares
+_Part = Accumulator | RowCounts | ShardedSums
 
 
 class InputGroup:
@@ -272,9 +273,9 @@ class Reader:
             for place, total in enumerate(totals.values()):
                 yield 0, f"totals.{number}.{place}.", total
         for number, shares in enumerate(self._shares.values()):
-            yield 0, f"shares.{number}.", shares
+            yield 0, f"shares.{number}.", shares.sums
         for number, squares in enumerate(self._gates.values()):
-            yield 0, f"gates.{number}.", squares
+            yield 0, f"gates.{number}.", squares.sums
 
     def finish(self, store: MomentStore) -> None:
         """Put the moments and variances into ``store``; nothing is left here."""

@@ -71,7 +71,7 @@ def test_it_goes_on_from_a_state() -> None:
     one, two = (3 * rng(seed).normal(size=(8, 6)) for seed in (0, 1))
     first, again = (ClassShares(6, -1, 16) for _ in range(2))
     first.update(one, 8)
-    again.restore(first.state())
+    again.sums.restore(first.sums.state())
     for made in (first, again):
         made.update(two, 8)
     metrics = [made.metric() for made in (first, again)]
@@ -79,7 +79,7 @@ def test_it_goes_on_from_a_state() -> None:
     assert metrics[1] is not None
     assert (metrics[0].shares == metrics[1].shares).all()
     with pytest.raises(ValueError, match=r"\(2, 6\) for \(2, 5\)"):
-        ClassShares(5, -1, 16).restore(first.state())
+        ClassShares(5, -1, 16).sums.restore(first.sums.state())
 
 
 def test_thousands_of_classes_take_little_memory() -> None:

@@ -74,10 +74,10 @@ def test_against_finite_differences(op: str, biased: bool) -> None:
         assert relative(wanted, metrics[name].weights.reshape(-1)) < 1e-6
     # and what is written down of it is all there is to it
     again = GateSquares(graph, layer, states, 3)
-    again.restore(reader.state())
+    again.sums.restore(reader.sums.state())
     assert (again.metrics()[states.name].weights == metrics[states.name].weights).all()
     with pytest.raises(ValueError, match="for"):
-        again.restore({**reader.state(), "sums": np.zeros(2)})
+        again.sums.restore({**reader.sums.state(), "sums": np.zeros(2)})
 
 
 def test_both_directions_and_layouts_agree() -> None:

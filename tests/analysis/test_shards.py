@@ -110,18 +110,17 @@ def test_class_shares_and_counts_add_up(batches: list[int], seed: int) -> None:
         shares[0].update(batch, len(batch), number)
         counts[0].update(batch.argmax(axis=1))
         if number % 2:
-            shares[0].end_shard()
-    shares[0].end_shard()
+            shares[0].sums.end_shard()
+    shares[0].sums.end_shard()
     for first in range(0, len(scores), 2):
         part, counted = ClassShares(3, 1, sum(batches)), RowCounts(3)
         for number, batch in enumerate(scores[first : first + 2], first):
             part.update(batch, len(batch), number)
             counted.update(batch.argmax(axis=1))
-        part.end_shard()
-        shares[1].add_shard(part.shard())
+        part.sums.end_shard()
+        shares[1].sums.add_shard(part.sums.shard())
         counts[1].add_shard(counted.shard())
-    for one, two in (shares, counts):
-        a, b = one.state(), two.state()  # type: ignore[attr-defined]
+    for a, b in ([s.sums.state() for s in shares], [c.state() for c in counts]):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
 
