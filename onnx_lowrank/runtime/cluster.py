@@ -2,8 +2,8 @@
 
 A call goes to a worker by Dask's own messages, with its arguments and its answer. When a worker is
 lost, Dask gives its calls to others. Each process runs one call at a time, whatever its number of
-threads: the number of threads of linear algebra belongs to the process, and so would be another
-one where calls run side by side.
+threads: how many threads linear algebra has is a setting of the process, which calls side by side
+would change for one another.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onnx_lowrank._version import __version__
 from onnx_lowrank.errors import BatchError, LowRankError, OptionError
 from onnx_lowrank.linalg.blas_threads import blas_threads, limited_blas
 
-__all__ = ["PATIENCE", "Cluster", "connected"]
+__all__ = ["PATIENCE", "STEP", "Cluster", "connected"]
 
 S = TypeVar("S")
 A = TypeVar("A")
@@ -36,6 +36,7 @@ STEP = 0.2
 #: whose answers wait for that to an earlier call
 _AHEAD, _OUT = 2, 4
 
+#: held by the call that runs in this process
 _ONE_AT_A_TIME = threading.Lock()
 
 
