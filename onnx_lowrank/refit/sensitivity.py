@@ -91,7 +91,8 @@ def samples_to_weigh(
         most: largest number of samples.
     """
     count = passes * len(data) // max(parts, 1)
-    return data.subset(range(min(max(count, FEWEST), most, len(data))))
+    some = min(max(count, FEWEST), most, len(data))
+    return data.subset(np.linspace(0, len(data) - 1, some).astype(int))
 
 
 def measured_factors(

@@ -28,7 +28,7 @@ from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.archives import npz_keys
 from onnx_lowrank.samples.feeds import Column, InputSpec
 from onnx_lowrank.samples.images import ImageOptions, Picture
-from onnx_lowrank.samples.padding import Counted, Mask
+from onnx_lowrank.samples.padding import Counted, Mask, flat, shortened
 from onnx_lowrank.samples.row_trial import RowTrial
 from onnx_lowrank.samples.rows_or_runs import Reading
 from onnx_lowrank.samples.sources import HELD_OUT, LABELS, Loader, check_names, describe, pick
@@ -79,9 +79,11 @@ class Dataset:
         labels: Array | None = None,
         indices: npt.NDArray[np.int64] | None = None,
         mask: Mask | None = None,
+        cut: bool = False,
     ) -> None:
         self.labels = labels
         self.mask = mask
+        self._cut = cut
         self.notes = reading.notes
         self.batchable = reading.merge
         self._reading = reading
@@ -132,10 +134,11 @@ class Dataset:
         size = self.merged(size)
         for start in range(0, len(self), size):
             feeds = [self.feed(i) for i in range(start, min(start + size, len(self)))]
-            if len(feeds) == 1:
-                yield feeds[0]
-            else:
-                yield {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+            whole = feeds[0]
+            if len(feeds) > 1:
+                whole = {name: np.concatenate([feed[name] for feed in feeds]) for name in whole}
+            counted = self.counted(whole) if self._cut else None
+            yield whole if counted is None else shortened(whole, counted)
 
     def merged(self, size: int) -> int:
         """How many feeds are merged into one where ``size`` are asked for."""
@@ -145,11 +148,41 @@ class Dataset:
         """The feeds at ``indices``, in that order, with their labels."""
         chosen = np.asarray(indices, dtype=np.int64)
         labels = None if self.labels is None else self.labels[chosen]
-        return Dataset(self._reading, labels, self._indices[chosen], self.mask)
+        return Dataset(self._reading, labels, self._indices[chosen], self.mask, self._cut)
 
     def with_mask(self, mask: Mask) -> Dataset:
         """The same feeds, with positions that are padding."""
         return Dataset(self._reading, self.labels, self._indices, mask)
+
+    def by_length(self) -> Dataset:
+        """The feeds in the order of their lengths; batches end where their longest sample does.
+
+        Between samples of one length nothing is computed that does not count.
+        """
+        counted = [self.counted(self.feed(i)) for i in range(len(self))]
+        lengths = [
+            np.inf if c is None else np.flatnonzero(c.any(0)).max(initial=0) for c in counted
+        ]
+        ordered = self.subset(np.argsort(lengths, kind="stable"))
+        return Dataset(ordered._reading, ordered.labels, ordered._indices, self.mask, cut=True)
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether all inputs with the positions of the mask have them along a dynamic axis 1."""
+        if self.mask is None or not self.batchable:
+            return False
+        feed = self.feed(0)
+        mask = flat(feed[self.mask.name])
+        if mask is None:
+            return False
+        positions = mask.shape[1]
+        for column in self._columns:
+            shape, declared = feed[column.spec.name].shape, column.spec.shape
+            if positions in shape[2:] or declared is None:
+                return False
+            if shape[1:2] == (positions,) and declared[1] is not None:
+                return False
+        return bool(positions > 1)
 
     def masks(self, size: int) -> Iterator[Counted | None]:
         """What :meth:`counted` gives for each feed of :meth:`batches`."""

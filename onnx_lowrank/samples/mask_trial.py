@@ -8,22 +8,35 @@ the graph makes it so (added large numbers, Where, products), nor which value is
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from onnx_lowrank.errors import LowRankError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.runtime.outputs import arrays_of
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset
-from onnx_lowrank.samples.padding import NONE, Array, Mask, PaddingOptions, flat
+from onnx_lowrank.samples.feeds import is_float
+from onnx_lowrank.samples.padding import (
+    NONE,
+    Array,
+    Counted,
+    Mask,
+    PaddingOptions,
+    flat,
+    without_padding,
+)
 
-__all__ = ["with_mask"]
+__all__ = ["by_length", "with_mask"]
 
 #: names that say what an input is where the model has no Softmax that would show it
 NAMES = ("attention_mask", "input_mask")
 #: feeds that are looked at, and softmaxes that are run
 FEEDS, SOFTMAXES = 8, 2
+#: part of the largest value of an output by which it may differ where padding is cut off
+SAME = 1e-3
 #: part of the attention that a padded position may get, by rounding, and the least part of the
 #: others that must get more
 NOTHING, NEARLY_ALL = 1e-6, 0.95
@@ -62,6 +75,55 @@ def with_mask(
         f"{part:.0%} of the positions are padding, where {mask.name} is {mask.padding}: they "
         "count in no calibration and no comparison (--mask none has them count)"
     )
+
+
+def by_length(data: Dataset, model: Model, runtime: Runtime) -> Dataset:
+    """The samples in the order of their lengths, without padding behind the longest of a batch.
+
+    They stay as they are where padding cannot be cut off, or where that changes what the model
+    makes of the positions that count.
+
+    Args:
+        data: samples with a mask.
+        model: the original.
+        runtime: runs it.
+    """
+    if not data.may_be_cut:
+        return data
+    cut = data.by_length()
+    some = sorted({0, len(data) // 2})
+    (short,) = cut.subset(some).batches(len(some))
+    whole = {n: np.concatenate([cut.feed(i)[n] for i in some]) for n in short}
+    if all(short[n].shape == whole[n].shape for n in short):
+        return data
+    session = runtime.session(model, lean=True)
+    try:
+        made = [session.run(feed) for feed in (whole, short)]
+    except LowRankError:
+        return data
+    counted = [data.counted(feed) for feed in (whole, short)]
+    return cut if _alike(made, counted, len(some)) else data
+
+
+def _alike(made: list[dict[str, Any]], counted: list[Counted | None], samples: int) -> bool:
+    """Whether a model makes the same of positions that count in two forms of the same samples."""
+    for name in made[0]:
+        for lists in zip(*(arrays_of(m[name]) for m in made), strict=True):
+            for i in range(samples):
+                old, new = (
+                    a[i : i + 1] if c is None else without_padding(a, c, i)
+                    for a, c in zip(lists, counted, strict=True)
+                )
+                if old.shape != new.shape or not _close(old, new):
+                    return False
+    return True
+
+
+def _close(old: Array, new: Array) -> bool:
+    if not is_float(old.dtype):
+        return np.array_equal(old, new)
+    one, other = (v.astype(np.float64) for v in (old, new))
+    return bool(np.allclose(one, other, rtol=0, atol=SAME * float(np.abs(one).max(initial=0))))
 
 
 def _found(feeds: list[dict[str, Array]], model: Model, runtime: Runtime) -> Mask | None:

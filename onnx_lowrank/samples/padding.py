@@ -16,7 +16,15 @@ from onnx_lowrank.errors import OptionError
 from onnx_lowrank.options import OptionGroup, option
 from onnx_lowrank.runtime.session import Feed
 
-__all__ = ["NONE", "Counted", "Mask", "PaddingOptions", "without_padding"]
+__all__ = [
+    "NONE",
+    "Counted",
+    "Mask",
+    "PaddingOptions",
+    "flat",
+    "shortened",
+    "without_padding",
+]
 
 Array = npt.NDArray[Any]
 #: positions that count, ``(samples, positions)``
@@ -93,6 +101,21 @@ def flat(mask: Array) -> Array | None:
     if mask.ndim < 2 or any(n != 1 for n in mask.shape[1:-1]):
         return None
     return mask.reshape(len(mask), -1)
+
+
+def shortened(feed: Feed, counted: Counted) -> dict[str, Array]:
+    """A feed without the positions behind the last that counts in any of its samples.
+
+    Args:
+        feed: inputs by name; those that have the positions of the mask have them along axis 1.
+        counted: the positions that count, ``(samples, positions)``.
+    """
+    read = np.flatnonzero(counted.any(axis=0))
+    end = int(read[-1]) + 1 if len(read) else 1
+    return {
+        name: values[:, :end] if values.shape[1:2] == counted.shape[1:] else values
+        for name, values in feed.items()
+    }
 
 
 def without_padding(value: Array, counted: Counted, sample: int) -> Array:

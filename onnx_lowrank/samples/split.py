@@ -28,7 +28,7 @@ from onnx_lowrank.samples.dataset import (
     split,
 )
 from onnx_lowrank.samples.features import features_of_model
-from onnx_lowrank.samples.mask_trial import with_mask
+from onnx_lowrank.samples.mask_trial import by_length, with_mask
 from onnx_lowrank.samples.padding import PaddingOptions
 from onnx_lowrank.samples.row_trial import RowTrial
 from onnx_lowrank.samples.selection import (
@@ -207,6 +207,9 @@ def gather(
         )  # fmt: skip
         return chosen, (*data.notes, said)
 
+    def shorter(data: Dataset) -> Dataset:
+        return by_length(data, source, runtime)
+
     if has_part(calib):
         calibration = load_dataset(
             calib, specs, samples=None if by_features else samples, seed=seed,
@@ -224,7 +227,7 @@ def gather(
         if calibration.mask is not None:
             held = held.with_mask(calibration.mask)
         check_shapes(specs, input_shapes, calibration)
-        return Samples(calibration, held, notes, masked)
+        return Samples(shorter(calibration), held, notes, masked)
     everything = load_dataset(calib, specs, seed=seed, images=images.given, trial=trial)
     check_shapes(specs, input_shapes, everything)
     everything, masked = with_mask(everything, source, runtime, padding)
@@ -239,13 +242,13 @@ def gather(
             rest, calibration = split(everything, samples, seed)
         if len(rest) > LARGEST_VALIDATION:
             _, rest = split(rest, LARGEST_VALIDATION, seed)
-        return Samples(calibration, rest, notes, masked)
+        return Samples(shorter(calibration), rest, notes, masked)
     if total < 2:
         note = "one sample only: it served to calibrate and to validate"
         return Samples(everything, everything, (*everything.notes, note), masked)
     calibration, held = split(everything, min(max(total // 5, 1), LARGEST_VALIDATION), seed)
     note = f"{len(held)} of {total} samples were held out of calibration to validate on"
-    return Samples(calibration, held, (*everything.notes, note), masked)
+    return Samples(shorter(calibration), held, (*everything.notes, note), masked)
 
 
 def _assumed(

@@ -13,7 +13,7 @@ from onnx import ModelProto
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.samples.dataset import Dataset, input_specs, load_dataset
-from onnx_lowrank.samples.mask_trial import with_mask
+from onnx_lowrank.samples.mask_trial import by_length, with_mask
 from onnx_lowrank.samples.padding import Mask, PaddingOptions, without_padding
 from tests import fixtures_models as fm
 from tests.stand_ins import encoder, node
@@ -144,3 +144,43 @@ def test_without_padding() -> None:
     assert np.array_equal(without_padding(states, counted, 0), states[:1, :2])
     assert np.array_equal(without_padding(states, counted, 1), states[1:])  # nothing but padding
     assert np.array_equal(without_padding(pooled, counted, 0), pooled[:1])
+
+
+def test_batches_end_where_their_longest_sample_does(sentences: tuple[ModelProto, Feeds]) -> None:
+    proto, feeds = sentences
+    data, _ = masked(proto, feeds)
+    ordered = by_length(data, Model(proto), fm.ONE_THREAD)
+    lengths = np.sort(feeds["attention_mask"].sum(axis=1))
+    given = [f["attention_mask"] for f in ordered.batches(4)]
+    assert [m.shape for m in given] == [(4, lengths[i + 3]) for i in range(0, 20, 4)]
+    assert np.concatenate([m.sum(axis=1) for m in given]).tolist() == lengths.tolist()
+    tokens = sorted(row[row > 0].tolist() for row in feeds["input_ids"])
+    found = [row[row > 0].tolist() for f in ordered.batches(4) for row in f["input_ids"]]
+    assert sorted(found) == tokens
+    part = ordered.subset([0, 1])
+    assert next(part.batches(2))["input_ids"].shape == (2, lengths[1])
+    assert part.feed(0)["input_ids"].shape == (1, 12)  # an inference as it was given
+
+
+@pytest.mark.parametrize("why", ["pooled", "fixed", "scores"])
+def test_padding_that_cannot_be_cut_off(why: str, sentences: tuple[ModelProto, Feeds]) -> None:
+    """It counts in a mean, the axis is fixed, or outputs have positions along other axes."""
+    proto, feeds = sentences
+    new = ModelProto()
+    new.CopyFrom(proto)
+    if why == "fixed":
+        for value in new.graph.input:
+            value.type.tensor_type.shape.dim[1].dim_value = 12
+    else:
+        del new.graph.output[:]
+        shape = ["N", 32] if why == "pooled" else ["N", "T", "T"]
+        new.graph.output.append(
+            onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape)
+        )
+        new.graph.node.append(
+            node("ReduceMean", ["last_hidden_state"], ["y"], axes=[1], keepdims=0)
+            if why == "pooled" else node("Identity", ["shares"], ["y"])
+        )  # fmt: skip
+    data, _ = masked(new, feeds)
+    assert data.mask is not None
+    assert by_length(data, Model(new), fm.ONE_THREAD) is data
