@@ -41,7 +41,7 @@ from onnx_lowrank.pruning.pruner import Pruner
 from onnx_lowrank.pruning.remaining import remaining_moments
 from onnx_lowrank.pruning.shared_budget import Shared
 from onnx_lowrank.pruning.weighing import Halves, divergence_of_halves, measured_weights
-from onnx_lowrank.refit.sensitivity import samples_to_weigh
+from onnx_lowrank.refit.sensitivity import FEWEST, samples_to_weigh
 from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.dataset import Dataset
 
@@ -77,8 +77,10 @@ class Cut:
 
 
 #: runs through the samples that weighing all groups of channels may cost, and the largest number of
-#: samples for it: half of a group gone is plain to see
-_PASSES, _MOST_TO_WEIGH = 1, 40
+#: runs through the calibration samples that it may cost to weigh groups of channels, samples that
+#: one group is weighed on at the most, and MACs that all may take: weights of 16 samples of text
+#: and of 64 end a tenth of a decibel apart
+_PASSES, _MOST_TO_WEIGH, _MACS_TO_WEIGH = 4, 120, 10**12
 
 #: channels that stay, and a decision for every group where pruning was considered
 Channels = tuple[Shared, tuple[GroupDecision, ...]]
@@ -163,7 +165,9 @@ class Analysis:
         def weigh(halves: Halves, losses: Mapping[str, float]) -> Mapping[str, float]:
             def make() -> Mapping[str, float]:
                 assert data is not None
-                some = samples_to_weigh(data, len(losses), _PASSES, _MOST_TO_WEIGH)
+                macs = len(losses) * max(self.before.macs, 1)
+                most = max(min(_MOST_TO_WEIGH, _MACS_TO_WEIGH // max(macs, 1)), FEWEST)
+                some = samples_to_weigh(data, len(losses), _PASSES, most)
                 judge = self.judge_on(some)
                 if not judge.has_a_say:
                     return {}

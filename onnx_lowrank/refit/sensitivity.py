@@ -32,6 +32,7 @@ from onnx_lowrank.refit.task import Task
 from onnx_lowrank.samples.dataset import Dataset
 
 __all__ = [
+    "FEWEST",
     "Measured",
     "Repaired",
     "losses_of_layers",
