@@ -70,6 +70,7 @@ def test_figures_are_those_of_the_model(rows: list[Row], tmp_path: Path) -> None
     assert speedup_name(1, 1) not in row.figures
 
 
+@pytest.mark.full
 def test_the_plan_is_shared_and_the_repair_is_not(rows: list[Row]) -> None:
     assert [row.options["step"] for row in rows] == TWO
     last, repaired = (row.figures for row in rows)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_lowrank.chains.chain import Chain, Stage
+from onnx_lowrank.chains.chain import Chain, Stage, one_rank, two_ranks
 from onnx_lowrank.chains.geometry import ConvGeometry, LinearGeometry
 from tests.support import Array, conv_model, geometries, quick, relative, rng, run, sizes
 
@@ -178,3 +178,13 @@ def test_finer_groups_compose_as_block_diagonals() -> None:
     )
     assert whole.shape == (5, 3, 3, 1)
     assert np.abs(whole[..., 0] - expected).max() < 1e-12
+
+
+def test_ranks_are_told_apart() -> None:
+    assert two_ranks((3, 5)) == (3, 5)
+    assert one_rank(4) == 4
+    with pytest.raises(ValueError, match="needs one rank, not"):
+        one_rank((3, 5))
+    for rank in (4, (3,), (3, 5, 7)):
+        with pytest.raises(ValueError, match="needs two ranks, not"):
+            two_ranks(rank)

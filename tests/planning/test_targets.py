@@ -232,6 +232,7 @@ def planned(constraints: list[Constraint]) -> tuple[int, ...]:
     )
 
 
+@pytest.mark.full
 def test_all_budgets_are_kept_at_little_more_than_the_least_loss() -> None:
     ratios, missed = [], 0
     for seed in range(80):

@@ -399,6 +399,7 @@ def test_digits_at_half_the_macs(pruned_vgg: Result) -> None:
     assert accuracy.drop < 0.01
 
 
+@pytest.mark.full
 def test_what_was_pruned_can_be_quantized(pruned_vgg: Result, tmp_path: Any) -> None:
     pruned_vgg.save(tmp_path / "small.onnx")
 

@@ -153,7 +153,7 @@ def test_mutated_data(
 
 @pytest.mark.parametrize(
     "start",
-    [pytest.param(start, marks=getattr(pytest.mark, "full" if start < MANY // 5 else "slow"))
+    [pytest.param(start, marks=getattr(pytest.mark, "full" if start < PIECE else "slow"))
      for start in range(0, MANY, PIECE)],
 )  # fmt: skip
 def test_many_mutated_models(start: int, tmp_path: Path, count: Count) -> None:
