@@ -51,7 +51,8 @@ def compress(folder: Path, model: Path, i: int, threads: str, *more: str) -> lis
     [
         pytest.param("tiny", "2", marks=pytest.mark.full),
         *(pytest.param(*case, marks=pytest.mark.slow)
-          for case in (("tiny", "1"), ("mlp", "2"), ("mlp", "1"), ("resnet", "1"), ("resnet", "2"))),
+          for case in (("tiny", "1"), ("mlp", "2"), ("mlp", "1"), ("resnet", "1"),
+                       ("resnet", "2"))),
     ],
 )  # fmt: skip
 def test_bytes_are_the_same_in_other_processes(net: str, threads: str, tmp_path: Path) -> None:
