@@ -18,7 +18,7 @@ from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.dataset import input_specs
-from onnx_lowrank.samples.split import concrete_shape
+from onnx_lowrank.samples.made_up import concrete_shape
 from tests import fixtures_models as fm
 from tests.support import rewritten_in_turn
 

@@ -21,39 +21,20 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnx_lowrank.analysis.block import Block, block_of
 from onnx_lowrank.analysis.moments import Moments
 
-__all__ = ["Accumulator", "Block", "Recorder"]
+__all__ = ["Accumulator", "Recorder"]
 
 Array = npt.NDArray[np.floating[Any]]
 
 #: a spread that is less than this part of the mean is one of rounding, in float32 and after a layer
 _ROUNDING = 1e-6
-
-
-@dataclass(frozen=True)
-class Block:
-    """Products of rows about their own mean, which is rounded to float32 before.
-
-    Attributes:
-        count: number of rows.
-        mean: ``(groups, d + n)`` in float64.
-        scatter: ``(groups, d, d)`` of the inputs in float32.
-        cross: ``(groups, n, d)`` of responses and inputs in float32.
-        squares: ``(groups, n)`` of the responses in float64.
-    """
-
-    count: int
-    mean: Array
-    scatter: Array
-    cross: Array
-    squares: Array
 
 
 class Accumulator:
@@ -206,7 +187,7 @@ class Accumulator:
 
     def _merge(self, rows: Array) -> None:
         """Add rows ``(groups, n, d + n)``, which are written over."""
-        block = _block(rows, self._width)
+        block = block_of(rows, self._width)
         if block is not None:
             self._add(block)
 
@@ -365,38 +346,6 @@ class Recorder(Accumulator):
             found |= {f"{i}.{name}": values for name, values in own.items()}
             found[f"{i}.count"] = np.array(block.count)
         return found
-
-
-def _block(rows: Array, width: int) -> Block | None:
-    """The products of rows ``(groups, n, d + n)``, which are written over; None without a row.
-
-    Args:
-        rows: inputs, and responses beside them.
-        width: number of inputs ``d``.
-    """
-    rows, mean = _finite(rows)
-    if not rows.shape[1]:
-        return None
-    with np.errstate(over="ignore", invalid="ignore"):  # see `Accumulator.says_nothing`
-        rows -= mean.astype(np.float32)[:, None]
-        inputs, outputs = rows[:, :, :width], rows[:, :, width:]
-        return Block(
-            rows.shape[1],
-            mean,
-            inputs.swapaxes(1, 2) @ inputs,
-            outputs.swapaxes(1, 2) @ inputs,
-            np.einsum("gnc,gnc->gc", outputs, outputs, dtype=np.float64),
-        )
-
-
-def _finite(rows: Array) -> tuple[Array, Array]:
-    """The rows ``(groups, n, d)`` that hold neither NaN nor Inf in any group, and their means."""
-    with np.errstate(invalid="ignore"):
-        mean = rows.mean(axis=1, dtype=np.float64)
-    if np.isfinite(mean).all():
-        return rows, mean
-    rows = rows[:, np.isfinite(rows).all(axis=(0, 2))]
-    return rows, rows.sum(axis=1, dtype=np.float64) / max(rows.shape[1], 1)
 
 
 def _shrink(sample: Array, count: int) -> None:

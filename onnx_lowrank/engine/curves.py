@@ -41,9 +41,9 @@ from onnx_lowrank.progress import Progress
 from onnx_lowrank.report.plots import Line, check_picture, draw_curves
 from onnx_lowrank.report.report import short
 from onnx_lowrank.samples.dataset import input_specs, load_dataset
+from onnx_lowrank.samples.made_up import check_shapes, made_up
 from onnx_lowrank.samples.mask_trial import with_mask
 from onnx_lowrank.samples.row_trial import RowTrial
-from onnx_lowrank.samples.split import check_shapes, made_up
 
 __all__ = ["Curve", "Curves", "Point", "curves"]
 

@@ -20,7 +20,7 @@ from onnx_lowrank.report.inspection import AttentionInfo, Inspection, LayerInfo
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.dataset import input_specs
-from onnx_lowrank.samples.split import made_up
+from onnx_lowrank.samples.made_up import made_up
 
 __all__ = ["AttentionInfo", "Inspection", "LayerInfo", "inspect"]
 

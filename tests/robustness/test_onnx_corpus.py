@@ -23,7 +23,7 @@ from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.samples.dataset import input_specs
-from onnx_lowrank.samples.split import made_up
+from onnx_lowrank.samples.made_up import made_up
 from tests import fixtures_models as fm
 from tests.conftest import Count
 from tests.robustness.victims import floats

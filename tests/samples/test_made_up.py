@@ -7,7 +7,7 @@ import pytest
 
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.samples.dataset import InputSpec
-from onnx_lowrank.samples.split import concrete_shape
+from onnx_lowrank.samples.made_up import concrete_shape
 
 
 @pytest.mark.parametrize(
