@@ -163,6 +163,21 @@ def test_products_of_two_activations_are_frozen() -> None:
     assert reasons(net.model())["conv1"] == "MatMul matmul1 without a constant weight"
 
 
+def test_a_product_may_sum_over_two_channels() -> None:
+    net = Net(0, (None, 8, 8, 8))
+    last = net.op("Transpose", net.conv("x", 8, 2), perm=[0, 2, 3, 1])
+    ends = (net.const(np.array([n]), dtype=np.int64) for n in (0, 2, 2))
+    net.head(net.op("MatMul", last, net.op("Slice", "x", *ends)), 8)
+    assert reasons(net.model())["conv1"] == "MatMul matmul1 without a constant weight"
+
+
+@pytest.mark.parametrize(("opset", "frozen"), [(11, True), (13, False)])
+def test_softmax_has_another_axis_from_opset_13_on(opset: int, frozen: bool) -> None:
+    net = Net(0)
+    net.op("Conv", net.op("Softmax", net.conv("x", 3, 6)), net.numbers(4, 6, 1, 1), out="y")
+    assert ("conv1" in reasons(net.model(opset))) is frozen
+
+
 def test_channels_as_rows_of_a_product_are_frozen() -> None:
     net = Net(0, (None, 3, 8))
     x = net.op("MatMul", net.conv("x", 3, 6, axes=1), net.numbers(8, 5))

@@ -227,6 +227,21 @@ def test_table() -> None:
     assert lines[4:] == ["up[0]: why not", "note: a note"]
 
 
+def test_only_the_best_is_bold() -> None:
+    worse = Curve("conv", "n", "", (Point((4, 8), 0.5, 0.4, 0.125),))
+    bold = []
+    for found in ((STEPS,), (STEPS, worse)):
+        console = Console(width=200, force_terminal=True, color_system="standard", no_color=False)
+        with console.capture() as capture:
+            Curves(found, {"conv": 1234}, {}, 7, 0, ()).print(console)
+        bold.append(
+            [re.findall(r"\x1b\[1m *([\d.]+)", row) for row in capture.get().split("\n")[2:]]
+        )
+    assert not any(bold[0])  # nothing to be better than
+    assert bold[1][0] == ["0.0400", "0.0400", "0.3000", "0.3000", "0.40"]
+    assert bold[1][1] == []
+
+
 def test_a_third_is_a_third() -> None:
     # the ranks of 3x3 kernels fall on thirds, which 0.33 would miss
     curve = Curve("conv", "m", "", (Point(8, 0.2, 0.2, 0.5), Point(16, 16 / 48, 0.4, 0.25)))
