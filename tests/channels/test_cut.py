@@ -103,6 +103,7 @@ def test_one_group_after_the_other(name: str) -> None:
         assert groups_of(after)[1] == groups
 
 
+@pytest.mark.full
 @quick(150)
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=10), st.integers(0, 99))
 def test_random_nets(choices: list[int], seed: int) -> None:

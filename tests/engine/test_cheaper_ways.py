@@ -116,6 +116,7 @@ def test_moments_of_a_cut_are_made_when_they_are_read(monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(one.covariance, two.covariance)  # type: ignore[arg-type]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("passes", [PASSES, f"{PASSES},cp"])
 def test_shares_and_plans_ask_about_a_layer_once(
     monkeypatch: pytest.MonkeyPatch, passes: str
