@@ -40,6 +40,7 @@ def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RuntimeTimer, "models", lambda *_: (pair(0.5),))
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("no_clock")
 def test_compressed() -> None:
     row = examine(MLP, CELL, Real(data, 30))

@@ -24,6 +24,7 @@ def test_cells_have_a_seed_each_where_seeds_matter() -> None:
     assert {c.options["target"] for c in cells} == {0.5}
 
 
+@pytest.mark.full
 def test_a_row_and_what_follows_from_several(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ def test_planted_rates_come_out() -> None:
     assert found.scatter_of_plans == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.full
 def test_chains_of_a_real_net(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--models", "digits_mlp", "--batches", "1", "--limit", "3"]
     arguments = parser().parse_args(["workload", *options])

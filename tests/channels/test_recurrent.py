@@ -48,6 +48,7 @@ def cut_some(kind: Kind, layers: int, seed: int) -> tuple[ModelProto, ModelProto
     return quiet, small, net
 
 
+@pytest.mark.full
 @quick(120)
 @given(kinds, st.integers(1, 3), st.integers(0, 99))
 def test_units_that_nobody_hears_may_go(kind: Kind, layers: int, seed: int) -> None:

@@ -226,6 +226,7 @@ def test_a_plan_is_written_whole_or_not_at_all(
     assert Plan.load(files.plan).target == "macs=0.4"
 
 
+@pytest.mark.full
 def test_a_refused_result_leaves_no_plan(files: Files, capsys: Capture) -> None:
     command = ["compress", str(files.model), str(files.out), *files.options,
                "--plan", str(files.plan)]  # fmt: skip

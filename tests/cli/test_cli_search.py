@@ -184,6 +184,7 @@ def test_sweep(sweep: list[str], tmp_path: Path, capsys: Capture) -> None:
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.full
 def test_sweep_draws(sweep: list[str], tmp_path: Path, capsys: Capture) -> None:
     pytest.importorskip("matplotlib")
     picture = tmp_path / "a.svg"

@@ -44,6 +44,7 @@ def error(result: Result) -> float:
 # end to end
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("net", NETS)
 def test_half_the_macs_at_the_same_accuracy(
     net: str, compressed: Compressed, tmp_path: Path

@@ -71,6 +71,7 @@ def factorized(to: Plan) -> Decision:
 # the same bytes
 
 
+@pytest.mark.full
 def test_apply_is_compress(both: Plan, tmp_path: Path) -> None:
     onnx.save(NET, tmp_path / "in.onnx")
     whole = compress(
@@ -156,6 +157,7 @@ def test_without_refit(both: Plan) -> None:
     assert repaired < bare
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("repair", ["last", "relu"])
 def test_the_repair_of_the_plan_is_done(both: Plan, repair: str) -> None:
     """As ``compress`` does it, for the plan says all."""

@@ -110,6 +110,7 @@ def test_with_data_the_errors_are_those_of_the_plan(tiny: Path) -> None:
         assert point.macs == d.macs_after / d.macs_before
 
 
+@pytest.mark.full
 def test_every_pass_that_takes_a_layer_draws_a_curve() -> None:
     found = curves(fm.residual_net(6), calib=fm.pictures(8), layers="conv1", threads=1)
     factorizations = {n for n, p in available().items() if issubclass(p, Factorization)}
@@ -257,6 +258,7 @@ def with_matplotlib(found: Curves) -> Curves:
     return found
 
 
+@pytest.mark.full
 def test_svg(tmp_path: Path) -> None:
     named = fm.residual_net(16)
     named.graph.node[0].name = "a $x^ <first> $one"

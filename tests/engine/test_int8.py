@@ -75,6 +75,7 @@ def test_four_columns(mode: Mode, tmp_path: Path) -> None:
     assert [s["bytes"] for s in data] == [s.bytes for s in stages]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mode", MODES)
 def test_the_same_bytes_again_and_from_the_plan(mode: Mode) -> None:
     first, second = small(mode), small(mode)

@@ -37,6 +37,7 @@ def scribbled(feeds: Feeds) -> Feeds:
     return {**feeds, "input_ids": np.where(mask == 1, ids, rng(3).integers(1, 100, ids.shape))}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("passes", ["svd,embedding_svd", "prune_channels,attention_rank,svd"])
 def test_what_stands_at_padding_does_not_matter(
     passes: str, sentences: tuple[ModelProto, Feeds]

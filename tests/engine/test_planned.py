@@ -105,6 +105,7 @@ def conv1_costs_more(place: Place, chain: Chain) -> float:
     return by_workload(place, chain) * (3.0 if chain.nodes > 1 and place.output == "b0" else 1.0)
 
 
+@pytest.mark.full
 def test_what_does_not_pay_is_replaced_from_the_plans_own_proposals() -> None:
     """Whatever was planned since; a plan with other channels has other candidates."""
     results = []

@@ -58,6 +58,7 @@ def swept(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, 
     return quick_sweep(tiny / "tiny.onnx", calib=data, ratios=ratios, models=folder), folder
 
 
+@pytest.mark.full
 def test_points(swept: tuple[Sweep, Path], tiny: Path) -> None:
     found, _ = swept
     assert [p.target for p in found.points] == ["macs=0.9", "macs=0.6", "macs=0.4"]
@@ -107,6 +108,7 @@ def test_equal_outputs_are_no_infinity() -> None:
     assert json.loads(text)["points"][0]["snr_db"] is None
 
 
+@pytest.mark.full
 def test_no_classes_and_no_labels() -> None:
     found = quick_sweep(fm.residual_net(), calib={"x": fm.pictures(40)}, ratios=[0.7, 0.5])
     assert found.accuracy is None

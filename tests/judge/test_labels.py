@@ -200,6 +200,7 @@ def test_metrics_read_labels_of_any_kind(name: str) -> None:
     assert seen[0].dtype.kind == np.asarray(labels).dtype.kind
 
 
+@pytest.mark.full
 def test_metrics_may_ask_for_the_inputs() -> None:
     def keyword(outputs: Mapping[str, Array], labels: Any, *, inputs: Mapping[str, Array]) -> float:
         assert labels is None
@@ -213,6 +214,7 @@ def test_metrics_may_ask_for_the_inputs() -> None:
         assert judged(None, metric) == pytest.approx(0.0, abs=1e-5)
 
 
+@pytest.mark.full
 def test_a_search_by_a_metric_of_texts(folder: Path) -> None:
     (folder / "own.py").write_text(
         "import numpy as np\n"
@@ -238,6 +240,7 @@ def test_agreement_with_one_class_alone_proves_nothing() -> None:
         fm.quick_compress(proto, calib={"x": X}, min_agreement=0.9)
 
 
+@pytest.mark.full
 def test_an_embedding_has_no_classes(tmp_path: Path) -> None:
     """As many numbers as there may be speakers; their labels are no numbers of classes."""
     nodes = [

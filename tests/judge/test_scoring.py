@@ -83,6 +83,7 @@ def noisy_scores(count: int, random: np.random.Generator) -> tuple[Array, Array]
     return fm.float32(scores), labels
 
 
+@pytest.mark.full
 def test_expected_drop_moves_less_than_the_counted() -> None:
     truth = Requirement("drop", 0.0)
     scores: dict[bool, list[Score]] = {True: [], False: []}

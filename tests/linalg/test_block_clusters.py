@@ -42,6 +42,7 @@ def test_planted_clusters_are_found(seed: int, noise: float, data: bool) -> None
     assert runs(found.outputs, 2) == runs(wanted.outputs, 2)
 
 
+@pytest.mark.full
 @quick(20)
 @given(
     st.sampled_from([(8, 6, (2, 2)), (4, 12, (3, 4)), (6, 5, (1, 3))]),

@@ -55,6 +55,7 @@ def test_a_result_is_what_it_says(
     assert abs(found.error - wanted) < 1e-10 * distance(kernel, sigma)
 
 
+@pytest.mark.full
 @quick(20)
 @given(st.sampled_from(SHAPES), st.integers(1, 6), st.integers(0, 99))
 def test_never_worse_than_the_terms_it_started_from(

@@ -87,6 +87,7 @@ def likelihood(part: float, first: Array, second: Array) -> float:
     )
 
 
+@pytest.mark.full
 @quick(20)
 @given(seed=st.integers(0, 99), spread=st.floats(0.1, 4), noise=st.floats(0.05, 2))
 def test_the_part_of_unseen_classes_makes_both_halves_most_likely(

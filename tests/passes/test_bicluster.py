@@ -26,6 +26,7 @@ from tests.support import (
 SQUARE = ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
 
 
+@pytest.mark.full
 @quick(15)
 @given(geometries(kernels=(2, 3)), st.sampled_from([11, 17]), st.booleans(), st.integers(0, 99))
 def test_full_rank(geometry: ConvGeometry, opset: int, data: bool, seed: int) -> None:
@@ -73,6 +74,7 @@ def test_planted_blocks(form: str, groups: int, data: bool) -> None:
     assert relative(run(proto, {"x": x})["y"], run(again, {"x": x})["y"]) < 1e-2
 
 
+@pytest.mark.full
 def test_forms_and_their_ranks() -> None:
     layer = only_layer(conv_model(SQUARE, rng(0).normal(size=(8, 8, 3, 3)).astype("f4"), None))
     forms = BiclusterPass().propose(layer, Moments())

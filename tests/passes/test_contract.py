@@ -390,6 +390,7 @@ CONVOLUTIONS = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 @quick(25)
 @given(geometries(), st.sampled_from([9, 11, 13, 17, 21]), st.booleans(), st.integers(0, 99))

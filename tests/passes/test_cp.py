@@ -78,6 +78,7 @@ def flat(form: Decomposition) -> list[int]:
     return [r for r in ranks if isinstance(r, int)]
 
 
+@pytest.mark.full
 @quick(40)
 @given(geometries(), st.sampled_from([11, 13, 17, 21]), st.booleans(), st.integers(0, 99))
 def test_planted_terms_in_onnx_runtime(

@@ -39,6 +39,7 @@ def planted(geometry: ConvGeometry, colours: int, seed: int) -> Array:
     )
 
 
+@pytest.mark.full
 @quick(30)
 @given(geometries(kernels=(2, 3)), st.sampled_from([1, 2, 3]), st.booleans(), st.integers(0, 99))
 def test_planted_colours(geometry: ConvGeometry, colours: int, data: bool, seed: int) -> None:

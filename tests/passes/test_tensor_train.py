@@ -43,6 +43,7 @@ def product(
     return make_model(nodes, {"x": [None, None, inputs]}, ["y"], weights, opset=opset)
 
 
+@pytest.mark.full
 @quick(25)
 @given(
     st.integers(4, 40), st.integers(4, 40), st.sampled_from(["Gemm", "MatMul"]),

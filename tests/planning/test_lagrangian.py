@@ -63,6 +63,7 @@ def problems(draw: st.DrawFn) -> tuple[Layers, int]:
 # against all combinations
 
 
+@pytest.mark.full
 @quick(150)
 @given(problems(), st.sampled_from([0.0, 0.5, 1.0]))
 def test_within_budget_always_and_never_better_than_the_best(
@@ -226,6 +227,7 @@ def test_the_digest_is_of_all_of_it(other: Plan) -> None:
     assert other.digest != planned_by("ab", "macs=0.5", 0, (decision("a"),)).digest
 
 
+@pytest.mark.full
 @quick(100)
 @given(problems(), st.sampled_from([0.0, 0.05, 0.5]))
 def test_the_smallest_budget_that_loses_no_more(problem: tuple[Layers, int], bound: float) -> None:

@@ -92,6 +92,7 @@ def test_no_candidate_is_dearer_than_the_layer(net: str, metric: str) -> None:
             assert c.cost == {"macs": c.macs, "params": c.parameters}.get(metric, c.cost)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("net", NETS)
 def test_a_candidate_is_what_it_says(net: str) -> None:
     proto, x = NETS[net]

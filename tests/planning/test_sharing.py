@@ -96,6 +96,7 @@ def test_one_chain_meets_what_one_for_each_misses(name: str, target: str) -> Non
         assert relative(wanted[output], got[output]) < 0.1
 
 
+@pytest.mark.full
 def test_a_budget_that_separate_chains_meet_is_met_by_them() -> None:
     assert "share" not in {
         d.decision for d in compressed("pyramid", target="macs=0.5").plan.decisions

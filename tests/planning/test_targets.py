@@ -295,6 +295,7 @@ def test_recosted() -> None:
 # for real
 
 
+@pytest.mark.full
 def test_macs_and_size_together() -> None:
     targets = ["macs=0.6", "size=0.5"]
     result = fm.quick_compress(fm.digits("mlp"), calib=fm.DIGITS, target=targets)

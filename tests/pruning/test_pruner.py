@@ -145,6 +145,7 @@ def test_dead_channels_go_first(kind: str) -> None:
     assert change(result, proto) < 1e-3
 
 
+@pytest.mark.full
 def test_dead_pixels_go_by_a_gather() -> None:
     net = fc.Net(3, (None, 64))
     x = net.relu(net.gemm("x", 64, 16, transB=1))
@@ -424,6 +425,7 @@ def test_what_was_pruned_can_be_quantized(pruned_vgg: Result, tmp_path: Any) -> 
     assert (tmp_path / "int8.onnx").stat().st_size < 0.4 * (tmp_path / "small.onnx").stat().st_size
 
 
+@pytest.mark.full
 def test_the_mlp_reads_fewer_pixels(compressed: Compressed) -> None:
     result = compressed("mlp", passes="prune_channels", target="params=0.5")
     assert {g.decision for g in result.plan.groups} >= {"cut", "gather"}

@@ -124,6 +124,7 @@ def test_readers_are_solved_again_but_not_a_gate_that_reads_something_else() -> 
         assert same == [False, False, not before_reset]
 
 
+@pytest.mark.full
 def test_a_budget_on_parameters_reaches_into_the_nodes() -> None:
     options: dict[str, Any] = {"passes": "prune_channels", "samples": 200}
     with np.load(MODELS / "digits.npz") as data:

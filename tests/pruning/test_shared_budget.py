@@ -112,6 +112,7 @@ def test_pruning_must_lose_less_than_factorization_alone() -> None:
     assert case.share(0.35, 0.99 * best) == {}
 
 
+@pytest.mark.full
 def test_pruning_can_be_had_whatever_factorization_alone_loses() -> None:
     case = Split()
     losses = case.totals(0.6)[1:]

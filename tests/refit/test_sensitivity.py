@@ -20,6 +20,7 @@ CASES = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", CASES)
 def test_other_weights_are_another_model(case: str) -> None:
     net, passes, target = CASES[case]

@@ -150,6 +150,7 @@ def test_infinite_ratios_are_words() -> None:
     assert "inf" not in text
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("net", ["mlp"])
 def test_a_real_report_counts_its_layers(net: str, compressed: Callable[..., Any]) -> None:
     report = compressed(net).report

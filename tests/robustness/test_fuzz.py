@@ -136,12 +136,14 @@ def test_the_victims_are_sound(tmp_path: Path) -> None:
         assert read_data(name, make(), tmp_path / name) == "read", name
 
 
+@pytest.mark.full
 @given(seed=st.integers(0, 2**32))
 @quick(300)
 def test_mutated_models(seed: int, tmp_path_factory: pytest.TempPathFactory, count: Count) -> None:
     count("mutated models", read_model(mutated_model(seed), tmp_path_factory.mktemp("m")))
 
 
+@pytest.mark.full
 @given(name=st.sampled_from(list(SOURCES)), seed=st.integers(0, 2**32))
 @quick(600)
 def test_mutated_data(

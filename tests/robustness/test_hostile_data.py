@@ -135,6 +135,7 @@ def test_bombs_behind_a_small_header_are_not_unpacked(
     assert written < 4096
 
 
+@pytest.mark.full
 def test_large_headers_are_not_read(tmp_path: Path, capsys: Capture) -> None:
     """numpy looks at the length of a header once it has it in memory."""
     bomb = b"\x93NUMPY\x02\x00" + struct.pack("<I", 200 << 20) + bytes(200 << 20)

@@ -127,6 +127,7 @@ def test_the_layout_is_kept(case: str, calib: Any, in_pieces: bool, tmp_path: Pa
     assert places["w4"] == places["w5"] != places["w3"]
 
 
+@pytest.mark.full
 def test_pieces_and_whole_give_the_same_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
