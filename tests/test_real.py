@@ -33,8 +33,8 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
 }
 #: more than 20 s in the test of identity
 SLOW = {
-    "cifar10_resnet56", "cifar10_vgg16_bn", "cifar10_vgg_s", "pitch_crepe_tiny_conv1d",
-    "style_candy_raw_opset7", "superres_upconv7_photo_x2",
+    "cifar10_mlperf_resnet8_large", "cifar10_resnet56", "cifar10_vgg16_bn", "cifar10_vgg_s",
+    "pitch_crepe_tiny_conv1d", "style_candy_raw_opset7", "superres_upconv7_photo_x2",
 }  # fmt: skip
 
 pytestmark = [

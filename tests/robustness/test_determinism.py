@@ -96,7 +96,7 @@ def test_without_data_and_with_uniform_ranks(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_another_seed_draws_other_samples(tmp_path: Path) -> None:
     """The tests above could not fail if nothing were drawn at all."""
     commands = [compress(tmp_path, fm.digits("mlp"), i, "1") for i in range(2)]

@@ -155,14 +155,14 @@ def test_inspect_files(count: Count) -> None:
 
 @pytest.mark.full
 def test_inspect_node_cases(count: Count) -> None:
-    for case in node_cases()[::4]:
+    for case in node_cases()[::8]:
         inspect_case(case, count)
 
 
 @pytest.mark.slow
 def test_inspect_the_other_node_cases(count: Count) -> None:
     for number, case in enumerate(node_cases()):
-        if number % 4:
+        if number % 8:
             inspect_case(case, count)
 
 
