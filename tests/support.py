@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -342,3 +344,15 @@ def conv_example(
 def wide(geometry: ConvGeometry) -> int:
     """Number of kernel axes above 1."""
     return sum(k > 1 for k in geometry.kernel)
+
+
+#: marks of tests that start a cluster of Dask
+DASK = [
+    pytest.mark.full,
+    pytest.mark.skipif(
+        find_spec("distributed") is None, reason='no Dask: pip install "onnx-lowrank[dask]"'
+    ),
+    # sockets of a cluster that a killed worker held are closed whenever they are collected
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]

@@ -37,6 +37,7 @@ from onnx_lowrank.refit.shared import Batch, Shared, shared_tasks
 from onnx_lowrank.refit.stepwise import Walker
 from onnx_lowrank.refit.task import Task
 from onnx_lowrank.samples.dataset import Dataset
+from onnx_lowrank.samples.padding import Counted
 
 __all__ = ["Manner", "Refit", "refit"]
 
@@ -108,10 +109,11 @@ def refit(
     current = Walker(compressed, dataset, size, runtime, memory)
     # a skip branch may hold layers that are solved later, and is computed again then
     current.plan([group.reads[:1] for group in groups], [group.reads[1:] for group in groups])
+    masks = list(dataset.masks(size))  # once, for every step would read all inputs again
     done: dict[str, Refit] = {}
     with streaming.progress.task("refit", len(tasks)) as advance:
         for group in groups:
-            batches = _batches(reference, current, dataset, size)
+            batches = _batches(reference, current, masks)
             own = [[streaming.seed, zlib.crc32(task.name.encode())] for task in group.tasks]
             drawn = [
                 _drawn(compressed, *pair, len(dataset) / size, [*own[n], 1])
@@ -127,8 +129,10 @@ def refit(
     return [done[task.name] for task in tasks if task.name in done]
 
 
-def _batches(reference: Walker, current: Walker, dataset: Dataset, size: int) -> Iterator[Batch]:
-    every = zip(reference.advance(), current.advance(), dataset.masks(size), strict=True)
+def _batches(
+    reference: Walker, current: Walker, masks: Sequence[Counted | None]
+) -> Iterator[Batch]:
+    every = zip(reference.advance(), current.advance(), masks, strict=True)
     for number, (original, compressed, counted) in enumerate(every):
         yield Batch(original, compressed, number % HELD_OUT == HELD_OUT - 1, counted)
 

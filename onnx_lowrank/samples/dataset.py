@@ -164,7 +164,8 @@ class Dataset:
             np.inf if c is None else np.flatnonzero(c.any(0)).max(initial=0) for c in counted
         ]
         ordered = self.subset(np.argsort(lengths, kind="stable"))
-        return Dataset(ordered._reading, ordered.labels, ordered._indices, self.mask, cut=True)
+        ordered._cut = True
+        return ordered
 
     @property
     def may_be_cut(self) -> bool:

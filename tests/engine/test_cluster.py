@@ -7,7 +7,6 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,9 @@ from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime import cluster as module
 from onnx_lowrank.runtime.cluster import Cluster
 from tests import fixtures_models as fm
+from tests.support import DASK
 
-pytestmark = [
-    pytest.mark.full,
-    pytest.mark.skipif(
-        find_spec("distributed") is None, reason='no Dask: pip install "onnx-lowrank[dask]"'
-    ),
-    # sockets of a cluster that a killed worker held are closed whenever they are collected
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = DASK
 
 #: a pass of another package, which is installed here alone
 PLUGIN = """

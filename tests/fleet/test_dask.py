@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,9 @@ from onnx_lowrank.fleet.batch import Standing, batch
 from onnx_lowrank.fleet.journal import JOURNAL
 from onnx_lowrank.runtime import cluster as cluster_module
 from tests.fleet.fakes import models
+from tests.support import DASK
 
-pytestmark = [
-    pytest.mark.full,
-    pytest.mark.skipif(
-        find_spec("distributed") is None, reason='no Dask: pip install "onnx-lowrank[dask]"'
-    ),
-    # sockets of a cluster that a killed worker held are closed whenever they are collected
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = DASK
 
 #: every worker, also one that takes the place of another, lets its processes do this: wait a
 #: little, and write who they are
