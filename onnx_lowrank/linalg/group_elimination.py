@@ -7,9 +7,15 @@ removing group j and solving for the rest again raises the error by
 
 so that each removal downdates the inverse instead of computing it, O(d^2) a column. Consumers of
 the same groups share the choice and nothing else: scores are added with their weights, and each
-downdates an inverse of its own, at the cost ``sum_c d_c^3``. Updates of ``P`` and ``M`` are
-gathered and applied together; only what the scores read is kept current: the blocks ``P_jj`` and
-``M_j^T M_j``. The order is nested: every number of groups is read off it.
+downdates an inverse of its own, at the cost ``sum_c d_c^3``. The order is nested: every number of
+groups is read off it.
+
+To read all of ``P`` and ``M`` for each removal takes far longer than to compute with them. So the
+groups of least score form a *pool*, whose blocks of ``P`` and ``M`` follow from one another without
+the rest: removals among it are exact, until the least score there exceeds the least outside as it
+was. Then all of them are removed from ``P`` and ``M`` at once. Up to the size of a pool this is
+the elimination one by one; above, what a removal did to scores outside of the pool is seen some
+removals later.
 
 Each downdate subtracts, so errors of rounding grow; the inverse is computed afresh whenever half of
 the columns are gone, at an eighth of the cost of the time before, and where a block has lost its
@@ -42,11 +48,9 @@ __all__ = ["Elimination", "obs_elimination"]
 Array = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.intp]
 
-#: updates are applied when they have this many columns
-_GATHERED = 128
-
-#: removed columns, whose rows are zero then, are dropped when this part of all is left
-_DROPPED = 0.875
+#: groups of least score among which removals are exact: at least and at the most, and columns that
+#: make work between; and the largest number of these removals
+_LEAST, _MOST, _COLUMNS, _TOGETHER = 16, 32, 256, 32
 
 #: the inverse is computed afresh when this part of its columns is left
 _AFRESH = 0.5
@@ -93,14 +97,21 @@ def obs_elimination(consumers: Sequence[Consumer], ridge: float, keep: int = 1) 
             problem.R, problem.outputs, problem.groups.rows, problem.groups.widths, strict=True
         )
     ]
-    order, increases = [], []
-    for _ in range(problem.groups.count - keep):
-        scores = _joint(states)
-        chosen = int(np.argmin(scores))
-        order.append(chosen)
-        increases.append(float(scores[chosen]))
+    order: list[int] = []
+    increases: list[float] = []
+    afresh = False
+    while (left := problem.groups.count - keep - len(order)) > 0:
+        chosen, rises = _together(states, min(left, _TOGETHER))
+        if not chosen and afresh:
+            raise linalg.LinAlgError("the moments of the inputs are singular")
+        afresh = not chosen
         for state in states:
-            state.remove(chosen)
+            if afresh:
+                state.compute()
+            else:
+                state.remove(np.array(sorted(chosen), dtype=np.intp))
+        order += chosen
+        increases += rises
     last = _joint(states)
     for j in np.argsort(last, kind="stable"):
         if np.isfinite(last[j]):
@@ -109,8 +120,90 @@ def obs_elimination(consumers: Sequence[Consumer], ridge: float, keep: int = 1) 
     return Elimination(np.array(order, dtype=np.intp), np.array(increases))
 
 
+def _together(states: Sequence[_State], most: int) -> tuple[list[int], list[float]]:
+    """The next groups to remove from all states, and what each raises the error by.
+
+    Returns:
+        Up to ``most`` groups; none where rounding has spoilt an inverse.
+    """
+    scores = _joint(states)
+    ranked = np.argsort(scores, kind="stable")
+    size = min(max(_COLUMNS // max(state.widest for state in states), _LEAST), _MOST)
+    pool = np.sort(ranked[:size])
+    pool = pool[np.isfinite(scores[pool])]
+    beyond = scores[ranked[size]] if len(ranked) > size else np.inf
+    parts = [state.pool(pool) for state in states]
+    chosen: list[int] = []
+    rises: list[float] = []
+    while len(chosen) < most:
+        scores = _joint(parts)
+        local = int(np.argmin(scores))
+        if chosen and scores[local] > beyond:
+            break
+        try:
+            for part in parts:
+                part.remove(local)
+        except linalg.LinAlgError:
+            break
+        chosen.append(int(pool[local]))
+        rises.append(float(scores[local]))
+    return chosen, rises
+
+
+class _Blocks:
+    """Where the blocks of groups stand in matrices of their columns."""
+
+    def __init__(self, groups: Groups) -> None:
+        widths, offsets = groups.widths[0], np.arange(groups.widths.max())
+        self._inside = offsets < widths[:, None]
+        # (G, w): columns of each group; beyond its width its first one again, masked below
+        self._at = groups.starts[0, :, None] + np.where(self._inside, offsets, 0)
+
+    def scores(self, inverse: Array, mapped: Array) -> Array:
+        """Scores ``tr(P_jj^-1 M_j^T M_j) (G,)`` from ``P (d, d)`` and ``M^T (d, k)``."""
+        if self._at.shape[1] == 1:
+            traces = np.einsum("ij,ij->i", mapped, mapped) / inverse.diagonal()
+        else:
+            both = self._inside[:, :, None] & self._inside[:, None, :]
+            own = inverse[self._at[:, :, None], self._at[:, None, :]]
+            own = np.where(both, own, np.eye(self._at.shape[1]))
+            rows = mapped[self._at] * self._inside[:, :, None]
+            grams = rows @ rows.transpose(0, 2, 1)
+            traces = np.trace(np.linalg.solve(own, grams), axis1=1, axis2=2)
+        found: Array = np.maximum(traces, 0.0)
+        return found
+
+
+class _Pool:
+    """Some groups of one consumer.
+
+    Args:
+        inverse: their part of ``P``, which is changed.
+        mapped: their rows of ``M^T``, which are changed.
+        groups: their columns.
+    """
+
+    def __init__(self, inverse: Array, mapped: Array, groups: Groups) -> None:
+        self._inverse, self._map, self._groups = inverse, mapped, groups
+        self._blocks = _Blocks(groups)
+        self._gone = np.zeros(groups.count, dtype=bool)
+
+    def scores(self) -> Array:
+        """Scores ``(G,)``; infinite for groups already removed."""
+        return np.where(self._gone, np.inf, self._blocks.scores(self._inverse, self._map))
+
+    def remove(self, j: int) -> None:
+        """Downdate by one group; raises LinAlgError where its block is not positive definite."""
+        own = self._groups.columns(np.array([j]))
+        left, right = _update(self._inverse, self._map, own)
+        self._inverse -= left @ left.T
+        self._map -= left @ right.T
+        self._inverse[own, own] = 1.0  # zero by now but for rounding, and read no more
+        self._gone[j] = True
+
+
 class _State:
-    """State of one consumer: inverse and map, updates not yet applied, and current blocks.
+    """State of one consumer: inverse and map of the groups that stay.
 
     Args:
         regular: ``R + rho I (d, d)``, positive definite.
@@ -121,90 +214,54 @@ class _State:
     _fresh: int  # columns when the inverse was computed
     _inverse: Array
     _map: Array  # M^T
-    _own: Array  # P_jj (G, w, w)
-    _grams: Array  # M_j^T M_j (G, w, w)
-    _updates: tuple[Array, Array]  # left (d, u), right (k, u), of which the first are in use
-    _used: int
 
     def __init__(self, regular: Array, cross: Array, groups: Groups) -> None:
         self._regular, self._cross, self._all = regular, cross, groups
         self._names = np.arange(groups.count)
-        self._compute()
-
-    def scores(self) -> Array:
-        """Scores ``tr(P_jj^-1 M_j^T M_j) (G,)``; infinite for groups already removed."""
-        if self._own.shape[1] == 1:
-            traces: Array = (self._grams / self._own)[:, 0, 0]
-        else:
-            traces = np.trace(np.linalg.solve(self._own, self._grams), axis1=1, axis2=2)
-        found = np.full(self._all.count, np.inf)
-        found[self._names] = np.where(self._gone, np.inf, np.maximum(traces, 0.0))
-        return found
-
-    def remove(self, j: int) -> None:
-        """Downdate by one group; compute the inverse again if rounding has spoilt it."""
-        try:
-            self._downdate(j)
-        except linalg.LinAlgError:
-            self._names = self._names[~self._gone]
-            self._compute()
-            self._downdate(j)
-        if self._used >= _GATHERED:
-            self._apply()
+        self.compute()
 
     @property
-    def _pending(self) -> tuple[Array, Array]:
-        """Updates that are not yet applied: left ``(d, u)`` and right ``(k, u)``."""
-        left, right = self._updates
-        return left[:, : self._used], right[:, : self._used]
+    def widest(self) -> int:
+        """Largest number of columns of a group that stays."""
+        return int(self._groups.widths.max())
 
-    def _downdate(self, j: int) -> None:
-        local = int(np.searchsorted(self._names, j))
-        own = self._groups.columns(np.array([local]))
-        before, beside = self._pending
-        # the inverse is symmetric, and its rows are together in memory
-        inverse = (self._inverse[own] - before[own] @ before.T).T
-        rows = self._map[own] - before[own] @ beside.T
-        factor = linalg.cholesky(inverse[own], lower=True, check_finite=False)
-        # with P_jj = L L^T:  left = P_j^T L^-T,  right = M_j L^-T
-        back = linalg.solve_triangular(factor, np.eye(len(own)), lower=True, check_finite=False).T
-        left, right = inverse @ back, rows.T @ back
-        # M^T right now, for the change of M_j^T M_j
-        read = self._map @ right - before @ (beside.T @ right)
-        u = left[self._at] * self._inside[:, :, None]
-        v = (read - 0.5 * left @ (right.T @ right))[self._at] * self._inside[:, :, None]
-        change = u @ v.transpose(0, 2, 1)
-        self._grams -= change + change.transpose(0, 2, 1)
-        self._own -= u @ u.transpose(0, 2, 1)
-        self._gone[local] = True
-        self._own[local], self._grams[local] = np.eye(self._own.shape[1]), 0.0
-        end = self._used + len(own)
-        for held, new in zip(self._updates, (left, right), strict=True):
-            held[:, self._used : end] = new
-        self._used = end
+    def scores(self) -> Array:
+        """Scores ``(G,)``; infinite for groups already removed."""
+        found = np.full(self._all.count, np.inf)
+        found[self._names] = _Blocks(self._groups).scores(self._inverse, self._map)
+        return found
 
-    def _apply(self) -> None:
-        """Apply the gathered updates; drop the groups already removed where they are many."""
-        left, right = self._pending
-        kept = np.flatnonzero(~self._gone)
+    def pool(self, which: Indices) -> _Pool:
+        """Some of the groups that stay, by themselves."""
+        local = np.searchsorted(self._names, which)
+        at = self._groups.columns(local)
+        return _Pool(self._inverse[np.ix_(at, at)], self._map[at], self._groups.restricted(local))
+
+    def remove(self, which: Indices) -> None:
+        """Downdate by groups; compute the inverse again if few stay or rounding has spoilt it."""
+        local = np.searchsorted(self._names, which)
+        own = self._groups.columns(local)
+        kept = np.setdiff1d(np.arange(len(self._names)), local)
         columns = self._groups.columns(kept)
+        self._names = self._names[kept]
         if len(columns) <= _AFRESH * self._fresh:
-            self._names = self._names[kept]
-            self._compute()
+            self.compute()
             return
+        try:
+            left, right = _update(self._inverse, self._map, own)
+        except linalg.LinAlgError:
+            self.compute()
+            return
+        left = left[columns]
         # in place: the inverse is symmetric, and BLAS can change its transpose
         self._inverse = linalg.blas.dgemm(
-            -1.0, left, left, 1.0, self._inverse.T, trans_b=1, overwrite_c=1
-        ).T
-        self._map -= left @ right.T
-        self._used = 0
-        if len(columns) <= _DROPPED * len(self._map):
-            self._names = self._names[kept]
-            self._inverse = self._inverse[np.ix_(columns, columns)]
-            self._map = self._map[columns]
-            self._settle()
+            -1.0, left, left, 1.0, self._inverse[np.ix_(columns, columns)].T, trans_b=1,
+            overwrite_c=1,
+        ).T  # fmt: skip
+        self._map = self._map[columns] - left @ right.T
+        self._groups = self._all.restricted(self._names)
 
-    def _compute(self) -> None:
+    def compute(self) -> None:
         """Compute inverse and map of the groups that stay from the moments."""
         columns = self._all.columns(self._names)
         self._fresh = len(columns)
@@ -215,28 +272,31 @@ class _State:
         lower = linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)[0]
         self._inverse = np.add(lower, lower.T, order="C")
         self._inverse[np.diag_indices(len(lower))] /= 2
-        self._settle()
-
-    def _settle(self) -> None:
-        """Read the blocks, when no updates are pending."""
-        self._groups = groups = self._all.restricted(self._names)
-        self._gone = np.zeros(groups.count, dtype=bool)
-        d, k = self._map.shape
-        offsets = np.arange(groups.widths.max())
-        # P = inverse - left left^T,  M^T = map - left right^T
-        most = _GATHERED - 1 + len(offsets)
-        self._updates, self._used = (np.empty((d, most)), np.empty((k, most))), 0
-        self._inside = offsets < groups.widths[0, :, None]
-        # (G, w): columns of each group; beyond its width its first one again, masked below
-        self._at = groups.starts[0, :, None] + np.where(self._inside, offsets, 0)
-        both = self._inside[:, :, None] & self._inside[:, None, :]
-        own = self._inverse[self._at[:, :, None], self._at[:, None, :]]
-        self._own = np.where(both, own, np.eye(len(offsets)))
-        rows = self._map[self._at] * self._inside[:, :, None]
-        self._grams = rows @ rows.transpose(0, 2, 1)
+        self._groups = self._all.restricted(self._names)
 
 
-def _joint(states: Sequence[_State]) -> Array:
+def _update(inverse: Array, mapped: Array, own: Indices) -> tuple[Array, Array]:
+    """What removing the columns ``own`` takes off: ``P -= l l^T`` and ``M^T -= l r^T``.
+
+    Args:
+        inverse: ``P (d, d)``.
+        mapped: ``M^T (d, k)``.
+        own: numbers of the columns.
+
+    Returns:
+        ``l = P_j^T L^-T (d, w)`` and ``r = M_j L^-T (k, w)``, with ``P_jj = L L^T``.
+
+    Raises:
+        numpy.linalg.LinAlgError: ``P_jj`` is not positive definite.
+    """
+    rows = inverse[own]
+    factor = linalg.cholesky(rows[:, own], lower=True, check_finite=False)
+    both = np.hstack([rows, mapped[own]])
+    solved = linalg.solve_triangular(factor, both, lower=True, check_finite=False)
+    return solved[:, : len(inverse)].T, solved[:, len(inverse) :].T
+
+
+def _joint(states: Sequence[_State] | Sequence[_Pool]) -> Array:
     """Sum of the scores of all consumers, whose cross moments contain the roots of the weights."""
     total: Array = np.sum([state.scores() for state in states], axis=0)
     return total

@@ -43,17 +43,42 @@ def test_each_removal_is_the_cheapest(outputs: int, widths: list[int], seed: int
     assert abs(found.increases.sum() - energy) < 1e-9 * energy
 
 
-@pytest.mark.parametrize("gathered", [1, 5, 7, 1000])
-def test_when_updates_are_applied_does_not_matter(
-    gathered: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("together", [1, 5, 7, 1000])
+def test_how_many_are_removed_at_once_does_not_matter(
+    together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     widths = [3, 1, 2] * 7
     R, B = example(50, widths, 1)
     expected = obs_elimination([Consumer(R, B, widths)], 1e-3)
-    monkeypatch.setattr(group_elimination, "_GATHERED", gathered)
+    monkeypatch.setattr(group_elimination, "_TOGETHER", together)
     found = obs_elimination([Consumer(R, B, widths)], 1e-3)
     assert list(found.order) == list(expected.order)
     np.testing.assert_allclose(found.increases, expected.increases, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("pattern", [[1], [4], [3, 1, 2]])
+def test_a_pool_loses_next_to_nothing(
+    pattern: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # oracle: a pool of all groups, which is the elimination one by one
+    widths = np.resize(pattern, 300).tolist()
+    random = rng(6)
+    mixing = random.normal(size=(sum(widths), sum(widths))) / np.sqrt(sum(widths))
+    x = np.maximum(random.normal(size=(4000, sum(widths))) @ mixing, 0)
+    R, W = x.T @ x / 4000, random.normal(size=(40, sum(widths)))
+    consumer = Consumer(R, W @ R, widths)
+    found = obs_elimination([consumer], 1e-6)
+    for name in ("_LEAST", "_MOST"):
+        monkeypatch.setattr(group_elimination, name, 300)
+    exact = obs_elimination([consumer], 1e-6)
+    assert sorted(found.order) == sorted(exact.order)
+    energy = -least_error(R, W @ R, widths, range(300))
+    for keep in (30, 75, 150, 250):
+        errors = [
+            1 + least_error(R, W @ R, widths, list(e.support(keep))) / energy
+            for e in (found, exact)
+        ]
+        assert errors[0] < 1.01 * errors[1]
 
 
 def test_an_elimination_may_stop_early() -> None:
@@ -175,12 +200,11 @@ def test_thousands_of_downdates_do_not_drift(width: int, ridge: float) -> None:
 def test_a_worn_out_inverse_is_computed_afresh() -> None:
     R, B = example(4, [2] * 9, 10)
     state, expected = (_State(R, B.T, Groups.of([2] * 9)) for _ in range(2))
-    for chosen in (3, 5):
-        state.remove(chosen)
-        expected.remove(chosen)
-    state._inverse[8:10, 8:10] *= -1
     for each in (state, expected):
-        each.remove(4)
+        each.remove(np.array([3]))
+    state._inverse[6:8, 6:8] *= -1  # of group 4, since 3 is gone
+    for each in (state, expected):
+        each.remove(np.array([4]))
     np.testing.assert_allclose(state.scores(), expected.scores(), rtol=1e-9, atol=0)
 
 
