@@ -88,7 +88,7 @@ class Scale:
             self.total = self.total + apart.sum(axis=0)
             self.square = self.square + np.square(apart).sum(axis=0)
             return
-        rows = rows[np.isfinite(rows).all(axis=1)]
+        rows = _where(rows, _finite(rows))
         if not len(rows):
             return
         self.count = self.count + len(rows)
@@ -178,9 +178,24 @@ def changes(reading: Reading, old: Array, new: Array) -> Losses | None:
 
 def _known(old: Floats, new: Floats) -> tuple[Floats, Floats]:
     """The positions of a sample where the original is finite; NaN of the new model is least."""
-    known = np.isfinite(old).all(axis=1)
-    old, new = old[known], new[known]
-    return old, np.where(np.isnan(new), -np.inf, new)
+    known = _finite(old)
+    old, new = _where(old, known), _where(new, known)
+    return old, new if _finite(new).all() else np.where(np.isnan(new), -np.inf, new)
+
+
+def _finite(rows: Floats) -> npt.NDArray[np.bool_]:
+    """Whether all numbers of each row ``(n, width)`` are finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = rows.sum(axis=1)  # one pass without a mask; it may overflow, but hides nothing
+    known = np.isfinite(sums)
+    if not known.all():
+        known[~known] = np.isfinite(rows[~known]).all(axis=1)
+    return np.asarray(known)
+
+
+def _where(rows: Floats, known: npt.NDArray[np.bool_]) -> Floats:
+    """Some of the rows; the same array where these are all."""
+    return rows if known.all() else rows[known]
 
 
 def _reads_same(first: Array, now: Array) -> bool:
@@ -204,17 +219,17 @@ def _loss(reading: Reading, old: Array, new: Array, unit: Floats | float) -> flo
         share = known.sum(axis=0)
         errors = np.square(apart).sum(axis=0) / np.maximum(share, 1)
         return float(np.mean((errors / unit)[share > 0]))
-    whole = np.isfinite(old).all(axis=1)
-    old, new = old[whole], new[whole]
+    known = _finite(old)
+    old, new = _where(old, known), _where(new, known)
     if not len(old):
         return 0.0
-    if not np.isfinite(new).all():
+    if not _finite(new).all():
         return np.inf
     if reading.kind == "kl":
-        logs = _log_probabilities(old, reading.form)
-        others = _log_probabilities(new, reading.form)
-        apart = np.exp(logs) * (logs - others)
-        return float(np.sum(apart, dtype=np.float64) / len(logs) / unit)
+        step = max(_CHUNK // max(old.shape[1], 1), 1)
+        parts = (slice(start, start + step) for start in range(0, len(old), step))
+        apart = sum(float(_kl(old[at], new[at], reading.form).sum()) for at in parts)
+        return float(apart / len(old) / unit)
     if reading.kind == "bernoulli":
         p, q = _inside(old.astype(np.float64)), _inside(new.astype(np.float64))
         apart = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
@@ -312,6 +327,22 @@ def _chunks(reading: Reading, array: Array) -> Iterator[Floats]:
     step = max(_CHUNK // max(rows.shape[1], 1), 1)
     for start in range(0, len(rows), step):
         yield wide(rows[start : start + step])
+
+
+def _kl(old: Floats, new: Floats, form: str) -> npt.NDArray[np.float64]:
+    """KL divergence of two distributions in each row, ``(n,)``, of finite numbers.
+
+    With a logarithm, or two exponentials, for each number: there may be thousands in a row.
+    """
+    if form == "probabilities":
+        p, q = np.maximum(old, _FLOOR), np.maximum(new, _FLOOR)
+        mass, other = (c.sum(axis=1, dtype=np.float64) for c in (p, q))
+        np.divide(p, q, out=q)
+        np.log(q, out=q)
+        return np.asarray(np.einsum("nc,nc->n", p, q) / mass + np.log(other / mass))
+    logs, others = (_log_probabilities(rows, form) for rows in (old, new))
+    others -= logs
+    return np.asarray(-np.einsum("nc,nc->n", np.exp(logs, out=logs), others), dtype=np.float64)
 
 
 def _log_probabilities(rows: Floats, form: str) -> Floats:
