@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-__all__ = ["cholesky"]
+__all__ = ["cholesky", "inverse_of"]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -32,10 +32,22 @@ def cholesky(matrix: Array) -> Array:
     scale = max(float(np.trace(matrix)) / max(len(matrix), 1), np.finfo(np.float64).tiny)
     for jitter in (0.0, 1e-12, 1e-8, 1e-6, 1e-4):
         try:
-            factor: Array = linalg.cholesky(
-                matrix + jitter * scale * np.eye(len(matrix)), lower=True, check_finite=False
-            )
+            regular = matrix + jitter * scale * np.eye(len(matrix)) if jitter else matrix
+            factor: Array = linalg.cholesky(regular, lower=True, check_finite=False)
             return factor
         except linalg.LinAlgError:
             continue
     raise linalg.LinAlgError("the covariance is not positive semi-definite")
+
+
+def inverse_of(factor: Array) -> Array:
+    """The inverse ``(L L^T)^-1 (d, d)``, of a lower factor whose other half is zero.
+
+    Args:
+        factor: ``L (d, d)`` in column order, which is written over.
+    """
+    # the other half stays zero
+    lower = linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)[0]
+    inverse: Array = np.add(lower, lower.T, order="C")
+    inverse[np.diag_indices(len(lower))] /= 2
+    return inverse

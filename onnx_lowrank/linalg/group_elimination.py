@@ -40,6 +40,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from onnx_lowrank.linalg.cholesky import inverse_of
 from onnx_lowrank.linalg.group_problem import Problem, regularised
 from onnx_lowrank.linalg.groups import Consumer, Groups
 
@@ -268,10 +269,7 @@ class _State:
         regular, cross = self._regular[np.ix_(columns, columns)], self._cross[columns]
         factor = linalg.cholesky(regular, lower=True, overwrite_a=True, check_finite=False)
         self._map = linalg.cho_solve((factor, True), cross, check_finite=False)
-        # the factor's other half is zero, and stays so
-        lower = linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)[0]
-        self._inverse = np.add(lower, lower.T, order="C")
-        self._inverse[np.diag_indices(len(lower))] /= 2
+        self._inverse = inverse_of(factor)
         self._groups = self._all.restricted(self._names)
 
 

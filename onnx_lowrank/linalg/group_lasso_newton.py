@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from onnx_lowrank.linalg.cholesky import inverse_of
 from onnx_lowrank.linalg.group_lasso import Fista
 from onnx_lowrank.linalg.group_problem import TINY, GroupLasso, Problem, require_positive
 from onnx_lowrank.linalg.groups import Consumer
@@ -212,8 +213,7 @@ def _direction(problem: Problem, lam: float, X: Array, residual: Array) -> Array
         for block, widths, rows in zip(problem.R, groups.widths, groups.rows, strict=True):
             weighted = block + np.diag(lam / groups.spread(norms)[rows, 0])
             factor = linalg.cholesky(weighted, lower=True, overwrite_a=True, check_finite=False)
-            lower = linalg.lapack.dpotri(factor, lower=1)[0]
-            inverse = np.tril(lower) + np.tril(lower, -1).T
+            inverse = inverse_of(factor)
             inner = inverse * (unit[rows] @ unit[rows].T)
             if widths.max() > 1:
                 starts = np.cumsum(widths) - widths

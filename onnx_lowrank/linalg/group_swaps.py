@@ -38,6 +38,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from onnx_lowrank.linalg.cholesky import inverse_of
 from onnx_lowrank.linalg.group_problem import Problem, regularised
 from onnx_lowrank.linalg.groups import Consumer, Groups
 
@@ -125,14 +126,15 @@ class _Swept:
         self._groups = groups
         self._A, self._C = np.empty_like(regular), np.empty_like(cross)
         S, D = groups.columns(np.flatnonzero(kept)), groups.columns(np.flatnonzero(~kept))
-        factor = linalg.cho_factor(regular[np.ix_(S, S)], lower=True, check_finite=False)
+        factor = linalg.cholesky(regular[np.ix_(S, S)], lower=True, check_finite=False)
         both = regular[np.ix_(S, D)]
-        solved = linalg.cho_solve(factor, both, check_finite=False)
-        self._C[S] = linalg.cho_solve(factor, cross[S], check_finite=False)
+        half = linalg.solve_triangular(factor, both, lower=True, check_finite=False)
+        solved = linalg.solve_triangular(factor, half, lower=True, trans="T", check_finite=False)
+        self._C[S] = linalg.cho_solve((factor, True), cross[S], check_finite=False)
         self._C[D] = cross[D] - both.T @ self._C[S]
-        self._A[np.ix_(S, S)] = -linalg.cho_solve(factor, np.eye(len(S)), check_finite=False)
         self._A[np.ix_(S, D)], self._A[np.ix_(D, S)] = solved, solved.T
-        self._A[np.ix_(D, D)] = regular[np.ix_(D, D)] - both.T @ solved
+        self._A[np.ix_(D, D)] = regular[np.ix_(D, D)] - half.T @ half
+        self._A[np.ix_(S, S)] = -inverse_of(factor)
         self._squares = np.einsum("ij,ij->i", self._C, self._C)
 
     def cost(self, i: int) -> float:

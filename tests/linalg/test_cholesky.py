@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_lowrank.linalg.cholesky import cholesky
+from onnx_lowrank.linalg.cholesky import cholesky, inverse_of
 
 
 @pytest.mark.parametrize("rank", [5, 3, 0])
@@ -30,3 +30,12 @@ def test_nothing_has_a_factor() -> None:
 def test_what_is_far_from_it_has_none() -> None:
     with pytest.raises(np.linalg.LinAlgError, match="not positive semi-definite"):
         cholesky(np.diag([1.0, -1.0]))
+
+
+@pytest.mark.parametrize("size", [0, 1, 7])
+def test_the_inverse_is_that_of_the_whole(size: int) -> None:
+    rows = np.random.default_rng(size).normal(size=(20, size))
+    matrix = rows.T @ rows
+    found = inverse_of(cholesky(matrix))
+    np.testing.assert_allclose(found @ matrix, np.eye(size), rtol=0, atol=1e-10)
+    np.testing.assert_array_equal(found, found.T)

@@ -57,9 +57,7 @@ def test_how_many_are_removed_at_once_does_not_matter(
 
 
 @pytest.mark.parametrize("pattern", [[1], [4], [3, 1, 2]])
-def test_a_pool_loses_next_to_nothing(
-    pattern: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pool_loses_next_to_nothing(pattern: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     # oracle: a pool of all groups, which is the elimination one by one
     widths = np.resize(pattern, 300).tolist()
     random = rng(6)
