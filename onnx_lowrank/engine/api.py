@@ -162,7 +162,7 @@ def compressed(
     """
     chosen = plan_in_rounds(analysis, target, effort)
     analysis, planned = chosen.analysis, chosen.planned
-    built = chosen.built or build(analysis, planned.plan)
+    built = build(analysis, planned.plan)
     planned, built = without_slow_chains(analysis, planned, built)
     return _finished(analysis, built, planned, force, quantize)
 

@@ -97,18 +97,24 @@ def build(
     )
 
 
-def draft(analysis: Analysis, plan: Plan) -> Built:
+def draft(analysis: Analysis, plan: Plan, *, keep_repaired: bool = False) -> Built:
     """The model that a plan describes, solved on fewer samples and rows and not behind ReLUs.
 
     It costs less than the model itself; its loss is to be compared with that of other drafts alone.
+
+    Args:
+        analysis: of the original model.
+        plan: what to do.
+        keep_repaired: keep the solved weights of all layers too; they take much memory.
     """
     job, data = analysis.job, analysis.job.samples.calibration
     if data is not None:
-        some = data.subset(range(0, len(data), _apart(len(data), analysis.before.macs)))
-        job = replace(job, samples=replace(job.samples, calibration=some))
+        fewer = data.subset(range(0, len(data), _apart(len(data), analysis.before.macs)))
+        job = replace(job, samples=replace(job.samples, calibration=fewer))
     repair = "chain" if plan.repair == "relu" else plan.repair
     drafted = replace(plan, repair=repair)
-    return build(replace(analysis, job=job), drafted, rows=_DRAFTED_ROWS)
+    some = replace(analysis, job=job)
+    return build(some, drafted, keep_repaired=keep_repaired, rows=_DRAFTED_ROWS)
 
 
 def _apart(samples: int, macs: int) -> int:

@@ -1,10 +1,10 @@
-"""Plans that are built and judged: at several shares of pruning, then weighed anew.
+"""Plans that are drafted and judged: at several shares of pruning, then weighed anew.
 
 What predictions cannot compare, held-out samples can. The best share of pruning is found first
 (:mod:`onnx_lowrank.engine.shares`). Each round then measures sensitivities around the best plan
-(:mod:`onnx_lowrank.refit.sensitivity`) and plans by them. The new plan is built where it promises
+(:mod:`onnx_lowrank.refit.sensitivity`) and plans by them. The new plan is drafted where it promises
 less loss, and takes the place of the old where the judge finds it better; the first that is not
-ends the rounds.
+ends the rounds. Drafts are compared with each other alone: the plan that is taken is built anew.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from onnx_lowrank.analysis.cost import Cost
 from onnx_lowrank.analysis.streaming import MEMORY
 from onnx_lowrank.engine.analyse import Analysis, leaving
-from onnx_lowrank.engine.build import Built
 from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.effort import NORMAL, Effort
 from onnx_lowrank.engine.originals import in_parts
@@ -37,17 +36,16 @@ LARGEST = MEMORY // 8
 #: on fewer plans are built unasked: each takes some runs
 LONGEST = 5 * 10**11
 
-#: a plan made again is built where it foresees less of the weighted loss than this part
+#: a plan made again is drafted where it foresees less of the weighted loss than this part
 WORTH = 0.95
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A plan, what it was made from, and its model where that had to be built."""
+    """A plan, and what it was made from."""
 
     analysis: Analysis
     planned: Planned
-    built: Built | None = None
 
 
 def plan_in_rounds(analysis: Analysis, target: Target, effort: Effort = NORMAL) -> Chosen:
@@ -78,11 +76,11 @@ def plan_in_rounds(analysis: Analysis, target: Target, effort: Effort = NORMAL) 
         return Chosen(analysis, plans[0])
     best = best_share(analysis, target, plans, judge, effort, keep=most > 0)
     if best.loss < effort.enough:
-        return Chosen(best.analysis, best.planned, best.built)
+        return Chosen(best.analysis, best.planned)
     best = _with_heads_whole(target, best, judge, keep=most > 0).noting(*heavy)
     if most and len(best.planned.errors) > 1:
         best = _in_rounds(target, best, most, judge, data)
-    return Chosen(best.analysis, best.planned, best.built)
+    return Chosen(best.analysis, best.planned)
 
 
 def _bearable(effort: Effort, cost: Cost, samples: int) -> tuple[Effort, tuple[Note, ...]]:
@@ -146,7 +144,7 @@ def _measured(best: Tried, data: Dataset) -> Measured:
     with tools.stopwatch("weigh"):
         return measured_factors(
             best.analysis.judge_on(samples_to_weigh(data, len(errors))),
-            best.planned.proposed.cut.work.model, best.built.repaired, errors, tools.progress,
+            best.planned.proposed.cut.work.model, best.draft.repaired, errors, tools.progress,
         )  # fmt: skip
 
 

@@ -1,12 +1,12 @@
-"""How much of the saving pruning makes: plans at several shares are built, and the judge chooses.
+"""How much of the saving pruning makes: plans at several shares are drafted and judged.
 
     alternatives(analysis, target) -> plans at the shares to begin with
-    best_share(analysis, target, plans, judge, effort) -> the best plan, built
+    best_share(analysis, target, plans, judge, effort) -> the best plan, and a draft of its model
 
 Predictions compare pruning with factorization badly: on some models pruning alone gives up half of
 what both together do, on others it ruins the outputs, and what is foreseen is nearly the
 same. Held-out samples can tell. So the plan without pruning, the one that pruning alone makes, and
-the one of least foreseen loss between them are built, as drafts that are solved with less work;
+the one of least foreseen loss between them are built as drafts, which are solved with less work;
 then the share is moved towards the second best as long as the judge finds less loss there.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from onnx_lowrank.engine.analyse import Analysis
-from onnx_lowrank.engine.build import Built, build, draft
+from onnx_lowrank.engine.build import Built, draft
 from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.effort import Effort
 from onnx_lowrank.engine.plan_once import foreseen_loss
@@ -31,20 +31,20 @@ from onnx_lowrank.pruning.shared_budget import SHARES
 __all__ = ["Tried", "alternatives", "best_share", "judge_between", "score_of"]
 
 #: predictions err by less than this factor between plans of different shares: those that foresee
-#: more than this times the least loss are not built
+#: more than this times the least loss are not drafted
 CERTAIN = 4.0
 
-#: shares that plans are built at
+#: shares that plans are drafted at
 _GRID = (0.0, *SHARES)
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A plan, what it was made from, its model, and the judge's loss of it."""
+    """A plan, what it was made from, a draft of its model, and the judge's loss of the draft."""
 
     analysis: Analysis
     planned: Planned
-    built: Built
+    draft: Built
     loss: float
 
     @property
@@ -100,7 +100,7 @@ def best_share(
     effort: Effort,
     keep: bool = False,
 ) -> Tried:
-    """Draft plans, move the share to where the judge finds less loss, and build the best.
+    """Draft plans, and move the share to where the judge finds less loss; the best of the plans.
 
     Where the first loses little enough, the others are not drafted.
 
@@ -112,14 +112,12 @@ def best_share(
         effort: how often the share is moved at the most, and what loss is small enough.
         keep: keep what is needed to weigh the layers of the plan.
     """
-    whole = score_of(analysis, judge, keep)
-    if len(plans) == 1:
-        return whole(plans[0])
-    score = score_of(analysis, judge, drafts=True)
+    score = score_of(analysis, judge, keep)
     best = score(plans[0])
     if best.loss < effort.enough:
-        best = whole(best.planned)
         return best.noting(NearEnough(best.loss, judge.samples))
+    if len(plans) == 1:
+        return best
     losses = {best.share: best.loss}
 
     def consider(planned: Planned) -> bool:
@@ -148,28 +146,22 @@ def best_share(
         if not moved:
             break
     tried = tuple(sorted(losses.items()))
-    return whole(best.planned).noting(SharesTried(best.share, tried, judge.samples))
+    return best.noting(SharesTried(best.share, tried, judge.samples))
 
 
-def score_of(
-    analysis: Analysis, judge: Judge, keep: bool = False, drafts: bool = False
-) -> Callable[[Planned], Tried]:
-    """A function that builds a plan and judges it.
+def score_of(analysis: Analysis, judge: Judge, keep: bool = False) -> Callable[[Planned], Tried]:
+    """A function that makes a draft of a plan's model and judges it.
 
     Args:
         analysis: what the plans were made from.
         judge: of the models.
         keep: keep what is needed to weigh the layers of a plan.
-        drafts: make drafts, to be compared with each other.
     """
 
     def score(planned: Planned) -> Tried:
-        if drafts:
-            built = draft(analysis, planned.plan)
-        else:
-            built = build(analysis, planned.plan, keep_repaired=keep)
+        made = draft(analysis, planned.plan, keep_repaired=keep)
         with analysis.job.tools.stopwatch("judge"):
-            return Tried(analysis, planned, built, judge.loss(built.model))
+            return Tried(analysis, planned, made, judge.loss(made.model))
 
     return score
 

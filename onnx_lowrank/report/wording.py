@@ -133,7 +133,7 @@ def worded(note: n.Note) -> str:
             )
         case n.NearEnough():
             return (
-                f"the first plan loses {note.loss:.2%} on {note.samples} held-out samples; no "
+                f"a draft of the first plan loses {note.loss:.2%} on {note.samples} held-out samples; no "
                 "other was built (--effort thorough looks for a better one)"
             )
         case n.LeftOut():

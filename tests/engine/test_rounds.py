@@ -185,16 +185,16 @@ def test_whole_numbers_are_judged_by_how_many_stay() -> None:
     assert judged["kind"] == "equal"
 
 
-def test_what_foresees_no_less_loss_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_foresees_no_less_loss_is_not_drafted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "WORTH", 0.0)
-    built: list[Any] = []
-    build = shares.build
+    drafted: list[Any] = []
+    draft = shares.draft
     monkeypatch.setattr(
-        shares, "build", lambda found, plan, **o: (built.append(plan), build(found, plan, **o))[1]
+        shares, "draft", lambda found, plan, **o: (drafted.append(plan), draft(found, plan, **o))[1]
     )
     result = fm.quick_compress(net(), **OPTIONS, effort="thorough")
     assert said(result) == ["round 1 with measured sensitivities: no plan that promises less loss"]
-    assert built == [result.plan]
+    assert drafted == [result.plan]
 
 
 def test_without_data_there_is_nothing_to_measure() -> None:

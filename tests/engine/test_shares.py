@@ -77,10 +77,9 @@ def test_the_share_is_moved_to_where_the_judge_finds_less_loss(
         plan = replace(whole.plan, target=f"{target} at {pruning}", groups=(decision(pruning),))
         return replace(whole, plan=plan, proposed=replace(whole.proposed, share=pruning))
 
-    def score_of(*_: Any, drafts: bool = False) -> Any:
+    def score_of(*_: Any) -> Any:
         def score(planned: Planned) -> shares.Tried:
-            if drafts:
-                asked.append(share_of(planned))
+            asked.append(share_of(planned))
             loss = abs(share_of(planned) - best)
             return shares.Tried(analysis, planned, None, loss)  # type: ignore[arg-type]
 
