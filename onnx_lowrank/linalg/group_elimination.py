@@ -212,6 +212,7 @@ class _State:
         groups: groups of the d columns.
     """
 
+    _groups: Groups  # of the columns that stay
     _fresh: int  # columns when the inverse was computed
     _inverse: Array
     _map: Array  # M^T

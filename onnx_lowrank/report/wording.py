@@ -133,8 +133,8 @@ def worded(note: n.Note) -> str:
             )
         case n.NearEnough():
             return (
-                f"a draft of the first plan loses {note.loss:.2%} on {note.samples} held-out samples; no "
-                "other was built (--effort thorough looks for a better one)"
+                f"a draft of the first plan loses {note.loss:.2%} on {note.samples} held-out "
+                "samples; no other was made (--effort thorough looks for a better one)"
             )
         case n.LeftOut():
             if note.macs is not None:
