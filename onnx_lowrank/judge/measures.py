@@ -21,6 +21,7 @@ taken for one, or, in maps, its positions. On one recogniser two models of nearl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -228,8 +229,8 @@ def _loss(reading: Reading, old: Array, new: Array, unit: Floats | float) -> flo
     if reading.kind == "kl":
         step = max(_CHUNK // max(old.shape[1], 1), 1)
         parts = (slice(start, start + step) for start in range(0, len(old), step))
-        apart = sum(float(_kl(old[at], new[at], reading.form).sum()) for at in parts)
-        return float(apart / len(old) / unit)
+        total = math.fsum(float(_kl(old[at], new[at], reading.form).sum()) for at in parts)
+        return float(total / len(old) / unit)
     if reading.kind == "bernoulli":
         p, q = _inside(old.astype(np.float64)), _inside(new.astype(np.float64))
         apart = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
