@@ -34,7 +34,7 @@ __all__ = ["InputGroup", "Reader", "batch_size", "drawn_positions", "input_group
 
 #: rows that a covariance is made of: so many for each column, or as many as narrow layers have for
 #: little work: this number, or rows of so many values in all groups
-ROWS_PER_COLUMN, ENOUGH_ROWS, ENOUGH_VALUES = 16, 50_000, 30_000_000
+ROWS_PER_COLUMN, ENOUGH_ROWS, ENOUGH_VALUES = 16, 20_000, 10_000_000
 #: largest number of samples to a run
 LARGEST_BATCH = 32
 #: largest number of shards: so many places are of use for a group of inputs. The rows of a layer,

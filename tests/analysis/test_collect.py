@@ -230,7 +230,7 @@ def test_positions_are_sorted_and_different() -> None:
         ((1, 1), reader.ENOUGH_ROWS),
         ((1, 500), reader.ENOUGH_ROWS),
         ((1, 2000), reader.ROWS_PER_COLUMN * 2000),
-        ((64, 9), reader.ENOUGH_ROWS),
+        ((32, 9), reader.ENOUGH_ROWS),
         ((1000, 24), reader.ENOUGH_VALUES // 24_000),
         ((10_000, 100), reader.ROWS_PER_COLUMN * 100),
     ],
