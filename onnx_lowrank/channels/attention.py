@@ -4,12 +4,13 @@
     y = Wo z + bo                        Wo: the layer that alone reads z
 
 From a Softmax over the last axis the product of queries and keys is found above it (behind scales,
-masks and additions), and the product with the values below. What lies between a layer and a product
-may only move numbers, or multiply them all by one number: then a change of basis of a head's
-channels commutes with it. Which rows of a layer are channel j of head h is not read off the nodes:
-labels (:mod:`onnx_lowrank.channels.labels`) are led from the layers to the products. So it does not
-matter how heads are split, whether one layer makes queries, keys and values together, whether
-several heads share keys, or whether keys come from another sequence.
+masks and additions), and the product with the values below; the operator Attention is all three.
+What lies between a layer and a product may only move numbers, or multiply them all by one number:
+then a change of basis of a head's channels commutes with it. Which rows of a layer are channel j of
+head h is not read off the nodes: labels (:mod:`onnx_lowrank.channels.labels`) are led from the
+layers to the products. So it does not matter how heads are split, whether one layer makes queries,
+keys and values together, whether several heads share keys, or whether keys come from another
+sequence.
 
 Reference: Vaswani et al. 2017, Attention is all you need; Shazeer 2019 (shared keys); Ainslie et
 al. 2023 (grouped queries).
@@ -17,13 +18,14 @@ al. 2023 (grouped queries).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_lowrank.channels.around_softmax import SCALES, around_softmax, one_number
+from onnx_lowrank.channels.around_softmax import SCALES, Seen, around_softmax, one_number
 from onnx_lowrank.channels.atoms import IntArray
+from onnx_lowrank.channels.attention_nodes import AttentionNode, operand_labels, refusals
 from onnx_lowrank.channels.groups import follow
 from onnx_lowrank.channels.labels import Flow, Heads, UnknownOperatorError, first_output, varying
 from onnx_lowrank.channels.labels import label as node_label
@@ -64,8 +66,10 @@ class Pair:
         first: the layer that makes queries, or values.
         second: the layer that makes keys, or reads the mixed values.
         reads: whether the second layer reads the channels; else it makes the other side's.
-        operands: names of the two tensors whose product they meet in.
+        operands: names of the two tensors whose product they meet in; empty for the softmax
+            inside of a node.
         product: its output.
+        part: part of the MACs of the node that makes ``product``.
         heads: number of the head, by position on the product's batch axes; broadcasts to them.
         order: positions of the channels in the operands, ``(width,)``; None for rising ones.
     """
@@ -77,6 +81,7 @@ class Pair:
     product: str
     heads: IntArray
     order: IntArray | None = None
+    part: float = 1.0
 
     @property
     def width(self) -> int:
@@ -95,18 +100,18 @@ class Attention:
 
     Attributes:
         name: name of the node of the softmax.
-        softmax: its output.
         scales: tensors of one element that scores are multiplied by (or divided by: True) between
             the product and the softmax.
         scoring: queries and keys, or why they are left alone.
         mixing: values and the layer that reads them, or why they are left alone.
+        whole: how the operator Attention is read, where the block is one such node.
     """
 
     name: str
-    softmax: str
     scales: tuple[tuple[str, bool], ...]
     scoring: Pair | str
     mixing: Pair | str
+    whole: AttentionNode | None = None
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -140,8 +145,9 @@ def find_attention(graph: Graph, shapes: Shapes, layers: Sequence[PlacedLayer]) 
     reader = _Reader(flow, shapes, layers)
     return [
         Attention(
-            s.softmax.name or first_output(s.softmax), first_output(s.softmax), s.scales,
-            reader.pair(s.scoring, reader.scoring), reader.pair(s.mixing, reader.mixing),
+            s.softmax.name or first_output(s.softmax), s.scales,
+            reader.pair(s, s.scoring, reader.scoring), reader.pair(s, s.mixing, reader.mixing),
+            s.whole,
         )
         for s in seen
     ]  # fmt: skip
@@ -173,28 +179,29 @@ class _Reader:
         for layer in (la for la in layers if not la.value.lookup):
             self._read.setdefault(layer.input, []).append(layer)
 
-    def pair(self, node: Node | None, read: object) -> Pair | str:
+    def pair(
+        self, seen: Seen, node: Node | None, read: Callable[[Node, AttentionNode | None], Pair]
+    ) -> Pair | str:
         """The pair that meets in ``node``, or why it is left alone."""
-        assert callable(read)
         if node is None:
             return "no product with values follows its softmax"
         try:
-            found = read(node)
+            return read(node, seen.whole)
         except _RefusedError as error:
             return str(error)
         except (UnknownOperatorError, LookupError) as error:
             return f"{node_label(node)} could not be read: {error}"
-        assert isinstance(found, Pair)
-        return found
 
-    def scoring(self, node: Node) -> Pair:
+    def scoring(self, node: Node, whole: AttentionNode | None) -> Pair:
         """Queries and keys."""
         names = node.inputs[0].name, node.inputs[1].name
         query, key = map(self._maker, names)
-        one, other = self._flow.of(names[0]), self._flow.of(names[1])
-        if one.shape[-2] > 1 or other.shape[-1] > 1:
+        one, other = (self._operand(node, i, whole) for i in (0, 1))
+        if whole is None:
+            other = other.swapaxes(-1, -2)
+        if one.shape[-2] > 1 or other.shape[-2] > 1:
             raise _RefusedError(f"{node_label(node)} does not sum over channels of {query.name}")
-        rows = [self._rows(query, one[..., 0, :]), self._rows(key, other[..., :, 0])]
+        rows = [self._rows(query, one[..., 0, :]), self._rows(key, other[..., 0, :])]
         q, k = (r.reshape(-1, r.shape[-1]) for r in np.broadcast_arrays(*rows))
         batch = np.broadcast_arrays(*rows)[0].shape[:-1]
         if len(np.unique(q)) < q.size:
@@ -203,13 +210,15 @@ class _Reader:
         places = np.stack([q[heads == h] for h in range(len(first))])
         return Pair(
             Projection(query.name, places), Projection(key.name, k[first][:, None]), False, names,
-            first_output(node), heads.reshape(batch),
+            first_output(node), heads.reshape(batch), part=whole.parts[0] if whole else 1.0,
         )  # fmt: skip
 
-    def mixing(self, node: Node) -> Pair:
+    def mixing(self, node: Node, whole: AttentionNode | None) -> Pair:
         """Values, and the layer that reads them mixed."""
-        names = node.inputs[0].name, node.inputs[1].name
-        value, labels = self._maker(names[1]), self._flow.of(names[1])
+        names = (node.inputs[0].name, node.inputs[1].name)
+        if whole is not None:
+            names = "", node.inputs[2].name
+        value, labels = self._maker(names[1]), self._operand(node, 2 if whole else 1, whole)
         if labels.shape[-2] > 1:
             raise _RefusedError(f"{node_label(node)} sums over channels of {value.name}")
         rows = self._rows(value, labels[..., 0, :])
@@ -229,7 +238,17 @@ class _Reader:
         return Pair(
             Projection(value.name, places[:, None]), Projection(output.name, at), True, names,
             first_output(node), heads.reshape(rows.shape[:-1]),
+            part=whole.parts[1] if whole else 1.0,
         )  # fmt: skip
+
+    def _operand(self, node: Node, index: int, whole: AttentionNode | None) -> IntArray:
+        """Labels of an operand, ``(..., length, width)`` but for the keys of a MatMul."""
+        if whole is None:
+            return self._flow.of(node.inputs[index].name)
+        refusal = refusals(self._graph, node)[index == 2]
+        if refusal:
+            raise _RefusedError(refusal)
+        return operand_labels(self._flow, node, whole, index)
 
     def _rows(self, layer: PlacedLayer, labels: IntArray) -> IntArray:
         """The rows of a layer that labels are those of."""

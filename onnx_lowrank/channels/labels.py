@@ -27,7 +27,7 @@ from onnx_lowrank.graph.nodes import Node
 
 __all__ = [
     "Dim", "Flow", "Heads", "Operand", "UnknownOperatorError", "first_output", "integers", "joined",
-    "label", "operand_name", "padded", "reshape_labels", "varying",
+    "label", "narrowed", "operand_name", "padded", "reshape_labels", "varying",
 ]  # fmt: skip
 
 
@@ -259,7 +259,7 @@ def reshape_labels(labels: IntArray, old: Sequence[int], new: Sequence[int]) -> 
         tail += 1
     middle = slice(head, len(old) - tail)
     full = np.broadcast_to(labels.reshape(labels.shape[middle]), old[middle])
-    moved = _narrow(full.reshape(new[head : len(new) - tail]))
+    moved = narrowed(full.reshape(new[head : len(new) - tail]))
     return moved.reshape((1,) * head + moved.shape + (1,) * tail)
 
 
@@ -323,7 +323,8 @@ def integers(flow: Flow, node: Node, index: int) -> IntArray:
     return found
 
 
-def _narrow(labels: IntArray) -> IntArray:
+def narrowed(labels: IntArray) -> IntArray:
+    """Labels with length 1 along the axes on which they are all the same."""
     for axis in range(labels.ndim):
         first = labels.take([0], axis)
         if (labels == first).all():

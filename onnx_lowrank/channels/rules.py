@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from onnx_lowrank.channels.atoms import IntArray
+from onnx_lowrank.channels.attention_nodes import attention_labels
 from onnx_lowrank.channels.labels import (
     Flow,
     UnknownOperatorError,
@@ -249,6 +250,7 @@ RULES: dict[str, Rule] = {
     "BatchNormalization": _batchnorm,
     "InstanceNormalization": _instance_norm,
     "Clip": _clip,
+    "Attention": attention_labels,
     **MOVES,
 }
 for _rule, _operators in (
@@ -267,7 +269,9 @@ for _rule, _operators in (
     RULES.update(dict.fromkeys(_operators.split(), _rule))
 #: Operators that read channels through any of their inputs; the others through the first.
 JOINING = (
-    frozenset(k for k, v in RULES.items() if v is _elementwise) | RECURRENT | {"Concat", "MatMul"}
+    frozenset(k for k, v in RULES.items() if v is _elementwise)
+    | RECURRENT
+    | {"Attention", "Concat", "MatMul"}
 )
 
 

@@ -161,7 +161,8 @@ def _with_heads(
     sides = list(prunable.sides)
     for pair in pairs:
         sides.append(Side(len(prepared.products) + len(products), pair.reads, 1))
-        products.append(Product(prepared.cost.counts.of(pair.product) or 0, pair.width))
+        macs = (prepared.cost.counts.of(pair.product) or 0) * pair.part
+        products.append(Product(round(macs), pair.width))
     return replace(prunable, sides=tuple(sides), pairs=pairs)
 
 

@@ -52,12 +52,12 @@ def test_finds_queries_keys_values_and_their_reader(name: str) -> None:
     kept, shared = form.keys or form.heads, form.heads // (form.keys or form.heads)
     assert pairs[0].first.places.shape == (kept, shared, form.width)
     assert pairs[0].second.places.shape == (kept, 1, form.width)
-    assert pairs[1].first.places.shape == (kept, 1, form.width)
-    assert pairs[1].second.places.shape == (kept, shared, form.width)
+    assert pairs[1].first.places.shape == (kept, 1, form.value_width)
+    assert pairs[1].second.places.shape == (kept, shared, form.value_width)
     assert not pairs[0].reads
     assert pairs[1].reads
     rows = [np.sort(p.places, None) for p in (pairs[0].first, pairs[0].second, pairs[1].first)]
-    counts = [form.heads * form.width, kept * form.width, kept * form.width]
+    counts = [form.heads * form.width, kept * form.width, kept * form.value_width]
     starts = np.cumsum([0, *counts[:-1]]) if form.fused else [0, 0, 0]
     for own, start, count in zip(rows, starts, counts, strict=True):
         np.testing.assert_array_equal(own, np.arange(start, start + count))
@@ -70,7 +70,7 @@ def test_channels_at_one_position_of_all_heads_are_one_channel(name: str) -> Non
     heads = one_channel_a_column(block.pairs, find_layers(graph)[0])
     groups = [
         g for g in find_channel_groups(graph, shapes, heads)
-        if g.frozen is None and g.size == form.width
+        if g.frozen is None and g.size in (form.width, form.value_width)
     ]  # fmt: skip
     # a tensor with an axis of three is only rectangular while all three keep the same width
     assert len(groups) == (1 if form.fused == "axis" else 2)

@@ -35,10 +35,11 @@ def analysed(form: Form, proto: ModelProto) -> Analysis:
     return analysis_of(proto, "attention_rank", data(form))
 
 
-def cut(analysis: Analysis, width: int) -> ModelProto:
-    """The model with heads of so many channels, their weights not solved again."""
+def cut(analysis: Analysis, width: int | None) -> ModelProto:
+    """The model with heads of so many channels (None: all), their weights not solved again."""
     pruner = analysis.pruner("macs")
-    kept = {n: np.arange(width) for n, p in pruner.prunables.items() if p.pairs}
+    inside = {n: p.size for n, p in pruner.prunables.items() if p.pairs}
+    kept = {n: np.arange(min(width or size, size)) for n, size in inside.items()}
     assert kept
     graph = Graph(analysis.prepared.model)
     pruner.cuts.apply(graph, kept)
@@ -78,14 +79,15 @@ def narrow(proto: ModelProto, form: Form, left: int, sides: str = "qkv") -> Mode
         projections = []
         for head in range(form.keys if form.keys and side != "q" else form.heads):
             # heads that share keys see the same space
-            space = rng(number, head).normal(size=(form.width, left))
+            width = form.value_width if side == "v" else form.width
+            space = rng(number, head).normal(size=(width, left))
             projections.append(np.linalg.qr(space)[0] @ np.linalg.qr(space)[0].T)
-        blocks = weight(proto, side).reshape(form.inputs, -1, form.width)
+        blocks = weight(proto, side).reshape(form.inputs, -1, width)
         new[side] = np.einsum("ihd,hde->ihe", blocks, np.stack(projections)).reshape(
             form.inputs, -1
         )
         if form.biased:
-            biases = weight(proto, f"{side}_bias").reshape(-1, form.width)
+            biases = weight(proto, f"{side}_bias").reshape(-1, width)
             new[f"{side}_bias"] = np.einsum("hd,hde->he", biases, np.stack(projections)).ravel()
     return changed(proto, **new)
 
@@ -94,7 +96,7 @@ def narrow(proto: ModelProto, form: Form, left: int, sides: str = "qkv") -> Mode
 def test_is_the_identity_at_full_width(name: str) -> None:
     form = FORMS[name]
     proto = attention(form)
-    assert difference(cut(analysed(form, proto), form.width), proto, form) < 2e-5
+    assert difference(cut(analysed(form, proto), None), proto, form) < 2e-5
 
 
 @pytest.mark.parametrize("name", FORMS)
