@@ -18,8 +18,9 @@ al. 2023 (grouped queries).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -143,14 +144,14 @@ def find_attention(graph: Graph, shapes: Shapes, layers: Sequence[PlacedLayer]) 
         return []
     flow = follow(graph, shapes, Heads(frozenset(map(first_output, nodes))))
     reader = _Reader(flow, shapes, layers)
-    return [
+    return _used_once([
         Attention(
             s.softmax.name or first_output(s.softmax), s.scales,
             reader.pair(s, s.scoring, reader.scoring), reader.pair(s, s.mixing, reader.mixing),
             s.whole,
         )
         for s in seen
-    ]  # fmt: skip
+    ])  # fmt: skip
 
 
 def one_channel_a_column(pairs: Sequence[Pair], layers: Sequence[PlacedLayer]) -> Heads:
@@ -290,6 +291,28 @@ class _Reader:
         if len(self._read[tensor]) > 1:
             raise _RefusedError("several layers read what it mixes")
         return _narrowable(self._read[tensor][0])
+
+
+def _used_once(blocks: Sequence[Attention]) -> list[Attention]:
+    """The blocks without pairs whose channels other pairs have too, as keys that are values have.
+
+    Each pair turns its channels to a basis of its own.
+    """
+    claims = Counter(c for b in blocks for pair in b.pairs for c in _claims(pair))
+
+    def checked(pair: Pair | str) -> Pair | str:
+        for claim in _claims(pair) if isinstance(pair, Pair) else ():
+            if claims[claim] > 1:
+                return f"channels of {claim[0]} are multiplied in several places"
+        return pair
+
+    return [replace(b, scoring=checked(b.scoring), mixing=checked(b.mixing)) for b in blocks]
+
+
+def _claims(pair: Pair) -> Iterator[tuple[str, int, bool]]:
+    """Layer, row or column, and whether it is a column, of all channels of a pair."""
+    for side, reads in ((pair.first, False), (pair.second, pair.reads)):
+        yield from ((side.layer, place, reads) for place in side.places.reshape(-1).tolist())
 
 
 def _narrowable(layer: PlacedLayer) -> PlacedLayer:

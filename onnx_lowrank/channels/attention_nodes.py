@@ -135,7 +135,7 @@ def refusals(graph: Graph, node: Node) -> tuple[str, str]:
 
 
 def attention_labels(flow: Flow, node: Node) -> list[IntArray | None]:
-    """Labels behind an Attention node whose channels are followed: those of values.
+    """Labels behind an Attention node whose channels are followed: mixed values, and caches.
 
     Channels of queries and keys are tied, and end here.
     """
@@ -148,7 +148,7 @@ def attention_labels(flow: Flow, node: Node) -> list[IntArray | None]:
             flow.atoms.freeze(flow.labels[name], label(node))
     flow.atoms.tie(queries, keys)
     flow.summed[found.output] = queries
-    rest: list[IntArray | None] = [None] * (len(node.outputs) - 1)
+    caches = [narrowed(x[:, :: found.heads // found.kept]) for x in (keys, values)]
     held = refusals(flow.graph, node)
     if held[0]:
         flow.atoms.freeze(queries, held[0])
@@ -156,7 +156,7 @@ def attention_labels(flow: Flow, node: Node) -> list[IntArray | None]:
         flow.atoms.freeze(values, held[1])
     if found.folded:
         values = values.swapaxes(1, 2).reshape(1, 1, -1)
-    return [narrowed(values), *rest]
+    return [narrowed(values), *caches, None][: len(node.outputs)]
 
 
 def operand_labels(flow: Flow, node: Node, found: AttentionNode, index: int) -> IntArray:

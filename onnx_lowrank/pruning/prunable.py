@@ -109,6 +109,10 @@ def find_prunables(prepared: Prepared, channels: bool, gather: bool, heads: bool
     refused = {g.name: r for g in groups if (r := _refusal(g, layers))}
     inside = _in_heads(groups, refused, pairs)
     for group in groups:
+        if group.name in inside and not _accounted_for(group, inside[group.name]):
+            refused[group.name] = "other layers read or make them too, in another basis"
+            del inside[group.name]
+    for group in groups:
         if group.name not in inside:
             if group.products:
                 refused.setdefault(group.name, "not all that is multiplied with them was found")
@@ -148,6 +152,18 @@ def _in_heads(
         own = replace(pair, first=ordered[0], second=ordered[1], order=order)
         found[name] = (*found.get(name, ()), own)
     return found
+
+
+def _accounted_for(group: ChannelGroup, pairs: Sequence[Pair]) -> bool:
+    """Whether pairs say all that makes, multiplies and reads the channels of a group."""
+    reading = [p for p in pairs if p.reads]
+    scoring = [p for p in pairs if not p.reads]
+    made = {*(p.first.layer for p in pairs), *(p.second.layer for p in scoring)}
+    return (
+        {p.name for p in group.producers} == made
+        and {c.name for c in group.consumers} == {p.second.layer for p in reading}
+        and set(group.products) == {p.product for p in scoring}
+    )
 
 
 def _with_heads(
