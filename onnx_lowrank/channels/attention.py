@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -30,11 +30,12 @@ from onnx_lowrank.channels.attention_nodes import AttentionNode, operand_labels,
 from onnx_lowrank.channels.groups import follow
 from onnx_lowrank.channels.labels import Flow, Heads, UnknownOperatorError, first_output, varying
 from onnx_lowrank.channels.labels import label as node_label
+from onnx_lowrank.channels.pairs import Attention, Pair, Projection
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.layers import PlacedLayer
 
-__all__ = ["Attention", "Pair", "Projection", "find_attention", "one_channel_a_column"]
+__all__ = ["find_attention", "one_channel_a_column", "one_channel_a_head"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -43,87 +44,6 @@ _MOVES = frozenset({
     "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Split", "Slice",
     "Gather", "Expand", "Cast",
 })  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Projection:
-    """A layer that makes or reads the channels of heads.
-
-    Attributes:
-        layer: its name.
-        places: rows of its weight (columns, of the layer that reads) that belong to each channel,
-            ``(heads, n, width)``; n > 1 where several heads share what is on the other side.
-    """
-
-    layer: str
-    places: IntArray
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two layers whose channels meet: queries and keys, or values and the layer that reads them.
-
-    Attributes:
-        first: the layer that makes queries, or values.
-        second: the layer that makes keys, or reads the mixed values.
-        reads: whether the second layer reads the channels; else it makes the other side's.
-        operands: names of the two tensors whose product they meet in; empty for the softmax
-            inside of a node.
-        product: its output.
-        part: part of the MACs of the node that makes ``product``.
-        heads: number of the head, by position on the product's batch axes; broadcasts to them.
-        order: positions of the channels in the operands, ``(width,)``; None for rising ones.
-    """
-
-    first: Projection
-    second: Projection
-    reads: bool
-    operands: tuple[str, str]
-    product: str
-    heads: IntArray
-    order: IntArray | None = None
-    part: float = 1.0
-
-    @property
-    def width(self) -> int:
-        """Number of channels of a head."""
-        return int(self.first.places.shape[-1])
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Names of the two layers; one name where they are one layer."""
-        return tuple(dict.fromkeys((self.first.layer, self.second.layer)))
-
-
-@dataclass(frozen=True)
-class Attention:
-    """One block of attention.
-
-    Attributes:
-        name: name of the node of the softmax.
-        scales: tensors of one element that scores are multiplied by (or divided by: True) between
-            the product and the softmax.
-        scoring: queries and keys, or why they are left alone.
-        mixing: values and the layer that reads them, or why they are left alone.
-        whole: how the operator Attention is read, where the block is one such node.
-    """
-
-    name: str
-    scales: tuple[tuple[str, bool], ...]
-    scoring: Pair | str
-    mixing: Pair | str
-    whole: AttentionNode | None = None
-
-    @property
-    def pairs(self) -> tuple[Pair, ...]:
-        """The pairs that were found."""
-        return tuple(p for p in (self.scoring, self.mixing) if isinstance(p, Pair))
-
-    @property
-    def refused(self) -> dict[str, str]:
-        """Reasons why pairs are left alone, by the name of the block and what they are."""
-        pairs = (("queries and keys", self.scoring), ("values", self.mixing))
-        return {f"{self.name} ({what})": p for what, p in pairs if isinstance(p, str)}
 
 
 class _RefusedError(Exception):
@@ -156,6 +76,25 @@ def find_attention(graph: Graph, shapes: Shapes, layers: Sequence[PlacedLayer]) 
 
 def one_channel_a_column(pairs: Sequence[Pair], layers: Sequence[PlacedLayer]) -> Heads:
     """Heads whose channels at one position are one channel, so that all keep the same width."""
+    rows = _numbered(pairs, layers, lambda places: places[:1, :1])
+    return Heads(frozenset(pair.product for pair in pairs), rows)
+
+
+def one_channel_a_head(graph: Graph, shapes: Shapes, layers: Sequence[PlacedLayer]) -> Heads:
+    """Heads each of which is one channel, whatever stands between its layers and its products."""
+    seen = [s for s in around_softmax(graph, shapes) if s.mixing is not None]
+    products = {first_output(n) for s in seen for n in (s.scoring, s.mixing) if n is not None}
+    pairs = [pair for block in find_attention(graph, shapes, layers) for pair in block.pairs]
+    rows = _numbered(pairs, layers, lambda places: places[..., :1])
+    return Heads(frozenset(products), rows, whole=True)
+
+
+def _numbered(
+    pairs: Sequence[Pair],
+    layers: Sequence[PlacedLayer],
+    channel: Callable[[IntArray], IntArray],
+) -> dict[str, IntArray]:
+    """Numbers of the channels that rows make; ``channel`` takes a row of each for all its rows."""
     nodes = {layer.name: layer for layer in layers}
     rows: dict[str, IntArray] = {}
     for pair in pairs:
@@ -163,11 +102,8 @@ def one_channel_a_column(pairs: Sequence[Pair], layers: Sequence[PlacedLayer]) -
             layer = nodes[made.layer]
             key = first_output(layer.nodes[0])
             numbers = rows.setdefault(key, np.arange(layer.shape[0], dtype=np.int64))
-            numbers[made.places] = made.places[:1, :1]
-    return Heads(
-        frozenset(pair.product for pair in pairs),
-        {key: np.unique(n, return_inverse=True)[1].astype(np.int64) for key, n in rows.items()},
-    )
+            numbers[made.places] = channel(made.places)
+    return {key: np.unique(n, return_inverse=True)[1].astype(np.int64) for key, n in rows.items()}
 
 
 class _Reader:

@@ -28,6 +28,7 @@ from onnx_lowrank.channels.labels import (
     label,
     narrowed,
     operand_name,
+    padded,
 )
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.graph.nodes import Node
@@ -39,6 +40,8 @@ __all__ = [
 
 #: positions of inputs and outputs that hold keys and values of earlier calls
 _PAST, _PRESENT = (4, 5), (1, 2)
+#: position of the mask among the inputs
+_MASK = 3
 #: position of the output for the scores, and the mode in which it has their softmax
 _SCORES, _SHARES = 3, 3
 
@@ -118,45 +121,73 @@ def attention_node(
 
 def refusals(graph: Graph, node: Node) -> tuple[str, str]:
     """Why queries and keys, and why values, must keep their width; empty where they need not."""
-
-    def used(index: int) -> bool:
-        name = operand_name(node, index, out=True) if len(node.outputs) > index else ""
-        return bool(name) and (graph.is_output(name) or bool(graph.consumers(name)))
-
-    def cached(side: int) -> bool:
-        given = len(node.inputs) > _PAST[side] and not node.inputs[_PAST[side]].is_empty()
-        return given or used(_PRESENT[side])
-
-    said = [f"{label(node)} keeps a cache of its {w}" for w in ("keys", "values")]
-    keys, values = (text if cached(side) else "" for side, text in enumerate(said))
-    if used(_SCORES) and graph.attribute(node, "qk_matmul_output_mode", 0) != _SHARES:
+    keys, values = _cached(graph, node)
+    if _used(graph, node, _SCORES) and (
+        graph.attribute(node, "qk_matmul_output_mode", 0) != _SHARES
+    ):
         keys = keys or f"the scores of {label(node)} are read in front of its softmax too"
     return keys, values
 
 
-def attention_labels(flow: Flow, node: Node) -> list[IntArray | None]:
-    """Labels behind an Attention node whose channels are followed: mixed values, and caches.
+def _cached(graph: Graph, node: Node) -> tuple[str, str]:
+    """Why a cache holds keys, and values, as they are; empty where there is none."""
+    found = []
+    for what, past, present in zip(("keys", "values"), _PAST, _PRESENT, strict=True):
+        given = len(node.inputs) > past and not node.inputs[past].is_empty()
+        kept = given or _used(graph, node, present)
+        found.append(f"{label(node)} keeps a cache of its {what}" if kept else "")
+    return found[0], found[1]
 
-    Channels of queries and keys are tied, and end here.
+
+def _used(graph: Graph, node: Node, index: int) -> bool:
+    """Whether one of a node's outputs is read."""
+    name = operand_name(node, index, out=True) if len(node.outputs) > index else ""
+    return bool(name) and (graph.is_output(name) or bool(graph.consumers(name)))
+
+
+def attention_labels(flow: Flow, node: Node) -> list[IntArray | None]:
+    """Labels behind an Attention node whose channels are followed: mixed values, caches, scores.
+
+    Channels of queries and keys are tied, and end here; where heads are whole, so are those of
+    values, and the heads go on.
     """
-    found = attention_node(flow.graph, flow.shapes, node)
+    graph = flow.graph
+    found = attention_node(graph, flow.shapes, node)
     if found is None or found.output not in flow.heads.products:
         raise UnknownOperatorError(label(node))
     queries, keys, values = (operand_labels(flow, node, found, i) for i in range(3))
-    for name in (t.name for t in node.inputs[3:]):
+    for name in (t.name for t in node.inputs[4:]):
         if name in flow.labels:
             flow.atoms.freeze(flow.labels[name], label(node))
     flow.atoms.tie(queries, keys)
     flow.summed[found.output] = queries
+    scores, held = None, refusals(graph, node)
+    if flow.heads.whole:
+        scores, held = queries[..., :1], _cached(graph, node)
+        for every in (queries, values):
+            flow.atoms.tie(every, scores)
+    if len(node.inputs) > _MASK and not node.inputs[_MASK].is_empty():
+        _mask(flow, node, scores)
+    for labels, reason in zip((queries, values), held, strict=True):
+        if reason:
+            flow.atoms.freeze(labels, reason)
     caches = [narrowed(x[:, :: found.heads // found.kept]) for x in (keys, values)]
-    held = refusals(flow.graph, node)
-    if held[0]:
-        flow.atoms.freeze(queries, held[0])
-    if held[1]:
-        flow.atoms.freeze(values, held[1])
     if found.folded:
         values = values.swapaxes(1, 2).reshape(1, 1, -1)
-    return [narrowed(values), *caches, None][: len(node.outputs)]
+    return [narrowed(values), *caches, scores][: len(node.outputs)]
+
+
+def _mask(flow: Flow, node: Node, heads: IntArray | None) -> None:
+    """Tie the heads ``(1, heads, 1, 1)`` of a mask, where it has any, to those of its node."""
+    name = operand_name(node, _MASK)
+    constant, shape = flow.graph.is_constant(name), flow.shape(name)
+    if heads is None or len(shape) < 3 or shape[-3] == 1:
+        if not constant:
+            flow.atoms.freeze(flow.of(name), label(node))
+    elif constant:
+        flow.operand(node, _MASK, heads.reshape(heads.shape[4 - len(shape) :]), "carried")
+    else:
+        flow.atoms.tie(heads, padded(flow.of(name), 4))
 
 
 def operand_labels(flow: Flow, node: Node, found: AttentionNode, index: int) -> IntArray:

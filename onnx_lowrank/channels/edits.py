@@ -1,8 +1,8 @@
 """Edits of constants and attributes that depend on numbers of channels, after a cut.
 
 These are targets of Reshape, Expand and Resize, sizes of Split, bounds of Slice, indices of Gather,
-pads of Pad, groups of depthwise convolutions, and the scale of Attention. Values that the model
-computes at run time follow by themselves.
+pads of Pad, groups of depthwise convolutions, scale and numbers of heads of Attention. Values that
+the model computes at run time follow by themselves.
 """
 
 from __future__ import annotations
@@ -228,11 +228,16 @@ def _recurrent(graph: Graph, cut: Cut, node: Node) -> Edit:
 
 
 def _attention(graph: Graph, cut: Cut, node: Node) -> Edit:
-    """The scale of the scores, which stays that of the old width."""
-    found = attention_node(graph, cut.flow.shapes, node)
-    if found is None or node.inputs[0].name not in cut.kept:
+    """The scale of the scores, which stays that of the old width; or numbers of heads."""
+    found, query = attention_node(graph, cut.flow.shapes, node), node.inputs[0].name
+    if found is None or query not in cut.kept:
         return {}, {}
-    return {}, {"scale": found.scale}
+    if not cut.flow.heads.whole:
+        return {}, {"scale": found.scale}
+    if not found.folded:
+        return {}, {}
+    counts = [cut.shape(node.inputs[i].name)[-1] // found.widths[0] for i in (0, 1)]
+    return {}, {"q_num_heads": counts[0], "kv_num_heads": counts[1]}
 
 
 def _gathered(graph: Graph, node: Node, state: str, mask: Mask) -> str:

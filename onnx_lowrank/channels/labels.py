@@ -81,10 +81,12 @@ class Heads:
         products: first outputs of the products of two activations whose channels are followed.
         rows: numbers of the channels that the rows of a layer make, ``(N,)``, by the first output
             of its first node; rows of one number are one channel.
+        whole: whether a head is one channel; else its channels are followed one by one.
     """
 
     products: frozenset[str] = frozenset()
     rows: Mapping[str, IntArray] = field(default_factory=dict)
+    whole: bool = False
 
 
 @dataclass
@@ -101,7 +103,8 @@ class Flow:
         unread: reasons why the node that makes a tensor could not be followed, by tensor.
         weights: labels of the rows and of the columns of each weight so far, and how it is read.
         heads: what is known of attention beforehand.
-        summed: labels that a product of two activations sums over, by its output.
+        summed: labels that a product of two activations sums over, by its output; those of the
+            heads that it is made of, where heads are whole.
         numbers: values of the integers that a node computes with, by its first output and the
             position of the operand: extents that a cut must not change.
         parts: tensors that a Gather reads one of, and that another node joins, by its output.

@@ -120,6 +120,8 @@ def _product(flow: Flow, node: Node) -> Outputs:
     if min(x.ndim for x in labels) < 2:
         raise UnknownOperatorError(f"a vector in {label(node)}")
     a, b = (padded(x, rank) for x in labels)
+    if flow.heads.whole:
+        return [_product_of_heads(flow, node, a, b)]
     if a.shape[-1] > 1 or b.shape[-2] > 1:
         if a.shape[-2] > 1 or b.shape[-1] > 1:
             raise UnknownOperatorError(f"channels on several axes of {label(node)}")
@@ -132,6 +134,21 @@ def _product(flow: Flow, node: Node) -> Outputs:
             raise UnknownOperatorError(f"channels on several axes of {label(node)}")
         flow.atoms.tie(a, b)
     return [np.broadcast_arrays(a, b)[0] if left == right else a if left else b]
+
+
+def _product_of_heads(flow: Flow, node: Node, a: IntArray, b: IntArray) -> IntArray:
+    """Labels behind a product of two activations, a head of which is one channel."""
+    if a.shape[-1] > 1 or b.shape[-2] > 1:
+        if a.shape[-2] > 1 or b.shape[-1] > 1:
+            raise UnknownOperatorError(f"channels on several axes of {label(node)}")
+        flow.atoms.tie(a[..., 0, :], b[..., :, 0])
+    heads = [x[..., :1, :1] for x in (a, b)]
+    for every, one in zip((a, b), heads, strict=True):
+        flow.atoms.tie(every, one)
+    flow.atoms.tie(*heads)
+    made = np.broadcast_arrays(*heads)[0]
+    flow.summed[operand_name(node, 0, out=True)] = made
+    return np.broadcast_to(made, (*made.shape[:-1], b.shape[-1])) if b.shape[-1] > 1 else made
 
 
 def _recurrent(flow: Flow, node: Node) -> Outputs:

@@ -26,8 +26,8 @@ import numpy.typing as npt
 
 from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.analysis.streaming import MEMORY
-from onnx_lowrank.channels.attention import Attention, Pair
 from onnx_lowrank.channels.attention_nodes import show_shares
+from onnx_lowrank.channels.pairs import Attention, Pair
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.linalg.blas_threads import blas_for

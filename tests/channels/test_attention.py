@@ -9,8 +9,9 @@ import pytest
 from onnx import ModelProto, helper
 
 from onnx_lowrank.analysis.cost import tensor_shapes
-from onnx_lowrank.channels.attention import Attention, Pair, find_attention, one_channel_a_column
+from onnx_lowrank.channels.attention import find_attention, one_channel_a_column
 from onnx_lowrank.channels.groups import find_channel_groups
+from onnx_lowrank.channels.pairs import Attention, Pair
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.modelfile.loading import load

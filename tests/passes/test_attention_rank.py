@@ -104,7 +104,8 @@ def test_is_the_identity_at_full_width(name: str) -> None:
 def test_heads_are_narrower_in_every_form(name: str) -> None:
     form = FORMS[name]
     proto = attention(form)
-    lost = [difference(cut(analysed(form, proto), w), proto, form) for w in (7, 4, 2)]
+    analysis = analysed(form, proto)
+    lost = [difference(cut(analysis, w), proto, form) for w in (7, 4, 2)]
     assert 1e-4 < lost[0] < lost[1] < lost[2] < 1
 
 
