@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from tests.support import rng
 
-__all__ = ["FORMS", "Form", "attention"]
+__all__ = ["FORMS", "ROTARY", "Form", "attention"]
 
 Array = npt.NDArray[Any]
 
@@ -41,6 +41,7 @@ class Form:
         node: one Attention node for the block (opset 23): "", ``folded`` (three axes) or ``apart``
             (four).
         values: channels of a head of values; 0 for as many as of queries.
+        rotary: rotary embedding of queries and keys: "", ``nodes`` or ``node`` (opset 23).
         softcap: bound of the scores, where one node has them; 0 for none.
         causal: whether no query looks ahead, where one node has them.
     """
@@ -61,6 +62,7 @@ class Form:
     opset: int = 17
     node: str = ""
     values: int = 0
+    rotary: str = ""
     softcap: float = 0.0
     causal: bool = False
 
@@ -90,6 +92,17 @@ FORMS = {
     "node_fused": Form(opset=24, node="folded", fused="split", causal=True),
     "node_axis": Form(opset=23, node="apart", fused="axis", mask="where"),
     "node_crossed": Form(opset=23, node="folded", crossed=True, values=6, scale="stated"),
+}
+
+
+#: blocks with a rotary embedding, whose queries and keys keep their basis
+ROTARY = {
+    "nodes": Form(rotary="nodes"),
+    "nodes_grouped": Form(rotary="nodes", heads=4, keys=2, target="computed", fused="split"),
+    "nodes_node": Form(rotary="nodes", heads=4, keys=2, opset=23, node="apart"),
+    "node": Form(rotary="node", opset=23, target="computed"),
+    "node_apart": Form(rotary="node", heads=4, keys=2, opset=23, node="apart"),
+    "node_folded": Form(rotary="node", heads=4, keys=2, opset=24, node="folded"),
 }
 
 
@@ -216,6 +229,26 @@ class _Writer:
     def product(self, q: str, k: str) -> str:
         return self.node("MatMul", [q, self.transposed(k)], "scores")
 
+    def turned(self, x: str, heads: int) -> str:
+        """Queries or keys behind a rotary embedding."""
+        f, half = self.form, self.form.width // 2
+        angles = np.arange(f.length)[:, None] / 10.0 ** np.linspace(0, 1, half)
+        if f.rotary == "node":
+            tables = [self.constant(_float(t)) for t in (np.cos(angles), np.sin(angles))]
+            places = self.integers(*range(f.length))
+            target = self.node("Concat", [self.extent(x, 0), self.integers(f.length)], axis=0)
+            positions = self.node("Expand", [places, target])
+            attrs = {"num_heads": heads} if f.node == "folded" else {}
+            return self.node("RotaryEmbedding", [x, *tables, positions], **attrs)
+        both = np.concatenate([angles, angles], axis=1)
+        first, second = self.sliced(x, 0, half, 3), self.sliced(x, half, f.width, 3)
+        other = self.node("Concat", [self.node("Neg", [second]), first], axis=3)
+        parts = [
+            self.node("Mul", [of, self.constant(_float(t))])
+            for of, t in ((x, np.cos(both)), (other, np.sin(both)))
+        ]
+        return self.node("Add", parts)
+
     def whole(self, heads: list[str]) -> str:
         """Mixed values, of one Attention node."""
         f = self.form
@@ -250,6 +283,10 @@ class _Writer:
         heads = self.projections("x", "other" if f.crossed else "x")
         if f.node != "folded":
             heads = [self.node("Transpose", [h], perm=[0, 2, 1, 3]) for h in heads]
+        if f.rotary:
+            counts = [f.heads, f.keys or f.heads]
+            turned = [self.turned(h, n) for h, n in zip(heads[:2], counts, strict=True)]
+            heads = [*turned, heads[2]]
         if f.node:
             mixed = self.whole(heads)
         else:

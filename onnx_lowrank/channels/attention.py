@@ -31,6 +31,7 @@ from onnx_lowrank.channels.groups import follow
 from onnx_lowrank.channels.labels import Flow, Heads, UnknownOperatorError, first_output, varying
 from onnx_lowrank.channels.labels import label as node_label
 from onnx_lowrank.channels.pairs import Attention, Pair, Projection
+from onnx_lowrank.channels.rotary import is_rotary
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.layers import PlacedLayer
@@ -44,6 +45,8 @@ _MOVES = frozenset({
     "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Split", "Slice",
     "Gather", "Expand", "Cast",
 })  # fmt: skip
+#: nodes that are looked through for the layer that makes queries or keys
+_FAR = 24
 
 
 class _RefusedError(Exception):
@@ -76,27 +79,65 @@ def find_attention(graph: Graph, shapes: Shapes, layers: Sequence[PlacedLayer]) 
 
 def one_channel_a_column(pairs: Sequence[Pair], layers: Sequence[PlacedLayer]) -> Heads:
     """Heads whose channels at one position are one channel, so that all keep the same width."""
-    rows = _numbered(pairs, layers, lambda places: places[:1, :1])
+    rows = _numbered(pairs, layers, {}, lambda places: places[:1, :1])
     return Heads(frozenset(pair.product for pair in pairs), rows)
 
 
 def one_channel_a_head(graph: Graph, shapes: Shapes, layers: Sequence[PlacedLayer]) -> Heads:
-    """Heads each of which is one channel, whatever stands between its layers and its products."""
-    seen = [s for s in around_softmax(graph, shapes) if s.mixing is not None]
-    products = {first_output(n) for s in seen for n in (s.scoring, s.mixing) if n is not None}
-    pairs = [pair for block in find_attention(graph, shapes, layers) for pair in block.pairs]
-    rows = _numbered(pairs, layers, lambda places: places[..., :1])
-    return Heads(frozenset(products), rows, whole=True)
+    """Heads each of which is one channel, whatever stands between its layers and its products.
+
+    Where it is not known which rows make a head of queries and keys, as under a rotary embedding,
+    those that lie side by side are taken for it: a wrong guess ties more heads, not fewer.
+    """
+    every = list(around_softmax(graph, shapes))
+    blocks = find_attention(graph, shapes, layers)
+    products: set[str] = set()
+    rows: dict[str, IntArray] = {}
+    made = {layer.output: layer for layer in layers if not layer.value.lookup}
+    for seen, block in zip(every, blocks, strict=True):
+        if seen.scoring is None or seen.mixing is None:
+            continue
+        products |= {first_output(seen.scoring), first_output(seen.mixing)}
+        for index in (0, 1) if isinstance(block.scoring, str) else ():
+            name = seen.scoring.inputs[index].name
+            shape, layer = shapes.get(name, ()), _somewhere_above(graph, made, name)
+            if layer is not None and len(shape) > 1:
+                width = seen.whole.widths[0] if seen.whole else shape[-2 if index else -1]
+                rows[first_output(layer.nodes[0])] = np.arange(layer.shape[0]) // width * width
+    pairs = [pair for block in blocks for pair in block.pairs]
+    return Heads(
+        frozenset(products), _numbered(pairs, layers, rows, lambda p: p[..., :1]), whole=True
+    )
+
+
+def _somewhere_above(
+    graph: Graph, made: Mapping[str, PlacedLayer], tensor: str
+) -> PlacedLayer | None:
+    """The layer at the end of a path from a tensor, through whatever first operands."""
+    for _ in range(_FAR):
+        if tensor in made:
+            return made[tensor]
+        node = graph.producer(tensor)
+        operands = [t.name for t in node.inputs] if node is not None else []
+        tensor = next((n for n in operands if n and not graph.is_constant(n)), "")
+    return None
 
 
 def _numbered(
     pairs: Sequence[Pair],
     layers: Sequence[PlacedLayer],
+    rows: dict[str, IntArray],
     channel: Callable[[IntArray], IntArray],
 ) -> dict[str, IntArray]:
-    """Numbers of the channels that rows make; ``channel`` takes a row of each for all its rows."""
+    """Numbers of the channels that rows make, by the first output of a layer.
+
+    Args:
+        pairs: pairs of layers.
+        layers: all layers.
+        rows: a row of the same channel for each row, as far as it is known otherwise.
+        channel: takes a row of each channel for all rows of heads.
+    """
     nodes = {layer.name: layer for layer in layers}
-    rows: dict[str, IntArray] = {}
     for pair in pairs:
         for made in (pair.first,) if pair.reads else (pair.first, pair.second):
             layer = nodes[made.layer]
@@ -211,6 +252,11 @@ class _Reader:
         if node.op in _MOVES:
             return str(node.inputs[0].name)
         scaled = one_number(self._graph, self._shapes, node) if node.op in SCALES else None
+        if scaled is None and is_rotary(self._graph, node):
+            raise _RefusedError(
+                f"a rotary embedding ({node_label(node)}) turns pairs of their channels by position"
+                ", so their basis must stay; values and whole heads may go"
+            )
         if scaled is None:
             raise _RefusedError(f"{node_label(node)} stands between its layers and the product")
         return scaled[0]

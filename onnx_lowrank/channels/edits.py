@@ -240,6 +240,14 @@ def _attention(graph: Graph, cut: Cut, node: Node) -> Edit:
     return {}, {"q_num_heads": counts[0], "kv_num_heads": counts[1]}
 
 
+def _rotary(graph: Graph, cut: Cut, node: Node) -> Edit:
+    """The number of heads, which a RotaryEmbedding of three axes states."""
+    name, count = node.inputs[0].name, int(graph.attribute(node, "num_heads", 0))
+    if not count or name not in cut.kept:
+        return {}, {}
+    return {}, {"num_heads": cut.shape(name)[-1] * count // cut.flow.shapes[name][-1]}
+
+
 def _gathered(graph: Graph, node: Node, state: str, mask: Mask) -> str:
     """Put a Gather of the units that stay in front of a node's initial state; its output."""
     output, name = graph.fresh(f"{state}_kept"), graph.fresh(f"{state}_gather")
@@ -260,6 +268,7 @@ EDITS: dict[str, Callable[[Graph, Cut, Node], Edit]] = {
     "Gather": _gather,
     "Pad": _pad,
     "Attention": _attention,
+    "RotaryEmbedding": _rotary,
     **dict.fromkeys(RECURRENT, _recurrent),
 }
 

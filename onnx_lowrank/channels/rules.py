@@ -28,6 +28,7 @@ from onnx_lowrank.channels.labels import (
     varying,
 )
 from onnx_lowrank.channels.moves import MOVES
+from onnx_lowrank.channels.rotary import rotary_labels
 from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.layers.layer import RECURRENT
 
@@ -268,6 +269,7 @@ RULES: dict[str, Rule] = {
     "InstanceNormalization": _instance_norm,
     "Clip": _clip,
     "Attention": attention_labels,
+    "RotaryEmbedding": rotary_labels,
     **MOVES,
 }
 for _rule, _operators in (

@@ -16,7 +16,7 @@ from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.modelfile.loading import load
 from tests import fixtures_models as fm
-from tests.fixtures_attention import FORMS, Form, attention
+from tests.fixtures_attention import FORMS, ROTARY, Form, attention
 
 
 def found(proto: ModelProto) -> tuple[Graph, dict[str, tuple[int, ...]], list[Attention]]:
@@ -92,6 +92,15 @@ def test_an_operator_that_is_no_move_is_named() -> None:
     proto.graph.node.insert(list(proto.graph.node).index(product), turned)
     _, _, (block,) = found(proto)
     assert block.scoring == "Relu rotary stands between its layers and the product"
+    assert isinstance(block.mixing, Pair)
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_rotary_embeddings_are_named_and_leave_values_alone(name: str) -> None:
+    _, _, (block,) = found(attention(ROTARY[name]))
+    assert isinstance(block.scoring, str)
+    assert block.scoring.startswith("a rotary embedding (")
+    assert "turns pairs of their channels by position" in block.scoring
     assert isinstance(block.mixing, Pair)
 
 

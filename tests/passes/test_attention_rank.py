@@ -17,7 +17,7 @@ from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.graph.graph import Graph
 from tests import fixtures_models as fm
 from tests.analyses import analysis_of
-from tests.fixtures_attention import FORMS, Form, attention
+from tests.fixtures_attention import FORMS, ROTARY, Form, attention
 from tests.support import rng
 
 AnyArray = npt.NDArray[Any]
@@ -116,6 +116,19 @@ def test_recovers_heads_that_are_narrow(name: str) -> None:
     proto = narrow(attention(form), form, 4, "kv")
     assert difference(cut(analysed(form, proto), 4), proto, form) < 5e-3
     assert difference(cut(analysed(form, proto), 2), proto, form) > 5e-2
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_values_are_narrower_under_a_rotary_embedding(name: str) -> None:
+    form = ROTARY[name]
+    proto = attention(form)
+    assert difference(cut(analysed(form, proto), None), proto, form) < 2e-5
+    if not form.fused:
+        proto = narrow(proto, form, 4, "v")
+        new = cut(analysed(form, proto), 4)
+        assert difference(new, proto, form) < 5e-3
+        assert weight(new, "q").shape == weight(proto, "q").shape
+        assert weight(new, "v").shape[1] == weight(proto, "v").shape[1] // 2
 
 
 def test_what_is_the_same_for_all_keys_costs_nothing() -> None:
@@ -381,3 +394,21 @@ def test_channels_that_meet_twice_keep_their_basis(node: str, first: str, second
     for prunable in pruner.prunables.values():
         assert first not in {p.layer.removeprefix("n_") for pair in prunable.pairs
                              for p in (pair.first, pair.second)}  # fmt: skip
+
+
+def test_a_node_that_onnx_runtime_has_fused_is_counted_and_named_in_the_plan() -> None:
+    form = Form(heads=4, width=8, opset=23, node="folded")
+    proto = attention(form)
+    (whole,) = [n for n in proto.graph.node if n.op_type == "Attention"]
+    whole.CopyFrom(onnx.helper.make_node(
+        "MultiHeadAttention", whole.input, whole.output, "fused", domain="com.microsoft",
+        num_heads=form.heads,
+    ))  # fmt: skip
+    proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    made = fm.quick_compress(
+        proto, calib=data(form), passes="attention_rank,svd", target="macs=0.9", force=True
+    )  # fmt: skip
+    (said,) = [d for d in made.plan.decisions if d.layer == "fused"]
+    assert said.decision == "skip"
+    assert "fused by ONNX Runtime; give the model as it was before" in said.reason
+    assert said.macs_before == 2 * form.heads * form.length**2 * form.width
