@@ -15,6 +15,7 @@ from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.planning.registry import parse_list
+from onnx_lowrank.pruning.costs import Costs
 from onnx_lowrank.pruning.prunable import Prunable
 from tests import fixtures_models as fm
 from tests.analyses import analysis_of
@@ -134,6 +135,16 @@ def test_a_head_that_nobody_reads_goes_first(form: Form, passes: str) -> None:
     assert group.kept == (0, 1, 3)
     assert group.reason == "3 of 4 heads are left"
     assert difference(found.model, proto, form) < 1e-4
+
+
+def test_heads_whose_widths_runtimes_like_go_one_by_one() -> None:
+    form = Form(heads=4, width=8)
+    analysis = analysed(form, attention(form))
+    pruner = analysis.pruner("macs")
+    losses = {name: np.zeros(p.size + 1) for name, p in pruner.prunables.items()}
+    first = next(Costs(analysis.prepared, pruner.found, "macs", solve=True).grids(losses))
+    (counts,) = [r.counts.tolist() for r in first if r.name == "n_q"]
+    assert counts == [4, 3, 2, 1]
 
 
 def test_heads_of_a_cache_stay() -> None:
