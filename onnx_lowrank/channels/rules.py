@@ -210,7 +210,7 @@ def _over_axes(flow: Flow, node: Node) -> Outputs:
     """Labels behind operators that mix positions along some axes and keep the shape."""
     x = operand_name(node, 0)
     rank = len(flow.shape(x))
-    if node.op == "LayerNormalization":
+    if node.op in ("LayerNormalization", "RMSNormalization"):
         axes = list(range(flow.graph.attribute(node, "axis", -1) % rank, rank))
         if any(len(flow.shape(t.name)) > len(axes) for t in node.inputs[1:] if t.name):
             raise UnknownOperatorError(f"the wide parameters of {label(node)}")
@@ -280,7 +280,7 @@ for _rule, _operators in (
             "Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish "
             "Tan Tanh ThresholdedRelu"),
     (_over_axes, "Softmax LogSoftmax Hardmax LayerNormalization LpNormalization LRN CumSum "
-                 "MeanVarianceNormalization"),
+                 "MeanVarianceNormalization RMSNormalization"),
     (_pool, "MaxPool AveragePool LpPool GlobalMaxPool GlobalAveragePool GlobalLpPool"),
     (_reduce, "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum "
               "ReduceLogSumExp ReduceSumSquare"),

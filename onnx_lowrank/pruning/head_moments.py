@@ -97,8 +97,9 @@ def score_moments(
     whole = [b for b in blocks if isinstance(b.scoring, Pair) and isinstance(b.mixing, Pair)]
     found: dict[str, ScoreMoments] = {}
     layers = {layer.name: layer for layer in prepared.layers}
-    graph = Graph(prepared.model)
-    shown = show_shares(graph, [b.whole for b in whole if b.whole is not None])
+    nodes = [b.whole for b in whole if b.whole is not None]
+    graph = Graph(prepared.model) if nodes else prepared.graph
+    shown = show_shares(graph, nodes)
     several = min(_SAMPLES, len(data))
     chosen = np.unique(np.linspace(0, len(data) - 1, several).astype(int))
     parts = list(_in_memory(whole, prepared.shapes))

@@ -86,6 +86,21 @@ def test_a_head_less_is_as_if_nobody_read_it(name: str) -> None:
         assert difference(new, proto, form) > 1e-2
 
 
+@pytest.mark.parametrize("op", ["LayerNormalization", "RMSNormalization"])
+def test_heads_whose_queries_are_normalised_may_go(op: str) -> None:
+    form = Form(heads=4, opset=23, node="apart")
+    proto = attention(form)
+    (whole,) = [n for n in proto.graph.node if n.op_type == "Attention"]
+    scale = fm.float32(rng(6).uniform(0.5, 2, size=form.width))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(scale, "scale"))
+    normal = onnx.helper.make_node(op, [whole.input[0], "scale"], ["normal"])
+    proto.graph.node.insert(list(proto.graph.node).index(whole), normal)
+    whole.input[0] = "normal"
+    new = cut(analysed(form, proto), [1, 3])
+    assert difference(new, silenced(proto, form, [1, 3]), form) < 1e-6
+    assert difference(new, proto, form) > 1e-2
+
+
 @pytest.mark.parametrize("name", [n for n in FORMS if n not in SEVERAL])
 def test_heads_that_share_all_keys_stay(name: str) -> None:
     analysis = analysed(FORMS[name], attention(FORMS[name]))

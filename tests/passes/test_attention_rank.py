@@ -14,7 +14,9 @@ from onnx import ModelProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnx_lowrank.engine.analyse import Analysis
+from onnx_lowrank.engine.api import apply
 from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.planning.plan import Plan
 from tests import fixtures_models as fm
 from tests.analyses import analysis_of
 from tests.fixtures_attention import FORMS, ROTARY, Form, attention
@@ -332,7 +334,10 @@ def test_any_heads(
 @pytest.mark.parametrize("target", ["macs=0.7", "params=0.7"])
 @pytest.mark.parametrize("form", [
     Form(heads=4, width=16, inputs=32, length=12, mask="nan"),
-    Form(heads=4, width=16, inputs=32, length=12, mask="add", opset=23, node="folded"),
+    pytest.param(
+        Form(heads=4, width=16, inputs=32, length=12, mask="add", opset=23, node="folded"),
+        marks=pytest.mark.full,
+    ),
 ])  # fmt: skip
 def test_keeps_budgets_alone_and_with_other_passes(passes: str, target: str, form: Form) -> None:
     proto = narrow(attention(form), form, 8, "kv")
@@ -347,13 +352,25 @@ def test_keeps_budgets_alone_and_with_other_passes(passes: str, target: str, for
     assert any("of each head" in g.reason for g in cuts)
 
 
-def test_the_same_input_gives_the_same_bytes_and_a_plan_that_can_be_applied() -> None:
-    form = Form(heads=4, width=16, inputs=32, length=12)
+@pytest.mark.parametrize(("node", "passes"), [
+    ("", "attention_rank"),
+    pytest.param("folded", "attention_rank", marks=pytest.mark.full),
+    pytest.param("", "prune_channels{heads=true}", marks=pytest.mark.full),
+    pytest.param("folded", "prune_channels{heads=true}", marks=pytest.mark.full),
+])  # fmt: skip
+def test_the_same_input_gives_the_same_bytes_and_a_plan_that_can_be_applied(
+    node: str, passes: str
+) -> None:
+    form = Form(heads=4, width=16, inputs=32, length=12, opset=23, node=node)
     options: dict[str, Any] = {
-        "calib": data(form), "passes": "attention_rank", "target": "macs=0.8", "force": True,
+        "calib": data(form), "passes": passes, "target": "macs=0.8", "force": True,
     }  # fmt: skip
     first, second = (fm.quick_compress(attention(form), **options) for _ in range(2))
     assert first.model.SerializeToString() == second.model.SerializeToString()
+    assert [g.decision for g in first.plan.groups].count("cut") > 0
+    again = Plan.from_json(first.plan.to_json())
+    third = apply(attention(form), again, calib=data(form), threads=1, force=True, cache="")
+    assert first.model.SerializeToString() == third.model.SerializeToString()
 
 
 def test_blocks_that_cannot_be_narrowed_are_in_the_plan_with_a_reason() -> None:
