@@ -352,6 +352,19 @@ def test_keeps_budgets_alone_and_with_other_passes(passes: str, target: str, for
     assert any("of each head" in g.reason for g in cuts)
 
 
+@pytest.mark.parametrize("node", ["", pytest.param("folded", marks=pytest.mark.full)])
+def test_layers_that_are_solved_again_keep_the_bases_of_narrow_heads(node: str) -> None:
+    # so wide an input that what queries should be is cheaper to read than to compute
+    form = Form(heads=4, width=16, inputs=128, length=24, mask="add", opset=23, node=node)
+    proto = narrow(attention(form), form, 8, "kv")
+    made = fm.quick_compress(
+        proto, calib=data(form, 150), passes="attention_rank", target="macs=0.6", force=True
+    )  # fmt: skip
+    assert {len(g.kept) for g in made.plan.groups if g.decision == "cut"} == {8}
+    assert {r.layer for r in made.report.refits} == {"n_q", "n_k", "n_v", "n_o"}
+    assert difference(made.model, proto, form) < 1e-3
+
+
 @pytest.mark.parametrize(("node", "passes"), [
     ("", "attention_rank"),
     pytest.param("folded", "attention_rank", marks=pytest.mark.full),
