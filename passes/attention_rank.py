@@ -1,12 +1,14 @@
 """attention_rank: narrower heads, each in a basis in which its channels can be left out.
 
 Before:      softmax(c q k^T + mask) v, then Wo      heads of width d
+             (or the operator Attention, which is all of that but Wo)
 After:       the same nodes, with heads of widths r (queries and keys) and s (values)
 Conditions:  queries, keys and values are made by layers, with nothing but moves (Reshape,
              Transpose, Split, Slice ...) and factors between a layer and the product; one layer
              reads what is mixed. All heads of a block keep the same width. Heads may share keys
              and values; keys may come from another sequence; masks and additions to the scores
-             stay. The factor c stays that of the old width.
+             stay. The factor c stays that of the old width. Keys and values that the operator
+             Attention keeps for the next call stay as wide as they are.
 Numbers:     widths are multiples of 8, of 4 below 16; the planner chooses them for every block,
              under one budget with pruning and factorization
 

@@ -4,6 +4,9 @@ Before:      layers -> channels (through activations, pools, sums, concatenation
 After:       the same nodes, narrower; or a Gather in front of a layer that reads fewer channels
              than there are, where others need them (gather=true)
              of LSTM, GRU and RNN the channels are hidden units, in all gates and both directions
+             of attention the channels are whole heads (heads=true), with all heads of queries
+             that share keys and values; attention_rank, which makes heads narrower, must not be
+             among the passes then
 Conditions:  the channels are not those of a graph input or output, and pass only operators with a
              rule; a layer of one group may read fewer of any channels through a Gather
 Numbers:     under a budget on MACs, convolutions keep whole blocks of channels where these do not
@@ -74,6 +77,7 @@ class PruneChannels(Pruning):
     optional: bool = False
     seed: int = 0
     solver: str = "newton"
+    heads: bool = False
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {
         "method": ("obs", "lasso", "l1", "l2", "energy", "random"),
@@ -84,7 +88,9 @@ class PruneChannels(Pruning):
     @property
     def options(self) -> PruningOptions:
         """Options that the engine reads."""
-        return PruningOptions(self.solve, self.chain, self.gather, self.keep, self.optional)
+        return PruningOptions(
+            self.solve, self.chain, self.gather, self.keep, self.optional, self.heads
+        )
 
     def refined(self, selection: Selection, kept: Labels) -> Labels:
         """Swap channels while that lowers the loss, if the readers are small enough."""

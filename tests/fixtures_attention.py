@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from tests.support import rng
 
-__all__ = ["FORMS", "Form", "attention"]
+__all__ = ["FORMS", "ROTARY", "Form", "attention"]
 
 Array = npt.NDArray[Any]
 
@@ -29,7 +29,8 @@ class Form:
         length: positions.
         fused: how one layer makes queries, keys and values: "" (three layers), ``split``,
             ``slice`` or ``axis`` (an axis of three in the Reshape, then Slice and Squeeze).
-        scale: ``before``, ``after``, ``both`` or ``shape`` (computed from the width at run time).
+        scale: ``before``, ``after``, ``both`` or ``shape`` (computed from the width at run time);
+            ``stated`` for an attribute of one node.
         mask: "", ``add`` (of relative positions), ``where`` or ``nan`` (as PyTorch writes it).
         target: of Reshapes: ``constant``, ``computed`` or ``copied`` (zeros).
         biased: whether layers have biases.
@@ -37,6 +38,12 @@ class Form:
         crossed: whether keys and values come from another sequence.
         folded: whether keys are transposed in three dimensions, as dynamo exports do.
         opset: version of the operators.
+        node: one Attention node for the block (opset 23): "", ``folded`` (three axes) or ``apart``
+            (four).
+        values: channels of a head of values; 0 for as many as of queries.
+        rotary: rotary embedding of queries and keys: "", ``nodes`` or ``node`` (opset 23).
+        softcap: bound of the scores, where one node has them; 0 for none.
+        causal: whether no query looks ahead, where one node has them.
     """
 
     heads: int = 3
@@ -53,6 +60,16 @@ class Form:
     crossed: bool = False
     folded: bool = False
     opset: int = 17
+    node: str = ""
+    values: int = 0
+    rotary: str = ""
+    softcap: float = 0.0
+    causal: bool = False
+
+    @property
+    def value_width(self) -> int:
+        """Channels of a head of values."""
+        return self.values or self.width
 
 
 FORMS = {
@@ -68,6 +85,24 @@ FORMS = {
     "grouped": Form(heads=4, keys=2),
     "one_key": Form(heads=4, keys=1, target="computed"),
     "opset23": Form(opset=23),
+    "node": Form(opset=23, node="folded"),
+    "node_apart": Form(opset=23, node="apart", target="computed", mask="where"),
+    "node_grouped": Form(heads=4, keys=2, opset=24, node="folded", scale="stated", mask="add"),
+    "node_one_key": Form(heads=4, keys=1, opset=23, node="apart", biased=False, softcap=2.0),
+    "node_fused": Form(opset=24, node="folded", fused="split", causal=True),
+    "node_axis": Form(opset=23, node="apart", fused="axis", mask="where"),
+    "node_crossed": Form(opset=23, node="folded", crossed=True, values=6, scale="stated"),
+}
+
+
+#: blocks with a rotary embedding, whose queries and keys keep their basis
+ROTARY = {
+    "nodes": Form(rotary="nodes"),
+    "nodes_grouped": Form(rotary="nodes", heads=4, keys=2, target="computed", fused="split"),
+    "nodes_node": Form(rotary="nodes", heads=4, keys=2, opset=23, node="apart"),
+    "node": Form(rotary="node", opset=23, target="computed"),
+    "node_apart": Form(rotary="node", heads=4, keys=2, opset=23, node="apart"),
+    "node_folded": Form(rotary="node", heads=4, keys=2, opset=24, node="folded"),
 }
 
 
@@ -119,21 +154,24 @@ class _Writer:
         return self.node("Reshape", [x, target])
 
     def projections(self, x: str, other: str) -> list[str]:
-        """Queries, keys and values ``(batch, length, heads, width)``."""
+        """Queries, keys and values ``(batch, length, heads, width)``, or with heads folded."""
         f, kept = self.form, self.form.keys or self.form.heads
-        counts = [f.heads, kept, kept]
+        counts, widths = [f.heads, kept, kept], [f.width, f.width, f.value_width]
         if not f.fused:
             made = [
-                self.layer(source, name, count * f.width, f.inputs)
-                for source, name, count in zip((x, other, other), "qkv", counts, strict=True)
-            ]
-            return [self.shaped(m, n, f.width) for m, n in zip(made, counts, strict=True)]
+                self.layer(source, name, count * width, f.inputs)
+                for source, name, count, width in zip((x, other, other), "qkv", counts, widths,
+                                                      strict=True)
+            ]  # fmt: skip
+            return [self.apart(*each) for each in zip(made, counts, widths, strict=True)]
         whole = self.layer(x, "qkv", sum(counts) * f.width, f.inputs)
         if f.fused == "axis":
             five = self.node("Reshape", [whole, self.integers(-1, f.length, 3, f.heads, f.width)])
             first = self.node("Transpose", [five], perm=[2, 0, 1, 3, 4])
-            return [self.node("Squeeze", [self.sliced(first, i, i + 1, 0)], axes=[0])
-                    for i in range(3)]  # fmt: skip
+            thirds = [self.sliced(first, i, i + 1, 0) for i in range(3)]
+            if f.opset < 13:
+                return [self.node("Squeeze", [third], axes=[0]) for third in thirds]
+            return [self.node("Squeeze", [third, self.integers(0)]) for third in thirds]
         ends = np.cumsum([0, *counts]) * f.width
         if f.fused == "slice":
             parts = [self.sliced(whole, a, b, 2)
@@ -142,7 +180,10 @@ class _Writer:
             parts = [f"part_{i}" for i in range(3)]
             sizes = self.integers(*(c * f.width for c in counts))
             self.nodes.append(helper.make_node("Split", [whole, sizes], parts, "split", axis=2))
-        return [self.shaped(p, n, f.width) for p, n in zip(parts, counts, strict=True)]
+        return [self.apart(*each) for each in zip(parts, counts, widths, strict=True)]
+
+    def apart(self, x: str, heads: int, width: int) -> str:
+        return x if self.form.node == "folded" else self.shaped(x, heads, width)
 
     def sliced(self, x: str, start: int, end: int, axis: int) -> str:
         bounds = [self.integers(i) for i in (start, end, axis)]
@@ -188,6 +229,39 @@ class _Writer:
     def product(self, q: str, k: str) -> str:
         return self.node("MatMul", [q, self.transposed(k)], "scores")
 
+    def turned(self, x: str, heads: int) -> str:
+        """Queries or keys behind a rotary embedding."""
+        f, half = self.form, self.form.width // 2
+        angles = np.arange(f.length)[:, None] / 10.0 ** np.linspace(0, 1, half)
+        if f.rotary == "node":
+            tables = [self.constant(_float(t)) for t in (np.cos(angles), np.sin(angles))]
+            places = self.integers(*range(f.length))
+            target = self.node("Concat", [self.extent(x, 0), self.integers(f.length)], axis=0)
+            positions = self.node("Expand", [places, target])
+            attrs = {"num_heads": heads} if f.node == "folded" else {}
+            return self.node("RotaryEmbedding", [x, *tables, positions], **attrs)
+        both = np.concatenate([angles, angles], axis=1)
+        first, second = self.sliced(x, 0, half, 3), self.sliced(x, half, f.width, 3)
+        other = self.node("Concat", [self.node("Neg", [second]), first], axis=3)
+        parts = [
+            self.node("Mul", [of, self.constant(_float(t))])
+            for of, t in ((x, np.cos(both)), (other, np.sin(both)))
+        ]
+        return self.node("Add", parts)
+
+    def whole(self, heads: list[str]) -> str:
+        """Mixed values, of one Attention node."""
+        f = self.form
+        table = rng(self.seed, 99).normal(size=(1, f.heads, f.length, f.length))
+        masks = {"add": _float(table), "where": table > -0.8}
+        inputs = [*heads, *([self.constant(masks[f.mask])] if f.mask else [])]
+        attrs: dict[str, Any] = {"is_causal": int(f.causal), "softcap": f.softcap}
+        if f.node == "folded":
+            attrs |= {"q_num_heads": f.heads, "kv_num_heads": f.keys or f.heads}
+        if f.scale == "stated":
+            attrs["scale"] = 0.4
+        return self.node("Attention", inputs, "mixed", **attrs)
+
     def shares(self, scores: str) -> str:
         """Softmax of the scores under the mask."""
         f = self.form
@@ -207,11 +281,22 @@ class _Writer:
     def write(self) -> ModelProto:
         f = self.form
         heads = self.projections("x", "other" if f.crossed else "x")
-        q, k, v = (self.node("Transpose", [h], perm=[0, 2, 1, 3]) for h in heads)
-        shares = self.shares(self.scores(q, self.repeated(k)))
-        mixed = self.node("MatMul", [shares, self.repeated(v)], "mixed")
-        joined = self.node("Transpose", [mixed], perm=[0, 2, 1, 3])
-        read = self.layer(self.shaped(joined, f.heads * f.width), "o", f.inputs, f.heads * f.width)
+        if f.node != "folded":
+            heads = [self.node("Transpose", [h], perm=[0, 2, 1, 3]) for h in heads]
+        if f.rotary:
+            counts = [f.heads, f.keys or f.heads]
+            turned = [self.turned(h, n) for h, n in zip(heads[:2], counts, strict=True)]
+            heads = [*turned, heads[2]]
+        if f.node:
+            mixed = self.whole(heads)
+        else:
+            q, k, v = heads
+            shares = self.shares(self.scores(q, self.repeated(k)))
+            mixed = self.node("MatMul", [shares, self.repeated(v)], "mixed")
+        features = f.heads * f.value_width
+        if f.node != "folded":
+            mixed = self.shaped(self.node("Transpose", [mixed], perm=[0, 2, 1, 3]), features)
+        read = self.layer(mixed, "o", f.inputs, features)
         self.node("Add", [read, "x"], "y")
         names = ["x", *(["other"] if f.crossed else [])]
         shape = ["batch", f.length, f.inputs]

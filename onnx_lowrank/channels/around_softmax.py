@@ -1,4 +1,7 @@
-"""Products around a softmax: of queries and keys above it, of its result and values below it."""
+"""Products around a softmax: of queries and keys above it, of its result and values below it.
+
+The operator Attention has all of them in one node.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_lowrank.channels.attention_nodes import AttentionNode, attention_node
 from onnx_lowrank.channels.labels import first_output
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.graph.nodes import Node
@@ -34,17 +38,22 @@ class Seen:
         scoring: product of queries and keys.
         mixing: product with the values; None where there is none.
         scales: tensors of one element that scores are multiplied by, or divided by (True).
+        whole: how the operator Attention is read, where one such node is all of these.
     """
 
     softmax: Node
     scoring: Node | None
     mixing: Node | None
     scales: tuple[tuple[str, bool], ...]
+    whole: AttentionNode | None = None
 
 
 def around_softmax(graph: Graph, shapes: Shapes) -> Iterator[Seen]:
     """Yield each softmax over the last axis whose scores come from a product of activations."""
     for node in graph.nodes:
+        whole = attention_node(graph, shapes, node)
+        if whole is not None:
+            yield Seen(node, node, node, (), whole)
         if node.op != "Softmax" or node.domain not in (None, "", "ai.onnx"):
             continue
         rank = len(shapes.get(first_output(node), ()))

@@ -4,12 +4,13 @@
     y = Wo z + bo                        Wo: the layer that alone reads z
 
 From a Softmax over the last axis the product of queries and keys is found above it (behind scales,
-masks and additions), and the product with the values below. What lies between a layer and a product
-may only move numbers, or multiply them all by one number: then a change of basis of a head's
-channels commutes with it. Which rows of a layer are channel j of head h is not read off the nodes:
-labels (:mod:`onnx_lowrank.channels.labels`) are led from the layers to the products. So it does not
-matter how heads are split, whether one layer makes queries, keys and values together, whether
-several heads share keys, or whether keys come from another sequence.
+masks and additions), and the product with the values below; the operator Attention is all three.
+What lies between a layer and a product may only move numbers, or multiply them all by one number:
+then a change of basis of a head's channels commutes with it. Which rows of a layer are channel j of
+head h is not read off the nodes: labels (:mod:`onnx_lowrank.channels.labels`) are led from the
+layers to the products. So it does not matter how heads are split, whether one layer makes queries,
+keys and values together, whether several heads share keys, or whether keys come from another
+sequence.
 
 Reference: Vaswani et al. 2017, Attention is all you need; Shazeer 2019 (shared keys); Ainslie et
 al. 2023 (grouped queries).
@@ -17,21 +18,25 @@ al. 2023 (grouped queries).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from onnx_lowrank.channels.around_softmax import SCALES, around_softmax, one_number
+from onnx_lowrank.channels.around_softmax import SCALES, Seen, around_softmax, one_number
 from onnx_lowrank.channels.atoms import IntArray
+from onnx_lowrank.channels.attention_nodes import AttentionNode, operand_labels, refusals
 from onnx_lowrank.channels.groups import follow
 from onnx_lowrank.channels.labels import Flow, Heads, UnknownOperatorError, first_output, varying
 from onnx_lowrank.channels.labels import label as node_label
+from onnx_lowrank.channels.pairs import Attention, Pair, Projection
+from onnx_lowrank.channels.rotary import is_rotary
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.layers import PlacedLayer
 
-__all__ = ["Attention", "Pair", "Projection", "find_attention", "one_channel_a_column"]
+__all__ = ["find_attention", "one_channel_a_column", "one_channel_a_head"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -40,84 +45,8 @@ _MOVES = frozenset({
     "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Split", "Slice",
     "Gather", "Expand", "Cast",
 })  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Projection:
-    """A layer that makes or reads the channels of heads.
-
-    Attributes:
-        layer: its name.
-        places: rows of its weight (columns, of the layer that reads) that belong to each channel,
-            ``(heads, n, width)``; n > 1 where several heads share what is on the other side.
-    """
-
-    layer: str
-    places: IntArray
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two layers whose channels meet: queries and keys, or values and the layer that reads them.
-
-    Attributes:
-        first: the layer that makes queries, or values.
-        second: the layer that makes keys, or reads the mixed values.
-        reads: whether the second layer reads the channels; else it makes the other side's.
-        operands: names of the two tensors whose product they meet in.
-        product: its output.
-        heads: number of the head, by position on the product's batch axes; broadcasts to them.
-        order: positions of the channels in the operands, ``(width,)``; None for rising ones.
-    """
-
-    first: Projection
-    second: Projection
-    reads: bool
-    operands: tuple[str, str]
-    product: str
-    heads: IntArray
-    order: IntArray | None = None
-
-    @property
-    def width(self) -> int:
-        """Number of channels of a head."""
-        return int(self.first.places.shape[-1])
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Names of the two layers; one name where they are one layer."""
-        return tuple(dict.fromkeys((self.first.layer, self.second.layer)))
-
-
-@dataclass(frozen=True)
-class Attention:
-    """One block of attention.
-
-    Attributes:
-        name: name of the node of the softmax.
-        softmax: its output.
-        scales: tensors of one element that scores are multiplied by (or divided by: True) between
-            the product and the softmax.
-        scoring: queries and keys, or why they are left alone.
-        mixing: values and the layer that reads them, or why they are left alone.
-    """
-
-    name: str
-    softmax: str
-    scales: tuple[tuple[str, bool], ...]
-    scoring: Pair | str
-    mixing: Pair | str
-
-    @property
-    def pairs(self) -> tuple[Pair, ...]:
-        """The pairs that were found."""
-        return tuple(p for p in (self.scoring, self.mixing) if isinstance(p, Pair))
-
-    @property
-    def refused(self) -> dict[str, str]:
-        """Reasons why pairs are left alone, by the name of the block and what they are."""
-        pairs = (("queries and keys", self.scoring), ("values", self.mixing))
-        return {f"{self.name} ({what})": p for what, p in pairs if isinstance(p, str)}
+#: nodes that are looked through for the layer that makes queries or keys
+_FAR = 24
 
 
 class _RefusedError(Exception):
@@ -138,29 +67,84 @@ def find_attention(graph: Graph, shapes: Shapes, layers: Sequence[PlacedLayer]) 
         return []
     flow = follow(graph, shapes, Heads(frozenset(map(first_output, nodes))))
     reader = _Reader(flow, shapes, layers)
-    return [
+    return _used_once([
         Attention(
-            s.softmax.name or first_output(s.softmax), first_output(s.softmax), s.scales,
-            reader.pair(s.scoring, reader.scoring), reader.pair(s.mixing, reader.mixing),
+            s.softmax.name or first_output(s.softmax), s.scales,
+            reader.pair(s, s.scoring, reader.scoring), reader.pair(s, s.mixing, reader.mixing),
+            s.whole,
         )
         for s in seen
-    ]  # fmt: skip
+    ])  # fmt: skip
 
 
 def one_channel_a_column(pairs: Sequence[Pair], layers: Sequence[PlacedLayer]) -> Heads:
     """Heads whose channels at one position are one channel, so that all keep the same width."""
-    nodes = {layer.name: layer for layer in layers}
+    rows = _numbered(pairs, layers, {}, lambda places: places[:1, :1])
+    return Heads(frozenset(pair.product for pair in pairs), rows)
+
+
+def one_channel_a_head(graph: Graph, shapes: Shapes, layers: Sequence[PlacedLayer]) -> Heads:
+    """Heads each of which is one channel, whatever stands between its layers and its products.
+
+    Where it is not known which rows make a head of queries and keys, as under a rotary embedding,
+    those that lie side by side are taken for it: a wrong guess ties more heads, not fewer.
+    """
+    every = list(around_softmax(graph, shapes))
+    blocks = find_attention(graph, shapes, layers)
+    products: set[str] = set()
     rows: dict[str, IntArray] = {}
+    made = {layer.output: layer for layer in layers if not layer.value.lookup}
+    for seen, block in zip(every, blocks, strict=True):
+        if seen.scoring is None or seen.mixing is None:
+            continue
+        products |= {first_output(seen.scoring), first_output(seen.mixing)}
+        for index in (0, 1) if isinstance(block.scoring, str) else ():
+            name = seen.scoring.inputs[index].name
+            shape, layer = shapes.get(name, ()), _somewhere_above(graph, made, name)
+            if layer is not None and len(shape) > 1:
+                width = seen.whole.widths[0] if seen.whole else shape[-2 if index else -1]
+                rows[first_output(layer.nodes[0])] = np.arange(layer.shape[0]) // width * width
+    pairs = [pair for block in blocks for pair in block.pairs]
+    return Heads(
+        frozenset(products), _numbered(pairs, layers, rows, lambda p: p[..., :1]), whole=True
+    )
+
+
+def _somewhere_above(
+    graph: Graph, made: Mapping[str, PlacedLayer], tensor: str
+) -> PlacedLayer | None:
+    """The layer at the end of a path from a tensor, through whatever first operands."""
+    for _ in range(_FAR):
+        if tensor in made:
+            return made[tensor]
+        node = graph.producer(tensor)
+        operands = [t.name for t in node.inputs] if node is not None else []
+        tensor = next((n for n in operands if n and not graph.is_constant(n)), "")
+    return None
+
+
+def _numbered(
+    pairs: Sequence[Pair],
+    layers: Sequence[PlacedLayer],
+    rows: dict[str, IntArray],
+    channel: Callable[[IntArray], IntArray],
+) -> dict[str, IntArray]:
+    """Numbers of the channels that rows make, by the first output of a layer.
+
+    Args:
+        pairs: pairs of layers.
+        layers: all layers.
+        rows: a row of the same channel for each row, as far as it is known otherwise.
+        channel: takes a row of each channel for all rows of heads.
+    """
+    nodes = {layer.name: layer for layer in layers}
     for pair in pairs:
         for made in (pair.first,) if pair.reads else (pair.first, pair.second):
             layer = nodes[made.layer]
             key = first_output(layer.nodes[0])
             numbers = rows.setdefault(key, np.arange(layer.shape[0], dtype=np.int64))
-            numbers[made.places] = made.places[:1, :1]
-    return Heads(
-        frozenset(pair.product for pair in pairs),
-        {key: np.unique(n, return_inverse=True)[1].astype(np.int64) for key, n in rows.items()},
-    )
+            numbers[made.places] = channel(made.places)
+    return {key: np.unique(n, return_inverse=True)[1].astype(np.int64) for key, n in rows.items()}
 
 
 class _Reader:
@@ -173,28 +157,29 @@ class _Reader:
         for layer in (la for la in layers if not la.value.lookup):
             self._read.setdefault(layer.input, []).append(layer)
 
-    def pair(self, node: Node | None, read: object) -> Pair | str:
+    def pair(
+        self, seen: Seen, node: Node | None, read: Callable[[Node, AttentionNode | None], Pair]
+    ) -> Pair | str:
         """The pair that meets in ``node``, or why it is left alone."""
-        assert callable(read)
         if node is None:
             return "no product with values follows its softmax"
         try:
-            found = read(node)
+            return read(node, seen.whole)
         except _RefusedError as error:
             return str(error)
         except (UnknownOperatorError, LookupError) as error:
             return f"{node_label(node)} could not be read: {error}"
-        assert isinstance(found, Pair)
-        return found
 
-    def scoring(self, node: Node) -> Pair:
+    def scoring(self, node: Node, whole: AttentionNode | None) -> Pair:
         """Queries and keys."""
         names = node.inputs[0].name, node.inputs[1].name
         query, key = map(self._maker, names)
-        one, other = self._flow.of(names[0]), self._flow.of(names[1])
-        if one.shape[-2] > 1 or other.shape[-1] > 1:
+        one, other = (self._operand(node, i, whole) for i in (0, 1))
+        if whole is None:
+            other = other.swapaxes(-1, -2)
+        if one.shape[-2] > 1 or other.shape[-2] > 1:
             raise _RefusedError(f"{node_label(node)} does not sum over channels of {query.name}")
-        rows = [self._rows(query, one[..., 0, :]), self._rows(key, other[..., :, 0])]
+        rows = [self._rows(query, one[..., 0, :]), self._rows(key, other[..., 0, :])]
         q, k = (r.reshape(-1, r.shape[-1]) for r in np.broadcast_arrays(*rows))
         batch = np.broadcast_arrays(*rows)[0].shape[:-1]
         if len(np.unique(q)) < q.size:
@@ -203,13 +188,15 @@ class _Reader:
         places = np.stack([q[heads == h] for h in range(len(first))])
         return Pair(
             Projection(query.name, places), Projection(key.name, k[first][:, None]), False, names,
-            first_output(node), heads.reshape(batch),
+            first_output(node), heads.reshape(batch), part=whole.parts[0] if whole else 1.0,
         )  # fmt: skip
 
-    def mixing(self, node: Node) -> Pair:
+    def mixing(self, node: Node, whole: AttentionNode | None) -> Pair:
         """Values, and the layer that reads them mixed."""
-        names = node.inputs[0].name, node.inputs[1].name
-        value, labels = self._maker(names[1]), self._flow.of(names[1])
+        names = (node.inputs[0].name, node.inputs[1].name)
+        if whole is not None:
+            names = "", node.inputs[2].name
+        value, labels = self._maker(names[1]), self._operand(node, 2 if whole else 1, whole)
         if labels.shape[-2] > 1:
             raise _RefusedError(f"{node_label(node)} sums over channels of {value.name}")
         rows = self._rows(value, labels[..., 0, :])
@@ -229,7 +216,17 @@ class _Reader:
         return Pair(
             Projection(value.name, places[:, None]), Projection(output.name, at), True, names,
             first_output(node), heads.reshape(rows.shape[:-1]),
+            part=whole.parts[1] if whole else 1.0,
         )  # fmt: skip
+
+    def _operand(self, node: Node, index: int, whole: AttentionNode | None) -> IntArray:
+        """Labels of an operand, ``(..., length, width)`` but for the keys of a MatMul."""
+        if whole is None:
+            return self._flow.of(node.inputs[index].name)
+        refusal = refusals(self._graph, node)[index == 2]
+        if refusal:
+            raise _RefusedError(refusal)
+        return operand_labels(self._flow, node, whole, index)
 
     def _rows(self, layer: PlacedLayer, labels: IntArray) -> IntArray:
         """The rows of a layer that labels are those of."""
@@ -255,6 +252,11 @@ class _Reader:
         if node.op in _MOVES:
             return str(node.inputs[0].name)
         scaled = one_number(self._graph, self._shapes, node) if node.op in SCALES else None
+        if scaled is None and is_rotary(self._graph, node):
+            raise _RefusedError(
+                f"a rotary embedding ({node_label(node)}) turns pairs of their channels by position"
+                ", so their basis must stay; values and whole heads may go"
+            )
         if scaled is None:
             raise _RefusedError(f"{node_label(node)} stands between its layers and the product")
         return scaled[0]
@@ -271,6 +273,28 @@ class _Reader:
         if len(self._read[tensor]) > 1:
             raise _RefusedError("several layers read what it mixes")
         return _narrowable(self._read[tensor][0])
+
+
+def _used_once(blocks: Sequence[Attention]) -> list[Attention]:
+    """The blocks without pairs whose channels other pairs have too, as keys that are values have.
+
+    Each pair turns its channels to a basis of its own.
+    """
+    claims = Counter(c for b in blocks for pair in b.pairs for c in _claims(pair))
+
+    def checked(pair: Pair | str) -> Pair | str:
+        for claim in _claims(pair) if isinstance(pair, Pair) else ():
+            if claims[claim] > 1:
+                return f"channels of {claim[0]} are multiplied in several places"
+        return pair
+
+    return [replace(b, scoring=checked(b.scoring), mixing=checked(b.mixing)) for b in blocks]
+
+
+def _claims(pair: Pair) -> Iterator[tuple[str, int, bool]]:
+    """Layer, row or column, and whether it is a column, of all channels of a pair."""
+    for side, reads in ((pair.first, False), (pair.second, pair.reads)):
+        yield from ((side.layer, place, reads) for place in side.places.reshape(-1).tolist())
 
 
 def _narrowable(layer: PlacedLayer) -> PlacedLayer:

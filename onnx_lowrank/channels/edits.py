@@ -1,8 +1,8 @@
 """Edits of constants and attributes that depend on numbers of channels, after a cut.
 
 These are targets of Reshape, Expand and Resize, sizes of Split, bounds of Slice, indices of Gather,
-pads of Pad, and groups of depthwise convolutions. Values that the model computes at run time follow
-by themselves.
+pads of Pad, groups of depthwise convolutions, scale and numbers of heads of Attention. Values that
+the model computes at run time follow by themselves.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.channels.atoms import IntArray
+from onnx_lowrank.channels.attention_nodes import attention_node
 from onnx_lowrank.channels.labels import Dim, Flow, first_output, varying
 from onnx_lowrank.channels.moves import pads, slices
 from onnx_lowrank.channels.parts import part_read
@@ -226,6 +227,27 @@ def _recurrent(graph: Graph, cut: Cut, node: Node) -> Edit:
     return inputs, {"hidden_size": int(mask.sum())}
 
 
+def _attention(graph: Graph, cut: Cut, node: Node) -> Edit:
+    """The scale of the scores, which stays that of the old width; or numbers of heads."""
+    found, query = attention_node(graph, cut.flow.shapes, node), node.inputs[0].name
+    if found is None or query not in cut.kept:
+        return {}, {}
+    if not cut.flow.heads.whole:
+        return {}, {"scale": found.scale}
+    if not found.folded:
+        return {}, {}
+    counts = [cut.shape(node.inputs[i].name)[-1] // found.widths[0] for i in (0, 1)]
+    return {}, {"q_num_heads": counts[0], "kv_num_heads": counts[1]}
+
+
+def _rotary(graph: Graph, cut: Cut, node: Node) -> Edit:
+    """The number of heads, which a RotaryEmbedding of three axes states."""
+    name, count = node.inputs[0].name, int(graph.attribute(node, "num_heads", 0))
+    if not count or name not in cut.kept:
+        return {}, {}
+    return {}, {"num_heads": cut.shape(name)[-1] * count // cut.flow.shapes[name][-1]}
+
+
 def _gathered(graph: Graph, node: Node, state: str, mask: Mask) -> str:
     """Put a Gather of the units that stay in front of a node's initial state; its output."""
     output, name = graph.fresh(f"{state}_kept"), graph.fresh(f"{state}_gather")
@@ -245,6 +267,8 @@ EDITS: dict[str, Callable[[Graph, Cut, Node], Edit]] = {
     "Slice": _slice,
     "Gather": _gather,
     "Pad": _pad,
+    "Attention": _attention,
+    "RotaryEmbedding": _rotary,
     **dict.fromkeys(RECURRENT, _recurrent),
 }
 

@@ -27,7 +27,7 @@ from onnx_lowrank.graph.nodes import Node
 
 __all__ = [
     "Dim", "Flow", "Heads", "Operand", "UnknownOperatorError", "first_output", "integers", "joined",
-    "label", "operand_name", "padded", "reshape_labels", "varying",
+    "label", "narrowed", "operand_name", "padded", "reshape_labels", "varying",
 ]  # fmt: skip
 
 
@@ -81,10 +81,12 @@ class Heads:
         products: first outputs of the products of two activations whose channels are followed.
         rows: numbers of the channels that the rows of a layer make, ``(N,)``, by the first output
             of its first node; rows of one number are one channel.
+        whole: whether a head is one channel; else its channels are followed one by one.
     """
 
     products: frozenset[str] = frozenset()
     rows: Mapping[str, IntArray] = field(default_factory=dict)
+    whole: bool = False
 
 
 @dataclass
@@ -101,7 +103,8 @@ class Flow:
         unread: reasons why the node that makes a tensor could not be followed, by tensor.
         weights: labels of the rows and of the columns of each weight so far, and how it is read.
         heads: what is known of attention beforehand.
-        summed: labels that a product of two activations sums over, by its output.
+        summed: labels that a product of two activations sums over, by its output; those of the
+            heads that it is made of, where heads are whole.
         numbers: values of the integers that a node computes with, by its first output and the
             position of the operand: extents that a cut must not change.
         parts: tensors that a Gather reads one of, and that another node joins, by its output.
@@ -259,7 +262,7 @@ def reshape_labels(labels: IntArray, old: Sequence[int], new: Sequence[int]) -> 
         tail += 1
     middle = slice(head, len(old) - tail)
     full = np.broadcast_to(labels.reshape(labels.shape[middle]), old[middle])
-    moved = _narrow(full.reshape(new[head : len(new) - tail]))
+    moved = narrowed(full.reshape(new[head : len(new) - tail]))
     return moved.reshape((1,) * head + moved.shape + (1,) * tail)
 
 
@@ -323,7 +326,8 @@ def integers(flow: Flow, node: Node, index: int) -> IntArray:
     return found
 
 
-def _narrow(labels: IntArray) -> IntArray:
+def narrowed(labels: IntArray) -> IntArray:
+    """Labels with length 1 along the axes on which they are all the same."""
     for axis in range(labels.ndim):
         first = labels.take([0], axis)
         if (labels == first).all():

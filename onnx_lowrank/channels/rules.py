@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from onnx_lowrank.channels.atoms import IntArray
+from onnx_lowrank.channels.attention_nodes import attention_labels
 from onnx_lowrank.channels.labels import (
     Flow,
     UnknownOperatorError,
@@ -27,6 +28,7 @@ from onnx_lowrank.channels.labels import (
     varying,
 )
 from onnx_lowrank.channels.moves import MOVES
+from onnx_lowrank.channels.rotary import rotary_labels
 from onnx_lowrank.graph.nodes import Node
 from onnx_lowrank.layers.layer import RECURRENT
 
@@ -119,6 +121,8 @@ def _product(flow: Flow, node: Node) -> Outputs:
     if min(x.ndim for x in labels) < 2:
         raise UnknownOperatorError(f"a vector in {label(node)}")
     a, b = (padded(x, rank) for x in labels)
+    if flow.heads.whole:
+        return [_product_of_heads(flow, node, a, b)]
     if a.shape[-1] > 1 or b.shape[-2] > 1:
         if a.shape[-2] > 1 or b.shape[-1] > 1:
             raise UnknownOperatorError(f"channels on several axes of {label(node)}")
@@ -131,6 +135,21 @@ def _product(flow: Flow, node: Node) -> Outputs:
             raise UnknownOperatorError(f"channels on several axes of {label(node)}")
         flow.atoms.tie(a, b)
     return [np.broadcast_arrays(a, b)[0] if left == right else a if left else b]
+
+
+def _product_of_heads(flow: Flow, node: Node, a: IntArray, b: IntArray) -> IntArray:
+    """Labels behind a product of two activations, a head of which is one channel."""
+    if a.shape[-1] > 1 or b.shape[-2] > 1:
+        if a.shape[-2] > 1 or b.shape[-1] > 1:
+            raise UnknownOperatorError(f"channels on several axes of {label(node)}")
+        flow.atoms.tie(a[..., 0, :], b[..., :, 0])
+    heads = [x[..., :1, :1] for x in (a, b)]
+    for every, one in zip((a, b), heads, strict=True):
+        flow.atoms.tie(every, one)
+    flow.atoms.tie(*heads)
+    made = np.broadcast_arrays(*heads)[0]
+    flow.summed[operand_name(node, 0, out=True)] = made
+    return np.broadcast_to(made, (*made.shape[:-1], b.shape[-1])) if b.shape[-1] > 1 else made
 
 
 def _recurrent(flow: Flow, node: Node) -> Outputs:
@@ -191,7 +210,7 @@ def _over_axes(flow: Flow, node: Node) -> Outputs:
     """Labels behind operators that mix positions along some axes and keep the shape."""
     x = operand_name(node, 0)
     rank = len(flow.shape(x))
-    if node.op == "LayerNormalization":
+    if node.op in ("LayerNormalization", "RMSNormalization"):
         axes = list(range(flow.graph.attribute(node, "axis", -1) % rank, rank))
         if any(len(flow.shape(t.name)) > len(axes) for t in node.inputs[1:] if t.name):
             raise UnknownOperatorError(f"the wide parameters of {label(node)}")
@@ -249,6 +268,8 @@ RULES: dict[str, Rule] = {
     "BatchNormalization": _batchnorm,
     "InstanceNormalization": _instance_norm,
     "Clip": _clip,
+    "Attention": attention_labels,
+    "RotaryEmbedding": rotary_labels,
     **MOVES,
 }
 for _rule, _operators in (
@@ -259,7 +280,7 @@ for _rule, _operators in (
             "Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish "
             "Tan Tanh ThresholdedRelu"),
     (_over_axes, "Softmax LogSoftmax Hardmax LayerNormalization LpNormalization LRN CumSum "
-                 "MeanVarianceNormalization"),
+                 "MeanVarianceNormalization RMSNormalization"),
     (_pool, "MaxPool AveragePool LpPool GlobalMaxPool GlobalAveragePool GlobalLpPool"),
     (_reduce, "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum "
               "ReduceLogSumExp ReduceSumSquare"),
@@ -267,7 +288,9 @@ for _rule, _operators in (
     RULES.update(dict.fromkeys(_operators.split(), _rule))
 #: Operators that read channels through any of their inputs; the others through the first.
 JOINING = (
-    frozenset(k for k, v in RULES.items() if v is _elementwise) | RECURRENT | {"Concat", "MatMul"}
+    frozenset(k for k, v in RULES.items() if v is _elementwise)
+    | RECURRENT
+    | {"Attention", "Concat", "MatMul"}
 )
 
 

@@ -164,7 +164,8 @@ class Analysis:
 
         def weigh(halves: Halves, losses: Mapping[str, float]) -> Mapping[str, float]:
             def make() -> Mapping[str, float]:
-                assert data is not None
+                if data is None:
+                    return {}
                 macs = len(losses) * max(self.before.macs, 1)
                 most = max(min(_MOST_TO_WEIGH, _MACS_TO_WEIGH // max(macs, 1)), FEWEST)
                 some = samples_to_weigh(data, len(losses), _PASSES, most)

@@ -169,9 +169,11 @@ def _solved(
     data = job.samples.calibration if plan.repair != "none" else None
     if data is None:
         return []
+    both = zip(analysis.prepared.layers, without.reference.layers, strict=True)
+    turned = {first.name for first, second in both if first.value is not second.value}
     tasks = refit_tasks(
         without.reference, work, without.remains, compressed, written, decisions,
-        job.passes.factorizations, plan.repair,
+        job.passes.factorizations, plan.repair, turned,
     )  # fmt: skip
     if into is not None:
         lookups = [layer.name for layer in work.layers if layer.value.lookup]

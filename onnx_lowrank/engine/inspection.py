@@ -35,7 +35,7 @@ def _attention(
             block.name,
             0 if first is None else first.heads.size,
             0 if first is None else first.width,
-            sum(cost.counts.of(pair.product) or 0 for pair in block.pairs),
+            round(sum((cost.counts.of(pair.product) or 0) * pair.part for pair in block.pairs)),
             tuple(names),
             "; ".join(block.refused.values()),
         )
@@ -69,7 +69,7 @@ def inspect(
         notes.append(f"MACs are not counted everywhere: {error}")
     given = {} if feed is None else {k: v.shape for k, v in feed.items()}
     try:
-        scores = any(node.op == "Softmax" for node in graph.nodes)
+        scores = any(node.op in ("Softmax", "Attention") for node in graph.nodes)
         every = [t.name for n in graph.nodes for t in n.outputs if t.name] if scores else []
         shapes = tensor_shapes(source, given, feed, Runtime(), wished=every)
     except ModelError as error:

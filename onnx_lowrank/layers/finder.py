@@ -48,7 +48,7 @@ _OTHER_OPS |= dict.fromkeys(
     ),
     "it was fused by ONNX Runtime; give the model as it was before, to have it compressed",
 )
-_IN_ONE_NODE = "attention in one node is not narrowed; export to an opset before 23 for that"
+_NO_WEIGHT = "it has no weight"
 _OPTIMISED = "it has the blocked layout that ONNX Runtime makes for one kind of processor"
 _LAYOUT_DOMAIN = "com.microsoft.nchwc"
 
@@ -78,7 +78,7 @@ def find_layers(graph: Graph) -> tuple[list[PlacedLayer], list[Ineligible]]:
         elif node.op in _OTHER_OPS or (node.op == "Conv" and node.domain == _LAYOUT_DOMAIN):
             taken.add(name)
             standard = node.op == "Attention" and node.domain in (None, "", "ai.onnx")
-            reason = _IN_ONE_NODE if standard else _OTHER_OPS.get(node.op, _OPTIMISED)
+            reason = _NO_WEIGHT if standard else _OTHER_OPS.get(node.op, _OPTIMISED)
             others.append(Ineligible(name, node.op, reason, output))
     for proto, place in graph.subgraph_nodes():
         if proto.op_type == LOOKUP:  # there mostly shapes are reckoned with

@@ -28,7 +28,7 @@ _SAME = frozenset({"Identity", "Cast", "Dropout"})
 _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 #: operators of products: behind one of them a softmax gives weights, not answers
 _PRODUCTS = frozenset(
-    {"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "LSTM", "GRU", "RNN",
+    {"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "Attention",
      "MatMulInteger", "QLinearMatMul", "ConvInteger", "QLinearConv"}
 )  # fmt: skip
 _NO_SCORES: Mapping[str, int] = MappingProxyType({})

@@ -181,6 +181,7 @@ class PruningOptions:
         keep: part of each group that stays; 0 leaves it to the planner.
         optional: whether it is only one of the defaults: where it can be of no use beside
             factorizations, as under a rule for ranks, it is left out without a word.
+        heads: whether whole heads of attention may go.
     """
 
     solve: bool
@@ -188,6 +189,7 @@ class PruningOptions:
     gather: bool
     keep: float
     optional: bool = False
+    heads: bool = False
 
 
 @dataclass(frozen=True)

@@ -132,12 +132,19 @@ def parse_list(text: str | Sequence[str | Pass]) -> Passes:
     items: Sequence[str | Pass] = _SEPARATOR.split(text) if isinstance(text, str) else text
     known = available()  # looks through all that is installed
     passes = [p if isinstance(p, Pass) else parse(p, known) for p in items]
-    return Passes(
+    found = Passes(
         [p for p in passes if isinstance(p, Rewrite)],
         [p for p in passes if isinstance(p, Factorization)],
         [p for p in passes if isinstance(p, Pruning)],
         [p for p in passes if isinstance(p, HeadNarrowing)],
     )
+    whole = next((p for p in found.prunings[:1] if p.options.heads), None)
+    if whole is not None and found.narrowings:
+        raise OptionError(
+            f"{whole.name}{{heads=true}} takes out heads that {found.narrowings[0].name} makes "
+            "narrower; leave one of them out"
+        )
+    return found
 
 
 def _value(cls: type[Pass], key: str, text: str, default: Any) -> Any:

@@ -13,7 +13,7 @@ For parameters and bytes blocks do not matter.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.analysis.time_model import BLOCK, MOVED, in_blocks
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.passkit.rank_grid import aligned_ranks
-from onnx_lowrank.pruning.greedy import Ledger, Removable
+from onnx_lowrank.pruning.greedy import Ledger, Removable, Side
 from onnx_lowrank.pruning.prunable import Found, Product, Prunable
 
 __all__ = ["TILE", "Costs"]
@@ -101,7 +101,8 @@ class Costs:
         layers, size = self._prepared.products, prunable.size
         blocked = [side for side in prunable.sides if self._blocked[side.layer]]
         if not blocked:
-            return _falling(size, _in_tiles(prunable))
+            dense = [side for side in prunable.sides if side.layer < len(layers)]
+            return _falling(size, _in_tiles(size, dense))
         wide = any(not s.outputs and max(layers[s.layer].shape[2:]) > 1 for s in blocked)
         return _falling(size, _in_blocks(size, wide))
 
@@ -160,12 +161,12 @@ def _in_blocks(size: int, wide: bool) -> Iterable[int]:
         yield BLOCK // 2
 
 
-def _in_tiles(prunable: Prunable) -> Iterable[int]:
+def _in_tiles(size: int, sides: Sequence[Side]) -> Iterable[int]:
     """Numbers of channels with which every dense layer has a multiple of :data:`TILE`; half a tile.
 
     A channel may stand for several rows of a layer.
     """
-    step = max((TILE // math.gcd(TILE, side.units) for side in prunable.sides), default=TILE)
-    yield from range(step, prunable.size, step)
-    if 1 < step // 2 < prunable.size:
+    step = max((TILE // math.gcd(TILE, side.units) for side in sides), default=TILE)
+    yield from range(step, size, step)
+    if 1 < step // 2 < size:
         yield step // 2

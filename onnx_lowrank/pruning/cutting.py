@@ -38,8 +38,9 @@ class Cutting:
         """All groups and prunables of a model."""
         gather = self.channels is not None and self.options.gather and not self.options.keep
         return find_prunables(
-            prepared, self.channels is not None, gather, heads=self.heads is not None
-        )
+            prepared, self.channels is not None, gather, heads=self.heads is not None,
+            whole=self.options.heads,
+        )  # fmt: skip
 
     def turned(self, found: Found, prepared: Prepared) -> dict[str, TurnedHeads]:
         """Heads in the bases that they are cut in, by name of the prunable."""

@@ -7,7 +7,8 @@ the layer behind makes of them by
     J D^T q,    J = c W sum_j p_j (v_j - z) k_j^T
 
 and its mean square is ``tr(D^T E[q q^T] D E[J^T J])``, were q and J independent. The factor by
-which it differs for ``D = I`` is measured too.
+which it differs for ``D = I`` is measured too. Under a bound on the scores (``softcap``) c is the
+slope at each of them.
 
 Reference: Martens & Grosse 2015, Optimizing neural networks with Kronecker-factored approximate
 curvature.
@@ -15,6 +16,7 @@ curvature.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +26,9 @@ import numpy.typing as npt
 
 from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.analysis.streaming import MEMORY
-from onnx_lowrank.channels.attention import Attention, Pair
+from onnx_lowrank.channels.attention_nodes import show_shares
+from onnx_lowrank.channels.pairs import Attention, Pair
+from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.linalg.blas_threads import blas_for
 from onnx_lowrank.linalg.cholesky import cholesky
@@ -38,6 +42,8 @@ Array = npt.NDArray[np.floating[Any]]
 
 #: samples that are read, and positions of queries drawn of each
 _SAMPLES, _QUERIES = 64, 32
+#: scores in units of their bound beyond which the slope of the bound is nothing
+_FLAT = 300.0
 
 
 @dataclass
@@ -91,13 +97,15 @@ def score_moments(
     whole = [b for b in blocks if isinstance(b.scoring, Pair) and isinstance(b.mixing, Pair)]
     found: dict[str, ScoreMoments] = {}
     layers = {layer.name: layer for layer in prepared.layers}
+    nodes = [b.whole for b in whole if b.whole is not None]
+    graph = Graph(prepared.model) if nodes else prepared.graph
+    shown = show_shares(graph, nodes)
     several = min(_SAMPLES, len(data))
     chosen = np.unique(np.linspace(0, len(data) - 1, several).astype(int))
     parts = list(_in_memory(whole, prepared.shapes))
     with progress.task("attention", len(parts) * len(chosen)) as advance:
         for part in parts:
-            readers = [_Measured(block, layers) for block in part]
-            graph = prepared.graph
+            readers = [_Measured(block, layers, shown) for block in part]
             tensors = dict.fromkeys(t for r in readers for t in r.tensors)
             wanted = [t for t in tensors if not graph.is_constant(t)]
             given = {t: v for t in tensors if (v := graph.constant(t)) is not None}
@@ -120,7 +128,9 @@ def _in_memory(
     parts: list[list[Attention]] = []
     free = 0.0
     for block in blocks:
-        needed = sum(8.0 * np.prod(shapes[t]) for t in _tensors(block) if t in shapes)
+        needed = sum(8.0 * math.prod(shapes[t]) for t in _tensors(block, {}) if t in shapes)
+        if block.whole is not None:
+            needed += 8.0 * block.whole.scores
         if not parts or needed > free:
             parts.append([])
             free = MEMORY / 2
@@ -129,20 +139,27 @@ def _in_memory(
     return parts
 
 
-def _tensors(block: Attention) -> list[str]:
-    return [name for pair in block.pairs for name in pair.operands]
+def _tensors(block: Attention, shown: Mapping[str, str]) -> list[str]:
+    """Names of queries, keys, what the softmax makes of them, and values."""
+    names = [name for pair in block.pairs for name in pair.operands]
+    if block.whole is not None:
+        names[2] = shown.get(block.whole.output, "")
+    return names
 
 
 class _Measured:
     """Sums of one block."""
 
-    def __init__(self, block: Attention, layers: Mapping[str, PlacedLayer]) -> None:
+    def __init__(
+        self, block: Attention, layers: Mapping[str, PlacedLayer], shown: Mapping[str, str]
+    ) -> None:
         assert isinstance(block.scoring, Pair)
         assert isinstance(block.mixing, Pair)
         weight = layers[block.mixing.second.layer].stage.weight
         self.block, self.scoring, self.mixing = block, block.scoring, block.mixing
         self.sums = ScoreMoments.empty(self.scoring)
-        self.tensors = [*_tensors(block), *(name for name, _ in block.scales)]
+        self._operands = _tensors(block, shown)
+        self.tensors = [*self._operands, *(name for name, _ in block.scales)]
         flat = self.mixing.heads.reshape(-1)
         nth = [int((flat[:i] == h).sum()) for i, h in enumerate(flat)]
         read = weight.reshape(weight.shape[:2])
@@ -154,9 +171,15 @@ class _Measured:
     def take(self, values: Mapping[str, npt.NDArray[Any]], rng: np.random.Generator) -> None:
         """Add one sample."""
         queries, keys, shares, mixed = (
-            values[t].astype(np.float64, copy=False) for t in _tensors(self.block)
+            values[t].astype(np.float64, copy=False) for t in self._operands
         )
-        keys = np.swapaxes(keys, -1, -2)
+        whole = self.block.whole
+        if whole is None:
+            keys = np.swapaxes(keys, -1, -2)
+        else:
+            queries, keys, mixed = (
+                whole.per_head(v, i) for i, v in enumerate((queries, keys, mixed))
+            )
         batch = np.broadcast_shapes(queries.shape[:-2], keys.shape[:-2])
         behind = np.broadcast_shapes(shares.shape[:-2], mixed.shape[:-2])
         if np.prod(batch) != np.prod(behind):
@@ -180,7 +203,11 @@ class _Measured:
 
     def _add(self, head: int, q: Array, k: Array, p: Array, u: Array, factor: float) -> None:
         """Add queries ``(t, d)`` of one head, with keys ``(T, d)`` and read values ``(T, w)``."""
-        jacobian = factor * ((p[:, None, :] * u.T) @ k - (p @ u)[:, :, None] * (p @ k)[:, None, :])
+        slopes = factor * p
+        if self.block.whole is not None and self.block.whole.softcap:
+            cap = self.block.whole.softcap
+            slopes /= np.cosh(np.clip(factor * (q @ k.T) / cap, -_FLAT, _FLAT)) ** 2
+        jacobian = (slopes[:, None, :] * u.T) @ k - (p @ u)[:, :, None] * (slopes @ k)[:, None, :]
         self.sums.queries[head] += q.T @ q
         rows = jacobian.reshape(-1, k.shape[1])
         self.sums.keys[head] += rows.T @ rows
@@ -189,7 +216,7 @@ class _Measured:
 
     def _factor(self, values: Mapping[str, npt.NDArray[Any]]) -> float:
         """The number that products are multiplied by before the softmax."""
-        factor = 1.0
+        factor = self.block.whole.scale if self.block.whole is not None else 1.0
         for name, divides in self.block.scales:
             value = float(np.ravel(values[name])[0])
             factor *= 1 / value if divides and value else value

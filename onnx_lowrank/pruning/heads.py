@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.analysis.preparation import Prepared
-from onnx_lowrank.channels.attention import Pair
+from onnx_lowrank.channels.pairs import Pair
 from onnx_lowrank.linalg.blas_threads import blas_for
 from onnx_lowrank.passkit.base import HeadNarrowing
 from onnx_lowrank.passkit.runner import naming

@@ -11,13 +11,12 @@ import numpy.typing as npt
 
 from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.channels.attention import (
-    Attention,
-    Pair,
-    Projection,
     find_attention,
     one_channel_a_column,
+    one_channel_a_head,
 )
 from onnx_lowrank.channels.groups import ChannelGroup, find_channel_groups
+from onnx_lowrank.channels.pairs import Attention, Pair, Projection
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.pruning.greedy import Side
 
@@ -52,11 +51,11 @@ class Prunable:
 
 @dataclass(frozen=True)
 class Product:
-    """A product of two activations that channels of heads pass.
+    """A product of two activations that channels of heads pass, or that is made of heads.
 
     Attributes:
         macs: its cost.
-        width: number of channels of a head.
+        width: number of channels of a head, or of heads.
     """
 
     macs: int
@@ -92,7 +91,9 @@ class Found:
         )  # fmt: skip
 
 
-def find_prunables(prepared: Prepared, channels: bool, gather: bool, heads: bool) -> Found:
+def find_prunables(
+    prepared: Prepared, channels: bool, gather: bool, heads: bool, whole: bool = False
+) -> Found:
     """Find all groups and prunables.
 
     Args:
@@ -100,17 +101,25 @@ def find_prunables(prepared: Prepared, channels: bool, gather: bool, heads: bool
         channels: whether channels of groups may go.
         gather: whether single layers may read fewer of their inputs.
         heads: whether channels of attention heads may go.
+        whole: whether attention heads may go as channels of groups; then not their channels.
     """
     layers = {layer.name: layer for layer in prepared.products}
-    blocks = find_attention(prepared.graph, prepared.shapes, prepared.layers) if heads else []
+    graph, shapes = prepared.graph, prepared.shapes
+    blocks = find_attention(graph, shapes, prepared.layers) if heads else []
     pairs = [pair for block in blocks for pair in _weighable(block)]
     followed = one_channel_a_column(pairs, prepared.layers) if pairs else None
+    if whole:
+        followed = one_channel_a_head(graph, shapes, prepared.layers)
     groups = find_channel_groups(prepared.graph, prepared.shapes, followed)
     refused = {g.name: r for g in groups if (r := _refusal(g, layers))}
     inside = _in_heads(groups, refused, pairs)
     for group in groups:
+        if group.name in inside and not _accounted_for(group, inside[group.name]):
+            refused[group.name] = "other layers read or make them too, in another basis"
+            del inside[group.name]
+    for group in groups:
         if group.name not in inside:
-            if group.products:
+            if group.products and not whole:
                 refused.setdefault(group.name, "not all that is multiplied with them was found")
             elif not channels:
                 refused.setdefault(group.name, "only channels of heads may go")
@@ -150,6 +159,18 @@ def _in_heads(
     return found
 
 
+def _accounted_for(group: ChannelGroup, pairs: Sequence[Pair]) -> bool:
+    """Whether pairs say all that makes, multiplies and reads the channels of a group."""
+    reading = [p for p in pairs if p.reads]
+    scoring = [p for p in pairs if not p.reads]
+    made = {*(p.first.layer for p in pairs), *(p.second.layer for p in scoring)}
+    return (
+        {p.name for p in group.producers} == made
+        and {c.name for c in group.consumers} == {p.second.layer for p in reading}
+        and set(group.products) == {p.product for p in scoring}
+    )
+
+
 def _with_heads(
     prunable: Prunable,
     inside: Mapping[str, tuple[Pair, ...]],
@@ -159,9 +180,13 @@ def _with_heads(
     """The same with the pairs of a group, and the products that its channels pass."""
     pairs = inside.get(prunable.name, ())
     sides = list(prunable.sides)
+    for output in prunable.group.products if prunable.group and not pairs else ():
+        sides.append(Side(len(prepared.products) + len(products), True, 1))
+        products.append(Product(prepared.cost.counts.of(output) or 0, prunable.size))
     for pair in pairs:
         sides.append(Side(len(prepared.products) + len(products), pair.reads, 1))
-        products.append(Product(prepared.cost.counts.of(pair.product) or 0, pair.width))
+        macs = (prepared.cost.counts.of(pair.product) or 0) * pair.part
+        products.append(Product(round(macs), pair.width))
     return replace(prunable, sides=tuple(sides), pairs=pairs)
 
 

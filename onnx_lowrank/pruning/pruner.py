@@ -96,7 +96,7 @@ class Pruner:
                 lambda p: self.order_of(p, {}), prunables, list(map(_width, prunables)), advance
             )
         found = dict(zip(self.prunables, orders, strict=True))
-        return self._weighed(found) if heads else found
+        return self._weighed(found) if heads or self.found.products else found
 
     def _weighed(self, orders: dict[str, ChannelOrder]) -> dict[str, ChannelOrder]:
         """The same with losses in one measure; a Gather, unmeasured, weighs as the worst group."""
@@ -254,7 +254,7 @@ class Pruner:
         for name, prunable in self.prunables.items():
             if name in kept:
                 left = kept[name]
-                what = "channels of each head" if prunable.pairs else "channels"
+                what = _what(prunable)
                 made.append(
                     GroupDecision(
                         name, "cut" if prunable.group else "gather", prunable.size,
@@ -273,6 +273,13 @@ class Pruner:
             for block in self.found.blocks for name, reason in block.refused.items()
         ]  # fmt: skip
         return made
+
+
+def _what(prunable: Prunable) -> str:
+    """What the channels of a prunable are, for messages."""
+    if prunable.pairs:
+        return "channels of each head"
+    return "heads" if prunable.group is not None and prunable.group.products else "channels"
 
 
 def _width(prunable: Prunable) -> int:

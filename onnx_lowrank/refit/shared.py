@@ -97,7 +97,7 @@ class Shared:
         outputs = sum(self.tasks[n].stage.matrices.shape[1] for n in own)
         if width**2 < self.width * (self.width + 2 * outputs):  # products for each row
             return own
-        return {n: s for n, s in own.items() if not self.ends[n].total}
+        return {n: s for n, s in own.items() if not self.ends[n].total or self.tasks[n].turned}
 
     @cached_property
     def _sources(self) -> Mapping[Source, int]:

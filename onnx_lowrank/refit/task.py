@@ -32,6 +32,7 @@ class Task:
         source: name of the tensor that the layer reads in the original model.
         rows: mask of the outputs that stay; None for all.
         outputs: metric that errors of the outputs are compared under; None where all count alike.
+        turned: whether ``original`` answers in another basis than the original model.
     """
 
     written: Written
@@ -42,6 +43,7 @@ class Task:
     source: str
     rows: npt.NDArray[np.bool_] | None = None
     outputs: ResponseMetric | None = None
+    turned: bool = False
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -36,6 +36,7 @@ def refit_tasks(
     decisions: Mapping[str, Decision],
     passes: Sequence[Factorization],
     repair: str = DEFAULT_REPAIR,
+    turned: Collection[str] = (),
 ) -> list[Task]:
     """List the tasks in topological order; kept layers are rewritten so that they can be changed.
 
@@ -50,6 +51,7 @@ def refit_tasks(
         decisions: decisions of the plan, by layer name.
         passes: passes that made the chains.
         repair: refit mode; ``last`` solves the last stages of chains, other modes the layers.
+        turned: names of layers that ``original`` has in another basis than its graph.
     """
     targets = {layer.name: layer for layer in find_layers(compressed)[0]}
     before = {layer.name: layer for layer in original.layers}
@@ -80,7 +82,10 @@ def refit_tasks(
             else:
                 continue
             outputs = outputs if stage.groups == 1 else None  # the last stage of a chain may differ
-            task = Task(chain, stage, cut, reads, first.stage, first.input, rows, outputs)
+            task = Task(
+                chain, stage, cut, reads, first.stage, first.input, rows, outputs,
+                layer.name in turned,
+            )  # fmt: skip
             tasks.append(task)
         elif (
             (changed & compressed.ancestors([layer.input]) or layer.shape != first.shape)
@@ -89,7 +94,10 @@ def refit_tasks(
         ):
             kept = apply_chain(compressed, targets[layer.name], Chain((stage,)))
             source = first.stage, first.input
-            tasks.append(Task(kept, stage, _alone, layer.input, *source, rows, outputs))
+            task = Task(
+                kept, stage, _alone, layer.input, *source, rows, outputs, layer.name in turned
+            )
+            tasks.append(task)
         else:
             continue
         changed.add(layer.output)

@@ -9,13 +9,14 @@ import pytest
 from onnx import ModelProto, helper
 
 from onnx_lowrank.analysis.cost import tensor_shapes
-from onnx_lowrank.channels.attention import Attention, Pair, find_attention, one_channel_a_column
+from onnx_lowrank.channels.attention import find_attention, one_channel_a_column
 from onnx_lowrank.channels.groups import find_channel_groups
+from onnx_lowrank.channels.pairs import Attention, Pair
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.modelfile.loading import load
 from tests import fixtures_models as fm
-from tests.fixtures_attention import FORMS, Form, attention
+from tests.fixtures_attention import FORMS, ROTARY, Form, attention
 
 
 def found(proto: ModelProto) -> tuple[Graph, dict[str, tuple[int, ...]], list[Attention]]:
@@ -52,12 +53,12 @@ def test_finds_queries_keys_values_and_their_reader(name: str) -> None:
     kept, shared = form.keys or form.heads, form.heads // (form.keys or form.heads)
     assert pairs[0].first.places.shape == (kept, shared, form.width)
     assert pairs[0].second.places.shape == (kept, 1, form.width)
-    assert pairs[1].first.places.shape == (kept, 1, form.width)
-    assert pairs[1].second.places.shape == (kept, shared, form.width)
+    assert pairs[1].first.places.shape == (kept, 1, form.value_width)
+    assert pairs[1].second.places.shape == (kept, shared, form.value_width)
     assert not pairs[0].reads
     assert pairs[1].reads
     rows = [np.sort(p.places, None) for p in (pairs[0].first, pairs[0].second, pairs[1].first)]
-    counts = [form.heads * form.width, kept * form.width, kept * form.width]
+    counts = [form.heads * form.width, kept * form.width, kept * form.value_width]
     starts = np.cumsum([0, *counts[:-1]]) if form.fused else [0, 0, 0]
     for own, start, count in zip(rows, starts, counts, strict=True):
         np.testing.assert_array_equal(own, np.arange(start, start + count))
@@ -70,7 +71,7 @@ def test_channels_at_one_position_of_all_heads_are_one_channel(name: str) -> Non
     heads = one_channel_a_column(block.pairs, find_layers(graph)[0])
     groups = [
         g for g in find_channel_groups(graph, shapes, heads)
-        if g.frozen is None and g.size == form.width
+        if g.frozen is None and g.size in (form.width, form.value_width)
     ]  # fmt: skip
     # a tensor with an axis of three is only rectangular while all three keep the same width
     assert len(groups) == (1 if form.fused == "axis" else 2)
@@ -91,6 +92,15 @@ def test_an_operator_that_is_no_move_is_named() -> None:
     proto.graph.node.insert(list(proto.graph.node).index(product), turned)
     _, _, (block,) = found(proto)
     assert block.scoring == "Relu rotary stands between its layers and the product"
+    assert isinstance(block.mixing, Pair)
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_rotary_embeddings_are_named_and_leave_values_alone(name: str) -> None:
+    _, _, (block,) = found(attention(ROTARY[name]))
+    assert isinstance(block.scoring, str)
+    assert block.scoring.startswith("a rotary embedding (")
+    assert "turns pairs of their channels by position" in block.scoring
     assert isinstance(block.mixing, Pair)
 
 

@@ -156,6 +156,13 @@ def test_blocks_of_attention_are_shown() -> None:
     assert found.to_dict()["attention"][0]["heads"] == 4
 
 
+def test_attention_in_one_node_is_shown() -> None:
+    form = Form(heads=4, width=8, values=4, inputs=20, length=6, opset=23, node="folded")
+    (block,) = inspect(attention(form)).attention
+    products = form.heads * form.length**2 * (form.width + form.values)
+    assert block == AttentionInfo("n_mixed", 4, 8, products, ("n_q", "n_k", "n_v", "n_o"), "")
+
+
 def test_layers_that_are_alike_share_a_row() -> None:
     found = inspect(fm.digits("vit"))
     rows = {line.split()[0]: line.split() for line in text_of(found).splitlines()}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.chains.geometry import ConvGeometry, LinearGeometry
@@ -224,7 +224,7 @@ LEFT_ALONE: list[tuple[str, str, dict[str, Any]]] = [
       "weights": {"w": np.ones((3, 4), np.int8)}, "outputs": []}),
     ("Einsum", "Einsum is not factorized",
      {"nodes": [node("Einsum", ["x", "w"], equation="ij,jk->ik")], "weights": {"w": W}}),
-    ("Attention", "attention in one node is not narrowed; export to an opset before 23 for that",
+    ("Attention", "it has no weight",
      {"nodes": [node("Attention", ["x", "w"])], "weights": {"w": W}}),
 ]  # fmt: skip
 
@@ -237,14 +237,17 @@ def test_left_alone(op: str, reason: str, model: dict[str, Any]) -> None:
     assert [(o.name, o.op, o.reason) for o in others] == [(op.lower(), op, reason)]
 
 
-def test_attention_that_onnx_runtime_has_fused_is_left_alone_with_the_remedy() -> None:
-    fused = node("Attention", ["x", "w"], domain="com.microsoft", num_heads=1)
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 3])]
+@pytest.mark.parametrize(
+    "op", ["Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention"]
+)
+def test_attention_that_onnx_runtime_has_fused_is_left_alone_with_the_remedy(op: str) -> None:
+    fused = node(op, ["x", "x", "x"], domain="com.microsoft", num_heads=1)
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 4])]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 4])]
-    weights = [numpy_helper.from_array(np.zeros((3, 12), np.float32), "w")]
-    graph = helper.make_graph([fused], "g", inputs, outputs, weights)
+    graph = helper.make_graph([fused], "g", inputs, outputs)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     proto = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     layers, (other,) = find_layers(graph_of(proto))
     assert not layers
+    assert (other.name, other.op) == (op.lower(), op)
     assert "give the model as it was before" in other.reason
