@@ -34,7 +34,7 @@ __all__ = ["InputGroup", "Reader", "batch_size", "drawn_positions", "input_group
 
 #: rows that a covariance is made of: so many for each column, or as many as narrow layers have for
 #: little work: this number, or rows of so many values in all groups
-ROWS_PER_COLUMN, ENOUGH_ROWS, ENOUGH_VALUES = 16, 20_000, 10_000_000
+ROWS_PER_COLUMN, ENOUGH_ROWS, ENOUGH_VALUES = 16, 50_000, 30_000_000
 #: largest number of samples to a run
 LARGEST_BATCH = 32
 #: largest number of shards: so many places are of use for a group of inputs. The rows of a layer,
@@ -117,7 +117,11 @@ def shard_size(samples: int, batch: int) -> int:
 
 
 def drawn_positions(
-    positions: int, shape: tuple[int, int], samples: int, rng: np.random.Generator
+    positions: int,
+    shape: tuple[int, int],
+    samples: int,
+    rng: np.random.Generator,
+    part: float = 1.0,
 ) -> np.ndarray[tuple[int], np.dtype[np.intp]] | None:
     """Draw the output positions that are read in each sample; None for all of them.
 
@@ -126,9 +130,10 @@ def drawn_positions(
         shape: groups, and columns of each.
         samples: number of samples, which all give as many rows.
         rng: random generator.
+        part: of the rows that narrow layers have for little work; those for each column stay.
     """
     groups, width = shape
-    enough = min(ENOUGH_ROWS, ENOUGH_VALUES // (groups * width))
+    enough = part * min(ENOUGH_ROWS, ENOUGH_VALUES // (groups * width))
     wanted = math.ceil(max(enough, ROWS_PER_COLUMN * width) / samples)
     if wanted >= positions:
         return None
