@@ -90,6 +90,13 @@ class PhaseCovariance:
             block[np.diag_indices(len(block))] += ridge
         return replace(self, blocks=blocks, shift=self.shift * np.sqrt(factor))
 
+    def single(self) -> tuple[PhaseCovariance, float]:
+        """The same in float32, and what it is divided by, so that nothing overflows."""
+        largest = max(float(np.max(np.abs(b), initial=0.0)) for b in self.blocks) or 1.0
+        small = tuple((block / largest).astype(np.float32) for block in self.blocks)
+        shift = (self.shift / np.sqrt(largest)).astype(np.float32)
+        return replace(self, blocks=small, shift=shift), largest
+
     def taken(self, columns: Indices) -> PhaseCovariance:
         """The covariance of some of the columns, in the order given."""
         place = np.empty(len(self), np.intp)
