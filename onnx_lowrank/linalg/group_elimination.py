@@ -165,9 +165,12 @@ class _State:
         # the inverse is symmetric, and its rows are together in memory
         inverse = (self._inverse[own] - before[own] @ before.T).T
         rows = self._map[own] - before[own] @ beside.T
-        factor = linalg.cholesky(inverse[own], lower=True, check_finite=False)
+        # without the checks of scipy's wrappers, which take longer than a few columns
+        factor, failed = linalg.lapack.dpotrf(inverse[own], lower=1)
+        if failed:
+            raise linalg.LinAlgError("the inverse is not positive definite")
         # with P_jj = L L^T:  left = P_j^T L^-T,  right = M_j L^-T
-        back = linalg.solve_triangular(factor, np.eye(len(own)), lower=True, check_finite=False).T
+        back = linalg.lapack.dtrtrs(factor, np.eye(len(own)), lower=1)[0].T
         left, right = inverse @ back, rows.T @ back
         # M^T right now, for the change of M_j^T M_j
         read = self._map @ right - before @ (beside.T @ right)
