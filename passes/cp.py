@@ -270,7 +270,7 @@ class _Terms:
         """The kernel of every group, with what its terms are fitted under."""
         own = self._options.metric == "covariance"
         kernels = self._stage.weight.reshape(self._layer.groups, *self._modes)
-        sigmas = [self._moments.sigma(g) if own else None for g in range(len(kernels))]
+        sigmas = [self._moments.of_group(g) if own else None for g in range(len(kernels))]
         return [CpProblem(k, sigma) for k, sigma in zip(kernels, sigmas, strict=True)]
 
     def _groups(self, rank: int, final: bool) -> list[CpRegression]:

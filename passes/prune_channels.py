@@ -94,7 +94,7 @@ class PruneChannels(Pruning):
 
     def refined(self, selection: Selection, kept: Labels) -> Labels:
         """Swap channels while that lowers the loss, if the readers are small enough."""
-        consumers = [p.consumer for p in selection.parts]
+        consumers = [p.consumer for p in selection.phases]
         if self.method != "obs" or not 0 < sum(len(c.R) for c in consumers) <= _SWAPPED:
             return kept
         return _with_least_ridge(lambda ridge: swap_groups(consumers, kept, ridge))
@@ -102,7 +102,7 @@ class PruneChannels(Pruning):
     def order(self, selection: Selection) -> Labels:
         """See the base."""
         if self.method == "obs":
-            consumers = [p.consumer for p in selection.parts]
+            consumers = [p.consumer for p in selection.phases]
             if not consumers:  # no reader loses anything
                 return np.arange(selection.size)
             return _with_least_ridge(
@@ -116,7 +116,9 @@ class PruneChannels(Pruning):
         if self.method == "random":
             return random_scores([1] * selection.size, self.seed)
         if self.method == "energy":
-            parts = [energy_scores(p.sigma, [p.width] * selection.size) for p in selection.parts]
+            parts = [
+                energy_scores(p.consumer.R, [p.width] * selection.size) for p in selection.phases
+            ]
             # average the energies that each reader's patches give for the same channel
             return np.asarray(np.mean([p / (p.mean() or 1.0) for p in parts], axis=0))
         l1, l2 = selection.made
@@ -133,16 +135,18 @@ def _with_least_ridge(solve: Callable[[float], Labels]) -> Labels:
 
 def _lasso(selection: Selection, solver: str) -> Labels:
     """Order of the channels by when they enter the path, then by the energy of their part."""
-    consumers = [p.consumer for p in selection.parts]
+    consumers = [p.consumer for p in selection.phases]
     if not consumers:
         return np.arange(selection.size)
-    penalties = weight_penalties(consumers, [p.weight for p in selection.parts])
+    penalties = weight_penalties(consumers, [p.weight for p in selection.phases])
     points = sorted(set(np.linspace(1, selection.size, _POINTS + 1).astype(int)[:-1].tolist()))
     rank = np.full(selection.size, len(points))
     supports = path(consumers, points, penalties=penalties, solver=solver)
     for place, support in reversed(list(enumerate(supports))):
         rank[support] = place
-    weight = np.sum([p.share * _alone(p.sigma, p.weight, p.width) for p in selection.parts], axis=0)
+    weight = np.sum(
+        [p.share * _alone(p.consumer.R, p.weight, p.width) for p in selection.phases], axis=0
+    )
     return np.lexsort((-weight, rank))
 
 

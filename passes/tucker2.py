@@ -184,6 +184,6 @@ class Tucker2(Factorization):
         a_rank = groups * (layer.shape[1] + math.prod(geometry.kernel))  # with p = 1
         most = None if max_parameters is None else max(max_parameters // a_rank, 1)
         design = moments.identity if self.metric == "identity" else moments
-        solved = tuple(Tucker(k, design.sigma(g), most) for g, k in enumerate(kernels))
+        solved = tuple(Tucker(k, design.of_group(g), most) for g, k in enumerate(kernels))
         own, limit = self.metric == "covariance", max_parameters or stage.parameters
         return [_Form(stage, geometry, moments, solved, own, limit)]

@@ -28,13 +28,14 @@ import numpy.typing as npt
 
 from onnx_lowrank.analysis.block import Block, block_of
 from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.linalg.shrinkage import shrinkage
 
-__all__ = ["Accumulator", "Recorder"]
+__all__ = ["ROUNDING", "Accumulator", "Recorder"]
 
 Array = npt.NDArray[np.floating[Any]]
 
 #: a spread that is less than this part of the mean is one of rounding, in float32 and after a layer
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
 
 
 class Accumulator:
@@ -72,6 +73,11 @@ class Accumulator:
         # vectors v (groups, d + n) and weights w of the changes w v v^T that wait
         self._vectors: list[Array] = []
         self._weights: list[float] = []
+
+    @property
+    def parts(self) -> tuple[Accumulator]:
+        """What rows are added to, phase by phase: itself, for a single phase."""
+        return (self,)
 
     @property
     def count(self) -> int:
@@ -260,7 +266,7 @@ class Accumulator:
         scatter, mean = self.scatter[:, :width, :width], self.mean[:, : self._width][:, :width]
         spread = float(np.trace(scatter, axis1=1, axis2=2).sum()) / max(self.count, 1)
         size = float(np.sum(np.square(mean)))
-        return not (np.isfinite(scatter).all() and spread > _ROUNDING**2 * size)
+        return not (np.isfinite(scatter).all() and spread > ROUNDING**2 * size)
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """All there is to it, to be written down; what waits goes on waiting."""
@@ -302,12 +308,6 @@ class Accumulator:
     def moments(self) -> Moments:
         """The moments of the inputs, their covariance shrunk towards a multiple of the identity.
 
-        Oracle approximating shrinkage: with fewer rows than columns the sample covariance has
-        null directions that unseen data does not share.
-
-        Reference:
-            Chen, Wiesel, Eldar & Hero 2010, Shrinkage algorithms for MMSE covariance estimation.
-
         Returns:
             Moments without a covariance where the input says nothing about the weights: it is
             constant, or so large that its squares are no numbers.
@@ -317,7 +317,10 @@ class Accumulator:
             return Moments(self.count, mean if self.count else None, None)
         covariance = self.covariance
         for sample in covariance:
-            _shrink(sample, self.count)
+            square = float(np.vdot(sample, sample))
+            rho, unit = shrinkage(np.trace(sample), square, len(sample), self.count)
+            sample *= 1 - rho
+            sample[np.diag_indices(len(sample))] += rho * unit
         silent = ~covariance.any(axis=(1, 2))
         if silent.any():  # such a group must keep its weights, at the least weight in the sum
             trace = np.trace(covariance[~silent], axis1=1, axis2=2).mean()
@@ -346,16 +349,3 @@ class Recorder(Accumulator):
             found |= {f"{i}.{name}": values for name, values in own.items()}
             found[f"{i}.count"] = np.array(block.count)
         return found
-
-
-def _shrink(sample: Array, count: int) -> None:
-    """Shrink a covariance ``(d, d)`` of ``count`` rows in place, as :meth:`Accumulator.moments`."""
-    d = len(sample)
-    mu = np.trace(sample) / d
-    square = float(np.vdot(sample, sample))
-    numerator = (1 - 2 / d) * square + (mu * d) ** 2
-    denominator = (count + 1 - 2 / d) * (square - mu**2 * d)
-    # never below what keeps a Cholesky factor in float64 well defined
-    rho = min(max(numerator / denominator, 1e-9), 1.0) if denominator > 0 else 1.0
-    sample *= 1 - rho
-    sample[np.diag_indices(d)] += rho * mu

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from onnx_lowrank.analysis.phase_sums import phase_columns
 from onnx_lowrank.chains.geometry import Geometry
 from onnx_lowrank.chains.lookup_geometry import LookupGeometry
 from onnx_lowrank.graph.graph import Graph
@@ -39,7 +40,10 @@ class LayerInput:
     @property
     def bytes(self) -> int:
         """Memory of the sums and of the rows that wait, about."""
-        return 8 * self.width if self.lookup else 12 * self.geometry.groups * self.width**2
+        if self.lookup:
+            return 8 * self.width
+        phases = phase_columns(self.geometry, self.width)
+        return 12 * self.geometry.groups * sum(len(columns) ** 2 for columns in phases)
 
 
 def layer_inputs(graph: Graph, layers: Sequence[PlacedLayer]) -> list[LayerInput]:

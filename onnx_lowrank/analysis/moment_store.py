@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy.typing as npt
 
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.linalg.gate_metric import GateMetric
 from onnx_lowrank.linalg.output_metric import OutputMetric, ResponseMetric
+from onnx_lowrank.linalg.phase_covariance import PhaseCovariance
 from onnx_lowrank.modelfile.array_store import ArrayStore, Slot
 
 __all__ = ["MomentStore"]
 
+Array = npt.NDArray[Any]
 #: an array of moments, as its store gave it out
-_Stored: TypeAlias = npt.NDArray[Any] | Slot | None
+_Stored: TypeAlias = Array | Slot
+
+
+class _Held(NamedTuple):
+    """Moments whose arrays are stored: the blocks of phases, or one covariance or none."""
+
+    rest: Moments
+    mean: _Stored | None
+    blocks: tuple[_Stored, ...]
+    phases: PhaseCovariance | None
 
 
 class MomentStore(Mapping[str, Moments]):
@@ -35,7 +47,7 @@ class MomentStore(Mapping[str, Moments]):
         #: layers that the data says nothing of
         self.silent: set[str] = set()
         self._arrays = ArrayStore("the moments of the layers", memory)
-        self._found: dict[str, tuple[int, _Stored, _Stored, bool] | Callable[[], Moments]] = {}
+        self._found: dict[str, _Held | Callable[[], Moments]] = {}
 
     def add(self, moments: Moments, *names: str) -> None:
         """Take the moments of layers that read the same patches.
@@ -43,11 +55,16 @@ class MomentStore(Mapping[str, Moments]):
         Raises:
             DataError: they have to wait on disk, and it is full.
         """
-        mean, covariance = (
-            None if a is None else self._arrays.add(a) for a in (moments.mean, moments.covariance)
-        )
-        found = moments.count, mean, covariance, moments.one_hot
-        self._found |= dict.fromkeys(names, found)
+        mean = None if moments.mean is None else self._arrays.add(moments.mean)
+        blocks: tuple[Array, ...] = ()
+        phases = None
+        if isinstance(moments.covariance, PhaseCovariance):
+            blocks, phases = moments.covariance.blocks, replace(moments.covariance, blocks=())
+        elif moments.covariance is not None:
+            blocks = (moments.covariance,)
+        rest = replace(moments, mean=None, covariance=None)
+        held = _Held(rest, mean, tuple(map(self._arrays.add, blocks)), phases)
+        self._found |= dict.fromkeys(names, held)
 
     def add_made(self, make: Callable[[], Moments], name: str) -> None:
         """Take the moments of a layer that are made from others each time they are read."""
@@ -57,9 +74,13 @@ class MomentStore(Mapping[str, Moments]):
         found = self._found[name]
         if callable(found):
             return found()
-        count, *stored, one_hot = found
-        mean, covariance = (None if s is None else self._arrays.read(s) for s in stored)
-        return Moments(count, mean, covariance, self.metric(name), one_hot)
+        mean = None if found.mean is None else self._arrays.read(found.mean)
+        blocks = tuple(map(self._arrays.read, found.blocks))
+        covariance: Array | PhaseCovariance | None = blocks[0] if blocks else None
+        if found.phases is not None:
+            covariance = replace(found.phases, blocks=blocks)
+        metric = self.metric(name)
+        return replace(found.rest, mean=mean, covariance=covariance, outputs=metric)
 
     def metric(self, name: str) -> ResponseMetric | None:
         """The metric of a layer's outputs; None where all count alike."""

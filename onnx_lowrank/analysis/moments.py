@@ -31,6 +31,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.linalg.output_metric import ResponseMetric
+from onnx_lowrank.linalg.phase_covariance import Covariance, PhaseCovariance, by_group
 
 __all__ = [
     "Moments",
@@ -54,7 +55,8 @@ class Moments:
     Attributes:
         count: rows behind them; 0 means that there was no data.
         mean: ``(groups, d)``, or None without data.
-        covariance: ``(groups, d, d)``, or None for the identity.
+        covariance: ``(groups, d, d)``, or that of the phases of one group
+            (:class:`~onnx_lowrank.linalg.phase_covariance.PhaseCovariance`); None is the identity.
         outputs: metric of the outputs of a layer that makes class scores or gates, or None where
             all outputs count alike.
         one_hot: whether the rows are one-hot, so that the covariance follows from the mean, the
@@ -63,13 +65,18 @@ class Moments:
 
     count: int = 0
     mean: Array | None = None
-    covariance: Array | None = None
+    covariance: Array | PhaseCovariance | None = None
     outputs: ResponseMetric | None = None
     one_hot: bool = False
 
+    def of_group(self, group: int) -> Covariance | None:
+        """Covariance of one group as it is held; None as :meth:`sigma`."""
+        return None if self.covariance is None else by_group(self.covariance)[group]
+
     def sigma(self, group: int) -> Array | None:
         """Covariance ``(d, d)`` of one group; None is the identity, or that of one-hot rows."""
-        return None if self.covariance is None else self.covariance[group]
+        found = self.of_group(group)
+        return None if found is None else np.asarray(found)
 
     def energy(self, matrices: Array) -> float:
         """``tr(M W Sigma W^T)`` of ``W (groups, N / groups, d)``: the variance of the response."""

@@ -21,8 +21,9 @@ from onnx_lowrank.analysis.gates import GateSquares, reads_gates
 from onnx_lowrank.analysis.layer_inputs import LayerInput, grouped, layer_inputs
 from onnx_lowrank.analysis.moment_store import MomentStore
 from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.analysis.phase_sums import PhaseSums, phase_rows, sums_for
 from onnx_lowrank.analysis.row_counts import RowCounts
-from onnx_lowrank.analysis.sharded_sums import ShardedSums
+from onnx_lowrank.analysis.sharded_sums import ShardedSums, below
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Head, PlacedLayer, states_name
 from onnx_lowrank.linalg.blas_threads import blas_for
@@ -41,7 +42,7 @@ LARGEST_BATCH = 32
 #: few more than :data:`ENOUGH_ROWS`, make about one product in each
 SHARDS = 16
 
-_Part = Accumulator | RowCounts | ShardedSums
+_Part = Accumulator | PhaseSums | RowCounts | ShardedSums
 
 
 class InputGroup:
@@ -162,8 +163,8 @@ class Reader:
     ) -> None:
         self._group, self._seed, self._samples, self._mask = group, seed, samples, mask
         sums = Recorder if recording else Accumulator
-        self._moments: list[Accumulator | RowCounts] = [
-            RowCounts(i.width) if i.lookup else sums(i.geometry.groups, i.width)
+        self._moments: list[Accumulator | PhaseSums | RowCounts] = [
+            RowCounts(i.width) if i.lookup else sums_for(i.geometry, i.width, kind=sums)
             for i in group.inputs
         ]
         # of responses only, by residual sum
@@ -217,19 +218,21 @@ class Reader:
         for each, moments, totals in zip(
             self._group.inputs, self._moments, self._totals, strict=True
         ):
-            geometry, index = each.geometry, None
+            geometry, index, read = each.geometry, None, values[each.tensor]
             if isinstance(moments, RowCounts):
-                numbers = values[each.tensor]
-                rows = counted_rows(counted, geometry, numbers.shape)
-                moments.update(numbers if rows is None else numbers.reshape(-1)[rows])
+                rows = counted_rows(counted, geometry, read.shape)
+                moments.update(read if rows is None else read.reshape(-1)[rows])
             else:
-                x = values[each.tensor].astype(np.float32, copy=False)
+                x = read.astype(np.float32, copy=False)
                 index = drawn_positions(
                     geometry.positions(x.shape), (geometry.groups, each.width), self._samples, rng
                 )
-                rows = counted_rows(counted, geometry, x.shape, index)
-                with blas_for(each.width):
-                    moments.update(only(geometry.patches(x, index), rows))
+                phases = phase_rows(geometry, x.shape, index)
+                for part, phase in zip(moments.parts, phases, strict=True):
+                    rows = counted_rows(counted, geometry, x.shape, phase.index)
+                    with blas_for(each.width):
+                        part.update(only(phase.patches(geometry, x), rows))
+            rows = counted_rows(counted, geometry, read.shape, index) if totals else None
             for name, total in totals.items():
                 y = values[name].astype(np.float32, copy=False)
                 total.update(only(geometry.responses(y, index), rows))
@@ -252,7 +255,7 @@ class Reader:
         """Add what a recording reader of the same group has read, as if it had been read here."""
         for width, start, part in self._parts():
             with blas_for(width):
-                part.add_shard(_below(shard, start))
+                part.add_shard(below(shard, start))
 
     def state(self, done: int) -> dict[str, npt.NDArray[Any]]:
         """All there is to it after ``done`` samples."""
@@ -268,7 +271,7 @@ class Reader:
             KeyError, ValueError, TypeError: it is of other layers.
         """
         for _, start, part in self._parts():
-            part.restore(_below(state, start))
+            part.restore(below(state, start))
         return int(state["done"])
 
     def _parts(self) -> Iterator[tuple[int, str, _Part]]:
@@ -297,7 +300,7 @@ class Reader:
             for layer in each.layers:
                 if layer.name in each.sums:
                     store.totals[layer.name] = float(totals[each.sums[layer.name]].variances.sum())
-                elif isinstance(sums, Accumulator) and not layer.value.recurrent:
+                elif not isinstance(sums, RowCounts) and not layer.value.recurrent:
                     response = Moments(1, None, sums.scatter).energy(layer.stage.matrices)
                     store.totals[layer.name] = response / sums.count
         for name, shares in self._shares.items():
@@ -306,8 +309,3 @@ class Reader:
                 store.outputs[name] = metric
         for squares in self._gates.values():
             store.gates |= squares.metrics()
-
-
-def _below(arrays: Mapping[str, npt.NDArray[Any]], start: str) -> dict[str, npt.NDArray[Any]]:
-    """The arrays whose names begin so, by the rest of their names."""
-    return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}

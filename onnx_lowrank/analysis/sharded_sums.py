@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ShardedSums"]
+__all__ = ["ShardedSums", "below"]
 
 Array = npt.NDArray[Any]
 
@@ -72,3 +72,8 @@ class ShardedSums:
                 raise ValueError(f"{name} {state[name].shape} for {present.shape}")
         self._sums, self._rows = state["sums"].copy(), state["rows"].copy()
         self._part = {name: state[f"part.{name}"].copy() for name in self._part}
+
+
+def below(arrays: Mapping[str, Array], start: str) -> dict[str, Array]:
+    """The arrays whose names begin so, by the rest of their names."""
+    return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 __all__ = ["ConvGeometry", "Geometry", "LinearGeometry"]
 
 Array = npt.NDArray[np.floating[Any]]
+Indices = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,9 @@ class ConvGeometry:
     """Strides, dilations, pads and groups of a convolution over any number of spatial axes.
 
     A transposed convolution is seen as the equal plain one: the input with ``stride - 1`` zeros
-    between its elements, read at stride 1 by the reversed kernel. So its moments are exact, though
-    each output position meets only a few elements of the kernel.
+    between its elements, read at stride 1 by the reversed kernel. Each output position meets only
+    the elements of the kernel that are ``stride`` apart, which its *phase* decides, the position
+    modulo the stride (:attr:`phases`).
 
     Attributes:
         kernel: extent of the kernel along each spatial axis.
@@ -131,58 +134,103 @@ class ConvGeometry:
         """Number of uses of each weight on an input of ``shape``, over the whole batch."""
         return shape[0] * math.prod(shape[2:]) if self.transposed else self.rows(shape)
 
-    def patches(self, x: Array, index: npt.NDArray[np.intp] | None = None) -> Array:
+    @cached_property
+    def phases(self) -> tuple[Indices, ...]:
+        """Flat kernel positions that meet the input, by phase; a single one holds the whole kernel.
+
+        Several phases are told apart in transposed convolutions of one group, along the axes that
+        have no dilation.
+        """
+        taps = np.arange(math.prod(self.kernel))
+        if max(self._steps) == 1:
+            return (taps,)
+        at = np.indices(self.kernel).reshape(self.axes, -1)
+        steps = np.array(self._steps)[:, None]
+        number = np.ravel_multi_index(tuple(at % steps), self._steps)
+        return tuple(taps[number == phase] for phase in range(math.prod(self._steps)))
+
+    @property
+    def _steps(self) -> tuple[int, ...]:
+        """Number of phases along each axis."""
+        apart = self.transposed and self.groups == 1
+        pairs = zip(self.strides, self.dilations, strict=True)
+        return tuple(s if apart and d == 1 else 1 for s, d in pairs)
+
+    def by_phase(self, shape: Sequence[int], index: Indices | None = None) -> list[Indices]:
+        """Output positions of each of the :attr:`phases`.
+
+        Args:
+            shape: shape of the input, ``(batch, channels, *spatial)``.
+            index: flat output positions; all of them if None.
+        """
+        spatial = shape[2:]
+        if index is None:
+            index = np.arange(self.positions(shape))
+        where = np.unravel_index(index, self.output_spatial(spatial))
+        pads = self.padding(spatial)
+        first = [
+            (k - 1 - low - w) % s
+            for k, (low, _), w, s in zip(self.kernel, pads, where, self._steps, strict=True)
+        ]
+        number = np.ravel_multi_index(first, self._steps)
+        return [index[number == phase] for phase in range(len(self.phases))]
+
+    def patches(self, x: Array, index: Indices | None = None, taps: Indices | None = None) -> Array:
         """Patches that the kernel is multiplied with, as rows.
 
         Args:
             x: input ``(batch, C, *spatial)``.
             index: flat output positions to read, the same in each sample; all of them if None.
+            taps: flat kernel positions to read; all of them if None.
 
         Returns:
-            ``(groups, batch * positions, C / groups * prod(kernel))``, columns in the order
-            (channel, kernel positions).
+            ``(groups, batch * positions, C / groups * taps)``, columns in the order (channel,
+            kernel positions).
         """
         batch, channels, *spatial = x.shape
         if index is None:
             index = np.arange(math.prod(self.output_spatial(spatial)))
-        places, inside = self._places(spatial, index)
+        places, inside = self._places(spatial, index, taps)
         last = np.ascontiguousarray(x.reshape(batch, channels, -1).swapaxes(1, 2))
         read = last.take(places.reshape(-1), axis=1)
         if not inside.all():
             read[:, np.flatnonzero(~inside)] = 0
         grouped = read.reshape(batch, *places.shape, self.groups, channels // self.groups)
         rows: Array = grouped.transpose(3, 0, 1, 4, 2)
-        return rows.reshape(self.groups, batch * len(places), -1)
+        columns = channels // self.groups * places.shape[1]
+        return rows.reshape(self.groups, batch * len(places), columns)
 
     def _places(
-        self, spatial: Sequence[int], index: npt.NDArray[np.intp]
-    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+        self, spatial: Sequence[int], index: Indices, taps: Indices | None
+    ) -> tuple[Indices, npt.NDArray[np.bool_]]:
         """Flat input positions of patches, and which of them are no padding.
 
         Args:
             spatial: extent of the input.
             index: flat output positions.
+            taps: flat kernel positions; all of them if None.
 
         Returns:
-            Both ``(positions, prod(kernel))``; a position in the padding is any that exists.
+            Both ``(positions, taps)``; a position in the padding is any that exists.
         """
-        taps = np.indices(self.kernel).reshape(self.axes, -1)
-        places = np.zeros((len(index), taps.shape[1]), np.intp)
+        at = np.indices(self.kernel).reshape(self.axes, -1)
+        at = at if taps is None else at[:, taps]
+        places = np.zeros((len(index), at.shape[1]), np.intp)
         inside = np.ones(places.shape, bool)
         where = np.unravel_index(index, self.output_spatial(spatial))
         for axis, (size, (low, _)) in enumerate(zip(spatial, self.padding(spatial), strict=True)):
-            stride, reach = self.strides[axis], self.dilations[axis] * taps[axis]
+            stride, reach = self.strides[axis], self.dilations[axis] * at[axis]
             if self.transposed:  # the elements of the input are ``stride`` apart
                 low = (self.kernel[axis] - 1) * self.dilations[axis] - low
-                at, between = np.divmod(where[axis][:, None] + reach - low, stride)
+                place, between = np.divmod(where[axis][:, None] + reach - low, stride)
                 inside &= between == 0
             else:
-                at = stride * where[axis][:, None] + reach - low
-            inside &= (at >= 0) & (at < size)
-            places = places * size + at.clip(0, size - 1)
+                place = stride * where[axis][:, None] + reach - low
+            inside &= (place >= 0) & (place < size)
+            places = places * size + place.clip(0, size - 1)
         return places, inside
 
-    def responses(self, y: Array, index: npt.NDArray[np.intp] | None = None) -> Array:
+    def responses(self, y: Array, index: Indices | None = None) -> Array:
         """Responses ``(groups, rows, N / groups)`` in an output ``(batch, N, *spatial)``."""
         flat = y.reshape(y.shape[0], y.shape[1], -1)
         if index is not None:
@@ -233,16 +281,16 @@ class LinearGeometry:
         """Number of uses of each weight on an input of ``shape``, over the whole batch."""
         return self.rows(shape)
 
-    def patches(self, x: Array, index: npt.NDArray[np.intp] | None = None) -> Array:
+    def patches(self, x: Array, index: Indices | None = None) -> Array:
         """Rows ``(1, rows, C)`` that the weight is multiplied with."""
         return self._rows(x, self.input_axis, index)
 
-    def responses(self, y: Array, index: npt.NDArray[np.intp] | None = None) -> Array:
+    def responses(self, y: Array, index: Indices | None = None) -> Array:
         """Rows ``(1, rows, N)`` of an output, in the order of :meth:`patches`."""
         return self._rows(y, self.output_axis, index)
 
     @staticmethod
-    def _rows(x: Array, axis: int, index: npt.NDArray[np.intp] | None) -> Array:
+    def _rows(x: Array, axis: int, index: Indices | None) -> Array:
         moved = np.moveaxis(x, axis, -1)
         if moved.ndim < 3:
             return moved.reshape(1, -1, moved.shape[-1])

@@ -28,6 +28,8 @@ from scipy import linalg
 from onnx_lowrank.lazily import lazy
 from onnx_lowrank.linalg.conjugate_gradients import Single, conjugate_gradients, single_of
 from onnx_lowrank.linalg.cp import CpTensor
+from onnx_lowrank.linalg.patch_metric import PatchMetric
+from onnx_lowrank.linalg.phase_covariance import Covariance, PhaseCovariance
 
 __all__ = ["CpProblem", "CpRegression", "Refinement", "Search", "outer_rows"]
 
@@ -92,7 +94,7 @@ class CpProblem:
             identity.
     """
 
-    def __init__(self, kernel: Array, sigma: Array | None) -> None:
+    def __init__(self, kernel: Array, sigma: Covariance | None) -> None:
         self._kernel, self._sigma = kernel, sigma
         self._weight: Array = kernel.reshape(len(kernel), -1)
         self._starts: dict[float, tuple[CpTensor, Array | None]] = {}
@@ -185,7 +187,7 @@ class CpProblem:
             )
             return result
 
-        def normal(v: Array, gram: Array = gram, sigma: Array | None = self._sigma) -> Array:
+        def normal(v: Array, gram: Array = gram, sigma: Covariance | None = self._sigma) -> Array:
             parts = [v if m == mode else r.astype(v.dtype) for m, r in enumerate(rows)]
             terms = outer_rows(parts)
             return contracted(gram @ (terms if sigma is None else terms @ sigma))
@@ -198,8 +200,10 @@ class CpProblem:
         return conjugate_gradients(normal, target, rows[mode], steps, single)
 
     @lazy
-    def _single(self) -> tuple[Array, float]:
+    def _single(self) -> tuple[Covariance, float]:
         """``Sigma`` in float32, and what it is divided by."""
+        if isinstance(self._sigma, PhaseCovariance):
+            return self._sigma.single()
         assert self._sigma is not None
         return single_of(self._sigma)
 
@@ -216,9 +220,8 @@ class CpProblem:
         if power == 0 or self._sigma is None:
             return CpTensor(self._kernel), None
         channels = self._kernel.shape[1]
-        taps = len(self._sigma) // channels
-        blocks = self._sigma.reshape(channels, taps, channels, taps)
-        values, vectors = np.linalg.eigh(np.einsum("asbs->ab", blocks))
+        metric = PatchMetric.of(self._sigma, (channels, len(self._sigma) // channels), (0,))
+        values, vectors = np.linalg.eigh(metric.marginal())
         scale = np.maximum(values, 1e-9 * values[-1]) ** (power / 2)
         rotated = np.moveaxis(np.tensordot(self._kernel, vectors * scale, (1, 0)), -1, 1)
         return CpTensor(rotated), (vectors / scale).T

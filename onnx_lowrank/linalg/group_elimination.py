@@ -289,9 +289,11 @@ def _update(inverse: Array, mapped: Array, own: Indices) -> tuple[Array, Array]:
         numpy.linalg.LinAlgError: ``P_jj`` is not positive definite.
     """
     rows = inverse[own]
-    factor = linalg.cholesky(rows[:, own], lower=True, check_finite=False)
-    both = np.hstack([rows, mapped[own]])
-    solved = linalg.solve_triangular(factor, both, lower=True, check_finite=False)
+    # without the checks of scipy's wrappers, which take longer than a few columns
+    factor, failed = linalg.lapack.dpotrf(rows[:, own], lower=1)
+    if failed:
+        raise linalg.LinAlgError("the inverse is not positive definite")
+    solved = linalg.lapack.dtrtrs(factor, np.hstack([rows, mapped[own]]), lower=1)[0]
     return solved[:, : len(inverse)].T, solved[:, len(inverse) :].T
 
 

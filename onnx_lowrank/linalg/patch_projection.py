@@ -38,6 +38,8 @@ from scipy import linalg
 from onnx_lowrank.lazily import lazy
 from onnx_lowrank.linalg.cholesky import cholesky
 from onnx_lowrank.linalg.conjugate_gradients import Single, conjugate_gradients, single_of
+from onnx_lowrank.linalg.patch_metric import PatchMetric, contracted
+from onnx_lowrank.linalg.phase_covariance import Covariance
 
 __all__ = ["Factors", "PatchProjection"]
 
@@ -70,7 +72,11 @@ class PatchProjection:
     """
 
     def __init__(
-        self, kernel: Array, sigma: Array | None, first: Sequence[int], max_rank: int | None = None
+        self,
+        kernel: Array,
+        sigma: Covariance | None,
+        first: Sequence[int],
+        max_rank: int | None = None,
     ) -> None:
         patch = kernel.shape[1:]
         rest = [i for i in range(len(patch)) if i not in first]
@@ -78,20 +84,16 @@ class PatchProjection:
         self._first, self._rest = [patch[i] for i in first], [patch[i] for i in rest]
         a, b = math.prod(self._first), math.prod(self._rest)
         tensor = kernel.transpose(0, *(i + 1 for i in order)).reshape(len(kernel), a, b)
-        metric = None
-        if sigma is not None:
-            paired = sigma.reshape(*patch, *patch)
-            paired = paired.transpose(*order, *(i + len(patch) for i in order))
-            metric = paired.reshape(a * b, a * b)
-        self._a, self._b, self._metric = a, b, metric
+        self._a, self._b = a, b
+        self._metric = None if sigma is None else PatchMetric.of(sigma, patch, first)
         flat = tensor.reshape(len(kernel), a * b)
-        self._weighted = flat if metric is None else flat @ metric  # W Sigma
+        self._weighted = flat if self._metric is None else self._metric.product(flat)  # W Sigma
         self.energy = float(np.sum(self._weighted * flat))
         self._last: Array | None = None  # (N, R), where it is that of all ranks
         if b == 1:
-            self._basis, self._last, gains = _reduced_rank(flat, metric, self._weighted, max_rank)
+            self._basis, self._last, gains = _reduced_rank(flat, sigma, self._weighted, max_rank)
         else:
-            self._basis = _basis(tensor, metric, max_rank)
+            self._basis = _basis(tensor, self._metric, max_rank)
             gains = self._features[2]
         self._explained = np.concatenate([[0.0], np.cumsum(gains)])
 
@@ -139,27 +141,20 @@ class PatchProjection:
 
     def _improved(self, basis: Array, last: Array, steps: int) -> Array:
         """Lower ``||(W - H V) Sigma^(1/2)||^2`` in ``V`` by conjugate gradients from ``basis``."""
-        a, b, rank = self._a, self._b, len(basis)
         assert self._metric is not None
-        # the normal operator sum_b,b' (H^T H)[k b, k' b'] V[k'] Sigma[(., b'), (., b)]
-        gram = np.tensordot(last, last, (0, 0)).reshape(rank, b * rank * b)
-        metric = self._metric.reshape(a, b * a * b)
-
-        def normal(v: Array, gram: Array = gram, metric: Array = metric) -> Array:
-            read = (v @ metric).reshape(rank, b, a, b).transpose(3, 0, 1, 2)
-            product: Array = gram @ read.reshape(b * rank * b, a)
-            return product
-
-        target = np.tensordot(last, self._weighted.reshape(-1, a, b), ((0, 2), (0, 2)))
+        gram = np.tensordot(last, last, (0, 0))
+        weighted = self._weighted.reshape(-1, self._a, self._b)
+        target = np.tensordot(last, weighted, ((0, 2), (0, 2)))
         (small, one), (whole, other) = single_of(gram), self._single
-        single = Single(partial(normal, gram=small, metric=whole), one * other)
+        single = Single(partial(whole.normal, gram=small), one * other)
+        normal = partial(self._metric.normal, gram=gram)
         return conjugate_gradients(normal, target, basis, steps, single)
 
     @lazy
-    def _single(self) -> tuple[Array, float]:
+    def _single(self) -> tuple[PatchMetric, float]:
         """The metric in float32, and what it is divided by."""
         assert self._metric is not None
-        return single_of(self._metric.reshape(self._a, -1))
+        return self._metric.single()
 
     @lazy
     def _features(self) -> tuple[Array, Array, Array]:
@@ -168,11 +163,11 @@ class PatchProjection:
 
     def _regression(self, basis: Array) -> tuple[Array, Array, Array]:
         """Cholesky factor of the features' Gram matrix, ``W Sigma Z^T``, and gain of each rank."""
-        cross = _contract(self._weighted.T, basis, self._b).T
+        cross = contracted(self._weighted.T, basis, self._b).T
         if self._metric is None:
             gram = np.kron(basis @ basis.T, np.eye(self._b))
         else:
-            gram = _contract(_contract(self._metric, basis, self._b).T, basis, self._b)
+            gram = self._metric.gram(basis)
         factor = cholesky(gram)
         gains = linalg.solve_triangular(factor, cross.T, lower=True, check_finite=False)
         return factor, cross, np.sum(gains**2, axis=1).reshape(len(basis), self._b).sum(axis=1)
@@ -198,13 +193,13 @@ def _unit_rows(rows: Array) -> Array:
 
 
 def _reduced_rank(
-    weight: Array, metric: Array | None, weighted: Array, max_rank: int | None
+    weight: Array, sigma: Covariance | None, weighted: Array, max_rank: int | None
 ) -> tuple[Array, Array, Array]:
     """Compute the maps of all ranks where the basis contracts the whole patch.
 
     Args:
         weight: ``W (N, a)``.
-        metric: covariance ``(a, a)``; None is the identity.
+        sigma: covariance ``(a, a)``; None is the identity.
         weighted: ``W Sigma (N, a)``.
         max_rank: largest rank; by default the numerical rank.
 
@@ -216,7 +211,7 @@ def _reduced_rank(
         values, vectors = np.linalg.eigh(weight @ weighted.T)
         leading = vectors[:, ::-1][:, : _rank(values, weight.shape, max_rank)]
     else:
-        rotated = weight if metric is None else weight @ cholesky(metric)
+        rotated = weight if sigma is None else weight @ cholesky(np.asarray(sigma))
         values, vectors = np.linalg.eigh(rotated.T @ rotated)
         leading = rotated @ vectors[:, ::-1][:, : _rank(values, weight.shape, max_rank)]
         leading = np.linalg.qr(leading)[0]  # weak directions are orthogonal only up to rounding
@@ -226,11 +221,11 @@ def _reduced_rank(
     return _unit_rows(rows), leading * norms, gains
 
 
-def _basis(tensor: Array, metric: Array | None, max_rank: int | None) -> Array:
+def _basis(tensor: Array, metric: PatchMetric | None, max_rank: int | None) -> Array:
     """Compute the basis ``V (R, a)`` with unit rows."""
     outputs, a, b = tensor.shape
     stacked = tensor.transpose(1, 0, 2).reshape(a, outputs * b)
-    marginal = None if metric is None else np.einsum("ibjb->ij", metric.reshape(a, b, a, b))
+    marginal = None if metric is None else metric.marginal()
     if outputs * b <= a:
         weighted = stacked if marginal is None else marginal @ stacked
         values, vectors = np.linalg.eigh(stacked.T @ weighted)
@@ -248,9 +243,3 @@ def _rank(values: Array, shape: Sequence[int], most: int | None) -> int:
     floor = max(values[-1], 0.0) * max(shape) * np.finfo(np.float64).eps
     rank = max(int(np.sum(values > floor)), 1)
     return rank if most is None else min(rank, most)
-
-
-def _contract(matrix: Array, basis: Array, b: int) -> Array:
-    """Contract the rows ``(a, b)`` of ``matrix`` to rows ``(k, b)``."""
-    a, columns = basis.shape[1], matrix.shape[1]
-    return (basis @ matrix.reshape(a, b * columns)).reshape(-1, columns)

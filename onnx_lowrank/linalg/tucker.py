@@ -32,6 +32,7 @@ import numpy.typing as npt
 from scipy import linalg
 
 from onnx_lowrank.linalg.patch_projection import PatchProjection
+from onnx_lowrank.linalg.phase_covariance import Covariance
 
 __all__ = ["Tucker", "TuckerFactors"]
 
@@ -68,7 +69,9 @@ class Tucker(PatchProjection):
         max_inputs: largest q; by default the numerical rank.
     """
 
-    def __init__(self, kernel: Array, sigma: Array | None, max_inputs: int | None = None) -> None:
+    def __init__(
+        self, kernel: Array, sigma: Covariance | None, max_inputs: int | None = None
+    ) -> None:
         super().__init__(kernel, sigma, (0,), max_inputs)
         self._kernel = kernel.reshape(len(kernel), self._a, self._b)
         self._factor, self._cross, _ = self._features

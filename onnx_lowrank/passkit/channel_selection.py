@@ -23,8 +23,15 @@ from scipy import linalg
 
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.layers import Layer
-from onnx_lowrank.linalg.cholesky import cholesky
 from onnx_lowrank.linalg.groups import Consumer
+from onnx_lowrank.linalg.nested_losses import nested_losses
+from onnx_lowrank.linalg.phase_covariance import (
+    Covariance,
+    PhaseCovariance,
+    mean_variance,
+    taken,
+)
+from onnx_lowrank.linalg.phase_covariance import solved as regressed
 
 __all__ = ["Part", "Selection", "parts_of", "solved_weights"]
 
@@ -43,7 +50,7 @@ class Part:
         width: columns of one channel.
     """
 
-    sigma: Array
+    sigma: Covariance
     weight: Array
     share: float
 
@@ -51,22 +58,31 @@ class Part:
 
     @property
     def consumer(self) -> Consumer:
-        """The same for the solvers."""
-        widths = [self.width] * (len(self.sigma) // self.width)
-        return Consumer(self.sigma, self.weight @ self.sigma, widths, self.share)
+        """The same for the solvers, with its covariance written out."""
+        sigma = np.asarray(self.sigma)
+        widths = [self.width] * (len(sigma) // self.width)
+        return Consumer(sigma, self.weight @ sigma, widths, self.share)
+
+    @property
+    def phases(self) -> list[Part]:
+        """A part for each phase, as if it had no bias; otherwise itself.
+
+        To solve phases together, for the bias that they share, costs four times as much. In
+        transposed convolutions of a depth network channels chosen so lost at most 1 % more.
+        """
+        if not isinstance(self.sigma, PhaseCovariance):
+            return [self]
+        return [
+            Part(block, self.weight[:, at], self.share, len(at) * self.width // len(self.sigma))
+            for block, at in zip(self.sigma.blocks, self.sigma.columns, strict=True)
+            if len(at)
+        ]
 
     def losses(self, order: Labels, solved: bool) -> Array:
         """Loss ``(G + 1,)`` when the first k channels of ``order`` are kept, k from 0 to all."""
         columns = (order[:, None] * self.width + np.arange(self.width)).reshape(-1)
-        sigma = self.sigma[np.ix_(columns, columns)]
-        weight = self.weight[:, columns]
-        if solved:
-            lost = np.sum((weight @ cholesky(sigma)) ** 2, axis=0)
-        else:  # tr(W_j S_jj W_j^T) and twice its products with what was dropped before
-            gram = (weight.T @ weight) * sigma
-            lost = np.diag(gram) + 2 * np.triu(gram, 1).sum(axis=1)
-        by_channel = lost.reshape(-1, self.width).sum(axis=1)
-        return self.share * np.concatenate([np.cumsum(by_channel[::-1])[::-1], [0.0]])
+        sigma = taken(self.sigma, columns)
+        return self.share * nested_losses(self.weight[:, columns], sigma, self.width, solved)
 
 
 @dataclass(frozen=True)
@@ -81,6 +97,11 @@ class Selection:
 
     parts: tuple[Part, ...]
     made: tuple[Array, Array]
+
+    @property
+    def phases(self) -> list[Part]:
+        """The readers, the phases of each apart."""
+        return [phase for part in self.parts for phase in part.phases]
 
     @property
     def size(self) -> int:
@@ -122,10 +143,11 @@ def parts_of(
     masks = None if rows is None else rows.reshape(layer.groups, -1)
     parts = []
     for g, matrix in enumerate(matrices):
-        sigma = moments.sigma(g)
+        sigma = moments.of_group(g)
         sigma = np.eye(layer.patch) if sigma is None else sigma
-        own = sigma[np.ix_(patch, patch)]
+        own = taken(sigma, patch)
         if len(rest):
+            sigma, own = np.asarray(sigma), np.asarray(own)
             between = sigma[np.ix_(rest, patch)]
             factor = linalg.cho_factor(sigma[np.ix_(rest, rest)], lower=True, check_finite=False)
             own = own - between.T @ linalg.cho_solve(factor, between, check_finite=False)
@@ -146,13 +168,14 @@ def solved_weights(
     patch = (kept[:, None] * taps + np.arange(taps)).reshape(-1)
     weights, shifts = [], []
     for g, matrix in enumerate(stage.matrices):
-        sigma = moments.sigma(g)
+        sigma = moments.of_group(g)
         solved = matrix[:, patch]
         if sigma is not None:
-            inner = sigma[np.ix_(patch, patch)]
-            inner[np.diag_indices(len(patch))] += ridge * float(np.trace(sigma)) / len(sigma)
-            factor = linalg.cho_factor(inner, lower=True, overwrite_a=True, check_finite=False)
-            solved = linalg.cho_solve(factor, sigma[patch] @ matrix.T, check_finite=False).T
+            if isinstance(sigma, PhaseCovariance):
+                right = (matrix @ sigma)[:, patch].T
+            else:
+                right = sigma[patch] @ matrix.T
+            solved = regressed(taken(sigma, patch), ridge * mean_variance(sigma), right).T
         weights.append(solved)
         if moments.mean is not None:
             shifts.append(matrix @ moments.mean[g] - solved @ moments.mean[g][patch])

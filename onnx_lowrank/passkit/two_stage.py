@@ -16,6 +16,7 @@ from onnx_lowrank.layers import Layer
 from onnx_lowrank.lazily import lazy
 from onnx_lowrank.linalg.error_interpolation import interpolated_gain
 from onnx_lowrank.linalg.patch_projection import Factors, PatchProjection
+from onnx_lowrank.linalg.phase_covariance import Covariance
 from onnx_lowrank.passkit.rank_grid import aligned_ranks, spread
 
 __all__ = [
@@ -218,13 +219,18 @@ def two_stage(
     )
     max_rank = None if max_parameters is None else max(max_parameters // per_rank, 1)
     kernels = stage.weight.reshape(groups, layer.shape[0] // groups, *layer.shape[1:])
+
+    def solved(kernel: Array, sigma: Covariance | None) -> Projection:
+        if solve is None:
+            return PatchProjection(kernel, sigma, first, max_rank)
+        return solve(kernel, None if sigma is None else np.asarray(sigma), first, max_rank)
+
     return TwoStage(
         variant,
         stage,
         moments,
         tuple(
-            (solve or PatchProjection)(kernel, _design(moments.sigma(g), metric), first, max_rank)
-            for g, kernel in enumerate(kernels)
+            solved(kernel, _design(moments.of_group(g), metric)) for g, kernel in enumerate(kernels)
         ),
         geometries,
         roles,
@@ -243,11 +249,11 @@ def worth_refining(error: float) -> bool:
     return 1e-4 < error < 0.6
 
 
-def _design(sigma: Array | None, metric: str) -> Array | None:
+def _design(sigma: Covariance | None, metric: str) -> Covariance | None:
     """The matrix ``(d, d)`` that the chain is fitted under; None is the identity."""
     if sigma is None or metric == "identity":
         return None
-    return np.diag(np.diag(sigma)) if metric == "diagonal" else sigma
+    return np.diag(np.diag(np.asarray(sigma))) if metric == "diagonal" else sigma
 
 
 def split_geometry(geometry: Geometry, axes: tuple[int, ...]) -> tuple[Geometry, Geometry]:

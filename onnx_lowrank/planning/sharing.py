@@ -24,6 +24,7 @@ from onnx_lowrank.errors import PlanError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.layers.writer import Written, apply_chain
+from onnx_lowrank.linalg.phase_covariance import by_group
 from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.asking import NODE_BYTES, Question
 from onnx_lowrank.planning.candidates import Candidate, Choice
@@ -84,7 +85,7 @@ def pooled(moments: Sequence[Moments]) -> Moments:
         parts = [m.mean * (m.count / max(total, 1)) for m in moments if m.mean is not None]
         return Moments(total, np.sum(parts, axis=0), one_hot=True) if total else moments[0]
     known = [
-        (m.count, m.mean, m.covariance)
+        (m.count, m.mean, np.stack([np.asarray(s) for s in by_group(m.covariance)]))
         for m in moments
         if m.count and m.mean is not None and m.covariance is not None
     ]

@@ -14,6 +14,7 @@ from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.layers import Layer, PlacedLayer
 from onnx_lowrank.linalg.gate_metric import GateMetric
 from onnx_lowrank.linalg.output_metric import ResponseMetric
+from onnx_lowrank.linalg.phase_covariance import PhaseCovariance
 from onnx_lowrank.pruning.turns import Turn, turned_moments
 
 __all__ = ["RemainingMoments", "remaining_moments"]
@@ -84,6 +85,8 @@ def _restricted(moments: Moments, layer: Layer, positions: Labels | None) -> Mom
     taps = int(np.prod(layer.shape[2:], dtype=int))
     patch = (positions[:, None] * taps + np.arange(taps)).reshape(-1)
     covariance = moments.covariance
-    if covariance is not None:
+    if isinstance(covariance, PhaseCovariance):
+        covariance = covariance.taken(patch)
+    elif covariance is not None:
         covariance = covariance[:, patch[:, None], patch]
     return replace(moments, mean=moments.mean[:, patch], covariance=covariance)

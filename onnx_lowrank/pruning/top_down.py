@@ -24,12 +24,14 @@ import numpy.typing as npt
 from onnx_lowrank.analysis.accumulator import Accumulator
 from onnx_lowrank.analysis.counted_rows import counted_rows, only
 from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.analysis.phase_sums import PhaseSums, phase_rows, sums_for
 from onnx_lowrank.analysis.preparation import Prepared
 from onnx_lowrank.analysis.reader import batch_size, drawn_positions
 from onnx_lowrank.analysis.streaming import MEMORY
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Layer, PlacedLayer
 from onnx_lowrank.linalg.blas_threads import blas_for
+from onnx_lowrank.linalg.phase_covariance import by_group
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning.channel_cuts import KeptChannels
 from onnx_lowrank.pruning.pruner import Pruner
@@ -102,7 +104,7 @@ def _measured(
     inputs = list(dict.fromkeys(layer.input for layer in readers))
     parts = [g.extract(g.input_types(), inputs) for g in (prepared.graph, current)]
     sessions = [runtime.session(p, lean=True) if p.proto.graph.node else None for p in parts]
-    sums = {la.name: Accumulator(la.groups, la.patch, la.shape[0] // la.groups) for la in readers}
+    sums = {la.name: sums_for(la.geometry, la.patch, la.shape[0] // la.groups) for la in readers}
     stages = {la.name: la.stage for la in readers}
     size = batch_size(inputs * 2, prepared.shapes, MEMORY // 4)
     for feed in calibration.batches(size):
@@ -118,24 +120,26 @@ def _measured(
             before = first[layer.input].shape
             if before[:1] != x.shape[:1] or layer.geometry.positions(before) != positions:
                 continue  # the number of rows depends on data: rows of both models do not match
-            y = responses_of(stages[layer.name], first[layer.input], index)
-            rows = counted_rows(counted, layer.geometry, x.shape, index)
-            with blas_for(layer.patch):
-                sums[layer.name].update(only(layer.geometry.patches(x, index), rows), only(y, rows))
+            phases = phase_rows(layer.geometry, x.shape, index)
+            for part, phase in zip(sums[layer.name].parts, phases, strict=True):
+                y = responses_of(stages[layer.name], first[layer.input], phase)
+                rows = counted_rows(counted, layer.geometry, x.shape, phase.index)
+                with blas_for(layer.patch):
+                    part.update(only(phase.patches(layer.geometry, x), rows), only(y, rows))
     return {la.name: _solved(la.value, sums[la.name]) for la in readers}
 
 
-def _solved(layer: Layer, both: Accumulator) -> ReaderTarget:
+def _solved(layer: Layer, both: Accumulator | PhaseSums) -> ReaderTarget:
     stage, width = layer.stage, layer.patch
     moments: Moments = both.moments()
-    if moments.covariance is None or not np.isfinite(both.cross).all():
+    if moments.covariance is None or not np.isfinite(both.cross_scatter).all():
         return ReaderTarget(layer, moments)
     with blas_for(width):
         weights = np.stack(
             [
                 solution(matrix, inputs, cross, _RIDGE)
                 for matrix, inputs, cross in zip(
-                    stage.matrices, both.scatter, both.cross_scatter, strict=True
+                    stage.matrices, by_group(both.scatter), both.cross_scatter, strict=True
                 )
             ]
         )

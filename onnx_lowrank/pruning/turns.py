@@ -18,6 +18,7 @@ import numpy.typing as npt
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.channels.atoms import IntArray
 from onnx_lowrank.layers import Layer
+from onnx_lowrank.linalg.phase_covariance import by_group
 
 __all__ = ["Turn", "turned_layer", "turned_moments"]
 
@@ -80,6 +81,6 @@ def turned_moments(layer: str, moments: Moments, turns: Iterable[Turn]) -> Momen
         if mean is not None:
             mean = turn.rows_of(mean[0])[None]
         if covariance is not None:
-            covariance = turn.rows_of(turn.rows_of(covariance[0]).T)[None]
+            covariance = turn.rows_of(turn.rows_of(np.asarray(by_group(covariance)[0])).T)[None]
         moments = replace(moments, mean=mean, covariance=covariance)
     return moments

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.linalg.phase_covariance import by_group
 from onnx_lowrank.linalg.relu_regression import SCHEDULE, ReluProblem, rectified
 
 __all__ = ["Behind", "DrawnRows", "ceiling_behind", "fitted_behind_relu"]
@@ -182,7 +183,8 @@ class _Fit:
 
     def __init__(self, stage: Stage, moments: Moments, drawn: DrawnRows) -> None:
         assert moments.covariance is not None
-        self._stage, self._sigma, self._ceiling = stage, moments.covariance, drawn.ceiling
+        self._stage, self._ceiling = stage, drawn.ceiling
+        self._sigma = by_group(moments.covariance)
         self._groups = range(stage.groups)
         self._fit, self._held = drawn.rows(False), drawn.rows(True)
         wanted = self._held[1]
@@ -242,7 +244,7 @@ class _Fit:
         weights, biases = self._stage.matrices.astype(np.float64), _biases(self._stage)
         return [
             ReluProblem(
-                x[g], y[g], weights[g], biases[g], given=s[g], sigma=self._sigma[g],
+                x[g], y[g], weights[g], biases[g], given=s[g], sigma=np.asarray(self._sigma[g]),
                 ridge=RIDGE, ceiling=self._ceiling,
             )
             for g in self._groups

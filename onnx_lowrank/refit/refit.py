@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnx_lowrank.analysis.accumulator import Accumulator
 from onnx_lowrank.analysis.streaming import Streaming
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Destination
@@ -33,7 +32,7 @@ from onnx_lowrank.layers.writer import update_chain
 from onnx_lowrank.linalg.blas_threads import blas_for
 from onnx_lowrank.refit.behind_relu import Behind, DrawnRows, ceiling_behind, fitted_behind_relu
 from onnx_lowrank.refit.regression import best_ridge
-from onnx_lowrank.refit.shared import Batch, Shared, shared_tasks
+from onnx_lowrank.refit.shared import Batch, Shared, Sums, shared_tasks
 from onnx_lowrank.refit.stepwise import Walker
 from onnx_lowrank.refit.task import Task
 from onnx_lowrank.samples.dataset import Dataset
@@ -151,8 +150,8 @@ def _drawn(
 def _solved(
     graph: Graph,
     group: Shared,
-    fit: Accumulator,
-    held: Accumulator,
+    fit: Sums,
+    held: Sums,
     drawn: Sequence[DrawnRows | None],
 ) -> dict[str, Refit]:
     """Solve the tasks of a group, and write their chains; results by layer name."""
@@ -160,7 +159,7 @@ def _solved(
         fit = held = fit if fit.count else held
     if not fit.count:
         return {}
-    both = fit if held is fit else fit.merge(held)
+    both = fit if held is fit else fit.merge(held)  # type: ignore[arg-type]
     silent = fit.says_nothing(group.width) or not both.finite
     found = []
     for place, task in enumerate(group.tasks):

@@ -18,7 +18,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
+
+from onnx_lowrank.linalg.phase_covariance import (
+    Covariance,
+    PhaseCovariance,
+    by_group,
+    mean_variance,
+    solved,
+)
 
 __all__ = ["RIDGES", "Regression", "best_ridge", "solution"]
 
@@ -34,7 +41,7 @@ class Regression:
 
     Attributes:
         count: number of rows.
-        inputs: sum of ``x x^T``, ``(groups, d, d)``.
+        inputs: sum of ``x x^T``, ``(groups, d, d)``, or that of the phases of one group.
         cross: sum of ``y x^T``, ``(groups, n, d)``.
         energy: sum of ``||y||^2``.
         input_mean: ``E[x]``, ``(groups, d)``.
@@ -42,7 +49,7 @@ class Regression:
     """
 
     count: int
-    inputs: Array
+    inputs: Array | PhaseCovariance
     cross: Array
     energy: float
     input_mean: Array
@@ -55,7 +62,7 @@ class Regression:
             start: present weights, ``(groups, n, d)``.
             ridge: in units of the mean variance of ``x``; infinite keeps the present weights.
         """
-        parts = zip(start, self.inputs, self.cross, strict=True)
+        parts = zip(start, by_group(self.inputs), self.cross, strict=True)
         return np.stack([solution(w, inputs, cross, ridge) for w, inputs, cross in parts])
 
     def bias(self, weights: Array) -> Array:
@@ -77,7 +84,7 @@ class Regression:
         return total / self.count + float(np.vdot(offset, offset))
 
 
-def solution(start: Array, inputs: Array, cross: Array, ridge: float) -> Array:
+def solution(start: Array, inputs: Covariance, cross: Array, ridge: float) -> Array:
     """Weights ``W*`` of one group under a ridge, by the module's formula.
 
     Args:
@@ -86,18 +93,13 @@ def solution(start: Array, inputs: Array, cross: Array, ridge: float) -> Array:
         cross: covariance of ``y`` with ``x``, or the same multiple, ``(n, d)``.
         ridge: ridge in units of the mean variance of ``x``; infinite keeps the present weights.
     """
-    width = start.shape[1]
-    unit = float(np.trace(inputs)) / width
+    unit = mean_variance(inputs)
     if not np.isfinite(ridge) or unit <= 0:
         return start
-    shifted = inputs.copy()
-    shifted[np.diag_indices(width)] += ridge * unit
-    residual = (cross - start @ inputs).T
     try:
-        factor = linalg.cho_factor(shifted, lower=True, overwrite_a=True, check_finite=False)
-    except linalg.LinAlgError:  # the ridge is smaller than the rounding of the sums
+        step = solved(inputs, ridge * unit, (cross - start @ inputs).T)
+    except np.linalg.LinAlgError:  # the ridge is smaller than the rounding of the sums
         return start
-    step: Array = linalg.cho_solve(factor, residual, overwrite_b=True, check_finite=False)
     return start + step.T
 
 

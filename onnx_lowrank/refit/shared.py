@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,14 @@ import numpy.typing as npt
 from onnx_lowrank.analysis.accumulator import Accumulator
 from onnx_lowrank.analysis.counted_rows import Counted, counted_rows, only
 from onnx_lowrank.analysis.moments import Moments, response_error
+from onnx_lowrank.analysis.phase_sums import (
+    PhaseRows,
+    PhaseSums,
+    in_phases,
+    phase_columns,
+    phase_rows,
+    sums_for,
+)
 from onnx_lowrank.analysis.reader import drawn_positions
 from onnx_lowrank.chains.chain import Stage
 from onnx_lowrank.chains.geometry import Geometry
@@ -31,7 +39,7 @@ from onnx_lowrank.refit.behind_relu import DrawnRows
 from onnx_lowrank.refit.regression import Regression
 from onnx_lowrank.refit.task import Task
 
-__all__ = ["Batch", "Shared", "responses_of", "shared_tasks"]
+__all__ = ["Batch", "Shared", "Sums", "responses_of", "shared_tasks"]
 
 Array = npt.NDArray[np.floating[Any]]
 Rows = Mapping[str, npt.NDArray[Any]]
@@ -39,6 +47,7 @@ Rows = Mapping[str, npt.NDArray[Any]]
 _ROWS = 0.4
 #: input of a layer of the original model: the tensor, how patches are cut out of it, their length
 Source = tuple[str, Geometry, int]
+Sums = Accumulator | PhaseSums
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,21 @@ class Batch:
     current: Rows
     held: bool
     counted: Counted = None
+
+
+class _Rows(NamedTuple):
+    """What is read of the rows of one phase of a batch.
+
+    Attributes:
+        patches: ``x (groups, rows, d_p)``.
+        before: patches ``x0`` of each source.
+        pairs: what a task should answer, residual sum and all, and the skip branch as it is now, by
+            place of the task.
+    """
+
+    patches: Array
+    before: Mapping[Source, Array]
+    pairs: Mapping[int, tuple[Array, Array | None]]
 
 
 @dataclass(frozen=True)
@@ -94,6 +118,8 @@ class Shared:
     @cached_property
     def _by_input(self) -> Mapping[int, Source]:
         """Inputs of the tasks, by place, whose responses are computed instead of read."""
+        if in_phases(self.geometry):  # an input may be in others
+            return {}
         own = {n: _source(t) for n, t in enumerate(self.tasks) if _by_itself(t, self.ends[n])}
         width = self.width + sum(source[2] for source in set(own.values()))
         outputs = sum(self.tasks[n].stage.matrices.shape[1] for n in own)
@@ -114,7 +140,7 @@ class Shared:
     @cached_property
     def _outputs(self) -> Mapping[int, int]:
         """Columns at which the responses of tasks begin, by place, where they are read."""
-        places, column = {}, self.width + sum(source[2] for source in self._sources)
+        places, column = {}, self._inputs
         for n, task in enumerate(self.tasks):
             if n not in self._by_input:
                 places[n] = column
@@ -127,7 +153,7 @@ class Shared:
         samples: int,
         rng: np.random.Generator,
         drawn: Sequence[DrawnRows | None],
-    ) -> tuple[Accumulator, Accumulator]:
+    ) -> tuple[Sums, Sums]:
         """Sum over the batches to fit on, and over those held out.
 
         Args:
@@ -137,40 +163,65 @@ class Shared:
             drawn: takes rows for tasks that are fitted behind a ReLU.
         """
         groups = self.tasks[0].stage.groups
-        inputs = self.width + sum(source[2] for source in self._sources)
         outputs = sum(self.tasks[n].stage.matrices.shape[1] for n in self._outputs)
-        fit, held = (Accumulator(groups, inputs, outputs) for _ in range(2))
+        fit, held = (sums_for(self.geometry, self._inputs, outputs) for _ in range(2))
         for batch in batches:
             x = batch.current[self.tasks[0].reads].astype(np.float32, copy=False)
             positions = self.geometry.positions(x.shape)
             index = drawn_positions(positions, (groups, self.width), samples, rng, _ROWS)
-            rows = counted_rows(batch.counted, self.geometry, x.shape, index)
-            patches = only(self.geometry.patches(x, index), rows)
-            before = {s: only(_patches(s, batch.original, index), rows) for s in self._sources}
-            pairs = {n: self._responses(n, batch, index, rows) for n in self._outputs}
-            responses = [
-                self.tasks[n].weighed(total if skip is None else total - skip, 2)
-                for n, (total, skip) in pairs.items()
-            ]
-            (held if batch.held else fit).update(patches, *before.values(), *responses)
+            phases = phase_rows(self.geometry, x.shape, index)
+            read = [self._read(batch, x, phase) for phase in phases]
+            for part, rows in zip((held if batch.held else fit).parts, read, strict=True):
+                responses = [
+                    self.tasks[n].weighed(total if skip is None else total - skip, 2)
+                    for n, (total, skip) in rows.pairs.items()
+                ]
+                part.update(rows.patches, *rows.before.values(), *responses)
             for n, some in enumerate(drawn):
                 if some is not None:
-                    at = some.draw(patches.shape[1])
-                    if n in self._by_input:
-                        seen = before[self._by_input[n]][:, at]
-                        total, skip = _response(self.tasks[n], seen), None
-                    else:
-                        total, skip = pairs[n]
-                        total, skip = total[:, at], None if skip is None else skip[:, at]
-                    given = np.zeros_like(total) if skip is None else skip
-                    some.add(patches[:, at], total, given, batch.held)
+                    self._draw(n, some, read, batch.held)
         return fit, held
 
-    def regression(self, place: int, sums: Accumulator) -> Regression:
+    @property
+    def _inputs(self) -> int:
+        """Number of columns of ``[x, x0]``."""
+        return self.width + sum(source[2] for source in self._sources)
+
+    def _read(self, batch: Batch, x: Array, phase: PhaseRows) -> _Rows:
+        rows = counted_rows(batch.counted, self.geometry, x.shape, phase.index)
+        return _Rows(
+            only(phase.patches(self.geometry, x), rows),
+            {s: only(_patches(s, batch.original, phase.index), rows) for s in self._sources},
+            {n: self._responses(n, batch, phase.index, rows) for n in self._outputs},
+        )
+
+    def _draw(self, place: int, some: DrawnRows, read: Sequence[_Rows], held: bool) -> None:
+        """Draw rows of a batch for a task that is fitted behind a ReLU."""
+        ends = np.cumsum([rows.patches.shape[1] for rows in read])
+        drawn = some.draw(int(ends[-1]))
+        phases = phase_columns(self.geometry, self.width)
+        for rows, columns, end in zip(read, phases, ends, strict=True):
+            at = drawn - (end - rows.patches.shape[1])
+            at = at[(at >= 0) & (drawn < end)]
+            if place in self._by_input:
+                seen = rows.before[self._by_input[place]][:, at]
+                total, skip = _response(self.tasks[place], seen), None
+            else:
+                total, skip = rows.pairs[place]
+                total, skip = total[:, at], None if skip is None else skip[:, at]
+            patches = rows.patches[:, at]
+            if len(read) > 1:
+                own = patches
+                patches = np.zeros((*own.shape[:2], self.width), own.dtype)
+                patches[:, :, columns] = own
+            some.add(patches, total, np.zeros_like(total) if skip is None else skip, held)
+
+    def regression(self, place: int, sums: Sums) -> Regression:
         """The regression of one of the tasks, in weighed outputs."""
         task, width, mean = self.tasks[place], self.width, sums.mean
-        inputs = sums.scatter[:, :width, :width]
+        inputs = sums.scatter if isinstance(sums, PhaseSums) else sums.scatter[:, :width, :width]
         if place in self._by_input:
+            assert not isinstance(sums, PhaseSums)  # their responses are read
             first = self._sources[self._by_input[place]]
             last = first + self._by_input[place][2]
             weights, bias = map(task.weighed, _map(task))
@@ -184,7 +235,7 @@ class Shared:
                 np.einsum("gnd,gd->gn", weights, mean[:, first:last]) + bias,
             )
         outputs = task.stage.matrices.shape[1]
-        start = self._outputs[place] - sums.scatter.shape[2]
+        start = self._outputs[place] - self._inputs
         here = slice(start, start + outputs)
         return Regression(
             sums.count,
@@ -249,12 +300,10 @@ def shared_tasks(compressed: Graph, tasks: Sequence[Task]) -> list[Shared]:
     return [Shared(*group) for group in groups]
 
 
-def responses_of(
-    stage: Stage, values: npt.NDArray[Any], index: npt.NDArray[np.intp] | None
-) -> Array:
+def responses_of(stage: Stage, values: npt.NDArray[Any], phase: PhaseRows) -> Array:
     """Responses ``(groups, rows, N / groups)`` of ``stage`` to its input ``values``."""
-    patches = stage.geometry.patches(values.astype(np.float32, copy=False), index)
-    return _answer(stage.matrices, stage.bias, patches)
+    patches = phase.patches(stage.geometry, values.astype(np.float32, copy=False))
+    return _answer(phase.columns(stage), stage.bias, patches)
 
 
 def _answer(weights: Array, bias: Array | None, patches: Array) -> Array:

@@ -163,7 +163,7 @@ def test_spilled_moments_are_those_that_were_held() -> None:
     spilled = MomentStore(memory=0)
     for name in held:
         spilled.add(held[name], name)
-    assert all(isinstance(spilled._found[name][2], Slot) for name in held)
+    assert all(isinstance(spilled._found[name].blocks[0], Slot) for name in held)
     assert list(spilled) == list(held)
     for name in held:
         same(spilled[name], held[name], 0.0)
@@ -174,7 +174,7 @@ def test_the_store_spills_what_is_over_its_memory() -> None:
     store = MomentStore(memory=2 * moments.bytes)
     for name in "abcd":
         store.add(moments, name)
-    on_disk = [isinstance(store._found[name][2], Slot) for name in "abcd"]
+    on_disk = [isinstance(store._found[name].blocks[0], Slot) for name in "abcd"]
     assert on_disk == [False, False, True, True]
     store.add(Moments(), "none")
     assert store["none"] == Moments()
