@@ -32,6 +32,7 @@ from onnx_lowrank.planning.chain_cutter import ChainCutter
 from onnx_lowrank.planning.layer_globs import check_globs, selected
 from onnx_lowrank.planning.plan import GroupDecision
 from onnx_lowrank.planning.proposals import Proposals
+from onnx_lowrank.planning.rounded import Rounded
 from onnx_lowrank.planning.timed_candidates import Timed
 from onnx_lowrank.pruning.channel_cuts import KeptChannels
 from onnx_lowrank.pruning.cutting import Cutting
@@ -101,6 +102,7 @@ class Memo:
         narrowed: proposals of models without some channels, by channels, metric and rule.
         timed: proposals with times as costs, likewise.
         chains: that were cut for layers.
+        rounded: what int8 costs the chains of a layer, by name and channels.
         unfinished: files of moments, which are kept until the job is done.
     """
 
@@ -114,6 +116,7 @@ class Memo:
     layers: dict[Hashable, Proposals] = field(default_factory=dict)
     narrowed: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(4))
     timed: Recent[Hashable, Timed] = field(default_factory=lambda: Recent(2))
+    rounded: dict[Hashable, Rounded] = field(default_factory=dict)
     unfinished: list[MomentCache] = field(default_factory=list)
 
 
@@ -229,7 +232,9 @@ def leaving(analysis: Analysis, layers: Collection[str], reason: str) -> Analysi
     )
     skipped = {**job.options.skipped, **dict.fromkeys(layers, reason)}
     known = analysis.memo
-    memo = Memo(known.chains, layers=known.layers, unfinished=known.unfinished)
+    memo = Memo(
+        known.chains, layers=known.layers, rounded=known.rounded, unfinished=known.unfinished
+    )
     job = replace(job, options=replace(job.options, skipped=skipped))
     return Analysis(job, analysis.before, prepared, memo)
 
