@@ -32,7 +32,6 @@ from onnx_lowrank.planning.chain_cutter import ChainCutter
 from onnx_lowrank.planning.layer_globs import check_globs, selected
 from onnx_lowrank.planning.plan import GroupDecision
 from onnx_lowrank.planning.proposals import Proposals
-from onnx_lowrank.planning.rounded import Rounded
 from onnx_lowrank.planning.timed_candidates import Timed
 from onnx_lowrank.pruning.channel_cuts import KeptChannels
 from onnx_lowrank.pruning.cutting import Cutting
@@ -102,7 +101,7 @@ class Memo:
         narrowed: proposals of models without some channels, by channels, metric and rule.
         timed: proposals with times as costs, likewise.
         chains: that were cut for layers.
-        rounded: what int8 costs the chains of a layer, by name and channels.
+        rounded: what int8 adds to the errors of chains, by layer, channels, form and rank.
         unfinished: files of moments, which are kept until the job is done.
     """
 
@@ -116,7 +115,7 @@ class Memo:
     layers: dict[Hashable, Proposals] = field(default_factory=dict)
     narrowed: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(4))
     timed: Recent[Hashable, Timed] = field(default_factory=lambda: Recent(2))
-    rounded: dict[Hashable, Rounded] = field(default_factory=dict)
+    rounded: dict[Hashable, float] = field(default_factory=dict)
     unfinished: list[MomentCache] = field(default_factory=list)
 
 

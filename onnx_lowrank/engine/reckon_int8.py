@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.analysis.rounding import rounding_error
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.propose import Proposed
+from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.planning.plan import Decision
 from onnx_lowrank.planning.rounded import Rounded
 from onnx_lowrank.runtime.quantizable import LAYERS
@@ -45,8 +47,7 @@ def chosen_for_int8(
     pruner = analysis.pruner("macs") if kept else None
     layers = {la.name: la for la in work.layers if la.op in LAYERS[mode] and not la.value.lookup}
     channels = {n: pruner.channels_of(la, kept) if pruner else b"" for n, la in layers.items()}
-    memo = analysis.memo.rounded
-    known = {n: memo.setdefault((n, channels[n], mode), Rounded()) for n in layers}
+    known = {name: Rounded() for name in layers}
     decisions = choose(known)
     for _ in range(_ROUNDS):
         new = [
@@ -54,14 +55,22 @@ def chosen_for_int8(
         ]
         if not new:
             break
-        for decision in new:
-            layer, moments = layers[decision.layer], work.moments[decision.layer]
-            chain = analysis.memo.chains.cut(channels[layer.name], layer, decision, moments)
-            stage = layer.stage
-            alone = rounding_error(stage, Chain((stage,)), moments)
-            added = rounding_error(stage, chain, moments) - alone
-            known[layer.name].add(
-                decision, min(max(added, 0.0), _LARGEST) if math.isfinite(added) else _LARGEST
-            )
+        for d in new:
+            moments = work.moments[d.layer]
+            known[d.layer].add(d, _added(analysis, layers[d.layer], channels[d.layer], d, moments))
         decisions = choose(known)
     return decisions
+
+
+def _added(
+    analysis: Analysis, layer: PlacedLayer, channels: bytes, decision: Decision, moments: Moments
+) -> float:
+    """What int8 adds to the error of a chain, more than to that of the layer as it is."""
+    memo, form = analysis.memo, (decision.method, decision.variant, decision.rank)
+    key = (layer.name, channels, form)
+    if key not in memo.rounded:
+        chain, stage = memo.chains.cut(channels, layer, decision, moments), layer.stage
+        alone = rounding_error(stage, Chain((stage,)), moments)
+        more = rounding_error(stage, chain, moments) - alone
+        memo.rounded[key] = min(max(more, 0.0), _LARGEST) if math.isfinite(more) else _LARGEST
+    return memo.rounded[key]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from onnx_lowrank.chains.chain import Rank
 from onnx_lowrank.planning.candidates import Candidate, Choice
 from onnx_lowrank.planning.plan import Decision
 
@@ -21,25 +22,26 @@ class Rounded:
     """What int8 costs chains of one layer, more than it costs the layer as it is.
 
     Attributes:
-        errors: relative response errors, by method and form, then by number of parameters.
+        errors: number of parameters and relative response error by rank, by method and form.
     """
 
-    errors: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
+    errors: dict[tuple[str, str], dict[Rank, tuple[int, float]]] = field(default_factory=dict)
 
     def known(self, of: Candidate | Decision) -> bool:
         """Whether the very chain was measured."""
-        return of.parameters in self.errors.get((of.method, of.variant), {})
+        return of.rank in self.errors.get((of.method, of.variant), {})
 
     def add(self, of: Candidate | Decision, error: float) -> None:
         """Keep what was measured of a chain."""
-        self.errors.setdefault((of.method, of.variant), {})[of.parameters] = error
+        self.errors.setdefault((of.method, of.variant), {})[of.rank] = of.parameters, error
 
     def error(self, of: Candidate) -> float:
-        """That of the chain of the same form that is nearest in parameters; 0 without one."""
-        found = self.errors.get((of.method, of.variant))
-        if not found:
-            return 0.0
-        return found[min(found, key=lambda p: (abs(p - of.parameters), p))]
+        """That of the chain, or of the one of its form nearest in parameters; 0 without one."""
+        found = self.errors.get((of.method, of.variant), {})
+        if of.rank in found:
+            return found[of.rank][1]
+        near = min(found.values(), key=lambda f: (abs(f[0] - of.parameters), f), default=(0, 0.0))
+        return near[1]
 
 
 def with_rounding(choices: Sequence[Choice], rounded: Mapping[str, Rounded]) -> list[Choice]:
