@@ -101,6 +101,7 @@ class Memo:
         narrowed: proposals of models without some channels, by channels, metric and rule.
         timed: proposals with times as costs, likewise.
         chains: that were cut for layers.
+        rounded: what int8 adds to the errors of chains, by layer, channels, form and rank.
         unfinished: files of moments, which are kept until the job is done.
     """
 
@@ -114,6 +115,7 @@ class Memo:
     layers: dict[Hashable, Proposals] = field(default_factory=dict)
     narrowed: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(4))
     timed: Recent[Hashable, Timed] = field(default_factory=lambda: Recent(2))
+    rounded: dict[Hashable, float] = field(default_factory=dict)
     unfinished: list[MomentCache] = field(default_factory=list)
 
 
@@ -230,7 +232,9 @@ def leaving(analysis: Analysis, layers: Collection[str], reason: str) -> Analysi
     )
     skipped = {**job.options.skipped, **dict.fromkeys(layers, reason)}
     known = analysis.memo
-    memo = Memo(known.chains, layers=known.layers, unfinished=known.unfinished)
+    memo = Memo(
+        known.chains, layers=known.layers, rounded=known.rounded, unfinished=known.unfinished
+    )
     job = replace(job, options=replace(job.options, skipped=skipped))
     return Analysis(job, analysis.before, prepared, memo)
 

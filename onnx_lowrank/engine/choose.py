@@ -12,9 +12,11 @@ from types import MappingProxyType
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.constraints import chosen_under
 from onnx_lowrank.engine.propose import Proposed
+from onnx_lowrank.engine.reckon_int8 import chosen_for_int8
 from onnx_lowrank.planning.decisions import decide
 from onnx_lowrank.planning.notes import Note
 from onnx_lowrank.planning.plan import Decision, Plan
+from onnx_lowrank.planning.rounded import Rounded, with_rounding
 from onnx_lowrank.planning.sharing import decided_together
 
 __all__ = ["Planned", "choose", "choose_keeping"]
@@ -131,15 +133,27 @@ def _decided(
     time: float | None,
 ) -> tuple[Decision, ...]:
     """Decisions on all layers, weighed by ``sensitivity``."""
-    work, proposals, timed = proposed.cut.work, proposed.proposals, proposed.timed
+    work = proposed.cut.work
     with analysis.job.tools.stopwatch("plan"):
-        chosen = chosen_under(
-            analysis,
-            work,
-            proposals.weighed(sensitivity),
-            timed and timed.weighed(sensitivity),
-            proposed.target,
-            time,
-        )
-        decisions = decide(analysis.prepared, work, chosen, proposals)
+
+        def chosen(rounded: Mapping[str, Rounded]) -> list[Decision]:
+            proposals, timed = proposed.proposals, proposed.timed
+            if rounded:
+                proposals = replace(
+                    proposals, choices=tuple(with_rounding(proposals.choices, rounded))
+                )
+                timed = timed and replace(
+                    timed, choices=tuple(with_rounding(timed.choices, rounded))
+                )
+            candidates = chosen_under(
+                analysis,
+                work,
+                proposals.weighed(sensitivity),
+                timed and timed.weighed(sensitivity),
+                proposed.target,
+                time,
+            )
+            return decide(analysis.prepared, work, candidates, proposals)
+
+        decisions = chosen_for_int8(analysis, proposed, chosen)
         return tuple(decided_together(decisions, proposed.tied, work))

@@ -22,6 +22,7 @@ from onnx_lowrank.progress import Progress
 from onnx_lowrank.report.simplified import Simplified
 from onnx_lowrank.runtime.caches import CacheOptions
 from onnx_lowrank.runtime.cluster import Cluster
+from onnx_lowrank.runtime.quantizable import Mode
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.runtime.workers import Workers
 from onnx_lowrank.samples.images import ImageOptions
@@ -53,6 +54,7 @@ class JobOptions:
         simplify: whether to start from a simplified copy of the model where one is worth taking.
         labels_are_classes: whether labels of the data are class numbers; else a metric of the user
             reads them.
+        int8: how the result will be quantized, which plans reckon with; None for not at all.
         scheduler: address of the Dask scheduler whose workers share the work; None for none.
 
     Raises:
@@ -75,6 +77,7 @@ class JobOptions:
     labels_are_classes: bool = True
     judging: Judging = AS_FOUND
     min_kept: float = GUARDED
+    int8: Mode | None = None
     scheduler: str | None = None
 
     def __post_init__(self) -> None:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnx_lowrank.engine.effort import EFFORTS, NORMAL, QUICK, effort_of
+from onnx_lowrank.errors import OptionError
 from onnx_lowrank.option_values import fraction
 from onnx_lowrank.options import OptionGroup, option
 from onnx_lowrank.passkit.base import Pass
 from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR, REPAIRS, check_repair
 from onnx_lowrank.planning.targets import DEFAULT_TARGET, METRICS
+from onnx_lowrank.runtime.quantizable import MODES, Mode
 
 __all__ = [
     "DEFAULT_PASSES",
@@ -28,6 +30,9 @@ DEFAULT_PASSES = (
     "fold_batchnorm,prune_channels{optional=true},attention_rank{optional=true},svd,spatial_svd,"
     "channel_svd,cp{form=three},recurrent_svd,embedding_svd"
 )
+#: to reckon with the int8 that the result is put into, if any
+AS_QUANTIZED = "auto"
+
 #: parts of the original that a sweep tries
 DEFAULT_RATIOS = (0.9, 0.75, 0.6, 0.5, 0.4, 0.33, 0.25, 0.2)
 
@@ -102,9 +107,29 @@ class PassOptions(OptionGroup):
         choices=tuple(REPAIRS),
     )
 
+    for_int8: str = option(
+        AS_QUANTIZED,
+        "The int8 that the plan reckons with: static or dynamic counts what rounding adds to the "
+        f"error of each chain, none does not; {AS_QUANTIZED} does as --quantize says.",
+        choices=(AS_QUANTIZED, *MODES, "none"),
+    )
+
     def __post_init__(self) -> None:
         if self.repair is not None:
             check_repair(self.repair)
+        known = (AS_QUANTIZED, *MODES, "none")
+        if self.for_int8 not in known:
+            raise OptionError(f"for_int8 is {self.for_int8!r}; write one of {', '.join(known)}")
+
+    def int8(self, quantize: Mode | None) -> Mode | None:
+        """The int8 that plans reckon with.
+
+        Args:
+            quantize: how the result will be quantized; None where it will not.
+        """
+        if self.for_int8 == AS_QUANTIZED:
+            return quantize
+        return next((mode for mode in MODES if mode == self.for_int8), None)
 
 
 @dataclass(frozen=True)

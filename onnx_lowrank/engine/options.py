@@ -153,6 +153,7 @@ def _listed(globs: str | Sequence[str]) -> Sequence[str]:
 
 def _job(options: PlanOptions | SweepOptions, effort: Effort) -> JobOptions:
     methods = options.methods
+    quantize = options.quantize.quantize if isinstance(options, CompressOptions) else None
     return JobOptions(
         passes=parse_list(methods.passes),
         data=options.data,
@@ -168,5 +169,6 @@ def _job(options: PlanOptions | SweepOptions, effort: Effort) -> JobOptions:
         simplify=options.start.simplify,
         judging=options.judge.judging(),
         min_kept=options.judge.kept(GUARDED),
+        int8=methods.int8(quantize),
         scheduler=options.cluster.scheduler,
     )

@@ -43,7 +43,8 @@ class ChainCutter:
         Raises:
             PlanError: the decision names no pass, form or rank that there is.
         """
-        key = (channels, layer.name, decision)
+        form = (decision.method, decision.variant, decision.rank, decision.parameters)
+        key = (channels, layer.name, form)
         if key in self._chains:
             return self._chains[key]
         chain = cut_candidate(layer.value, decision, self._passes, moments)

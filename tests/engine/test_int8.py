@@ -63,8 +63,8 @@ def test_four_columns(mode: Mode, tmp_path: Path) -> None:
     assert (original.loss.value, original.kept.value, original.latency) == (0, 1, ())
     assert result.report.validation.verdict is not None
     assert both.loss == result.report.validation.verdict.loss
-    # the plan is that of the model before int8
-    plain = fm.quick_compress(fm.classifier(), calib={"x": X}, target="macs=0.6")
+    # the plan is that of the model before int8, which reckons with it
+    plain = fm.quick_compress(fm.classifier(), calib={"x": X}, target="macs=0.6", for_int8=mode)
     assert plain.plan == result.plan
     assert ours.bytes == plain.report.after.bytes
     assert ours.loss == plain.report.validation.verdict.loss  # type: ignore[union-attr]
