@@ -118,11 +118,7 @@ def shard_size(samples: int, batch: int) -> int:
 
 
 def drawn_positions(
-    positions: int,
-    shape: tuple[int, int],
-    samples: int,
-    rng: np.random.Generator,
-    part: float = 1.0,
+    positions: int, shape: tuple[int, int], samples: int, rng: np.random.Generator
 ) -> np.ndarray[tuple[int], np.dtype[np.intp]] | None:
     """Draw the output positions that are read in each sample; None for all of them.
 
@@ -131,10 +127,9 @@ def drawn_positions(
         shape: groups, and columns of each.
         samples: number of samples, which all give as many rows.
         rng: random generator.
-        part: of the rows that narrow layers have for little work; those for each column stay.
     """
     groups, width = shape
-    enough = part * min(ENOUGH_ROWS, ENOUGH_VALUES // (groups * width))
+    enough = min(ENOUGH_ROWS, ENOUGH_VALUES // (groups * width))
     wanted = math.ceil(max(enough, ROWS_PER_COLUMN * width) / samples)
     if wanted >= positions:
         return None

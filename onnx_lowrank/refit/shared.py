@@ -43,8 +43,6 @@ __all__ = ["Batch", "Shared", "Sums", "responses_of", "shared_tasks"]
 
 Array = npt.NDArray[np.floating[Any]]
 Rows = Mapping[str, npt.NDArray[Any]]
-#: part of the rows that moments are made of: to solve a layer takes fewer than to foresee losses
-_ROWS = 0.4
 #: input of a layer of the original model: the tensor, how patches are cut out of it, their length
 Source = tuple[str, Geometry, int]
 Sums = Accumulator | PhaseSums
@@ -168,7 +166,7 @@ class Shared:
         for batch in batches:
             x = batch.current[self.tasks[0].reads].astype(np.float32, copy=False)
             positions = self.geometry.positions(x.shape)
-            index = drawn_positions(positions, (groups, self.width), samples, rng, _ROWS)
+            index = drawn_positions(positions, (groups, self.width), samples, rng)
             phases = phase_rows(self.geometry, x.shape, index)
             read = [self._read(batch, x, phase) for phase in phases]
             for part, rows in zip((held if batch.held else fit).parts, read, strict=True):

@@ -242,10 +242,3 @@ def test_rows_are_enough_for_the_columns(shape: tuple[int, int], rows: int) -> N
         assert index is not None
         assert rows <= samples * len(index) < rows + samples
     assert drawn_positions(10, shape, rows // 10, rng) is None
-
-
-@pytest.mark.parametrize(("shape", "rows"), [((1, 1), 20_000), ((1, 2000), 32_000)])
-def test_fewer_rows_may_do_for_narrow_layers(shape: tuple[int, int], rows: int) -> None:
-    index = drawn_positions(10**5, shape, 1, np.random.default_rng(0), 0.4)
-    assert index is not None
-    assert len(index) == rows
