@@ -177,6 +177,9 @@ class Analysis:
                 divergence = divergence_of_halves(judge, halves)
                 return measured_weights(divergence, losses, job.tools.progress)
 
+            for known in self.memo.weights.values():  # of the whole model, where layers are left
+                if losses.keys() <= known.keys():
+                    return {name: known[name] for name in losses}
             return self.memo.weights.get(tuple(losses), make)
 
         return Cutting(passes.cutting, channels, heads, measure, weigh)
@@ -233,8 +236,9 @@ def leaving(analysis: Analysis, layers: Collection[str], reason: str) -> Analysi
     skipped = {**job.options.skipped, **dict.fromkeys(layers, reason)}
     known = analysis.memo
     memo = Memo(
-        known.chains, layers=known.layers, rounded=known.rounded, unfinished=known.unfinished
-    )
+        known.chains, scores=known.scores, weights=known.weights, layers=known.layers,
+        rounded=known.rounded, unfinished=known.unfinished,
+    )  # fmt: skip
     job = replace(job, options=replace(job.options, skipped=skipped))
     return Analysis(job, analysis.before, prepared, memo)
 
