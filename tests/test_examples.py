@@ -80,8 +80,10 @@ def builds_offline() -> bool:
         return False
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("install", [by_pip, by_hand])
+@pytest.mark.parametrize(
+    "install",
+    [pytest.param(by_pip, marks=pytest.mark.full), pytest.param(by_hand, marks=pytest.mark.slow)],
+)
 def test_installed_it_is_a_pass_like_others(tmp_path: Path, install: Any) -> None:
     target, source = tmp_path / "site", tmp_path / "source"
     shutil.copytree(EXAMPLE, source)  # a build leaves files behind

@@ -44,8 +44,14 @@ def error(result: Result) -> float:
 # end to end
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize(
+    "net",
+    [
+        pytest.param("mlp", marks=pytest.mark.full),
+        pytest.param("resnet", marks=pytest.mark.full),
+        pytest.param("vgg", marks=pytest.mark.slow),
+    ],
+)
 def test_half_the_macs_at_the_same_accuracy(
     net: str, compressed: Compressed, tmp_path: Path
 ) -> None:
