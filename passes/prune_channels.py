@@ -117,7 +117,8 @@ class PruneChannels(Pruning):
             return random_scores([1] * selection.size, self.seed)
         if self.method == "energy":
             parts = [
-                energy_scores(p.consumer.R, [p.width] * selection.size) for p in selection.phases
+                energy_scores(np.asarray(p.sigma), [p.width] * selection.size)
+                for p in selection.phases
             ]
             # average the energies that each reader's patches give for the same channel
             return np.asarray(np.mean([p / (p.mean() or 1.0) for p in parts], axis=0))
@@ -145,7 +146,8 @@ def _lasso(selection: Selection, solver: str) -> Labels:
     for place, support in reversed(list(enumerate(supports))):
         rank[support] = place
     weight = np.sum(
-        [p.share * _alone(p.consumer.R, p.weight, p.width) for p in selection.phases], axis=0
+        [p.share * _alone(np.asarray(p.sigma), p.weight, p.width) for p in selection.phases],
+        axis=0,
     )
     return np.lexsort((-weight, rank))
 

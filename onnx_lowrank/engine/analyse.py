@@ -76,10 +76,9 @@ class Cut:
     reference: Prepared
 
 
-#: runs through the samples that weighing all groups of channels may cost, and the largest number of
-#: runs through the calibration samples that it may cost to weigh groups of channels, samples that
-#: one group is weighed on at the most, and MACs that all may take: weights of 16 samples of text
-#: and of 64 end a tenth of a decibel apart
+#: what weighing groups of channels may cost at the most: runs through the calibration samples for
+#: all of them together, samples for one, and MACs for all; weights of 16 samples of text and of 64
+#: end a tenth of a decibel apart
 _PASSES, _MOST_TO_WEIGH, _MACS_TO_WEIGH = 4, 120, 10**12
 
 #: channels that stay, and a decision for every group where pruning was considered

@@ -32,6 +32,7 @@ DEFAULT_PASSES = (
 )
 #: to reckon with the int8 that the result is put into, if any
 AS_QUANTIZED = "auto"
+_FOR_INT8 = (AS_QUANTIZED, *MODES, "none")
 
 #: parts of the original that a sweep tries
 DEFAULT_RATIOS = (0.9, 0.75, 0.6, 0.5, 0.4, 0.33, 0.25, 0.2)
@@ -111,15 +112,15 @@ class PassOptions(OptionGroup):
         AS_QUANTIZED,
         "The int8 that the plan reckons with: static or dynamic counts what rounding adds to the "
         f"error of each chain, none does not; {AS_QUANTIZED} does as --quantize says.",
-        choices=(AS_QUANTIZED, *MODES, "none"),
+        choices=_FOR_INT8,
     )
 
     def __post_init__(self) -> None:
         if self.repair is not None:
             check_repair(self.repair)
-        known = (AS_QUANTIZED, *MODES, "none")
-        if self.for_int8 not in known:
-            raise OptionError(f"for_int8 is {self.for_int8!r}; write one of {', '.join(known)}")
+        if self.for_int8 not in _FOR_INT8:
+            known = ", ".join(_FOR_INT8)
+            raise OptionError(f"for_int8 is {self.for_int8!r}; write one of {known}")
 
     def int8(self, quantize: Mode | None) -> Mode | None:
         """The int8 that plans reckon with.

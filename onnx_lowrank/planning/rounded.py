@@ -36,7 +36,11 @@ class Rounded:
         self.errors.setdefault((of.method, of.variant), {})[of.rank] = of.parameters, error
 
     def error(self, of: Candidate) -> float:
-        """That of the chain, or of the one of its form nearest in parameters; 0 without one."""
+        """What int8 adds to the error of a chain.
+
+        Of a chain that was not measured it is that of the one nearest in parameters among those of
+        its method and form that were; 0 where none was.
+        """
         found = self.errors.get((of.method, of.variant), {})
         if of.rank in found:
             return found[of.rank][1]
