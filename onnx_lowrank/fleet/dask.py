@@ -20,7 +20,7 @@ from onnx_lowrank.fleet.options import Limits
 from onnx_lowrank.fleet.outcome import CRASH, Outcome
 from onnx_lowrank.fleet.process import run_limited
 from onnx_lowrank.fleet.worker import Order
-from onnx_lowrank.runtime.cluster import PATIENCE, STEP, connected
+from onnx_lowrank.runtime.cluster import PATIENCE, STEP, Attendance, connected
 
 __all__ = ["carry", "run_on"]
 
@@ -41,15 +41,16 @@ def run_on(
 
     Raises:
         OptionError: Dask is not installed, or no scheduler or worker answers.
-        BatchError: the scheduler has gone.
+        BatchError: the scheduler has gone, or all its workers for long.
     """
     client = connected(scheduler)
     from distributed import wait
 
     pending: dict[Any, Order] = {}
+    attendance = Attendance(client)
     try:
         while True:
-            room = 2 * max(1, sum(client.nthreads().values()))
+            room = 2 * max(1, sum(attendance.threads().values()))
             while len(pending) < room and (order := next(orders, None)) is not None:
                 future = client.submit(carry, order, limits, pure=False, key=_name(order))
                 pending[future] = order

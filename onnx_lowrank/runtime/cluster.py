@@ -11,6 +11,7 @@ from __future__ import annotations
 import pickle
 import secrets
 import threading
+import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from onnx_lowrank._version import __version__
 from onnx_lowrank.errors import BatchError, LowRankError, OptionError
 from onnx_lowrank.linalg.blas_threads import blas_threads, limited_blas
 
-__all__ = ["PATIENCE", "STEP", "Cluster", "connected"]
+__all__ = ["PATIENCE", "STEP", "Attendance", "Cluster", "connected"]
 
 S = TypeVar("S")
 A = TypeVar("A")
@@ -32,6 +33,8 @@ R = TypeVar("R")
 PATIENCE = 10
 #: seconds after which a key press is seen at the latest
 STEP = 0.2
+#: seconds without any worker after which calls that are out are given up
+ABSENCE = 60.0
 #: calls that each worker has at hand, and those that are out for each at the most, among them those
 #: whose answers wait for that to an earlier call
 _AHEAD, _OUT = 2, 4
@@ -72,6 +75,35 @@ def connected(scheduler: str) -> Any:
             f"{scheduler}"
         ) from None
     return client
+
+
+class Attendance:
+    """The workers of a scheduler, which come and go.
+
+    Args:
+        client: of the scheduler.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._seen = time.monotonic()
+
+    def threads(self) -> dict[str, int]:
+        """Numbers of threads of the workers that are there now, by address.
+
+        Raises:
+            BatchError: there has been none for a minute.
+        """
+        found: dict[str, int] = self._client.nthreads()
+        now = time.monotonic()
+        if found:
+            self._seen = now
+        elif now - self._seen > ABSENCE:
+            raise BatchError(
+                f"all workers of Dask have been gone for {ABSENCE:.0f} s; start some, and give "
+                "the same command again"
+            )
+        return dict(found)
 
 
 @dataclass(frozen=True)
@@ -132,11 +164,9 @@ class Cluster:
                     pending.calls.append((future, worker))
                     sent, argument = sent + 1, next(rest, _END)
                     continue
-                if not pending.calls:  # the worker that came has gone again
-                    continue
                 with self._reached():
                     pending.wait()
-                if (first := pending.calls[0][0]).done():
+                if pending.calls and (first := pending.calls[0][0]).done():
                     with self._reached():
                         answer = _answer(first)
                     pending.calls.popleft()
@@ -209,22 +239,15 @@ class _Pending:
     def __init__(self, client: Any) -> None:
         self.calls: deque[tuple[Any, str]] = deque()
         self._client = client
+        self._attendance = Attendance(client)
 
     def idle(self) -> str | None:
-        """The worker that has the least to do; None where all have enough at hand.
+        """The worker that has the least to do; None where all have enough at hand or are gone.
 
         Raises:
-            BatchError: there is none any more.
+            BatchError: there has been none for long.
         """
-        workers = list(self._client.nthreads())
-        if not workers and not self.calls:
-            try:
-                self._client.wait_for_workers(1, timeout=PATIENCE)
-            except TimeoutError:
-                raise BatchError(
-                    "all workers of Dask are gone; start some, and try again"
-                ) from None
-            workers = list(self._client.nthreads())
+        workers = list(self._attendance.threads())
         if not workers or len(self.calls) >= _OUT * len(workers):
             return None
         load = Counter(worker for future, worker in self.calls if not future.done())
@@ -232,13 +255,21 @@ class _Pending:
         return least if load[least] < _AHEAD else None
 
     def wait(self) -> None:
-        """Wait a little while for a call to end, unless the first has ended."""
+        """Wait a little while for a call to end, unless the first has ended, or for a worker.
+
+        Raises:
+            BatchError: there has been no worker for long.
+        """
         from distributed import wait
 
-        left = [future for future, _ in self.calls if not future.done()]
-        if not self.calls[0][0].done():
-            with self._client.as_current(), suppress(TimeoutError):
+        if self.calls and self.calls[0][0].done():
+            return
+        self._attendance.threads()
+        with self._client.as_current(), suppress(TimeoutError):
+            if left := [future for future, _ in self.calls if not future.done()]:
                 wait(left, timeout=STEP, return_when="FIRST_COMPLETED")
+            else:
+                self._client.wait_for_workers(1, timeout=STEP)
 
 
 def _submitted(

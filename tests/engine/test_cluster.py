@@ -171,6 +171,22 @@ def test_a_scheduler_that_goes_is_said_in_one_line(
             list(answers)
 
 
+def test_workers_that_stay_away_are_not_waited_for_without_end(
+    calls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import distributed
+
+    monkeypatch.setattr(module, "ABSENCE", 1.0)
+    with distributed.LocalCluster(
+        n_workers=1, processes=False, dashboard_address=None, silence_logs=False
+    ) as made:
+        answers = Cluster(made.scheduler_address).answers(calls["added"], [0], range(1000))
+        next(answers)
+        made.scale(0)
+        with pytest.raises(BatchError, match=r"all workers of Dask have been gone for 1 s; start"):
+            list(answers)
+
+
 # models
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from onnx_lowrank.errors import OptionError
+from onnx_lowrank.errors import BatchError, OptionError
+from onnx_lowrank.fleet import process as process_module
 from onnx_lowrank.fleet.batch import Standing, batch
 from onnx_lowrank.fleet.journal import JOURNAL
 from onnx_lowrank.runtime import cluster as cluster_module
@@ -130,6 +131,30 @@ def test_nobody_answers(cluster: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     ):
         batch(folder, tmp_path / "out", scheduler=empty.scheduler_address)
     assert not (tmp_path / "out" / ".work").exists()
+
+
+def test_workers_that_stay_away_are_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import distributed
+
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(PLUGIN, space)
+    monkeypatch.setattr(process_module, "_PROGRAM", space["WORK"])
+    monkeypatch.setattr(cluster_module, "ABSENCE", 1.0)
+    folder = models(tmp_path / "in", "a.onnx", "long.onnx")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None,
+        silence_logs=False,
+    ) as made:  # fmt: skip
+
+        def told(standing: Standing) -> None:
+            if standing.done:
+                made.scale(0)
+
+        with pytest.raises(BatchError, match=r"all workers of Dask have been gone for 1 s; start"):
+            batch(folder, tmp_path / "out", scheduler=made.scheduler_address, told=told)
+    assert len((tmp_path / "out" / JOURNAL).read_text().splitlines()) == 1
 
 
 def _eventually(found: Callable[[], bool]) -> None:
