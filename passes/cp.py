@@ -43,6 +43,7 @@ from onnx_lowrank.linalg.cp_regression import (
     CpRegression,
     Refinement,
     Search,
+    Terms,
     outer_rows,
 )
 from onnx_lowrank.linalg.error_interpolation import interpolated_errors
@@ -57,8 +58,9 @@ Array = npt.NDArray[np.floating[Any]]
 #: number of ranks of a layer that are tried, and the smallest as a part of the largest
 _RANKS, _LEAST = 8, 1 / 12
 
-#: rounds of refinement of terms that were found for a similar layer
-_ROUNDS_FROM = 4
+#: rounds of refinement of terms that were found for a similar layer, or sweeps where refinement is
+#: much work
+_ROUNDS_FROM, _SWEEPS_FROM = 4, 15
 
 #: multiply-adds that the alternating least squares of one rank may take
 _WORK = 2e9
@@ -227,19 +229,25 @@ class _Terms:
         return self._balanced(rank, rows, last)
 
     def cut_from(self, rank: Rank, near: Chain) -> Chain:
-        """The same, refined from the terms of a similar layer where that is less work."""
+        """The same, from the terms of a similar layer."""
         rank = self._one(rank)
-        if not self._refinable(rank):
-            return self.cut(rank)
         if rank not in self._found:
-            modes = [s.weight for s in near.stages[:-1] if isinstance(s, Stage)]
-            rows = [m.astype(np.float64).reshape(self._layer.groups, rank, -1) for m in modes]
-            found = [
-                problem.solve_from([mode[g] for mode in rows], Refinement(_ROUNDS_FROM))
-                for g, problem in enumerate(self._problems)
-            ]
-            self._found[rank] = _stacked(found)
+            *modes, last = [s.weight for s in near.stages if isinstance(s, Stage)]
+            shape = self._layer.groups, rank, -1
+            rows = [m.astype(np.float64).reshape(shape) for m in modes]
+            out = last.astype(np.float64).reshape(self._layer.groups, -1, rank)
+            terms = [Terms(tuple(r[g] for r in rows), o) for g, o in enumerate(out)]
+            self._found[rank] = _stacked(self._near(rank, terms))
         return self._balanced(rank, *self._found[rank])
+
+    def _near(self, rank: int, similar: Sequence[Terms]) -> list[CpRegression]:
+        """Terms of every group from those of a similar layer."""
+        pairs = list(zip(self._problems, similar, strict=True))
+        if self._refinable(rank):
+            refinement = Refinement(_ROUNDS_FROM)
+            return [problem.solve_from(terms.rows, refinement) for problem, terms in pairs]
+        search = Search(1, self._options.seed, _SWEEPS_FROM)
+        return [problem.solve(rank, search, near=terms) for problem, terms in pairs]
 
     def _refinable(self, rank: int) -> bool:
         """Whether refinement under the covariance is little work."""

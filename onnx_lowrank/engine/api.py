@@ -7,8 +7,8 @@ The data's way through :func:`compress`::
     analysis        = analyse(job)                      # layers, moments, shapes, counts
     proposed        = propose(analysis, target)         # channels, candidates of every layer
     planned         = choose(analysis, proposed)        # a decision for each
+    planned         = without_slow_chains(...)          # what does not pay is taken back
     built           = build(analysis, planned.plan)     # rewrite, solve again, sign, check
-    planned, built  = without_slow_chains(...)          # what does not pay is taken back
     built           = beside_int8(...)                  # where that is asked for
     report          = tell(analysis, built)             # outputs, time, bytes
     check_result(report)                                # and only then: save
@@ -161,10 +161,8 @@ def compressed(
         BudgetError, GuardError, ValidationError.
     """
     chosen = plan_in_rounds(analysis, target, effort)
-    analysis, planned = chosen.analysis, chosen.planned
-    built = build(analysis, planned.plan)
-    planned, built = without_slow_chains(analysis, planned, built)
-    return _finished(analysis, built, planned, force, quantize)
+    planned, built = without_slow_chains(chosen.analysis, chosen.planned, chosen.draft)
+    return _finished(chosen.analysis, built, planned, force, quantize)
 
 
 @documented(PlanOptions)

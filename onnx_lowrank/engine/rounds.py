@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from onnx_lowrank.analysis.cost import Cost
 from onnx_lowrank.analysis.streaming import MEMORY
 from onnx_lowrank.engine.analyse import Analysis, leaving
+from onnx_lowrank.engine.build import Built
 from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.effort import NORMAL, Effort
 from onnx_lowrank.engine.originals import in_parts
@@ -42,10 +43,16 @@ WORTH = 0.95
 
 @dataclass(frozen=True)
 class Chosen:
-    """A plan, and what it was made from."""
+    """A plan, what it was made from, and the draft that it was judged by, if one was made."""
 
     analysis: Analysis
     planned: Planned
+    draft: Built | None = None
+
+    @classmethod
+    def of(cls, best: Tried) -> Chosen:
+        """The plan of a draft, without what layers were weighed by."""
+        return cls(best.analysis, best.planned, replace(best.draft, repaired={}))
 
 
 def plan_in_rounds(analysis: Analysis, target: Target, effort: Effort = NORMAL) -> Chosen:
@@ -76,11 +83,11 @@ def plan_in_rounds(analysis: Analysis, target: Target, effort: Effort = NORMAL) 
         return Chosen(analysis, plans[0])
     best = best_share(analysis, target, plans, judge, effort, keep=most > 0)
     if best.loss < effort.enough:
-        return Chosen(best.analysis, best.planned)
+        return Chosen.of(best)
     best = _with_heads_whole(target, best, judge, keep=most > 0).noting(*heavy)
     if most and len(best.planned.errors) > 1:
         best = _in_rounds(target, best, most, judge, data)
-    return Chosen(best.analysis, best.planned)
+    return Chosen.of(best)
 
 
 def _bearable(effort: Effort, cost: Cost, samples: int) -> tuple[Effort, tuple[Note, ...]]:

@@ -34,6 +34,9 @@ __all__ = ["Tried", "alternatives", "best_share", "judge_between", "score_of"]
 #: more than this times the least loss are not drafted
 CERTAIN = 4.0
 
+#: nothing between the best share and one that loses more than this times as much is drafted
+HOPELESS = 4.0
+
 #: shares that plans are drafted at
 _GRID = (0.0, *SHARES)
 
@@ -174,12 +177,16 @@ def judge_between(analysis: Analysis) -> Judge:
 
 
 def _beside(best: float, losses: dict[float, float]) -> list[float]:
-    """Shares next to the best that were not tried, that on the side of less loss first."""
+    """Shares next to the best that were not tried, that on the side of less loss first.
+
+    A share between the best and one that loses many times as much is not worth a draft.
+    """
     sides = []
     for way, shares in ((-1, _GRID[::-1]), (1, _GRID)):
         beyond = [loss for share, loss in losses.items() if (share - best) * way > 0]
         near = next((share for share in shares if (share - best) * way > 1e-9), None)
-        if near is not None and near not in losses and beyond:
+        known = beyond and min(beyond) <= HOPELESS * losses[best]
+        if near is not None and near not in losses and known:
             sides.append((min(beyond), near))
     return [share for _, share in sorted(sides)]
 

@@ -1,6 +1,6 @@
 """Take back the chains that are slower than their layers.
 
-without_slow_chains(analysis, planned, built) -> (Planned, Built)
+without_slow_chains(analysis, planned, draft) -> (Planned, Built)
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["without_slow_chains"]
 
 
 def without_slow_chains(
-    analysis: Analysis, planned: Planned, built: Built
+    analysis: Analysis, planned: Planned, draft: Built | None = None
 ) -> tuple[Planned, Built]:
-    """The same, or where the model is slower than the original, one without what does not pay.
+    """Build a plan, or where the model would be slower than the original, one without what is slow.
 
     The budget is then spent on other layers. Nothing is changed where that cannot be, or where no
     chain is to blame: what is slower all the same is for the guard to refuse.
@@ -27,23 +27,32 @@ def without_slow_chains(
     Args:
         analysis: of the original model.
         planned: the plan.
-        built: its model.
+        draft: a model of the plan, which takes the same time whatever its weights are.
     """
+    built = build(analysis, planned.plan) if draft is None else draft
+    taken = _paying(analysis, planned, built)
+    if draft is None and taken.plan is planned.plan:
+        return taken, built
+    return taken, build(analysis, taken.plan)
+
+
+def _paying(analysis: Analysis, planned: Planned, built: Built) -> Planned:
+    """The same plan, or one without the chains that are slower than their layers."""
     job = analysis.job
     if not built.chains or planned.proposed.target.rule:
-        return planned, built
+        return planned
     (pair,) = timed_pairs(job, built.model, [job.tools.timing.batch])
     if max(pair.speedup, pair.median_speedup) >= 1:
-        return planned, built
+        return planned
     work = planned.proposed.cut.work
     with job.tools.stopwatch("time"):
         feed, shapes = timed_inference(job, work)
         lost = losers(work, built.chains, feed, shapes, job.tools.latency_table())
     if not lost:
-        return planned, built
+        return planned
     names = tuple(sorted(lost))
     try:
         fewer = choose_keeping(analysis, planned, lost, "its chain takes more time than the layer")
     except BudgetError:
-        return planned.noting(ChainsAreSlower(names)), built
-    return fewer.noting(ChainsTakenBack(names)), build(analysis, fewer.plan)
+        return planned.noting(ChainsAreSlower(names))
+    return fewer.noting(ChainsTakenBack(names))

@@ -15,7 +15,9 @@ starts a little ahead, along the last change; where ``f`` would rise by it, it i
 
 Starts: the first rotates all modes but the two largest onto their singular vectors (HOSVD) and
 takes the R largest singular triples of all slices together: exact where R is large enough for
-all of them. The other starts, and terms that the first one lacks, are random.
+all of them. The other starts, and terms that the first one lacks, are random. Where terms of a
+similar tensor or of another rank are known, they are the only start, and triples of what they leave
+fill it up: half of the sweeps lead as far then.
 
 Reference:
     Carroll & Chang 1970; Harshman 1970; Kolda & Bader 2009, Tensor decompositions and applications;
@@ -36,6 +38,7 @@ import numpy.typing as npt
 from scipy import linalg
 
 from onnx_lowrank.lazily import lazy
+from onnx_lowrank.linalg.blas_threads import blas_for
 
 __all__ = ["CpResult", "CpTensor", "cp_compose"]
 
@@ -103,6 +106,7 @@ class CpTensor:
         seed: int = 0,
         tolerance: float = 1e-6,
         max_iterations: int = 500,
+        near: Sequence[Array] | None = None,
     ) -> CpResult:
         """Approximate the tensor by ``rank`` rank-one terms.
 
@@ -113,6 +117,8 @@ class CpTensor:
             seed: random seed of the starts.
             tolerance: relative change of ``f`` by one sweep at which to stop.
             max_iterations: largest number of sweeps of a start.
+            near: factors ``(I_n, r)`` of each mode, of terms of any number and length to start
+                from, instead of ``starts`` others; None where none are known.
 
         Raises:
             ValueError: ``rank`` or ``starts`` is below 1.
@@ -124,17 +130,19 @@ class CpTensor:
             dead = tuple(np.zeros((n, rank)) for n in tensor.shape)
             return CpResult(dead, np.zeros(rank), 0.0, 0, True, 0, 0.0, ())
         best: tuple[float, int, _Run] | None = None
-        for start in range(starts):
-            rows = _random(self._scaled.shape, rank, np.random.default_rng([seed, start]))
-            if start == 0:
-                for row, triples in zip(rows, self._triples, strict=True):
-                    row[: len(triples)] = triples[:rank]
-            run = _Run(self._scaled, rows, max(ridge, _FLOOR))
-            run.iterate(tolerance, max_iterations)
-            if best is None or run.history[-1] < best[0]:
-                best = (run.history[-1], start, run)
-            if run.history[-1] <= run.ridge + _EXACT:
-                break  # no start can end lower than an exact fit with terms this small
+        with blas_for(0):  # threads of their own slow systems of this size down
+            for start in range(starts if near is None else 1):
+                rows = _random(self._scaled.shape, rank, np.random.default_rng([seed, start]))
+                if near is not None:
+                    self._fill_from(rows, near)
+                elif start == 0:
+                    _fill(rows, 0, self._triples)
+                run = _Run(self._scaled, rows, max(ridge, _FLOOR))
+                run.iterate(tolerance, max_iterations)
+                if best is None or run.history[-1] < best[0]:
+                    best = (run.history[-1], start, run)
+                if run.history[-1] <= run.ridge + _EXACT:
+                    break  # no start can end lower than an exact fit with terms this small
         assert best is not None
         _, start, run = best
         factors = tuple(run.rows[n].T.copy() for n in np.argsort(self._order))
@@ -157,23 +165,45 @@ class CpTensor:
 
     @lazy
     def _triples(self) -> list[Array]:
-        """Rows ``(S, I)`` of each mode of :attr:`_scaled`, of the first start.
+        """Singular triples of :attr:`_scaled`, of the first start."""
+        return _singular_triples(self._scaled)
 
-        They are the singular triples of all slices in the singular bases of the thin modes, the
-        strongest first.
-        """
-        first, second, *thin = self._scaled.shape
-        core, bases = self._scaled, []
-        for mode in range(2, core.ndim):
-            flat = np.moveaxis(self._scaled, mode, 0).reshape(core.shape[mode], -1)
-            bases.append(np.linalg.eigh(flat @ flat.T)[1])
-            core = np.moveaxis(np.tensordot(core, bases[-1], (mode, 0)), -1, mode)
-        slices = np.moveaxis(core.reshape(first, second, -1), -1, 0)
-        u, s, vt = np.linalg.svd(slices, full_matrices=False)
-        at, number = np.unravel_index(np.argsort(-s, axis=None, kind="stable"), s.shape)
-        places = np.unravel_index(at, thin) if thin else ()
-        others = [base[:, index].T for base, index in zip(bases, places, strict=True)]
-        return [u[at, :, number], vt[at, number], *others]
+    def _fill_from(self, rows: list[Array], near: Sequence[Array]) -> None:
+        """Start at the strongest of other terms, and at triples of what they leave."""
+        terms = [_unit(near[n].T) for n in self._order]
+        weights = np.prod([norms for _, norms in terms], axis=0)
+        strongest = np.argsort(-weights, kind="stable")[: len(rows[0])]
+        units = [unit[strongest] for unit, _ in terms]
+        _fill(rows, 0, units)
+        if len(strongest) < len(rows[0]):
+            made = cp_compose([unit.T for unit in units], weights[strongest] / self._norm)
+            _fill(rows, len(strongest), _singular_triples(self._scaled - made))
+
+
+def _fill(rows: Sequence[Array], first: int, terms: Sequence[Array]) -> None:
+    """Write terms into the rows ``(R, I)`` of each mode from ``first`` on, as many as fit."""
+    for row, term in zip(rows, terms, strict=True):
+        count = min(len(term), len(row) - first)
+        row[first : first + count] = term[:count]
+
+
+def _singular_triples(tensor: Array) -> list[Array]:
+    """Rows ``(S, I)`` of each mode: singular triples of all slices, the strongest first.
+
+    The slices are those of the first two modes, in the singular bases of the thin ones.
+    """
+    first, second, *thin = tensor.shape
+    core, bases = tensor, []
+    for mode in range(2, core.ndim):
+        flat = np.moveaxis(tensor, mode, 0).reshape(core.shape[mode], -1)
+        bases.append(np.linalg.eigh(flat @ flat.T)[1])
+        core = np.moveaxis(np.tensordot(core, bases[-1], (mode, 0)), -1, mode)
+    slices = np.moveaxis(core.reshape(first, second, -1), -1, 0)
+    u, s, vt = np.linalg.svd(slices, full_matrices=False)
+    at, number = np.unravel_index(np.argsort(-s, axis=None, kind="stable"), s.shape)
+    places = np.unravel_index(at, thin) if thin else ()
+    others = [base[:, index].T for base, index in zip(bases, places, strict=True)]
+    return [u[at, :, number], vt[at, number], *others]
 
 
 def cp_compose(factors: Sequence[Array], weights: Array) -> Array:

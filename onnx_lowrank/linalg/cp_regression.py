@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,24 +31,51 @@ from onnx_lowrank.linalg.cp import CpTensor
 from onnx_lowrank.linalg.patch_metric import PatchMetric
 from onnx_lowrank.linalg.phase_covariance import Covariance, PhaseCovariance
 
-__all__ = ["CpProblem", "CpRegression", "Refinement", "Search", "outer_rows"]
+__all__ = ["CpProblem", "CpRegression", "Refinement", "Search", "Terms", "outer_rows"]
 
 Array = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
-class CpRegression:
+class Terms:
     """Terms of one group's kernel.
 
     Attributes:
-        rows: unit rows ``(R, I)`` of each input mode, channels first.
+        rows: rows ``(R, I)`` of each input mode, channels first.
         last: map ``(N, R)`` from features to outputs.
-        error: error of the reconstruction, ``tr(D Sigma D^T)``.
     """
 
     rows: tuple[Array, ...]
     last: Array
+
+    def factors(self, there: Array | None) -> list[Array]:
+        """Factors ``(I, R)`` of each mode, outputs first; ``there`` is applied to channels."""
+        channels, *rest = self.rows
+        turned = channels if there is None else channels @ there
+        return [self.last, turned.T, *(row.T for row in rest)]
+
+
+@dataclass(frozen=True)
+class CpRegression(Terms):
+    """Terms with unit rows that were fitted, and what they leave.
+
+    Attributes:
+        error: error of the reconstruction, ``tr(D Sigma D^T)``.
+    """
+
     error: float
+
+
+class _Turns(NamedTuple):
+    """Matrices ``(C, C)`` that rows of channels are multiplied by.
+
+    Attributes:
+        there: into the coordinates of a start.
+        back: out of them.
+    """
+
+    there: Array
+    back: Array
 
 
 @dataclass(frozen=True)
@@ -97,34 +124,44 @@ class CpProblem:
     def __init__(self, kernel: Array, sigma: Covariance | None) -> None:
         self._kernel, self._sigma = kernel, sigma
         self._weight: Array = kernel.reshape(len(kernel), -1)
-        self._starts: dict[float, tuple[CpTensor, Array | None]] = {}
+        self._starts: dict[float, tuple[CpTensor, _Turns | None]] = {}
 
     @lazy
     def _weighted(self) -> Array:
         """``W Sigma (N, d)``."""
         return self._seen(self._weight)
 
-    def solve(self, rank: int, search: Search, refinement: Refinement = _NONE) -> CpRegression:
+    def solve(
+        self,
+        rank: int,
+        search: Search,
+        refinement: Refinement = _NONE,
+        near: Terms | None = None,
+    ) -> CpRegression:
         """Write the kernel with ``rank`` terms.
 
         Args:
             rank: number of terms.
             search: how they are looked for.
             refinement: how they are improved afterwards, where there is a covariance.
+            near: terms of any number to start from: of a similar kernel, or of this one.
         """
         best: CpRegression | None = None
+        if near is not None and near.last.shape[1] == rank:
+            best = self._regressed(near.rows)
         for power in (0.0,) if self._sigma is None else search.powers:
-            tensor, back = self._start(power)
+            tensor, turns = self._start(power)
             terms = tensor.fitted(
                 rank,
                 starts=search.starts,
                 seed=search.seed,
                 tolerance=1e-4,
                 max_iterations=search.sweeps,
+                near=None if near is None else near.factors(turns and turns.there),
             )
             rows = [f.T for f in terms.factors[1:]]
-            if back is not None:
-                rows[0] = rows[0] @ back
+            if turns is not None:
+                rows[0] = rows[0] @ turns.back
             found = self._regressed(rows)
             if best is None or found.error < best.error:
                 best = found
@@ -207,8 +244,8 @@ class CpProblem:
         assert self._sigma is not None
         return single_of(self._sigma)
 
-    def _start(self, power: float) -> tuple[CpTensor, Array | None]:
-        """The kernel with its channels under ``L``, and ``L^-1`` to bring their rows back.
+    def _start(self, power: float) -> tuple[CpTensor, _Turns | None]:
+        """The kernel with its channels under ``L``, and ``L`` and ``L^-1`` for their rows.
 
         ``L L^T = S^power``, where ``S (C, C)`` sums over kernel positions; None where ``L = I``.
         """
@@ -216,15 +253,16 @@ class CpProblem:
             self._starts[power] = self._rotated(power)
         return self._starts[power]
 
-    def _rotated(self, power: float) -> tuple[CpTensor, Array | None]:
+    def _rotated(self, power: float) -> tuple[CpTensor, _Turns | None]:
         if power == 0 or self._sigma is None:
             return CpTensor(self._kernel), None
         channels = self._kernel.shape[1]
         metric = PatchMetric.of(self._sigma, (channels, len(self._sigma) // channels), (0,))
         values, vectors = np.linalg.eigh(metric.marginal())
         scale = np.maximum(values, 1e-9 * values[-1]) ** (power / 2)
-        rotated = np.moveaxis(np.tensordot(self._kernel, vectors * scale, (1, 0)), -1, 1)
-        return CpTensor(rotated), (vectors / scale).T
+        turns = _Turns(vectors * scale, (vectors / scale).T)
+        rotated = np.moveaxis(np.tensordot(self._kernel, turns.there, (1, 0)), -1, 1)
+        return CpTensor(rotated), turns
 
 
 def outer_rows(rows: Sequence[Array]) -> Array:

@@ -10,7 +10,7 @@ import pytest
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.engine.analyse import Analysis, cut
 from onnx_lowrank.engine.api import compressed
-from onnx_lowrank.engine.build import build
+from onnx_lowrank.engine.build import Built, build, draft
 from onnx_lowrank.engine.choose import Planned, choose
 from onnx_lowrank.engine.effort import QUICK
 from onnx_lowrank.engine.plan_checks import kept_by
@@ -91,9 +91,9 @@ def test_a_plan_that_only_prunes_is_not_timed_again() -> None:
     timer = slower()
     found = analysis(timer, "prune_channels")
     planned = plan_once(found, PRUNED)
-    built = build(found, planned.plan)
+    same, built = without_slow_chains(found, planned)
+    assert same is planned
     assert built.chains == {}
-    assert without_slow_chains(found, planned, built) == (planned, built)
     assert timer.asked == []
 
 
@@ -126,6 +126,26 @@ def test_what_does_not_pay_is_replaced_from_the_plans_own_proposals() -> None:
     (decision,) = [d for d in built.plan.decisions if d.layer == "conv1"]
     assert decision.reason == "its chain takes more time than the layer"
     assert planned.notes == (ChainsTakenBack(("conv1",)),)
+
+
+def test_a_draft_says_what_does_not_pay_and_the_model_is_built_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = analysis(slower(conv1_costs_more))
+    planned = planned_to(found, UNPRUNED)
+    fewer, built = without_slow_chains(found, planned)
+    drafted = draft(found, planned.plan)
+    built_of = []
+
+    def counted(about: Analysis, plan: Plan) -> Built:
+        built_of.append(plan)
+        return build(about, plan)
+
+    monkeypatch.setattr("onnx_lowrank.engine.take_back.build", counted)
+    again, once = without_slow_chains(found, planned, drafted)
+    assert again.plan == fewer.plan
+    assert built_of == [again.plan]
+    assert once.model.proto == built.model.proto
 
 
 def test_what_does_not_pay_is_named_where_the_budget_needs_it() -> None:

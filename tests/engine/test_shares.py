@@ -57,19 +57,26 @@ def test_one_sort_of_passes_leaves_no_choice(passes: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("best", "built"),
+    ("best", "least", "built"),
     [
-        (0.0, [0.0, 0.6, 1.0, 0.2]),
-        (0.3, [0.0, 0.6, 1.0, 0.2, 0.4]),
-        (0.7, [0.0, 0.6, 1.0, 0.8]),
-        (0.8, [0.0, 0.6, 1.0, 0.8]),
-        (1.0, [0.0, 0.6, 1.0, 0.8]),
+        (0.0, 0.3, [0.0, 0.6, 1.0, 0.2]),
+        (0.3, 0.3, [0.0, 0.6, 1.0, 0.2, 0.4]),
+        (0.7, 0.3, [0.0, 0.6, 1.0, 0.8]),
+        (0.8, 0.3, [0.0, 0.6, 1.0, 0.8]),
+        (1.0, 0.3, [0.0, 0.6, 1.0, 0.8]),
+        # so much is lost further on that nothing between can be better
+        (0.0, 0.1, [0.0, 0.6, 1.0]),
+        (0.7, 0.0, [0.0, 0.6, 1.0, 0.8]),
     ],
 )
 def test_the_share_is_moved_to_where_the_judge_finds_less_loss(
-    analysis: Analysis, monkeypatch: pytest.MonkeyPatch, best: float, built: list[float]
+    analysis: Analysis,
+    monkeypatch: pytest.MonkeyPatch,
+    best: float,
+    least: float,
+    built: list[float],
 ) -> None:
-    """As if the loss were the distance to ``best``."""
+    """As if the loss were the distance to ``best``, and ``least``."""
     whole = plan_once(analysis, TARGET, pruning=0.0)
     asked: list[float] = []
 
@@ -80,7 +87,7 @@ def test_the_share_is_moved_to_where_the_judge_finds_less_loss(
     def score_of(*_: Any) -> Any:
         def score(planned: Planned) -> shares.Tried:
             asked.append(share_of(planned))
-            loss = abs(share_of(planned) - best)
+            loss = least + abs(share_of(planned) - best)
             return shares.Tried(analysis, planned, None, loss)  # type: ignore[arg-type]
 
         return score
@@ -100,7 +107,7 @@ def test_the_share_is_moved_to_where_the_judge_finds_less_loss(
     best_share(analysis, TARGET, plans, judge, replace(THOROUGH, steps=0))
     assert asked == built[:3]
     asked.clear()
-    lenient = replace(THOROUGH, enough=1.1)
+    lenient = replace(THOROUGH, enough=1.5)
     tried = best_share(analysis, TARGET, plans, judge, lenient)
     assert asked == built[:1]
     assert tried.planned.notes == (NearEnough(tried.loss, judge.samples),)

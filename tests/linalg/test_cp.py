@@ -179,3 +179,27 @@ def test_the_tensor_is_left_alone() -> None:
 def test_misuse(shape: tuple[int, ...], rank: int, starts: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CpTensor(np.ones(shape)).fitted(rank, starts=starts)
+
+
+def test_terms_that_are_known_are_the_start() -> None:
+    """From planted terms, in any order and length, one sweep is exact; so it is from half of them
+    where triples of the rest fill up."""
+    random = rng(7)
+    planted = [random.normal(size=(n, 4)) for n in (7, 6, 3)]
+    tensor = cp_compose(planted, np.ones(4))
+    found = CpTensor(tensor).fitted(4, ridge=1e-12, max_iterations=1, near=planted)
+    assert found.error < 1e-6
+    assert found.start == 0
+    half = [factor[:, ::2] for factor in planted]
+    grown = CpTensor(tensor).fitted(4, ridge=1e-12, near=half)
+    anew = CpTensor(tensor).fitted(4, ridge=1e-12, starts=1)
+    assert grown.error < max(1e-3, 1.01 * anew.error)
+
+
+def test_the_strongest_of_the_known_terms_are_taken() -> None:
+    basis = [np.linalg.qr(rng(n).normal(size=(5, 5)))[0][:, :3] for n in range(3)]
+    lengths = np.array([0.1, 3.0, 2.0])
+    tensor = cp_compose(basis, lengths)
+    near = [basis[0] * lengths, *basis[1:]]
+    found = CpTensor(tensor).fitted(2, ridge=1e-12, max_iterations=1, near=near)
+    assert found.error == pytest.approx(0.1 / np.linalg.norm(lengths), rel=1e-6)

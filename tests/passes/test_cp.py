@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from onnx import ModelProto
 
 from onnx_lowrank.analysis.moments import Moments, relative_error
-from onnx_lowrank.chains.chain import Stage
 from onnx_lowrank.chains.geometry import ConvGeometry
 from onnx_lowrank.engine.option_groups import DEFAULT_PASSES
 from onnx_lowrank.layers import Layer
@@ -185,8 +184,13 @@ def test_enough_terms_are_exact(form: str) -> None:
 
 @pytest.mark.parametrize("form", ["three", "four"])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_a_similar_layer_is_a_start(form: str, groups: int) -> None:
+@pytest.mark.parametrize("refinable", [True, False])
+def test_a_similar_layer_is_a_start(
+    form: str, groups: int, refinable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Terms that go on from those of the layer before it changed lose no more than new ones."""
+    if not refinable:
+        monkeypatch.setattr("onnx_lowrank.passes.cp._REFINABLE", 0)
     geometry = replace(SQUARE, groups=groups)
     random = rng(5)
     weight = random.normal(size=(groups * 8, 6, 3, 3)) + random.normal(size=(1, 6, 1, 1))
@@ -205,18 +209,7 @@ def test_a_similar_layer_is_a_start(form: str, groups: int) -> None:
         for chain in (after.cut_from(8, near), anew.cut(8), near)
     ]
     assert errors[0] < 1.05 * errors[1]
-    assert errors[0] < 0.9 * errors[2]
-
-
-def test_much_work_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnx_lowrank.passes.cp._REFINABLE", 0)
-    layer, moments = smooth(8, 6, 1)
-    near, one, two = (forms(Cp(form="three"), layer, moments)[0] for _ in range(3))
-    assert isinstance(two, Iterative)
-    for a, b in zip(one.cut(4).stages, two.cut_from(4, near.cut(4)).stages, strict=True):
-        assert isinstance(a, Stage)
-        assert isinstance(b, Stage)
-        np.testing.assert_array_equal(a.weight, b.weight)
+    assert errors[0] < (0.9 if refinable else 1.0) * errors[2]
 
 
 @pytest.mark.parametrize("groups", [1, 2])
