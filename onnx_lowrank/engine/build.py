@@ -16,8 +16,10 @@ from onnx_lowrank.engine.plan_checks import check_plan, kept_by
 from onnx_lowrank.engine.signing import check, sign
 from onnx_lowrank.errors import PlanError
 from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.layers.finder import find_layers
 from onnx_lowrank.layers.writer import Written, apply_chain
+from onnx_lowrank.linalg.blas_threads import side_by_side
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.planning.decisions import after_cut
 from onnx_lowrank.planning.plan import Decision, Plan
@@ -138,18 +140,21 @@ def _rewritten(
     targets = {t.name: t for t in find_layers(compressed)[0]}
     kept = kept_by(plan)
     pruner = analysis.pruner("macs") if kept else None
+
+    def made(layer: PlacedLayer) -> tuple[Decision, Chain]:
+        decision, moments = decisions[layer.name], work.moments[layer.name]
+        channels = pruner.channels_of(layer, kept) if pruner else b""
+        chain = analysis.memo.chains.cut(channels, layer, decision, moments)
+        return after_cut(layer, decision, chain, moments, work.shapes), chain
+
+    apart = [la for la in work.layers if decisions[la.name].decision == "factorize"]
     written: dict[str, Written] = {}
-    for layer in work.layers:
-        decision = decisions[layer.name]
-        if decision.decision == "factorize":
-            moments = work.moments[layer.name]
-            channels = pruner.channels_of(layer, kept) if pruner else b""
-            chain = analysis.memo.chains.cut(channels, layer, decision, moments)
-            decisions[layer.name] = after_cut(layer, decision, chain, moments, work.shapes)
-            written[layer.name] = apply_chain(compressed, targets[layer.name], chain)
+    for decision, chain in side_by_side(made, apart, [la.patch for la in apart]):
+        decisions[decision.layer] = decision
+        written[decision.layer] = apply_chain(compressed, targets[decision.layer], chain)
     for tie in sharing(work, decisions):
-        chain, made = cut_together(work, tie, decisions, analysis.job.passes.factorizations)
-        decisions |= made
+        chain, shared = cut_together(work, tie, decisions, analysis.job.passes.factorizations)
+        decisions |= shared
         written |= write_together(compressed, [targets[la.name] for la in tie], chain)
     return decisions, written
 

@@ -2,8 +2,9 @@
 
 Most layers give thousands of small matrices. A BLAS that splits each over all cores spends its time
 waiting (five times as long on a busy machine), and may add up in another order from run to run. So
-one thread is the rule, and only wide layers use all of them. Narrow ones are worked on side by side
-instead, each on a thread of its own, and give the same bits with any number of threads.
+one thread is the rule, and only wide layers use all of them. Layers whose work does not depend on
+each other are worked on side by side instead, each on a thread of its own, and give the same bits
+with any number of threads.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ R = TypeVar("R")
 
 #: smallest number of columns of a product that is worth splitting
 WIDE = 2048
+#: number of columns from which on items are worked on one after the other, for want of memory
+ALONE = 4096
 
 
 @contextmanager
@@ -58,15 +61,17 @@ def side_by_side(
     Args:
         work: what is to be done with an item; its result must depend on nothing else.
         items: the items.
-        widths: number of columns of the widest matrices that the work on each item has. Wide items
-            are done one after the other, with all threads for each.
+        widths: number of columns of the widest matrices that the work on each item has. The widest
+            are begun first; items of :data:`ALONE` columns or more are done one after the other,
+            with all threads for each.
         done: told of the number of items that have been done since it was told last.
 
     Returns:
         The results, in the order of the items.
     """
     found: dict[int, R] = {}
-    narrow = [i for i, width in enumerate(widths) if width < WIDE]
+    narrow = [i for i, width in enumerate(widths) if width < ALONE]
+    narrow.sort(key=lambda i: -widths[i])
     workers = blas_threads()
     if min(workers, len(narrow)) > 1:
         with _controller().limit(limits=1, user_api="blas"), ThreadPoolExecutor(workers) as pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from threading import Lock
 
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.chains.chain import Chain
@@ -18,7 +19,7 @@ _ROOM = 512 << 20
 
 
 class ChainCutter:
-    """Cuts chains, each once as long as there is room.
+    """Cuts chains, each once as long as there is room; those of several layers at once, if asked.
 
     Args:
         passes: that may have made the decisions.
@@ -28,6 +29,7 @@ class ChainCutter:
         self._passes = tuple(passes)
         self._chains: dict[Hashable, Chain] = {}
         self._room = _ROOM
+        self._storing = Lock()
 
     def cut(
         self, channels: Hashable, layer: PlacedLayer, decision: Decision, moments: Moments
@@ -49,7 +51,8 @@ class ChainCutter:
             return self._chains[key]
         chain = cut_candidate(layer.value, decision, self._passes, moments)
         size = 8 * chain.parameters
-        if size <= self._room:
-            self._room -= size
-            self._chains[key] = chain
+        with self._storing:
+            if size <= self._room:
+                self._room -= size
+                self._chains[key] = chain
         return chain

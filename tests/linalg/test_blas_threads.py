@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from onnx_lowrank.linalg.blas_threads import WIDE, side_by_side
+from onnx_lowrank.linalg.blas_threads import ALONE, side_by_side
 from tests.support import Array, rng
 
 
@@ -44,7 +44,7 @@ def test_narrow_items_are_worked_on_at_once(threads: int) -> None:
     side_by_side(lambda _: together.wait(), range(2 * threads), [1] * (2 * threads))
 
 
-def test_a_wide_item_has_all_threads_and_nothing_beside_it(threads: int) -> None:
+def test_a_very_wide_item_has_all_threads_and_nothing_beside_it(threads: int) -> None:
     before = in_use()
     busy: set[int] = set()
 
@@ -56,8 +56,20 @@ def test_a_wide_item_has_all_threads_and_nothing_beside_it(threads: int) -> None
         busy.discard(i)
         return i
 
-    widths = [8, 8, WIDE, 8, 8]
+    widths = [8, 8, ALONE, 8, 8]
     assert side_by_side(work, range(5), widths) == list(range(5))
+
+
+def test_the_widest_is_begun_first(threads: int) -> None:
+    begun: list[int] = []
+
+    def work(i: int) -> int:
+        begun.append(i)
+        return i
+
+    widths = [8, ALONE - 1, 16, ALONE - 1]
+    assert side_by_side(work, range(4), widths) == list(range(4))
+    assert set(begun[:2]) == {1, 3} if threads > 1 else begun == list(range(4))
 
 
 def test_a_failure_is_told_and_nothing_more_is_begun(threads: int) -> None:
