@@ -136,7 +136,7 @@ def compress(
     force = options.result.force
     if requirement is None:
         return compressed(analysis, target, effort, force, quantize)
-    found = smallest_within(analysis, target, requirement, effort)
+    analysis, found = smallest_within(analysis, target, requirement, effort)
     planned = found.planned.noting(found.note(requirement))
     return _finished(analysis, found.built, planned, force, quantize)
 

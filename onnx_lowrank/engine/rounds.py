@@ -13,16 +13,15 @@ from dataclasses import dataclass, replace
 
 from onnx_lowrank.analysis.cost import Cost
 from onnx_lowrank.analysis.streaming import MEMORY
-from onnx_lowrank.engine.analyse import Analysis, leaving
+from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.build import Built
 from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.effort import NORMAL, Effort
 from onnx_lowrank.engine.originals import in_parts
 from onnx_lowrank.engine.shares import Tried, alternatives, best_share, judge_between, score_of
 from onnx_lowrank.engine.timed_plan import plan_for
-from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.judge.judge import Judge
-from onnx_lowrank.planning.notes import HeadsWhole, LeftOut, Note, Round
+from onnx_lowrank.planning.notes import LeftOut, Note, Round
 from onnx_lowrank.planning.refit_modes import SOLVES_LAYERS
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.refit.sensitivity import Measured, measured_factors, samples_to_weigh
@@ -84,7 +83,7 @@ def plan_in_rounds(analysis: Analysis, target: Target, effort: Effort = NORMAL) 
     best = best_share(analysis, target, plans, judge, effort, keep=most > 0)
     if best.loss < effort.enough:
         return Chosen.of(best)
-    best = _with_heads_whole(target, best, judge, keep=most > 0).noting(*heavy)
+    best = best.noting(*heavy)
     if most and len(best.planned.errors) > 1:
         best = _in_rounds(target, best, most, judge, data)
     return Chosen.of(best)
@@ -100,27 +99,6 @@ def _bearable(effort: Effort, cost: Cost, samples: int) -> tuple[Effort, tuple[N
     if cost.parameters > LARGEST:
         return replace(effort, rounds=0), (LeftOut(effort.name, cost.parameters),)
     return effort, ()
-
-
-def _with_heads_whole(target: Target, best: Tried, judge: Judge, keep: bool) -> Tried:
-    """The same, or the plan that leaves the layers that make class scores alone if it is better.
-
-    What rare classes lose by a head of low rank shows in answers more than in any squared error,
-    also under the metric of the head's outputs.
-    """
-    moments = best.planned.proposed.cut.work.moments
-    heads = [n for n in best.planned.errors if n in moments.outputs]
-    if not heads:
-        return best
-    rest = leaving(best.analysis, heads, "class scores stay nearer to the original's so")
-    try:
-        whole = plan_for(rest, target, pruning=best.share)
-    except BudgetError:
-        return best
-    other = score_of(rest, judge, keep)(whole)
-    other = other.noting(*best.planned.notes)
-    note = HeadsWhole(tuple(heads), best.loss, other.loss, judge.samples)
-    return (other if other.loss < best.loss else best).noting(note)
 
 
 def _in_rounds(target: Target, best: Tried, rounds: int, judge: Judge, data: Dataset) -> Tried:

@@ -119,7 +119,7 @@ class _Attempt:
 
 def smallest_within(
     analysis: Analysis, target: Target, requirement: Requirement, effort: Effort = NORMAL
-) -> Found:
+) -> tuple[Analysis, Found]:
     """Search the budget on what ``target`` names without a ratio.
 
     Args:
@@ -127,6 +127,9 @@ def smallest_within(
         target: what is asked for; the ratio of what it searches is looked for.
         requirement: to be kept.
         effort: whether plans are built to find the share of pruning.
+
+    Returns:
+        The analysis that plans were made from, and what was found.
 
     Raises:
         BudgetError: nothing that saves anything keeps it.
@@ -140,34 +143,38 @@ def smallest_within(
         job.source, job.samples.validation, job.tools.runtime, requirement,
         analysis.prepared.batch_size, job.options.judging,
     )  # fmt: skip
-    pruning = _pruning(analysis, target, effort) if effort.builds else "foreseen"
+    pruning: PruningShare = "foreseen"
+    if effort.builds:
+        analysis, pruning = _begun(analysis, target, effort)
 
     def make(at: Target) -> tuple[Planned, Built]:
         planned = plan_for(analysis, at, pruning=pruning)
         return planned, build(analysis, planned.plan)
 
-    return search(make, target, judges, job.tools.progress)
+    return analysis, search(make, target, judges, job.tools.progress)
 
 
-def _pruning(analysis: Analysis, target: Target, effort: Effort) -> PruningShare:
-    """The share of pruning, by what the judge finds best where the search begins."""
+def _begun(analysis: Analysis, target: Target, effort: Effort) -> tuple[Analysis, PruningShare]:
+    """The share of pruning by what the judge finds best where the search begins.
+
+    The analysis leaves class scores alone where that is better there.
+    """
     job = analysis.job
     if job.samples.calibration is None or job.passes.cutting is None:
-        return "foreseen"
+        return analysis, "foreseen"
     try:
         plans = alternatives(analysis, target.at(FIRST))
     except NothingAppliesError:
         raise
     except BudgetError:  # smaller ones are out of reach; larger ones may not be
-        return "foreseen"
+        return analysis, "foreseen"
     if len(plans) == 1:
-        return _at_any_budget(plans[0].proposed.share)
+        return analysis, _at_any_budget(plans[0].proposed.share)
     judge = judge_between(analysis)
     if not judge.has_a_say:
-        return "foreseen"
-    return _at_any_budget(
-        best_share(analysis, target.at(FIRST), plans, judge, replace(effort, steps=0)).share
-    )
+        return analysis, "foreseen"
+    best = best_share(analysis, target.at(FIRST), plans, judge, replace(effort, steps=0))
+    return best.analysis, _at_any_budget(best.share)
 
 
 def _at_any_budget(share: float) -> PruningShare:

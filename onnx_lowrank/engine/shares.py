@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from onnx_lowrank.engine.analyse import Analysis
+from onnx_lowrank.engine.analyse import Analysis, leaving
 from onnx_lowrank.engine.build import Built, draft
 from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.effort import Effort
@@ -24,7 +24,7 @@ from onnx_lowrank.engine.propose import PruningShare
 from onnx_lowrank.engine.timed_plan import plan_for
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.judge.judge import Judge
-from onnx_lowrank.planning.notes import NearEnough, Note, SharesTried
+from onnx_lowrank.planning.notes import HeadsWhole, NearEnough, Note, SharesTried
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.pruning.shared_budget import SHARES
 
@@ -105,7 +105,8 @@ def best_share(
 ) -> Tried:
     """Draft plans, and move the share to where the judge finds less loss; the best of the plans.
 
-    Where the first loses little enough, the others are not drafted.
+    Where the first loses little enough, the others are not drafted. Where it loses less with its
+    class scores whole, so it is at every share: which share is best depends on it.
 
     Args:
         analysis: of the original model.
@@ -115,12 +116,16 @@ def best_share(
         effort: how often the share is moved at the most, and what loss is small enough.
         keep: keep what is needed to weigh the layers of the plan.
     """
-    score = score_of(analysis, judge, keep)
-    best = score(plans[0])
+    best = score_of(analysis, judge, keep)(plans[0])
     if best.loss < effort.enough:
         return best.noting(NearEnough(best.loss, judge.samples))
-    if len(plans) == 1:
-        return best
+    best, notes = _with_heads_whole(target, best, judge, keep)
+    if best.analysis is not analysis and len(plans) > 1:
+        analysis, plans = best.analysis, alternatives(best.analysis, target)
+    others = [planned for planned in plans if not _known(planned, [best.planned])]
+    if not others:
+        return best.noting(*notes)
+    score, known = score_of(analysis, judge, keep), [best.planned, *others]
     losses = {best.share: best.loss}
 
     def consider(planned: Planned) -> bool:
@@ -131,9 +136,8 @@ def best_share(
         best = other if better else best
         return better
 
-    for planned in plans[1:]:
+    for planned in others:
         consider(planned)
-    known = list(plans)
     for _ in range(effort.steps):
         moved = False
         for share in _beside(best.share, losses):
@@ -149,7 +153,29 @@ def best_share(
         if not moved:
             break
     tried = tuple(sorted(losses.items()))
-    return best.noting(SharesTried(best.share, tried, judge.samples))
+    return best.noting(*notes, SharesTried(best.share, tried, judge.samples))
+
+
+def _with_heads_whole(
+    target: Target, best: Tried, judge: Judge, keep: bool
+) -> tuple[Tried, tuple[Note, ...]]:
+    """The same, or the plan that leaves the layers that make class scores alone if it is better.
+
+    What rare classes lose by a head of low rank shows in answers more than in any squared error,
+    also under the metric of the head's outputs.
+    """
+    moments = best.planned.proposed.cut.work.moments
+    heads = [n for n in best.planned.errors if n in moments.outputs]
+    if not heads:
+        return best, ()
+    rest = leaving(best.analysis, heads, "class scores stay nearer to the original's so")
+    try:
+        whole = plan_for(rest, target, pruning=best.share)
+    except BudgetError:
+        return best, ()
+    other = score_of(rest, judge, keep)(whole)
+    note = HeadsWhole(tuple(heads), best.loss, other.loss, judge.samples)
+    return other if other.loss < best.loss else best, (note,)
 
 
 def score_of(analysis: Analysis, judge: Judge, keep: bool = False) -> Callable[[Planned], Tried]:

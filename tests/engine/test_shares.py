@@ -13,7 +13,7 @@ from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.effort import EFFORTS
 from onnx_lowrank.engine.plan_once import plan_once
 from onnx_lowrank.engine.shares import alternatives, best_share, judge_between
-from onnx_lowrank.planning.notes import NearEnough, SharesTried
+from onnx_lowrank.planning.notes import HeadsWhole, NearEnough, SharesTried
 from onnx_lowrank.planning.plan import GroupDecision
 from onnx_lowrank.planning.targets import Target
 from tests import fixtures_models as fm
@@ -111,6 +111,43 @@ def test_the_share_is_moved_to_where_the_judge_finds_less_loss(
     tried = best_share(analysis, TARGET, plans, judge, lenient)
     assert asked == built[:1]
     assert tried.planned.notes == (NearEnough(tried.loss, judge.samples),)
+
+
+def test_shares_are_drafted_with_class_scores_whole_where_the_first_plan_is_better_so(
+    analysis: Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = plan_once(analysis, TARGET, pruning=0.0)
+    head = min(first.errors)
+    outputs: dict[str, Any] = first.proposed.cut.work.moments.outputs
+    monkeypatch.setitem(outputs, head, None)  # as if it made class scores
+    drafted: list[tuple[bool, float]] = []
+
+    def score_of(found: Analysis, *_: Any) -> Any:
+        def score(planned: Planned) -> shares.Tried:
+            whole = head not in planned.errors
+            assert whole == (found is not analysis)
+            drafted.append((whole, share_of(planned)))
+            loss = (0.1 if whole else 1.0) + abs(share_of(planned) - 1.0)
+            return shares.Tried(found, planned, None, loss)  # type: ignore[arg-type]
+
+        return score
+
+    monkeypatch.setattr(shares, "CERTAIN", 1e9)
+    monkeypatch.setattr(shares, "score_of", score_of)
+    judge = judge_between(analysis)
+    tried = best_share(analysis, TARGET, [first], judge, THOROUGH)
+    assert drafted == [(False, 0.0), (True, 0.0)]
+    (note,) = tried.planned.notes
+    assert note == HeadsWhole((head,), 2.0, 1.1, judge.samples)
+    drafted.clear()
+    plans = [first, plan_once(analysis, TARGET, pruning=1.0)]
+    tried = best_share(analysis, TARGET, plans, judge, THOROUGH)
+    assert drafted[:2] == [(False, 0.0), (True, 0.0)]
+    assert len(drafted) > 2
+    assert all(whole for whole, _ in drafted[2:])
+    assert tried.analysis is not analysis
+    assert tried.share == max(share for _, share in drafted)
+    assert [type(note) for note in tried.planned.notes] == [HeadsWhole, SharesTried]
 
 
 def decision(share: float) -> GroupDecision:
