@@ -51,6 +51,7 @@ from onnx_lowrank.errors import LowRankError
 from onnx_lowrank.fleet.options import BatchOptions
 from onnx_lowrank.latency.timer import Timer
 from onnx_lowrank.options import add_arguments
+from onnx_lowrank.runtime.allocator import keep_freed_memory
 
 __all__ = ["COMMANDS", "main"]
 
@@ -68,6 +69,8 @@ def main(argv: Sequence[str] | None = None, timer: Timer | None = None) -> int:
         argv: the arguments; None for those of the process.
         timer: takes all times; None for one that runs models in ONNX Runtime.
     """
+    if argv is None:  # a process of our own
+        keep_freed_memory()
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     with warnings.catch_warnings():
         warnings.showwarning = partial(_show_warning, errors)

@@ -30,6 +30,7 @@ from onnx_lowrank.modelfile.atomic_files import atomic_write
 from onnx_lowrank.modelfile.saving import save
 from onnx_lowrank.report.check import as_text
 from onnx_lowrank.report.page import page
+from onnx_lowrank.runtime.allocator import keep_freed_memory
 
 __all__ = ["MADE", "OUTCOME", "Order", "carried_out", "main"]
 
@@ -68,6 +69,7 @@ class Order:
 
 def main() -> None:
     """Carry out the order on the standard input, and write what became of it."""
+    keep_freed_memory()
     order = Order(**json.loads(sys.stdin.buffer.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     outcome = carried_out(order)
