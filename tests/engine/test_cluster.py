@@ -155,17 +155,24 @@ def test_nobody_answers(
     fm.refused(command, capsys, 2, "no Dask scheduler answers at 127.0.0.1:9", "dask scheduler")
 
 
-def test_a_scheduler_that_goes_is_said_in_one_line(
-    calls: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def begun(calls: Any) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """A cluster of one worker in this process, and answers of which the first was taken."""
     import distributed
 
-    monkeypatch.setattr(module, "PATIENCE", 5)
     with distributed.LocalCluster(
         n_workers=1, processes=False, dashboard_address=None, silence_logs=False
     ) as made:
         answers = Cluster(made.scheduler_address).answers(calls["added"], [0], range(1000))
         next(answers)
+        yield made, answers
+
+
+def test_a_scheduler_that_goes_is_said_in_one_line(
+    calls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 5)
+    with begun(calls) as (made, answers):
         made.close()
         with pytest.raises(BatchError, match=r"the scheduler at .* cannot be reached any more"):
             list(answers)
@@ -174,14 +181,8 @@ def test_a_scheduler_that_goes_is_said_in_one_line(
 def test_workers_that_stay_away_are_not_waited_for_without_end(
     calls: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import distributed
-
     monkeypatch.setattr(module, "ABSENCE", 1.0)
-    with distributed.LocalCluster(
-        n_workers=1, processes=False, dashboard_address=None, silence_logs=False
-    ) as made:
-        answers = Cluster(made.scheduler_address).answers(calls["added"], [0], range(1000))
-        next(answers)
+    with begun(calls) as (made, answers):
         made.scale(0)
         with pytest.raises(BatchError, match=r"all workers of Dask have been gone for 1 s; start"):
             list(answers)
