@@ -184,8 +184,8 @@ def test_errors_on_held_out_rows_are_those_of_the_rows(
         made = (x[1::2] - x[0::2].mean(0)) @ weights[0].T
         left = (y[1::2] - y[0::2].mean(0)) - made
         wanted = float(np.mean(np.sum(left**2, axis=1)))
-        # sums of 1,000 rows in float32 round 1e-6 of what the error is a difference of, in the order
-        # of one kernel of linear algebra more than in that of another
+        # sums of 1,000 rows in float32 round up to 1e-6 of what the error is a difference of: some
+        # kernels of linear algebra more than others
         terms = energy + float(np.mean(np.sum(made**2, axis=1)))
         assert said == pytest.approx(wanted, rel=1e-5, abs=1e-6 * terms)
 
