@@ -167,8 +167,9 @@ outcome = {"status": "done", "cause": "", "error": "", "exit_code": 0, "reason":
 open(order["folder"] + "/outcome.json", "w").write(json.dumps(outcome))
 """
     program = (
-        "import sys; from onnx_lowrank.cli.main import main; "
-        "from onnx_lowrank.fleet import process; "
+        # a shell starts commands in the background with Ctrl-C ignored
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from onnx_lowrank.cli.main import main; from onnx_lowrank.fleet import process; "
         f"process._PROGRAM = {work!r}; sys.exit(main({['batch', str(folder), str(out)]!r}))"
     )
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as process:
