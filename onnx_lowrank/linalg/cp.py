@@ -38,7 +38,7 @@ import numpy.typing as npt
 from scipy import linalg
 
 from onnx_lowrank.lazily import lazy
-from onnx_lowrank.linalg.blas_threads import blas_for
+from onnx_lowrank.linalg.blas_threads import limited_blas
 
 __all__ = ["CpResult", "CpTensor", "cp_compose"]
 
@@ -130,7 +130,7 @@ class CpTensor:
             dead = tuple(np.zeros((n, rank)) for n in tensor.shape)
             return CpResult(dead, np.zeros(rank), 0.0, 0, True, 0, 0.0, ())
         best: tuple[float, int, _Run] | None = None
-        with blas_for(0):  # threads of their own slow systems of this size down
+        with limited_blas(1):  # more slow systems of this size down
             for start in range(starts if near is None else 1):
                 rows = _random(self._scaled.shape, rank, np.random.default_rng([seed, start]))
                 if near is not None:

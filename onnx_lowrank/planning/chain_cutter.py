@@ -19,7 +19,7 @@ _ROOM = 512 << 20
 
 
 class ChainCutter:
-    """Cuts chains, each once as long as there is room; those of several layers at once, if asked.
+    """Cuts chains, each once as long as there is room; threads may ask for different ones at once.
 
     Args:
         passes: that may have made the decisions.
