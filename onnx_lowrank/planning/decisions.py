@@ -13,7 +13,7 @@ from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.planning.amounts import in_reach
 from onnx_lowrank.planning.candidates import Candidate, Constraint, least_cost
-from onnx_lowrank.planning.lagrangian import allocate, allocate_blocked, least_budget
+from onnx_lowrank.planning.lagrangian import allocate, allocate_in_time, least_budget
 from onnx_lowrank.planning.plan import Decision
 from onnx_lowrank.planning.proposals import Proposals
 from onnx_lowrank.planning.several_budgets import allocate_all
@@ -55,7 +55,7 @@ def choose(constraints: Sequence[Constraint]) -> list[Candidate]:
         return allocate_all(constraints)
     (only,) = constraints
     if only.metric == "macs":
-        return allocate_blocked(only.choices, only.budget, only.fixed)
+        return allocate_in_time(only.choices, only.budget)
     return allocate(only.choices, only.budget)
 
 

@@ -4,7 +4,8 @@
 
 by Lagrangian relaxation; what it leaves of the budget is spent greedily on the best remaining
 steps. For MACs the multiplier may weigh a candidate's *workload* besides its cost: of two
-candidates that save the same MACs, the one whose channels fill the runtime's blocks is faster.
+candidates that save the same MACs, the one whose channels fill the runtime's blocks is faster. How
+much that counts is decided by what time costs otherwise, under a smaller budget.
 
 Reference:
     Everett 1963, Generalized Lagrange multiplier method; Shoham & Gersho 1988, Efficient bit
@@ -13,8 +14,8 @@ Reference:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -24,24 +25,23 @@ from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.planning.candidates import Candidate, Choice, cheapest, least_cost, loss_of
 from onnx_lowrank.planning.greedy_steps import best_step
 
-__all__ = ["allocate", "allocate_blocked", "bearable", "least_budget"]
+__all__ = ["allocate", "allocate_in_time", "least_budget"]
 
 Array = npt.NDArray[np.floating[Any]]
 Places = npt.NDArray[np.intp]
 
-#: parts of the budget, and weights of the workload against the MACs, that are tried
-_SCALES, _BLOCKED = tuple(k / 20 for k in range(20, 11, -1)), (0.0, 0.5, 0.8, 1.0)
+#: parts of the budget whose plans say what time costs
+_SCALES = tuple(k / 20 for k in range(19, 11, -1))
 
-#: a plan is fast enough with this part of the speed-up that its MACs promise
-_PROMISED = 0.9
+#: weights of the workload against the MACs that are tried
+_BLOCKED = (0.25, 0.5, 0.75, 1.0)
 
-#: workload is ignored where the model has more than this many times its MACs in workload: its time
-#: is spent on other things than MACs
+#: time is ignored where the layers take more than this many times their MACs: small dense layers,
+#: whose time is that of calls
 _MOST_WORKLOAD_PER_MAC = 3
 
-#: loss a layer that may be taken for speed, above that of the plan by MACs alone; no part of that
-#: loss, which is most where least can be borne
-_LOSS_PER_LAYER = 0.005
+#: least loss that has a logarithm
+_NOTHING = 1e-12
 
 
 def allocate(choices: Sequence[Choice], budget: int, blocked: float = 0.0) -> list[Candidate]:
@@ -80,53 +80,58 @@ def least_budget(choices: Sequence[Choice], loss: float) -> int:
     return high
 
 
-def allocate_blocked(choices: Sequence[Choice], budget: int, fixed: int) -> list[Candidate]:
+def allocate_in_time(choices: Sequence[Choice], budget: int) -> list[Candidate]:
     """Choose one candidate for each layer under a budget on MACs, with an eye on their time.
 
     A plan may halve the MACs and leave the time nearly as it was, if its channels fill no blocks
-    or its nodes wait for memory. So plans with several weights on the workload, and with smaller
-    budgets, are tried. Plans that lose far more than the plan by MACs alone are put aside. Of the
-    others that nearly keep the budget in workload too, the one of least loss is taken; where there
-    is none, the one of least workload. Where MACs take little of the time, as in small dense
-    layers, the plan by MACs alone is taken.
+    or its nodes wait for memory. So plans with several weights on the workload are made under the
+    same budget. Plans by MACs alone under smaller budgets say what loss their time would cost
+    otherwise: of those that cost less, the plan is taken that costs less by the greatest factor.
+    Where MACs take little of the time, as in small dense layers, the plan by MACs alone is taken.
 
     Args:
         choices: the layers with their candidates.
         budget: largest sum of the layers' MACs allowed.
-        fixed: MACs of all other nodes.
 
     Raises:
         BudgetError: even the cheapest candidates cost more.
     """
+    table, least = _Table(choices), least_cost(choices)
+    best = table.allocated(budget, 0.0)
+    kept = [choice.keep for choice in choices]
+    if _workload(kept) > _MOST_WORKLOAD_PER_MAC * sum(c.cost for c in kept):
+        return best
+    smaller = [part for part in (int(scale * budget) for scale in _SCALES) if part >= least]
+    by_macs = [best, *(table.allocated(part, 0.0) for part in smaller)]
+    otherwise = _LossForTime([(_workload(plan), loss_of(choices, plan)) for plan in by_macs])
 
-    def loss(plan: Sequence[Candidate]) -> float:
-        return loss_of(choices, plan)
+    def price(plan: Sequence[Candidate]) -> float:  # rounded, for equal plans to be equal
+        return round(loss_of(choices, plan) / otherwise.at(_workload(plan)), 9)
 
-    def workload(plan: Sequence[Candidate]) -> int:
-        return sum(p.workload for p in plan) + fixed
-
-    table = _Table(choices)
-    free = table.allocated(budget, 0.0)
-    most = bearable(loss(free), len(choices))
-    whole = max(sum(c.keep.cost for c in choices) + fixed, 1)
-    time = sum(c.keep.workload for c in choices) + fixed
-    if time > _MOST_WORKLOAD_PER_MAC * whole:
-        return free
-    wanted = (budget + fixed) / whole * time / _PROMISED
-    least = least_cost(choices)
-    plans = [free]
-    for scale, blocked in product(_SCALES, _BLOCKED):
-        if scale * budget >= least:
-            plan = table.allocated(int(scale * budget), blocked)
-            if loss(plan) <= most:
-                plans.append(plan)
-    fast = [plan for plan in plans if workload(plan) <= wanted]
-    return min(fast, key=loss) if fast else min(plans, key=workload)
+    timely = [table.allocated(budget, blocked) for blocked in _BLOCKED]
+    return min([best, *timely], key=price)
 
 
-def bearable(loss: float, layers: int) -> float:
-    """Largest loss that a faster plan may have, where the plan by MACs alone has ``loss``."""
-    return loss + _LOSS_PER_LAYER * layers
+class _LossForTime:
+    """The least loss at which plans take no more than a time.
+
+    Args:
+        plans: workload and loss of each, one or more.
+    """
+
+    def __init__(self, plans: Sequence[tuple[int, float]]) -> None:
+        rising = sorted(plans)
+        self._times = np.array([time for time, _ in rising], np.float64)
+        losses = np.maximum([loss for _, loss in rising], _NOTHING)
+        self._losses = np.log(np.minimum.accumulate(losses))
+
+    def at(self, time: float) -> float:
+        """The loss, whose logarithm is linear in between; beyond the fastest plan that of it."""
+        return math.exp(float(np.interp(time, self._times, self._losses)))
+
+
+def _workload(plan: Sequence[Candidate]) -> int:
+    return sum(candidate.workload for candidate in plan)
 
 
 class _Table:
@@ -195,6 +200,7 @@ class _Table:
     def _filled(self, places: Places, budget: int, workloads: Array) -> Places:
         """Spend what is left of the budget on the steps of least loss for their workload.
 
+        Steps that take time and spend nothing were refused by the multiplier already.
         Each step gives one layer a candidate of less error, so no candidate is taken twice and
         there are fewer steps than candidates.
         """
@@ -203,8 +209,9 @@ class _Table:
             now = places[layers]
             gains = self._weights[layers] * (self._errors[now] - self._errors)
             left = budget - self._cost(places)
-            allowed = (self._costs - self._costs[now] <= left) & (gains > 0)
-            step = best_step(gains, np.maximum(workloads - workloads[now], 1.0), allowed)
+            spent, taken = self._costs - self._costs[now], workloads - workloads[now]
+            allowed = (spent <= left) & (gains > 0) & ((spent > 0) | (taken <= 0))
+            step = best_step(gains, np.maximum(taken, 1.0), allowed)
             if step is None:
                 break
             places[layers[step]] = step

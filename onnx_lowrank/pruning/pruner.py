@@ -18,7 +18,6 @@ from onnx_lowrank.linalg.blas_threads import blas_for, side_by_side
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.passkit.channel_selection import Selection, parts_of
 from onnx_lowrank.passkit.runner import order, refined
-from onnx_lowrank.planning.lagrangian import bearable
 from onnx_lowrank.planning.plan import GroupDecision
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning.channel_cuts import ChannelCuts, KeptChannels
@@ -35,6 +34,9 @@ __all__ = ["ChannelOrder", "Pruner"]
 Array = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
+
+#: loss a layer that whole blocks of channels may cost above the finer grid
+_LOSS_PER_LAYER = 0.005
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,8 @@ class Pruner:
         if not plans:
             raise unmet
         found = [sum(float(losses[n][c]) for n, c in plan.items()) for plan in plans]
-        return plans[0] if found[0] <= bearable(found[-1], len(self._layers)) else plans[-1]
+        bearable = found[-1] + _LOSS_PER_LAYER * len(self._layers)
+        return plans[0] if found[0] <= bearable else plans[-1]
 
     def refined(self, kept: KeptChannels) -> KeptChannels:
         """Improve a choice by :meth:`Pruning.refined`; the numbers of channels stay the same."""
