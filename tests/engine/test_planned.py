@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from onnx_lowrank.engine.plan_once import plan_once
 from onnx_lowrank.engine.take_back import without_slow_chains
 from onnx_lowrank.errors import GuardError
 from onnx_lowrank.latency.probe import Place
+from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.planning.notes import ChainsAreSlower, ChainsTakenBack, TimeBesideProducts
 from onnx_lowrank.planning.plan import Plan
 from onnx_lowrank.planning.targets import Target
@@ -105,12 +108,24 @@ def conv1_costs_more(place: Place, chain: Chain) -> float:
     return by_workload(place, chain) * (3.0 if chain.nodes > 1 and place.output == "b0" else 1.0)
 
 
+def slower_by_conv1(
+    without: float = 1.1, chains: Callable[[Place, Chain], float] = conv1_costs_more
+) -> ScriptedTimer:
+    """A clock by which chains of one layer make a model slower than the others do."""
+
+    def seconds(model: Model) -> float:
+        nodes = [node for node in model.proto.graph.node if "conv1" in node.name]
+        return 1.2 if len(nodes) > 1 else without
+
+    return ScriptedTimer(chains, seconds)
+
+
 @pytest.mark.full
 def test_what_does_not_pay_is_replaced_from_the_plans_own_proposals() -> None:
     """Whatever was planned since; a plan with other channels has other candidates."""
     results = []
     for since in ([], [PRUNED]):
-        found = analysis(slower(conv1_costs_more))
+        found = analysis(slower_by_conv1())
         planned = planned_to(found, UNPRUNED)
         assert not kept_by(planned.plan)
         assert "conv1" in taken_apart(planned.plan)
@@ -131,7 +146,7 @@ def test_what_does_not_pay_is_replaced_from_the_plans_own_proposals() -> None:
 def test_a_draft_says_what_does_not_pay_and_the_model_is_built_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = analysis(slower(conv1_costs_more))
+    found = analysis(slower_by_conv1())
     planned = planned_to(found, UNPRUNED)
     fewer, built = without_slow_chains(found, planned)
     drafted = draft(found, planned.plan)
@@ -144,8 +159,23 @@ def test_a_draft_says_what_does_not_pay_and_the_model_is_built_once(
     monkeypatch.setattr("onnx_lowrank.engine.take_back.build", counted)
     again, once = without_slow_chains(found, planned, drafted)
     assert again.plan == fewer.plan
-    assert built_of == [again.plan]
+    assert built_of == [replace(again.plan, repair="none"), again.plan]  # the first to be timed
     assert once.model.proto == built.model.proto
+
+
+def test_what_makes_the_model_no_faster_is_not_taken_back() -> None:
+    found = analysis(slower_by_conv1(without=1.2))
+    planned = planned_to(found, UNPRUNED)
+    same, built = without_slow_chains(found, planned)
+    assert built.plan == same.plan == planned.plan
+    assert same.notes == (ChainsAreSlower(("conv1",)),)
+
+
+def test_a_model_is_slower_that_is_so_twice() -> None:
+    disturbed = iter([1.2, 0.9])
+    found = analysis(ScriptedTimer(conv1_costs_more, lambda _: next(disturbed)))
+    planned = planned_to(found, UNPRUNED)
+    assert without_slow_chains(found, planned)[0] is planned
 
 
 def test_what_does_not_pay_is_named_where_the_budget_needs_it() -> None:
@@ -169,7 +199,7 @@ class ChangingClock:
 def test_what_does_not_pay_is_taken_back_under_a_target_on_time() -> None:
     """The clock says another thing than at planning; the time that was planned for stays."""
     clock, target = ChangingClock(), Target.parse("latency=0.8")
-    found = analysis(slower(clock), CHAINS)
+    found = analysis(slower_by_conv1(chains=clock), CHAINS)
     first = plan_once(found, target)
     assert first.proposed.timed is not None
     planned = choose(found, first.proposed, time=0.7 * first.proposed.timed.whole)
