@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.errors import DataError, ValidationError
-from onnx_lowrank.judge.measures import Figures, Scale, changes, divergences, figures_of
+from onnx_lowrank.judge.measures import Figures, Scale, changes, figures_of
 from onnx_lowrank.judge.readings import Reading
 from onnx_lowrank.judge.verdict import Estimate, ReadingVerdict, Verdict, estimated, verdict_on
 from onnx_lowrank.runtime.outputs import Values
@@ -83,7 +83,7 @@ class Comparison:
         self._samples += pair.count
         for scale, found, apart in zip(self._scales, self._losses, self._divergences, strict=True):
             both = self._both(scale.reading, pair)
-            apart.append(np.ones(pair.count) if both is None else divergences(scale, *both))
+            apart.append(np.ones(pair.count) if both is None else scale.divergences(*both))
             changed = None if both is None else changes(scale.reading, *both)
             found.append(apart[-1] if changed is None else (apart[-1] + changed) / 2)
         if self._function is not None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.judge.comparison import Comparison, Loss, Pair
+from onnx_lowrank.judge.detections import DetectionScale
 from onnx_lowrank.judge.measures import Scale
 from onnx_lowrank.judge.observation import Observer, by_sample, each_sample
 from onnx_lowrank.judge.readings import Reading, kinds_for, readings_of
@@ -100,7 +101,7 @@ class Judge:
             room -= sum(a.nbytes for v in made.values() for a in v)
             self._held.append(made if room >= 0 else None)
         self.readings = self._read(Graph(reference), runtime)
-        self._scales = [Scale(r) for r in self.readings]
+        self._scales = [Scale(r) if r.scores is None else DetectionScale(r) for r in self.readings]
         for _, _, old in self._references():
             for scale in self._scales:
                 scale.add(old[scale.reading.output][scale.reading.index])

@@ -9,8 +9,8 @@ for class scores as for boxes:
     l2               mean over coordinates of  mean (w - v)^2 / variance of v
     equal            part that differs
 
-A :class:`Scale` has the denominators, from the original's outputs alone; :func:`divergences` gives
-the quotient for each sample.
+A :class:`Scale` has the denominators, from the original's outputs alone, and gives the quotient for
+each sample. What a detector answers is in :mod:`onnx_lowrank.judge.detections`.
 
 Divergences of class scores do not tell a line that is read otherwise from one whose letters only
 begin a step earlier. So the loss of a sample of class scores is half its divergence and half the
@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.judge.readings import Reading, rows_along, wide
 
-__all__ = ["Figures", "Scale", "changes", "divergences", "figures_of"]
+__all__ = ["Figures", "Scale", "changes", "entropy", "figures_of", "inside"]
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.floating[Any]]
@@ -100,8 +100,8 @@ class Scale:
             self.square = self.square - float(np.sum(chances * logs, dtype=np.float64))
         elif kind == "bernoulli":
             rows = rows.astype(np.float64)
-            self.total = self.total + _inside(rows).sum(axis=0)
-            self.square = self.square + _entropy(_inside(rows)).sum(axis=0)
+            self.total = self.total + inside(rows).sum(axis=0)
+            self.square = self.square + entropy(inside(rows)).sum(axis=0)
         elif kind == "cosine":
             self.total = self.total + _directions(rows).sum(axis=0, dtype=np.float64)
 
@@ -124,36 +124,34 @@ class Scale:
             apart = -float(np.sum(kept * np.log(kept))) - float(np.mean(self.square / count))
             return max(apart, _LEAST)
         if kind == "bernoulli":
-            apart = float(np.mean(_entropy(mean))) - float(np.mean(self.square / count))
+            apart = float(np.mean(entropy(mean))) - float(np.mean(self.square / count))
             return max(apart, _LEAST_MAP)
         if kind == "cosine":
             return max(1 - float(np.linalg.norm(mean)), _LEAST)
         return 1.0
 
+    def divergences(self, old: Array, new: Array) -> Losses:
+        """Divergence of each sample, ``(samples,)``.
 
-def divergences(scale: Scale, old: Array, new: Array) -> Losses:
-    """Divergence of each sample, ``(samples,)``.
+        Args:
+            old: values of the original, samples along axis 0.
+            new: values of the other model, of the same shape.
 
-    Args:
-        scale: of the original's outputs.
-        old: values of the original, samples along axis 0.
-        new: values of the other model, of the same shape.
-
-    Returns:
-        Infinite where a number is NaN or infinite that is not in the original; 0 where nothing of
-        the original is finite.
-    """
-    reading, unit = scale.reading, scale.unit
-    if reading.kind == "equal":
-        same = np.reshape(np.asarray(old == new), (len(old), -1)).astype(np.float64)
-        return np.asarray(1.0 - same.mean(axis=1) if same.shape[1] else np.zeros(len(old)))
-    found = np.zeros(len(old))
-    for sample, (a, b) in enumerate(
-        zip(_samples(reading, old), _samples(reading, new), strict=True)
-    ):
-        with np.errstate(over="ignore", invalid="ignore"):
-            found[sample] = _loss(reading, a, b, unit)
-    return np.where(np.isnan(found), np.inf, found)
+        Returns:
+            Infinite where a number is NaN or infinite that is not in the original; 0 where nothing
+            of the original is finite.
+        """
+        reading, unit = self.reading, self.unit
+        if reading.kind == "equal":
+            same = np.reshape(np.asarray(old == new), (len(old), -1)).astype(np.float64)
+            return np.asarray(1.0 - same.mean(axis=1) if same.shape[1] else np.zeros(len(old)))
+        found = np.zeros(len(old))
+        for sample, (a, b) in enumerate(
+            zip(_samples(reading, old), _samples(reading, new), strict=True)
+        ):
+            with np.errstate(over="ignore", invalid="ignore"):
+                found[sample] = _loss(reading, a, b, unit)
+        return np.where(np.isnan(found), np.inf, found)
 
 
 def changes(reading: Reading, old: Array, new: Array) -> Losses | None:
@@ -232,7 +230,7 @@ def _loss(reading: Reading, old: Array, new: Array, unit: Floats | float) -> flo
         total = math.fsum(float(_kl(old[at], new[at], reading.form).sum()) for at in parts)
         return float(total / len(old) / unit)
     if reading.kind == "bernoulli":
-        p, q = _inside(old.astype(np.float64)), _inside(new.astype(np.float64))
+        p, q = inside(old.astype(np.float64)), inside(new.astype(np.float64))
         apart = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
         return float(np.mean(apart) / unit)
     apart = 1 - np.sum(
@@ -356,12 +354,14 @@ def _log_probabilities(rows: Floats, form: str) -> Floats:
     return np.maximum(logs, np.log(_FLOOR))
 
 
-def _inside(chances: Floats) -> Floats:
+def inside(chances: Floats) -> Floats:
+    """Probabilities that have a logarithm, as has what they leave."""
     return np.clip(chances, _FLOOR, 1 - _FLOOR)
 
 
-def _entropy(chances: Floats) -> Floats:
-    p = _inside(chances)
+def entropy(chances: Floats) -> Floats:
+    """Entropy of each of some yes-or-no answers, in nats."""
+    p = inside(chances)
     return np.asarray(-p * np.log(p) - (1 - p) * np.log(1 - p))
 
 

@@ -8,6 +8,8 @@ kl         probabilities: numbers that sum to one along Kullback-Leibler, at eac
            last layer is linear, and its softmax is
            decided and differs between samples
 bernoulli  behind a Sigmoid                             Kullback-Leibler of each number
+boxes      four numbers beside maps behind a Sigmoid    1 less intersection over union,
+                                                        weighed by the scores
 cosine     vectors of length one                        1 - cos of each vector
 l2         any other numbers of floating point          squared error of each coordinate,
                                                         scaled by its variance
@@ -59,6 +61,8 @@ _DECIDED, _GUESSES = 0.25, 1.5
 _DECIDED_MAP = 0.5
 #: fewest channels of a map of class scores: pictures have up to four
 _MAP_CLASSES = 5
+#: fewest places of boxes, and part of the places at which the numbers must make a box
+_PLACES, _BOXES = 16, 0.99
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,11 @@ class Reading:
         kind: of :data:`KINDS`.
         axis: axis of the classes, of a vector, or of the coordinates, counted from the end.
         form: for ``kl``: ``probabilities``, ``logarithms`` of them, or ``scores`` in front of a
-            softmax.
+            softmax; for ``boxes``: ``corners`` or ``middle``, followed by the size.
         index: number of the array, where an output has several.
         part: ``(axis, start, stop)`` where only a part of the array is read.
+        scores: the part, likewise, of a detector's scores, which its positions weigh by; None where
+            all positions count alike.
         why: reason of the choice, as a clause.
     """
 
@@ -104,6 +110,7 @@ class Reading:
     form: str = ""
     index: int = 0
     part: tuple[int, int, int] | None = None
+    scores: tuple[int, int, int] | None = None
     why: str = ""
 
     @property
@@ -118,9 +125,14 @@ class Reading:
 
     def of(self, array: Array) -> Array:
         """Its part of an array of the output."""
-        if self.part is None:
+        return self.part_of(array, self.part)
+
+    @staticmethod
+    def part_of(array: Array, part: tuple[int, int, int] | None) -> Array:
+        """A part ``(axis, start, stop)`` of an array; all of it where that is None."""
+        if part is None:
             return array
-        axis, start, stop = self.part
+        axis, start, stop = part
         index: list[Any] = [slice(None)] * array.ndim
         index[axis] = slice(start, stop)
         found: Array = array[tuple(index)]
@@ -217,11 +229,12 @@ def _found(
     inputs: Sequence[tuple[int, ...]],
 ) -> list[Reading]:
     if structure.maps:
-        return [
+        parts = [
             _map_or_values(replace(reading, part=(axis, start, stop) if stop else None),
                            array, sigmoid)
             for axis, start, stop, sigmoid in structure.maps
         ]  # fmt: skip
+        return _detections(parts, array) or parts
     for form in ("probabilities", "logarithms"):
         axis = _probable(array, form)
         if axis is not None:
@@ -242,6 +255,34 @@ def _map_or_values(reading: Reading, array: Array, sigmoid: bool) -> Reading:
         return replace(reading, kind="bernoulli", axis=axis, why="behind a Sigmoid")
     axis = reading.part[0] if reading.part else _channel_axis(array)
     return replace(reading, kind="l2", axis=axis, why="numbers of no known meaning")
+
+
+def _detections(parts: Sequence[Reading], array: Array) -> list[Reading]:
+    """Boxes and their scores, where an output has just these parts; empty for anything else."""
+    if len(parts) != 2 or {part.kind for part in parts} != {"bernoulli", "l2"}:
+        return []
+    scores = next(part.part for part in parts if part.kind == "bernoulli")
+    found = []
+    for part in parts:
+        made = replace(part, scores=scores)
+        if part.kind == "l2":
+            boxes = rows_along(part.of(array), part.axis)
+            form = _form_of_boxes(boxes[np.isfinite(boxes).all(axis=1)])
+            if not form:
+                return []
+            why = "four numbers at each place, beside scores"
+            made = replace(made, kind="boxes", form=form, why=why)
+        found.append(made)
+    return found
+
+
+def _form_of_boxes(rows: Array) -> str:
+    """How four numbers ``(n, 4)`` are a box: ``corners``, ``middle``, or empty for not at all."""
+    if rows.shape[1] != 4 or len(rows) < _PLACES:
+        return ""
+    if np.mean(np.all(rows[:, 2:] >= rows[:, :2], axis=1)) >= _BOXES:
+        return "corners"
+    return "middle" if np.mean(np.all(rows[:, 2:] > 0, axis=1)) >= _BOXES else ""
 
 
 def _channel_axis(array: Array) -> int:

@@ -1,8 +1,8 @@
 """What the graph tells of an output: a linear layer or a Sigmoid that it comes from.
 
-From the output back, through operators that only move or cast numbers: to a Sigmoid, to a Concat of
-parts of which some are behind a Sigmoid, or (through a bias, a ReLU or an average over positions
-too) to a linear layer.
+From the output back, through operators that only move, take or cast numbers: to a Sigmoid, to a
+Concat of parts of which some are behind a Sigmoid, or (through a bias, a ReLU or an average over
+positions too) to a linear layer.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _BEHIND = _MOVERS | {"Add", "AveragePool", "GlobalAveragePool", "ReduceMean", "R
 _PRODUCTS = frozenset({"FusedMatMul", "Gemm", "MatMul"})
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv"})
 _SIGMOIDS = frozenset({"HardSigmoid", "Sigmoid"})
+#: operators that take a part of a tensor, which is behind a Sigmoid where the tensor is
+_TAKERS = frozenset({"Slice", "Split"})
 #: number of nodes that are looked at for one output
 _NODES = 64
 _WHOLE: tuple[Part, ...] = ((-1, 0, 0, False),)
@@ -74,7 +76,7 @@ def _visited(graph: Graph, tensor: str) -> Iterator[Node]:
             continue
         yield node
         passed = [t.name for t in node.inputs] if node.op == "Concat" else []
-        if node.op in _MOVERS and node.inputs:
+        if node.op in _MOVERS | _TAKERS and node.inputs:
             passed = [node.inputs[0].name]
         pending += [n for n in passed if n and n not in seen]
         seen |= set(passed)
@@ -87,9 +89,11 @@ def _parts(graph: Graph, tensor: str, shapes: Mapping[str, Shape], left: int) ->
         return _WHOLE
     if node.op in _SIGMOIDS:
         return ((-1, 0, 0, True),)
-    if node.op in _MOVERS:
+    if node.op in _MOVERS | _TAKERS:
         inner = _parts(graph, node.inputs[0].name, shapes, left - 1)
-        return _moved(graph, node, inner, shapes)
+        if node.op in _MOVERS:
+            return _moved(graph, node, inner, shapes)
+        return inner if len(inner) == 1 and not inner[0][2] else _WHOLE
     if node.op != "Concat":
         return _WHOLE
     rank = len(shapes.get(tensor, ()))

@@ -42,13 +42,15 @@ class ReadingVerdict:
         loss: 0 for the original, 1 for a model that gives all samples the same answer; see
             :mod:`onnx_lowrank.judge.measures`.
         kept: part of the answers that stay: of the samples with the same class (the same sequence
-            of classes), of positions in maps of classes, of exact values; for other kinds the
-            correlation with the original's, the square root of 1 less the loss.
+            of classes), of positions in maps of classes, of exact values; for boxes the overlap
+            with the original's, weighed by scores; for other kinds the correlation with the
+            original's, the square root of 1 less the loss.
         figures: what people ask of such an output, by name: ``same_samples``, ``same_sequences``
             and ``same_positions`` (parts with the same first class, or side of one half),
             ``overlap`` (intersection over union), ``cosine``, ``neighbours`` (part of the nearest
             5 samples that stay so).
-        answer: what ``kept`` is: ``samples | sequences | positions | values | correlation``.
+        answer: what ``kept`` is: ``samples``, ``sequences``, ``positions``, ``boxes``, ``values``
+            or ``correlation``.
     """
 
     reading: Reading
@@ -120,7 +122,7 @@ def verdict_on(
     answer = _answer(reading, figures)
     kept = found.get(f"same_{answer}")
     if kept is None:
-        share = _values_left if reading.kind == "equal" else _correlation
+        share = _values_left if reading.kind in ("boxes", "equal") else _correlation
         kept = Estimate(share(loss.value), share(loss.high), share(loss.low))
     return ReadingVerdict(reading, loss, kept, found, answer)
 
@@ -137,8 +139,8 @@ def estimated(values: npt.NDArray[np.float64]) -> Estimate:
 def _answer(reading: Reading, figures: Figures) -> str:
     if reading.kind == "bernoulli" and figures.positions == 1 and figures.same:
         return "positions"
-    if reading.kind == "equal":
-        return "values"
+    if reading.kind in ("boxes", "equal"):
+        return {"boxes": "boxes", "equal": "values"}[reading.kind]
     if reading.kind != "kl":
         return "correlation"
     return ("samples", "sequences", "positions")[min(figures.axes, 2)]

@@ -22,12 +22,14 @@ _KEPT = {
     "samples": "the first class of {}",
     "sequences": "the whole sequence of classes of {}",
     "positions": "the first class at {} of the positions",
+    "boxes": "boxes that overlap the original's by {}",
     "values": "{} of the values",
     "correlation": "a correlation with the original of {}",
 }
 _MEANS = {
     "kl": "class scores",
     "bernoulli": "behind a Sigmoid",
+    "boxes": "boxes",
     "cosine": "directions",
     "l2": "numbers",
     "equal": "exact values",

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from scipy import special, stats
 
-from onnx_lowrank.judge.measures import Figures, Scale, changes, divergences, figures_of
+from onnx_lowrank.judge.measures import Figures, Scale, changes, figures_of
 from onnx_lowrank.judge.readings import Reading
 from onnx_lowrank.judge.verdict import Verdict, estimated, verdict_on
 
@@ -42,7 +42,7 @@ FORMS = {
 def test_class_scores(form: str) -> None:
     old, new = FORMS[form]
     p, q = softmax(OLD), softmax(NEW)
-    found = divergences(scale_of(Reading("y", "kl", -1, form), old), old, new)
+    found = scale_of(Reading("y", "kl", -1, form), old).divergences(old, new)
     apart = stats.entropy(p, q, axis=-1).mean(axis=1)
     rows = p.reshape(-1, 7)
     told = stats.entropy(rows, np.broadcast_to(rows.mean(axis=0), rows.shape), axis=1).mean()
@@ -51,7 +51,7 @@ def test_class_scores(form: str) -> None:
 
 def test_maps() -> None:
     p, q = special.expit(OLD), special.expit(NEW)
-    found = divergences(scale_of(Reading("y", "bernoulli", -1), p), p, q)
+    found = scale_of(Reading("y", "bernoulli", -1), p).divergences(p, q)
 
     def apart(p: Array, q: Array) -> Array:
         return np.asarray(special.rel_entr(p, q) + special.rel_entr(1 - p, 1 - q))
@@ -63,7 +63,7 @@ def test_maps() -> None:
 def test_directions() -> None:
     a = OLD / np.linalg.norm(OLD, axis=-1, keepdims=True)
     b = NEW / np.linalg.norm(NEW, axis=-1, keepdims=True)
-    found = divergences(scale_of(Reading("y", "cosine", -1), OLD), OLD, NEW)
+    found = scale_of(Reading("y", "cosine", -1), OLD).divergences(OLD, NEW)
     mean = a.reshape(-1, 7).mean(axis=0)
     told = 1 - (a @ mean / np.linalg.norm(mean)).mean()
     assert found == pytest.approx((1 - (a * b).sum(axis=-1)).mean(axis=1) / told, rel=1e-6)
@@ -72,7 +72,7 @@ def test_directions() -> None:
 def test_each_coordinate_counts_by_its_variance() -> None:
     units = np.array([1.0, 1e3, 1e-3, 1, 1, 1, 5])
     old, new = OLD * units + 100 * units, NEW * units + 100 * units
-    found = divergences(scale_of(Reading("y", "l2", -1), old), old, new)
+    found = scale_of(Reading("y", "l2", -1), old).divergences(old, new)
     variance = OLD.reshape(-1, 7).var(axis=0)
     assert found == pytest.approx((np.square(NEW - OLD).mean(axis=1) / variance).mean(axis=1),
                                   rel=1e-6)  # fmt: skip
@@ -82,7 +82,7 @@ def test_a_coordinate_that_is_constant_counts_in_the_unit_of_the_others() -> Non
     old, new = OLD.copy(), OLD.copy()
     old[..., 2] = 5.0
     new[..., 2] = 5.1
-    found = divergences(scale_of(Reading("y", "l2", -1), old), old, new)
+    found = scale_of(Reading("y", "l2", -1), old).divergences(old, new)
     variance = np.delete(OLD, 2, axis=-1).reshape(-1, 6).var(axis=0).mean()
     assert found == pytest.approx(np.full(40, 0.1**2 / variance / 7), rel=1e-6)
 
@@ -94,14 +94,14 @@ def test_a_coordinate_that_is_constant_counts_in_the_unit_of_the_others() -> Non
 def test_the_best_constant_answer_loses_everything(kind: str, form: str, constant: str) -> None:
     old = softmax(OLD)
     new = np.broadcast_to(old.mean(axis=(0, 1)), old.shape)
-    found = divergences(scale_of(Reading("y", kind, -1, form), old), old, new)
+    found = scale_of(Reading("y", kind, -1, form), old).divergences(old, new)
     assert found.mean() == pytest.approx(1, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["kl", "bernoulli", "cosine", "l2"])
 def test_the_original_loses_nothing(kind: str) -> None:
     old = softmax(OLD).astype(np.float32)
-    found = divergences(scale_of(Reading("y", kind, -1, "probabilities"), old), old, old)
+    found = scale_of(Reading("y", kind, -1, "probabilities"), old).divergences(old, old)
     assert found == pytest.approx(np.zeros(40), abs=1e-12)
 
 
@@ -110,7 +110,7 @@ def test_nan_where_the_original_has_numbers_is_an_infinite_loss(kind: str) -> No
     old = softmax(OLD)
     new = old.copy()
     new[3, 0, 0] = np.nan
-    found = divergences(scale_of(Reading("y", kind, -1, "probabilities"), old), old, new)
+    found = scale_of(Reading("y", kind, -1, "probabilities"), old).divergences(old, new)
     assert np.isinf(found[3])
     assert np.isfinite(np.delete(found, 3)).all()
     assert estimated(found).value == np.inf
@@ -120,32 +120,32 @@ def test_nan_where_the_original_has_numbers_is_an_infinite_loss(kind: str) -> No
 def test_what_is_nan_in_the_original_does_not_count(kind: str) -> None:
     old = softmax(OLD)
     old[3] = np.nan
-    found = divergences(scale_of(Reading("y", kind, -1, "probabilities"), old), old, softmax(NEW))
+    found = scale_of(Reading("y", kind, -1, "probabilities"), old).divergences(old, softmax(NEW))
     assert found[3] == 0
     assert np.isfinite(found).all()
 
 
 def test_a_probability_of_zero_costs_a_finite_loss() -> None:
     old = np.array([[0.5, 0.5], [1.0, 0.0]])
-    found = divergences(scale_of(Reading("y", "kl", -1, "probabilities"), old), old, old[::-1])
+    found = scale_of(Reading("y", "kl", -1, "probabilities"), old).divergences(old, old[::-1])
     assert np.isfinite(found).all()
     assert found[0] > 1
 
 
 def test_a_constant_original_is_judged_by_its_size() -> None:
     old = np.full((4, 3), 2.0)
-    found = divergences(scale_of(Reading("y", "l2", -1), old), old, old + 0.2)
+    found = scale_of(Reading("y", "l2", -1), old).divergences(old, old + 0.2)
     assert found == pytest.approx(np.full(4, 0.01), rel=1e-9)
 
 
 def test_whole_numbers_and_texts() -> None:
     scale = Scale(Reading("y", "equal"))
-    assert divergences(scale, np.array([[1, 2], [3, 4]]), np.array([[1, 9], [3, 4]])).tolist() == [
+    assert scale.divergences(np.array([[1, 2], [3, 4]]), np.array([[1, 9], [3, 4]])).tolist() == [
         0.5,
         0,
     ]
     texts = np.array([["a"], ["b"]], dtype=object)
-    assert divergences(scale, texts, np.array([["a"], ["c"]], dtype=object)).tolist() == [0, 1]
+    assert scale.divergences(texts, np.array([["a"], ["c"]], dtype=object)).tolist() == [0, 1]
 
 
 # what people ask
@@ -159,7 +159,7 @@ def judged(reading: Reading, old: Array, new: Array) -> Any:
     figures = Figures()
     scale = scale_of(reading, old)
     figures_of(reading, old, new, figures)
-    return verdict_on(reading, divergences(scale, old, new), figures)
+    return verdict_on(reading, scale.divergences(old, new), figures)
 
 
 KL = Reading("y", "kl", -1, "probabilities")

@@ -55,7 +55,7 @@ def net(
 
 
 def node(op: str, inputs: str, output: str = "y", **attributes: Any) -> NodeProto:
-    return helper.make_node(op, inputs.split(), [output], name=f"{op}_{output}", **attributes)
+    return helper.make_node(op, inputs.split(), output.split(), name=f"{op}_{output}", **attributes)
 
 
 def kinds(judge: Judge) -> list[tuple[str, str, int]]:
@@ -108,6 +108,12 @@ TABLE = {
          node("Transpose", "c", perm=[0, 2, 1])],
         SEQUENCES, {},
         [(f"y[..., 0:{STEPS}]", "bernoulli", -1), (f"y[..., {STEPS}:{2 * STEPS}]", "l2", -1)],
+    ),
+    "scores and boxes out of one Sigmoid": (
+        [node("Sigmoid", "x", "s"), node("Split", "s", "a b", axis=2), node("Tanh", "a", "t"),
+         node("Concat", "t b", axis=2)],
+        SEQUENCES, {},
+        [(f"y[..., 0:{WIDTH // 2}]", "l2", -1), (f"y[..., {WIDTH // 2}:{WIDTH}]", "bernoulli", -1)],
     ),
     "two scales, parted alike": (
         [node("Sigmoid", "x", "s"), node("Tanh", "x", "b"), node("Concat", "b s", "one", axis=2),

@@ -1,0 +1,164 @@
+"""Losses of a detector's boxes and scores against formulas by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from onnx_lowrank.judge.detections import DetectionScale, overlaps
+from onnx_lowrank.judge.measures import Figures, entropy
+from onnx_lowrank.judge.readings import Reading, Structure, readings_of
+from onnx_lowrank.judge.verdict import verdict_on
+
+Array = npt.NDArray[Any]
+RANDOM = np.random.default_rng(6)
+SAMPLES, PLACES, CLASSES = 12, 30, 3
+#: boxes and scores along axis 1, as YOLOv8 exports them
+MAPS = ((-2, 0, 4, False), (-2, 4, 4 + CLASSES, True))
+
+
+def detections(objects: int = 2) -> Array:
+    """Boxes (middle and size) and scores, ``(samples, 4 + classes, places)``."""
+    boxes = RANDOM.uniform(10, 90, (SAMPLES, 4, PLACES))
+    boxes[:, 2:] = RANDOM.uniform(2, 20, (SAMPLES, 2, PLACES))
+    scores = RANDOM.uniform(0, 0.01, (SAMPLES, CLASSES, PLACES))
+    for sample in scores:
+        places = RANDOM.choice(PLACES, objects, replace=False)
+        sample[RANDOM.integers(0, CLASSES, objects), places] = RANDOM.uniform(0.3, 0.9, objects)
+    return np.concatenate([boxes, scores], axis=1)
+
+
+OLD = detections()
+
+
+def read(array: Array, maps: Any = MAPS) -> list[Reading]:
+    return readings_of("y", [array], Structure(maps=maps))
+
+
+def scale_of(kind: str, old: Array, maps: Any = MAPS) -> DetectionScale:
+    scale = DetectionScale(next(r for r in read(old, maps) if r.kind == kind))
+    for part in np.array_split(old, 3):  # as it comes in batches
+        scale.add(part)
+    return scale
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "form", "expected"),
+    [
+        ([0, 0, 4, 4], [2, 0, 6, 4], "corners", 1 / 3),
+        ([2, 2, 4, 4], [4, 2, 4, 4], "middle", 1 / 3),
+        ([5, 5, 2, 2], [5, 5, 4, 4], "middle", 1 / 4),
+        ([0, 0, 1, 1], [2, 2, 3, 3], "corners", 0),
+        ([3, 3, 3, 3], [3, 3, 3, 3], "corners", 1),
+        ([3, 3, 3, 3], [4, 3, 4, 3], "corners", 0),
+        ([0, 0, 4, 4], [4, 4, 0, 0], "corners", 0),  # turned over: of no area
+    ],
+)
+def test_overlap_of_two_boxes(
+    one: list[float], other: list[float], form: str, expected: float
+) -> None:
+    both = (np.array([one], np.float64), np.array([other], np.float64))
+    assert overlaps(*both, form) == pytest.approx(expected, abs=1e-12)
+    assert overlaps(*both[::-1], form) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_detector_is_found_by_its_boxes() -> None:
+    corners = OLD.copy()
+    corners[:, 2:4] += corners[:, :2]
+    turned = OLD.copy()
+    turned[:, 2] *= -1
+    wide = np.concatenate([OLD[:, :1], OLD], axis=1)
+    five = ((-2, 0, 5, False), (-2, 5, 5 + CLASSES, True))
+    last = np.swapaxes(OLD, 1, 2)
+    behind = ((-1, 0, 4, False), (-1, 4, 4 + CLASSES, True))
+    found = [
+        [(r.kind, r.form) for r in read(array, maps)]
+        for array, maps in ((OLD, MAPS), (corners, MAPS), (last, behind), (turned, MAPS),
+                            (wide, five), (OLD[:1, :, :9], MAPS))
+    ]  # fmt: skip
+    scores = ("bernoulli", "")
+    assert found[0] == found[2] == [("boxes", "middle"), scores]
+    assert found[1] == [("boxes", "corners"), scores]
+    assert found[3] == found[4] == found[5] == [("l2", ""), scores]  # too few places, the last
+
+
+def test_boxes_lose_what_does_not_overlap_where_the_scores_are() -> None:
+    new = OLD.copy()
+    new[:, :4] += RANDOM.normal(0, 2, (SAMPLES, 4, PLACES))
+    weights = OLD[:, 4:].max(axis=1)
+    apart = np.array(
+        [
+            1 - overlaps(a.T, b.T, "middle")
+            for a, b in zip(OLD[:, :4], new[:, :4], strict=True)
+        ]
+    )  # fmt: skip
+    found = scale_of("boxes", OLD).divergences(OLD, new)
+    expected = (weights * apart).sum(axis=1) / (weights.sum() / SAMPLES)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=0)
+    nothing = OLD.copy()
+    nothing[:, :2] += 1000
+    assert scale_of("boxes", OLD).divergences(OLD, nothing).mean() == pytest.approx(1, rel=1e-12)
+
+
+def test_scores_lose_most_where_something_is_seen() -> None:
+    scale = scale_of("bernoulli", OLD)
+    weights = OLD[:, 4:].max(axis=1)
+    p = OLD[:, 4:]
+    q = np.clip(p * RANDOM.uniform(0.5, 1.5, p.shape), 0, 0.99)
+    apart = (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean(axis=1)
+    mean = np.einsum("sp,scp->c", weights, p) / weights.sum()
+    spread = entropy(mean).mean() - (
+        np.einsum("sp,scp->c", weights, entropy(p)) / weights.sum()
+    ).mean()  # fmt: skip
+    new = np.concatenate([OLD[:, :4], q], axis=1)
+    expected = (weights * apart).sum(axis=1) / (weights.sum() / SAMPLES) / spread
+    np.testing.assert_allclose(scale.divergences(OLD, new), expected, rtol=1e-9, atol=0)
+    # the best constant answer tells nothing
+    same = OLD.copy()
+    same[:, 4:] = mean[:, None]
+    assert scale.divergences(OLD, same).mean() == pytest.approx(1, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["boxes", "bernoulli"])
+def test_the_original_loses_nothing_and_background_little(kind: str) -> None:
+    scale, seen = scale_of(kind, OLD), OLD[:, 4:].max(axis=1, keepdims=True) > 0.02
+    assert scale.divergences(OLD, OLD).tolist() == [0] * SAMPLES
+    other = detections()
+    behind, before = np.where(seen, OLD, other), np.where(seen, other, OLD)
+    losses = [scale.divergences(OLD, new).mean() for new in (behind, before)]
+    assert losses[0] < losses[1] / 5
+
+
+@pytest.mark.parametrize("kind", ["boxes", "bernoulli"])
+def test_numbers_that_are_not_finite(kind: str) -> None:
+    column = 0 if kind == "boxes" else 4
+    place = int(OLD[0, 4:].max(axis=0).argmax())
+    scale, broken, known = scale_of(kind, OLD), OLD.copy(), OLD.copy()
+    broken[0, column, place] = np.nan
+    found = scale.divergences(OLD, broken)
+    assert found[0] == np.inf
+    assert found[1:].tolist() == [0] * (SAMPLES - 1)
+    known[0, column, place] = np.inf  # of the original: that place says nothing
+    assert scale_of(kind, known).divergences(known, OLD)[0] == pytest.approx(0, abs=1e-12)
+
+
+def test_without_an_object_nothing_divides_by_zero() -> None:
+    empty = OLD.copy()
+    empty[:, 4:] = 0
+    for kind in ("boxes", "bernoulli"):
+        scale = scale_of(kind, empty)
+        assert scale.divergences(empty, empty).tolist() == [0] * SAMPLES
+        assert np.isfinite(scale.divergences(empty, OLD)).all()
+
+
+def test_what_is_kept_of_boxes_is_their_overlap() -> None:
+    scale = scale_of("boxes", OLD)
+    new = OLD.copy()
+    new[:, 0] += 0.5
+    losses = scale.divergences(OLD, new)
+    verdict = verdict_on(scale.reading, losses, Figures())
+    assert verdict.answer == "boxes"
+    assert verdict.kept.value == pytest.approx(1 - losses.mean(), rel=1e-12)
