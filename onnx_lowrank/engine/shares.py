@@ -37,6 +37,10 @@ CERTAIN = 4.0
 #: nothing between the best share and one that loses more than this times as much is drafted
 HOPELESS = 4.0
 
+#: drafts are this near to what is built of them: of two that lose more alike, the one with more
+#: pruning is taken, which has fewer nodes for the same MACs
+ALIKE = 1.05
+
 #: shares that plans are drafted at
 _GRID = (0.0, *SHARES)
 
@@ -132,7 +136,7 @@ def best_share(
         nonlocal best
         other = score(planned)
         losses[other.share] = other.loss
-        better = other.loss < best.loss
+        better = _better(other, best)
         best = other if better else best
         return better
 
@@ -200,6 +204,13 @@ def judge_between(analysis: Analysis) -> Judge:
     held = analysis.job.samples.validation
     with analysis.job.tools.stopwatch("judge"):
         return analysis.judge_on(held.subset(range(0, len(held), 2)))
+
+
+def _better(other: Tried, best: Tried) -> bool:
+    """Whether a draft is to be taken, by its loss and its share of pruning."""
+    if other.share > best.share:
+        return other.loss < ALIKE * best.loss
+    return ALIKE * other.loss < best.loss
 
 
 def _beside(best: float, losses: dict[float, float]) -> list[float]:

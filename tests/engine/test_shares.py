@@ -60,7 +60,7 @@ def test_one_sort_of_passes_leaves_no_choice(passes: str) -> None:
     ("best", "least", "built"),
     [
         (0.0, 0.3, [0.0, 0.6, 1.0, 0.2]),
-        (0.3, 0.3, [0.0, 0.6, 1.0, 0.2, 0.4]),
+        (0.3, 0.3, [0.0, 0.6, 1.0, 0.4, 0.2]),
         (0.7, 0.3, [0.0, 0.6, 1.0, 0.8]),
         (0.8, 0.3, [0.0, 0.6, 1.0, 0.8]),
         (1.0, 0.3, [0.0, 0.6, 1.0, 0.8]),
@@ -98,7 +98,8 @@ def test_the_share_is_moved_to_where_the_judge_finds_less_loss(
     judge = judge_between(analysis)
     tried = best_share(analysis, TARGET, plans, judge, THOROUGH)
     assert asked == built
-    assert tried.share == min(built, key=lambda s: abs(s - best))
+    # of two that lose alike the one that prunes more
+    assert tried.share == min(built, key=lambda s: (round(abs(s - best), 9), -s))
     (note,) = tried.planned.notes
     assert isinstance(note, SharesTried)
     assert note.share == tried.share
@@ -111,6 +112,25 @@ def test_the_share_is_moved_to_where_the_judge_finds_less_loss(
     tried = best_share(analysis, TARGET, plans, judge, lenient)
     assert asked == built[:1]
     assert tried.planned.notes == (NearEnough(tried.loss, judge.samples),)
+
+
+@pytest.mark.parametrize(("more", "taken"), [(1.04, 1.0), (1.06, 0.0)])
+@pytest.mark.parametrize("first", [0.0, 1.0])
+def test_of_two_that_lose_nearly_alike_the_one_that_prunes_more(
+    first: float, more: float, taken: float, analysis: Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = [plan_once(analysis, TARGET, pruning=share) for share in (first, 1 - first)]
+
+    def score_of(*_: Any) -> Any:
+        def score(planned: Planned) -> shares.Tried:
+            loss = more if share_of(planned) else 1.0
+            return shares.Tried(analysis, planned, None, loss)  # type: ignore[arg-type]
+
+        return score
+
+    monkeypatch.setattr(shares, "score_of", score_of)
+    tried = best_share(analysis, TARGET, plans, judge_between(analysis), replace(THOROUGH, steps=0))
+    assert tried.share == taken
 
 
 def test_shares_are_drafted_with_class_scores_whole_where_the_first_plan_is_better_so(
