@@ -20,7 +20,7 @@ from onnx_lowrank.fleet.options import Limits
 from onnx_lowrank.fleet.outcome import CRASH, Outcome
 from onnx_lowrank.fleet.process import run_limited
 from onnx_lowrank.fleet.worker import Order
-from onnx_lowrank.runtime.cluster import PATIENCE, STEP, Attendance, connected
+from onnx_lowrank.runtime.cluster import PATIENCE, STEP, Attendance, connected, result_of
 
 __all__ = ["carry", "run_on"]
 
@@ -60,7 +60,7 @@ def run_on(
                 wait(list(pending), timeout=STEP, return_when="FIRST_COMPLETED")
             for future in [future for future in pending if future.done()]:
                 order = pending.pop(future)
-                yield order, *_result(future, order)
+                yield order, *_result(future, order, attendance)
     except OSError as error:  # of a connection; what is done with files has errors of its own
         raise BatchError(
             f"the scheduler at {scheduler} cannot be reached any more ({error}); what is done is "
@@ -97,13 +97,19 @@ def _name(order: Order) -> str:
     return f"onnx-lowrank-{order.name}-{Path(order.folder).name}"
 
 
-def _result(future: Any, order: Order) -> tuple[Path, Outcome]:
-    """The outcome of an order that has ended, well or not."""
+def _result(future: Any, order: Order, attendance: Attendance) -> tuple[Path, Outcome]:
+    """The outcome of an order that has ended, well or not.
+
+    Raises:
+        BatchError: all workers have been gone for long.
+    """
     from distributed import KilledWorker
     from distributed.client import FutureCancelledError
 
     try:
-        found = future.result()
+        found = result_of(future, attendance)
+    except BatchError:
+        raise
     except FutureCancelledError as error:
         raise ConnectionError(str(error)) from error
     except KilledWorker as error:

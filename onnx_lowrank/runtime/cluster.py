@@ -23,7 +23,7 @@ from onnx_lowrank._version import __version__
 from onnx_lowrank.errors import BatchError, LowRankError, OptionError
 from onnx_lowrank.linalg.blas_threads import blas_threads, limited_blas
 
-__all__ = ["PATIENCE", "STEP", "Attendance", "Cluster", "connected"]
+__all__ = ["PATIENCE", "STEP", "Attendance", "Cluster", "connected", "result_of"]
 
 S = TypeVar("S")
 A = TypeVar("A")
@@ -168,7 +168,7 @@ class Cluster:
                     pending.wait()
                 if pending.calls and (first := pending.calls[0][0]).done():
                     with self._reached():
-                        answer = _answer(first)
+                        answer = _answer(first, pending.attendance)
                     pending.calls.popleft()
                     yield answer
                     del answer
@@ -239,7 +239,7 @@ class _Pending:
     def __init__(self, client: Any) -> None:
         self.calls: deque[tuple[Any, str]] = deque()
         self._client = client
-        self._attendance = Attendance(client)
+        self.attendance = Attendance(client)
 
     def idle(self) -> str | None:
         """The worker that has the least to do; None where all have enough at hand or are gone.
@@ -247,7 +247,7 @@ class _Pending:
         Raises:
             BatchError: there has been none for long.
         """
-        workers = list(self._attendance.threads())
+        workers = list(self.attendance.threads())
         if not workers or len(self.calls) >= _OUT * len(workers):
             return None
         load = Counter(worker for future, worker in self.calls if not future.done())
@@ -264,7 +264,7 @@ class _Pending:
 
         if self.calls and self.calls[0][0].done():
             return
-        self._attendance.threads()
+        self.attendance.threads()
         with self._client.as_current(), suppress(TimeoutError):
             if left := [future for future, _ in self.calls if not future.done()]:
                 wait(left, timeout=STEP, return_when="FIRST_COMPLETED")
@@ -282,12 +282,35 @@ def _submitted(
         return client.submit(call, *arguments, pure=False, key=key, **where)
 
 
-def _answer(future: Any) -> Any:
+def result_of(future: Any, attendance: Attendance) -> Any:
+    """The result of a call that has ended.
+
+    It lies with the worker that made it. Where that goes meanwhile, another makes it again.
+
+    Raises:
+        BatchError: there has been no worker for long.
+        Exception: what the call raises, or Dask.
+    """
+    from distributed import TimeoutError as WaitedTooLong
+
+    patience = STEP
+    while True:
+        failed = future.status == "error"
+        try:
+            return future.result(timeout=patience)
+        except WaitedTooLong:
+            if failed:  # the call raised it
+                raise
+            attendance.threads()
+            patience *= 2  # asking again begins the transfer anew
+
+
+def _answer(future: Any, attendance: Attendance) -> Any:
     """The answer to a call that has ended.
 
     Raises:
         LowRankError: what the call raises.
-        BatchError: it could not be run.
+        BatchError: it could not be run, or there has been no worker for long.
         OSError: the scheduler has gone.
     """
     from distributed import KilledWorker
@@ -295,7 +318,7 @@ def _answer(future: Any) -> Any:
 
     failed = future.status == "error"
     try:
-        return future.result()
+        return result_of(future, attendance)
     except FutureCancelledError as error:
         raise ConnectionError(str(error)) from error
     except KilledWorker as error:

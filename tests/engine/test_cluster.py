@@ -161,7 +161,7 @@ def begun(calls: Any) -> Iterator[tuple[Any, Iterator[Any]]]:
     import distributed
 
     with distributed.LocalCluster(
-        n_workers=1, processes=False, dashboard_address=None, silence_logs=False
+        n_workers=1, processes=False, dashboard_address=":0", silence_logs=False
     ) as made:
         answers = Cluster(made.scheduler_address).answers(calls["added"], [0], range(1000))
         next(answers)
@@ -186,6 +186,28 @@ def test_workers_that_stay_away_are_not_waited_for_without_end(
         made.scale(0)
         with pytest.raises(BatchError, match=r"all workers of Dask have been gone for 1 s; start"):
             list(answers)
+
+
+def test_an_answer_that_went_with_its_worker_is_not_waited_for_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where a worker goes between making an answer and sending it."""
+    from distributed import TimeoutError as WaitedTooLong
+
+    class Gone:
+        status = "finished"
+
+        def result(self, timeout: float) -> None:
+            raise WaitedTooLong
+
+    class Nobody:
+        def nthreads(self) -> dict[str, int]:
+            return {}
+
+    monkeypatch.setattr(module, "ABSENCE", 0.01)
+    attendance = module.Attendance(Nobody())
+    with pytest.raises(BatchError, match="all workers of Dask have been gone"):
+        module.result_of(Gone(), attendance)
 
 
 # models

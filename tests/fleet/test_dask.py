@@ -144,7 +144,7 @@ def test_workers_that_stay_away_are_not_waited_for_without_end(
     monkeypatch.setattr(cluster_module, "ABSENCE", 1.0)
     folder = models(tmp_path / "in", "a.onnx", "long.onnx")
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None,
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0",
         silence_logs=False,
     ) as made:  # fmt: skip
 
