@@ -37,8 +37,8 @@ CERTAIN = 4.0
 #: nothing between the best share and one that loses more than this times as much is drafted
 HOPELESS = 4.0
 
-#: drafts are this near to what is built of them: of two that lose more alike, the one with more
-#: pruning is taken, which has fewer nodes for the same MACs
+#: drafts whose losses differ by less than this factor count as equal, as drafts foretell no better
+#: what is built of them; the one with more pruning is taken, as it has fewer nodes for its MACs
 ALIKE = 1.05
 
 #: shares that plans are drafted at

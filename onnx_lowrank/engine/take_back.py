@@ -5,15 +5,13 @@ without_slow_chains(analysis, planned, draft) -> (Planned, Built)
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from onnx_lowrank.engine.analyse import Analysis, timed_inference
 from onnx_lowrank.engine.build import Built, build
 from onnx_lowrank.engine.choose import Planned, choose_keeping
-from onnx_lowrank.engine.job import Job
-from onnx_lowrank.engine.tell import timed_pairs
+from onnx_lowrank.engine.tell import timed_pair
+from onnx_lowrank.engine.timed_plan import timed_plan
 from onnx_lowrank.errors import BudgetError
-from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.planning.notes import ChainsAreSlower, ChainsTakenBack
 from onnx_lowrank.planning.timed_candidates import losers
 
@@ -46,9 +44,9 @@ def _paying(analysis: Analysis, planned: Planned, built: Built) -> Planned:
     job = analysis.job
     if not built.chains or planned.proposed.target.rule:
         return planned
-    speedup = _speedup(job, built.model)
+    speedup = _speedup(timed_pair(job, built.model))
     if speedup < 1:  # a second look, as other work on the machine disturbs the first
-        speedup = max(speedup, _speedup(job, built.model))
+        speedup = max(speedup, _speedup(timed_pair(job, built.model)))
     if speedup >= 1:
         return planned
     work = planned.proposed.cut.work
@@ -57,18 +55,17 @@ def _paying(analysis: Analysis, planned: Planned, built: Built) -> Planned:
         lost = losers(work, built.chains, feed, shapes, job.tools.latency_table())
     if not lost:
         return planned
-    slow = planned.noting(ChainsAreSlower(tuple(sorted(lost))))
+    names = tuple(sorted(lost))
+    slow = planned.noting(ChainsAreSlower(names))
     try:
         fewer = choose_keeping(analysis, planned, lost, "its chain takes more time than the layer")
     except BudgetError:
         return slow
-    untouched = build(analysis, replace(fewer.plan, repair="none"))  # times do not depend on values
-    if _speedup(job, untouched.model) <= speedup:
+    if _speedup(timed_plan(analysis, fewer.plan)) <= speedup:
         return slow
-    return fewer.noting(ChainsTakenBack(tuple(sorted(lost))))
+    return fewer.noting(ChainsTakenBack(names))
 
 
-def _speedup(job: Job, model: Model) -> float:
+def _speedup(pair: LatencyPair) -> float:
     """How much faster than the original a model is, by the best runs or by the median."""
-    (pair,) = timed_pairs(job, model, [job.tools.timing.batch])
     return max(pair.speedup, pair.median_speedup)

@@ -38,7 +38,7 @@ from onnx_lowrank.report.stages import Stage
 from onnx_lowrank.runtime.machine import surroundings
 from onnx_lowrank.samples.dataset import Dataset
 
-__all__ = ["enough_of", "tell", "timed_pairs"]
+__all__ = ["enough_of", "tell", "timed_pair", "timed_pairs"]
 
 #: part of the speed-up that MACs promise with which nothing is to be said of the time
 _PROMISED = 0.9
@@ -181,6 +181,12 @@ def _time_beside_products(
         beside_products(operator_times(job.tools.runtime, m, feed)) for m in (job.source, model)
     )
     return [TimeBesideProducts(pair.batch, pair.speedup, promised, before, now)]
+
+
+def timed_pair(job: Job, model: Model) -> LatencyPair:
+    """The original and a model in alternation, at the batch whose latency counts."""
+    (pair,) = timed_pairs(job, model, [job.tools.timing.batch])
+    return pair
 
 
 def timed_pairs(job: Job, model: Model, batches: Sequence[int]) -> tuple[LatencyPair, ...]:

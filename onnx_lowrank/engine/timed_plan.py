@@ -16,15 +16,16 @@ from onnx_lowrank.engine.build import build
 from onnx_lowrank.engine.choose import EQUAL, Planned, choose
 from onnx_lowrank.engine.plan_once import plan_once
 from onnx_lowrank.engine.propose import PruningShare
-from onnx_lowrank.engine.tell import timed_pairs
+from onnx_lowrank.engine.tell import timed_pair
 from onnx_lowrank.errors import BudgetError
+from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.latency.table import corrected_budget
 from onnx_lowrank.planning.notes import LatencyOfPlan, LatencyOfPruning
 from onnx_lowrank.planning.plan import Plan
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.planning.timed_candidates import Timed
 
-__all__ = ["plan_for"]
+__all__ = ["plan_for", "timed_plan"]
 
 #: a measured time so near to the predicted one, as a part of it, is not worth another plan
 _NEAR = 0.03
@@ -90,11 +91,15 @@ def _pruned_in_time(analysis: Analysis, target: Target, wanted: float) -> Planne
     return planned.noting(LatencyOfPruning(analysis.job.tools.timing.batch, measured))
 
 
+def timed_plan(analysis: Analysis, plan: Plan) -> LatencyPair:
+    """The original beside the model of a plan, whose times do not depend on its weights."""
+    untouched = build(analysis, replace(plan, repair="none"))
+    return timed_pair(analysis.job, untouched.model)
+
+
 def _measured(analysis: Analysis, plan: Plan) -> float:
-    """Part of the original's time that the model of a plan takes, whatever its weights are."""
-    quick = build(analysis, replace(plan, repair="none"))
-    job = analysis.job
-    (pair,) = timed_pairs(job, quick.model, [job.tools.timing.batch])
+    """Part of the original's time that the model of a plan takes."""
+    pair = timed_plan(analysis, plan)
     return pair.new_ms / pair.reference_ms
 
 

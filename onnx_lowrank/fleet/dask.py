@@ -20,7 +20,7 @@ from onnx_lowrank.fleet.options import Limits
 from onnx_lowrank.fleet.outcome import CRASH, Outcome
 from onnx_lowrank.fleet.process import run_limited
 from onnx_lowrank.fleet.worker import Order
-from onnx_lowrank.runtime.cluster import PATIENCE, STEP, Attendance, connected, result_of
+from onnx_lowrank.runtime.scheduler import PATIENCE, STEP, Attendance, connected, result_of
 
 __all__ = ["carry", "run_on"]
 

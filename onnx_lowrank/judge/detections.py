@@ -17,21 +17,27 @@ Reference:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.judge.measures import Scale, entropy, inside
-from onnx_lowrank.judge.readings import Reading
+from onnx_lowrank.judge.measures import (
+    Scale,
+    bernoulli_divergence,
+    entropy,
+    inside,
+    samples_of,
+)
 
 __all__ = ["DetectionScale", "overlaps"]
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.floating[Any]]
 
-#: smallest weight of all positions of a sample, and smallest denominator of scores
+#: smallest weight of all positions of a sample
 _LEAST = 1e-6
 
 
@@ -48,7 +54,7 @@ class DetectionScale(Scale):
     def add(self, array: Array) -> None:
         """Add the original's values, samples along axis 0."""
         self.samples += len(array)
-        for rows, weights in zip(*_rows_and_weights(self.reading, array), strict=True):
+        for rows, weights in self._weighed(array):
             self.count = self.count + float(weights.sum())
             if self.reading.kind == "bernoulli":
                 chances, counts = inside(rows[weights > 0]), weights[weights > 0]
@@ -56,34 +62,38 @@ class DetectionScale(Scale):
                 self.square = self.square + counts @ entropy(chances)
 
     @property
-    def unit(self) -> float:
+    def unit(self) -> Floats | float:
         """The denominator for a sample, which has the mean weight of all."""
-        weight = max(float(self.count) / max(self.samples, 1), _LEAST)
-        if self.reading.kind != "bernoulli" or not self.count:
-            return weight
-        mean = inside(np.asarray(self.total / self.count))
-        apart = float(np.mean(entropy(mean) - self.square / self.count))
-        return weight * max(apart, _LEAST)
+        return max(float(self.count) / max(self.samples, 1), _LEAST) * super().unit
 
     def divergences(self, old: Array, new: Array) -> npt.NDArray[np.float64]:
         """See :meth:`Scale.divergences`."""
-        rows, weights = _rows_and_weights(self.reading, old)
-        found, _ = _rows_and_weights(self.reading, new)
-        losses = np.full(len(old), np.inf)
-        for sample, (a, b, weight) in enumerate(zip(rows, found, weights, strict=True)):
-            counts = weight > 0
-            if np.isfinite(b[counts]).all():
-                apart = self._apart(a[counts], b[counts])
-                losses[sample] = float(weight[counts] @ apart) / self.unit
+        losses, unit = np.full(len(old), np.inf), self.unit
+        both = zip(self._weighed(old), samples_of(self.reading, new), strict=True)
+        for sample, ((rows, weights), found) in enumerate(both):
+            counts = weights > 0
+            if np.isfinite(found[counts]).all():
+                apart = self._apart(rows[counts], found[counts].astype(np.float64))
+                losses[sample] = float(weights[counts] @ apart) / unit
         return losses
+
+    def _weighed(self, array: Array) -> Iterator[tuple[Floats, Floats]]:
+        """Values ``(positions, width)`` and weights ``(positions,)`` of each sample.
+
+        A position where a number of the original is not finite weighs nothing.
+        """
+        beside = replace(self.reading, part=self.reading.scores)
+        both = zip(samples_of(self.reading, array), samples_of(beside, array), strict=True)
+        for rows, scores in both:
+            weights = np.where(np.isfinite(scores), scores, 0.0).max(axis=1).astype(np.float64)
+            known = np.isfinite(rows).all(axis=1)
+            yield rows.astype(np.float64), np.where(known, weights, 0.0)
 
     def _apart(self, old: Floats, new: Floats) -> Floats:
         """Divergence at each position, ``(positions,)``."""
         if self.reading.kind == "boxes":
             return 1 - overlaps(old, new, self.reading.form)
-        p, q = inside(old), inside(new)
-        apart = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
-        return np.asarray(apart.mean(axis=1))
+        return np.asarray(bernoulli_divergence(old, new).mean(axis=1))
 
 
 def overlaps(one: Floats, other: Floats, form: str) -> Floats:
@@ -113,22 +123,3 @@ def _corners(boxes: Floats, form: str) -> tuple[Floats, Floats]:
     if form == "corners":
         return first, second
     return first - second / 2, first + second / 2
-
-
-def _rows_and_weights(reading: Reading, array: Array) -> tuple[Floats, Floats]:
-    """Values ``(samples, positions, width)`` and weights ``(samples, positions)`` of positions.
-
-    A position where a number of the original is not finite weighs nothing.
-    """
-    assert reading.scores is not None
-    values, scores = (
-        _positions(reading.part_of(array, part), reading.axis)
-        for part in (reading.part, reading.scores)
-    )
-    weights = np.where(np.isfinite(scores), scores, 0.0).max(axis=2)
-    return values, np.where(np.isfinite(values).all(axis=2), weights, 0.0)
-
-
-def _positions(part: Array, axis: int) -> Floats:
-    moved = np.moveaxis(part.astype(np.float64), axis, -1)
-    return moved.reshape(len(moved), -1, moved.shape[-1])

@@ -31,7 +31,16 @@ import numpy.typing as npt
 
 from onnx_lowrank.judge.readings import Reading, rows_along, wide
 
-__all__ = ["Figures", "Scale", "changes", "entropy", "figures_of", "inside"]
+__all__ = [
+    "Figures",
+    "Scale",
+    "bernoulli_divergence",
+    "changes",
+    "entropy",
+    "figures_of",
+    "inside",
+    "samples_of",
+]
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.floating[Any]]
@@ -109,7 +118,7 @@ class Scale:
     def unit(self) -> Floats | float:
         """The denominator; one for each coordinate for ``l2``."""
         kind = self.reading.kind
-        count = np.maximum(self.count, 1.0)
+        count = np.where(np.asarray(self.count) > 0, self.count, 1.0)
         mean = np.asarray(self.total / count)
         if kind == "l2":
             variance = np.maximum(self.square / count - np.square(mean), 0.0)
@@ -147,7 +156,7 @@ class Scale:
             return np.asarray(1.0 - same.mean(axis=1) if same.shape[1] else np.zeros(len(old)))
         found = np.zeros(len(old))
         for sample, (a, b) in enumerate(
-            zip(_samples(reading, old), _samples(reading, new), strict=True)
+            zip(samples_of(reading, old), samples_of(reading, new), strict=True)
         ):
             with np.errstate(over="ignore", invalid="ignore"):
                 found[sample] = _loss(reading, a, b, unit)
@@ -167,7 +176,7 @@ def changes(reading: Reading, old: Array, new: Array) -> Losses | None:
     axes = _position_axes(reading, old)
     found = np.zeros(len(old))
     for sample, (a, b) in enumerate(
-        zip(_samples(reading, old), _samples(reading, new), strict=True)
+        zip(samples_of(reading, old), samples_of(reading, new), strict=True)
     ):
         first, now = (rows.argmax(axis=1) for rows in _known(a, b))
         if len(first):
@@ -230,8 +239,7 @@ def _loss(reading: Reading, old: Array, new: Array, unit: Floats | float) -> flo
         total = math.fsum(float(_kl(old[at], new[at], reading.form).sum()) for at in parts)
         return float(total / len(old) / unit)
     if reading.kind == "bernoulli":
-        p, q = inside(old.astype(np.float64)), inside(new.astype(np.float64))
-        apart = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+        apart = bernoulli_divergence(old.astype(np.float64), new.astype(np.float64))
         return float(np.mean(apart) / unit)
     apart = 1 - np.sum(
         _directions(old.astype(np.float64)) * _directions(new.astype(np.float64)), axis=1
@@ -278,7 +286,7 @@ def figures_of(reading: Reading, old: Array, new: Array, into: Figures) -> None:
     if reading.kind not in ("kl", "bernoulli", "cosine"):
         return
     into.axes = max(into.axes, _position_axes(reading, old))
-    for a, b in zip(_samples(reading, old), _samples(reading, new), strict=True):
+    for a, b in zip(samples_of(reading, old), samples_of(reading, new), strict=True):
         a, b = _known(a, b)
         if not len(a):
             continue
@@ -309,7 +317,7 @@ def _without_repeats(classes: Array) -> Array:
     return found
 
 
-def _samples(reading: Reading, array: Array) -> Iterator[Floats]:
+def samples_of(reading: Reading, array: Array) -> Iterator[Floats]:
     """Each sample as ``(positions, width)``, in float32 or wider."""
     moved = np.moveaxis(reading.of(array), reading.axis, -1)
     positions = moved[0].size // max(moved.shape[-1], 1) if len(moved) else 0
@@ -318,7 +326,7 @@ def _samples(reading: Reading, array: Array) -> Iterator[Floats]:
 
 
 def _chunks(reading: Reading, array: Array) -> Iterator[Floats]:
-    """All positions of all samples, some at a time, ``(positions, width)``, as in `_samples`."""
+    """All positions of all samples, some at a time, ``(positions, width)``, as in `samples_of`."""
     part = reading.of(array)
     if not part.size:
         return
@@ -357,6 +365,12 @@ def _log_probabilities(rows: Floats, form: str) -> Floats:
 def inside(chances: Floats) -> Floats:
     """Probabilities that have a logarithm, as has what they leave."""
     return np.clip(chances, _FLOOR, 1 - _FLOOR)
+
+
+def bernoulli_divergence(old: Floats, new: Floats) -> Floats:
+    """Kullback-Leibler divergence of each of some yes-or-no answers from another, in nats."""
+    p, q = inside(old), inside(new)
+    return np.asarray(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
 
 
 def entropy(chances: Floats) -> Floats:

@@ -125,14 +125,9 @@ class Reading:
 
     def of(self, array: Array) -> Array:
         """Its part of an array of the output."""
-        return self.part_of(array, self.part)
-
-    @staticmethod
-    def part_of(array: Array, part: tuple[int, int, int] | None) -> Array:
-        """A part ``(axis, start, stop)`` of an array; all of it where that is None."""
-        if part is None:
+        if self.part is None:
             return array
-        axis, start, stop = part
+        axis, start, stop = self.part
         index: list[Any] = [slice(None)] * array.ndim
         index[axis] = slice(start, stop)
         found: Array = array[tuple(index)]

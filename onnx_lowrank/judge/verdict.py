@@ -18,6 +18,8 @@ __all__ = ["Estimate", "ReadingVerdict", "Verdict", "estimated", "verdict_on"]
 
 #: neighbours of a sample that are looked at, and fewest samples that have some
 _NEIGHBOURS, _FEWEST = 5, 20
+#: kinds whose loss is the part of the answers that goes, and what these answers are
+_LOST_PARTS = {"boxes": "boxes", "equal": "values"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def verdict_on(
     answer = _answer(reading, figures)
     kept = found.get(f"same_{answer}")
     if kept is None:
-        share = _values_left if reading.kind in ("boxes", "equal") else _correlation
+        share = _values_left if reading.kind in _LOST_PARTS else _correlation
         kept = Estimate(share(loss.value), share(loss.high), share(loss.low))
     return ReadingVerdict(reading, loss, kept, found, answer)
 
@@ -139,8 +141,8 @@ def estimated(values: npt.NDArray[np.float64]) -> Estimate:
 def _answer(reading: Reading, figures: Figures) -> str:
     if reading.kind == "bernoulli" and figures.positions == 1 and figures.same:
         return "positions"
-    if reading.kind in ("boxes", "equal"):
-        return {"boxes": "boxes", "equal": "values"}[reading.kind]
+    if reading.kind in _LOST_PARTS:
+        return _LOST_PARTS[reading.kind]
     if reading.kind != "kl":
         return "correlation"
     return ("samples", "sequences", "positions")[min(figures.axes, 2)]

@@ -200,9 +200,9 @@ class _Table:
     def _filled(self, places: Places, budget: int, workloads: Array) -> Places:
         """Spend what is left of the budget on the steps of least loss for their workload.
 
-        Steps that take time and spend nothing were refused by the multiplier already.
         Each step gives one layer a candidate of less error, so no candidate is taken twice and
-        there are fewer steps than candidates.
+        there are fewer steps than candidates. Steps that take time and spend nothing were refused
+        by the multiplier already.
         """
         layers, places = self._layers, places.copy()
         for _ in self._candidates:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import pickle
 import secrets
 import threading
-import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -22,88 +21,20 @@ from typing import Any, TypeVar
 from onnx_lowrank._version import __version__
 from onnx_lowrank.errors import BatchError, LowRankError, OptionError
 from onnx_lowrank.linalg.blas_threads import blas_threads, limited_blas
+from onnx_lowrank.runtime.scheduler import PATIENCE, STEP, Attendance, connected, result_of
 
-__all__ = ["PATIENCE", "STEP", "Attendance", "Cluster", "connected", "result_of"]
+__all__ = ["Cluster"]
 
 S = TypeVar("S")
 A = TypeVar("A")
 R = TypeVar("R")
 
-#: seconds that a scheduler and its first worker are waited for
-PATIENCE = 10
-#: seconds after which a key press is seen at the latest
-STEP = 0.2
-#: seconds without any worker after which calls that are out are given up
-ABSENCE = 60.0
 #: calls that each worker has at hand, and those that are out for each at the most, among them those
 #: whose answers wait for that to an earlier call
 _AHEAD, _OUT = 2, 4
 
 #: held by the call that runs in this process
 _ONE_AT_A_TIME = threading.Lock()
-
-
-def connected(scheduler: str) -> Any:
-    """A client of a scheduler that has a worker.
-
-    Args:
-        scheduler: its address, ``HOST:PORT``.
-
-    Raises:
-        OptionError: Dask is not installed, or no scheduler or worker answers.
-    """
-    try:
-        from distributed import Client
-    except ImportError:
-        raise OptionError(
-            '--scheduler needs Dask; install it with: pip install "onnx-lowrank[dask]"'
-        ) from None
-    try:
-        with warnings.catch_warnings():  # of versions of packages that differ, and go nowhere
-            warnings.simplefilter("ignore")
-            client = Client(scheduler, timeout=PATIENCE, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise OptionError(
-            f"no Dask scheduler answers at {scheduler} ({error}); start one with: dask scheduler"
-        ) from error
-    try:
-        client.wait_for_workers(1, timeout=PATIENCE)
-    except TimeoutError:
-        client.close()
-        raise OptionError(
-            f"the Dask scheduler at {scheduler} has no worker; start one with: dask worker "
-            f"{scheduler}"
-        ) from None
-    return client
-
-
-class Attendance:
-    """The workers of a scheduler, which come and go.
-
-    Args:
-        client: of the scheduler.
-    """
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self._seen = time.monotonic()
-
-    def threads(self) -> dict[str, int]:
-        """Numbers of threads of the workers that are there now, by address.
-
-        Raises:
-            BatchError: there has been none for a minute.
-        """
-        found: dict[str, int] = self._client.nthreads()
-        now = time.monotonic()
-        if found:
-            self._seen = now
-        elif now - self._seen > ABSENCE:
-            raise BatchError(
-                f"all workers of Dask have been gone for {ABSENCE:.0f} s; start some, and give "
-                "the same command again"
-            )
-        return dict(found)
 
 
 @dataclass(frozen=True)
@@ -280,29 +211,6 @@ def _submitted(
     with warnings.catch_warnings():  # a model or samples in a message are large
         warnings.simplefilter("ignore")
         return client.submit(call, *arguments, pure=False, key=key, **where)
-
-
-def result_of(future: Any, attendance: Attendance) -> Any:
-    """The result of a call that has ended.
-
-    It lies with the worker that made it. Where that goes meanwhile, another makes it again.
-
-    Raises:
-        BatchError: there has been no worker for long.
-        Exception: what the call raises, or Dask.
-    """
-    from distributed import TimeoutError as WaitedTooLong
-
-    patience = STEP
-    while True:
-        failed = future.status == "error"
-        try:
-            return future.result(timeout=patience)
-        except WaitedTooLong:
-            if failed:  # the call raised it
-                raise
-            attendance.threads()
-            patience *= 2  # asking again begins the transfer anew
 
 
 def _answer(future: Any, attendance: Attendance) -> Any:

@@ -17,6 +17,7 @@ from onnx_lowrank.errors import BatchError, DataError, OptionError
 from onnx_lowrank.linalg.blas_threads import limited_blas
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime import cluster as module
+from onnx_lowrank.runtime import scheduler
 from onnx_lowrank.runtime.cluster import Cluster
 from tests import fixtures_models as fm
 from tests.support import DASK
@@ -149,7 +150,7 @@ def test_workers_of_another_version_are_refused_first(
 def test_nobody_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 1)
+    monkeypatch.setattr(scheduler, "PATIENCE", 1)
     command = ["compress", str(fm.digits("mlp")), str(tmp_path / "small.onnx")]
     command += ["--calib", str(fm.DIGITS), "--scheduler", "127.0.0.1:9"]
     fm.refused(command, capsys, 2, "no Dask scheduler answers at 127.0.0.1:9", "dask scheduler")
@@ -171,7 +172,7 @@ def begun(calls: Any) -> Iterator[tuple[Any, Iterator[Any]]]:
 def test_a_scheduler_that_goes_is_said_in_one_line(
     calls: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 5)
+    monkeypatch.setattr(scheduler, "PATIENCE", 5)
     with begun(calls) as (made, answers):
         made.close()
         with pytest.raises(BatchError, match=r"the scheduler at .* cannot be reached any more"):
@@ -181,7 +182,7 @@ def test_a_scheduler_that_goes_is_said_in_one_line(
 def test_workers_that_stay_away_are_not_waited_for_without_end(
     calls: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ABSENCE", 1.0)
+    monkeypatch.setattr(scheduler, "ABSENCE", 1.0)
     with begun(calls) as (made, answers):
         made.scale(0)
         with pytest.raises(BatchError, match=r"all workers of Dask have been gone for 1 s; start"):
@@ -204,10 +205,10 @@ def test_an_answer_that_went_with_its_worker_is_not_waited_for_without_end(
         def nthreads(self) -> dict[str, int]:
             return {}
 
-    monkeypatch.setattr(module, "ABSENCE", 0.01)
-    attendance = module.Attendance(Nobody())
+    monkeypatch.setattr(scheduler, "ABSENCE", 0.01)
+    attendance = scheduler.Attendance(Nobody())
     with pytest.raises(BatchError, match="all workers of Dask have been gone"):
-        module.result_of(Gone(), attendance)
+        scheduler.result_of(Gone(), attendance)
 
 
 # models

@@ -156,7 +156,8 @@ def test_a_draft_says_what_does_not_pay_and_the_model_is_built_once(
         built_of.append(plan)
         return build(about, plan)
 
-    monkeypatch.setattr("onnx_lowrank.engine.take_back.build", counted)
+    for module in ("take_back", "timed_plan"):
+        monkeypatch.setattr(f"onnx_lowrank.engine.{module}.build", counted)
     again, once = without_slow_chains(found, planned, drafted)
     assert again.plan == fewer.plan
     assert built_of == [replace(again.plan, repair="none"), again.plan]  # the first to be timed

@@ -17,7 +17,7 @@ from onnx_lowrank.errors import BatchError, OptionError
 from onnx_lowrank.fleet import process as process_module
 from onnx_lowrank.fleet.batch import Standing, batch
 from onnx_lowrank.fleet.journal import JOURNAL
-from onnx_lowrank.runtime import cluster as cluster_module
+from onnx_lowrank.runtime import scheduler as scheduler_module
 from tests.fleet.fakes import models
 from tests.support import DASK
 
@@ -121,7 +121,7 @@ def test_an_interruption_ends_the_processes(cluster: Any, tmp_path: Path) -> Non
 def test_nobody_answers(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import distributed
 
-    monkeypatch.setattr(cluster_module, "PATIENCE", 1)
+    monkeypatch.setattr(scheduler_module, "PATIENCE", 1)
     folder = models(tmp_path / "in", "a.onnx")
     with pytest.raises(OptionError, match=r"no Dask scheduler answers at 127.0.0.1:9 .*dask sched"):
         batch(folder, tmp_path / "out", scheduler="127.0.0.1:9")
@@ -141,7 +141,7 @@ def test_workers_that_stay_away_are_not_waited_for_without_end(
     space: dict[str, Any] = {"__name__": "__main__"}
     exec(PLUGIN, space)
     monkeypatch.setattr(process_module, "_PROGRAM", space["WORK"])
-    monkeypatch.setattr(cluster_module, "ABSENCE", 1.0)
+    monkeypatch.setattr(scheduler_module, "ABSENCE", 1.0)
     folder = models(tmp_path / "in", "a.onnx", "long.onnx")
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0",
