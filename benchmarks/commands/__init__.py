@@ -9,11 +9,13 @@ from benchmarks.commands import (
     kept,
     layers,
     models,
+    provider,
     pruning,
     real_models,
     search,
     selected,
     times,
+    widths,
     workload,
 )
 
@@ -24,5 +26,6 @@ COMMANDS: dict[str, Command] = {
     for module in (
         models, ablation, layers, alone, pruning, search, workload, real_models, kept, times,
         selected,
+        provider, widths,
     )
 }  # fmt: skip
