@@ -50,7 +50,7 @@ class Accumulator:
     #: largest number of rows to a product: enough for BLAS, few enough for float32 sums
     CHUNK = 4096
     #: smallest size of the rows of a product, in elements, below that number of rows
-    _ELEMENTS = 1 << 18
+    _ELEMENTS = 1 << 20
     #: number of changes of rank one to the sums that are made together
     _PENDING = 32
     #: smallest number of rows at the end of a shard whose product takes longer than adding it

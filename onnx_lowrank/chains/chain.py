@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.chains.geometry import Geometry
-from onnx_lowrank.chains.lookup_geometry import LookupGeometry
 from onnx_lowrank.chains.protocol import Step
 
 __all__ = [
@@ -185,11 +184,7 @@ class Chain:
                 continue
             weight = stage.dense(groups)
             _refuse_shared_axes(weight, total)
-            if isinstance(getattr(self.stages[0], "geometry", None), LookupGeometry):
-                total = weight @ total  # einsum is slow on a table: it calls no BLAS
-                continue
-            # (g, n, k, 1, *spatial) * (g, 1, k, c, *spatial), summed over the rank k
-            total = np.einsum("gnk...,gkc...->gnc...", weight, total)
+            total = _product(weight, total)
         return total
 
     def compose(self) -> Array:
@@ -243,6 +238,23 @@ class Chain:
 def _refuse_shared_axes(weight: Array, total: Array) -> None:
     if any(a > 1 and b > 1 for a, b in zip(weight.shape[3:], total.shape[3:], strict=True)):
         raise ValueError("two stages share a spatial axis")
+
+
+def _product(weight: Array, total: Array) -> Array:
+    """Kernels ``(g, n, k, *spatial)`` of ``(g, k, c, *spatial)``, summed over the rank k.
+
+    Of each spatial axis one of both has length 1. It is a product of matrices, which BLAS makes a
+    hundred times faster than einsum does.
+    """
+    (g, n, k, *one), (_, _, c, *other) = weight.shape, total.shape
+    axes = len(one)
+    made = np.moveaxis(weight, 2, -1).reshape(g, -1, k) @ total.reshape(g, k, -1)
+    pairs = [place for i in range(axes) for place in (2 + i, 3 + axes + i)]
+    order = (0, 1, 2 + axes, *pairs)
+    kernel = made.reshape(g, n, *one, c, *other).transpose(order)
+    spatial = [a * b for a, b in zip(one, other, strict=True)]
+    joined: Array = kernel.reshape(g, n, c, *spatial)
+    return joined
 
 
 def _grouped(weight: Array, groups: int) -> Array:

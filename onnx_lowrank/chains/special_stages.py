@@ -243,7 +243,7 @@ class TensorTrainStep:
         """The matrix ``(1, N, C)``."""
         total = np.ones((1, 1, 1))  # (a .., b .., r)
         for core in self.cores:
-            joined = np.einsum("abr,rcds->acbds", total, core.astype(np.float64))
+            joined = np.tensordot(total, core.astype(np.float64), 1).transpose(0, 2, 1, 3, 4)
             total = joined.reshape(
                 joined.shape[0] * joined.shape[1], joined.shape[2] * joined.shape[3], -1
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ from onnx_lowrank.samples.padding import Counted, without_padding
 __all__ = ["AS_FOUND", "Judge", "Judging"]
 
 Array = npt.NDArray[Any]
+#: a feed, its number of samples, and the tensors to compare by name
+Whole = tuple[Feed, int, Values]
 #: largest size of the original's outputs that are held, in bytes; others are computed again
 _HELD = 256 << 20
 #: number of samples by which outputs are read, and bytes of these outputs
@@ -95,16 +98,14 @@ class Judge:
         self._size = size if all(by_sample(a, count) for a in arrays) else 1
         self._original = session
         self._held: list[Values | None] = []
-        room = _HELD
-        for feed in data.batches(self._size):
-            made = _by_samples(self.observer.run(session, feed), data.samples_in(feed))
-            room -= sum(a.nbytes for v in made.values() for a in v)
-            self._held.append(made if room >= 0 else None)
-        self.readings = self._read(Graph(reference), runtime)
+        wholes = self._first_run()
+        some = list(_enough(wholes))
+        self.readings = self._read(Graph(reference), runtime, some)
         self._scales = [Scale(r) if r.scores is None else DetectionScale(r) for r in self.readings]
-        for _, _, old in self._references():
-            for scale in self._scales:
-                scale.add(old[scale.reading.output][scale.reading.index])
+        for whole in chain(some, wholes):
+            for _, _, old in self._apart(*whole):
+                for scale in self._scales:
+                    scale.add(old[scale.reading.output][scale.reading.index])
 
     @property
     def samples(self) -> int:
@@ -189,21 +190,25 @@ class Judge:
         """An empty comparison, to add the outputs of a model to."""
         return Comparison(self._scales, self.observer.loose, self._judging.function)
 
-    def _read(self, graph: Graph, runtime: Runtime) -> list[Reading]:
+    def _first_run(self) -> Iterator[Whole]:
+        """The original's tensors, padding and all, which are held as far as there is room."""
+        room = _HELD
+        for feed in self._data.batches(self._size):
+            whole = self._whole(feed)
+            room -= sum(a.nbytes for v in whole[2].values() for a in v)
+            self._held.append(whole[2] if room >= 0 else None)
+            yield whole
+
+    def _read(self, graph: Graph, runtime: Runtime, wholes: Sequence[Whole]) -> list[Reading]:
         given = [o.name for o in graph.model.proto.graph.output]
         kinds = kinds_for([*given, *self.observer.names], self._judging.kinds)
         structures = structures_of(graph, self.observer.names, self._data, runtime)
         some: dict[str, list[list[Array]]] = {}
-        fed: list[tuple[int, ...]] = []
-        seen = read = 0
-        for feed, count, old in self._wholes():
-            fed = [(seen + count, *np.shape(v)[1:]) for v in feed.values()]
+        for _, _, old in wholes:
             for name, arrays in old.items():
                 some.setdefault(name, []).append(list(arrays))
-                read += sum(a.nbytes for a in arrays)
-            seen += count
-            if seen >= _READ or read >= _READ_BYTES:
-                break
+        last, seen = wholes[-1][0], sum(count for _, count, _ in wholes)
+        fed = [(seen, *np.shape(v)[1:]) for v in last.values()]
         return [
             reading
             for name, batches in some.items()
@@ -213,25 +218,26 @@ class Judge:
             )
         ]  # fmt: skip
 
-    def _wholes(self) -> Iterator[tuple[Feed, int, Values]]:
+    def _wholes(self) -> Iterator[Whole]:
         """The original's tensors, padding and all."""
-        for number, feed in enumerate(self._data.batches(self._size)):
-            count, held = self._data.samples_in(feed), self._held[number]
-            yield feed, count, held or _by_samples(self.observer.run(self._original, feed), count)
+        for feed, held in zip(self._data.batches(self._size), self._held, strict=True):
+            yield self._whole(feed) if held is None else (feed, self._data.samples_in(feed), held)
 
-    def _references(self) -> Iterator[tuple[Feed, int, Values]]:
+    def _whole(self, feed: Feed) -> Whole:
+        count = self._data.samples_in(feed)
+        return feed, count, _by_samples(self.observer.run(self._original, feed), count)
+
+    def _references(self) -> Iterator[Whole]:
         for whole in self._wholes():
             yield from self._apart(*whole)
 
-    def _run(
-        self, session: Session, constants: Feed | None = None
-    ) -> Iterator[tuple[Feed, int, Values]]:
+    def _run(self, session: Session, constants: Feed | None = None) -> Iterator[Whole]:
         for feed in self._data.batches(self._size):
             count = self._data.samples_in(feed)
             made = _by_samples(self.observer.run(session, feed, constants), count)
             yield from self._apart(feed, count, made)
 
-    def _apart(self, feed: Feed, count: int, values: Values) -> Iterator[tuple[Feed, int, Values]]:
+    def _apart(self, feed: Feed, count: int, values: Values) -> Iterator[Whole]:
         """Samples one at a time without their padding, where tensors have its positions.
 
         A function of the user's sees the whole, beside the mask.
@@ -244,6 +250,17 @@ class Judge:
         for i in range(count):
             own = {n: v[i : i + 1] if by_sample(v, count) else v for n, v in feed.items()}
             yield own, 1, _without_padding(values, counted, i)
+
+
+def _enough(wholes: Iterator[Whole]) -> Iterator[Whole]:
+    """As many of them as outputs are read by."""
+    seen = read = 0
+    for whole in wholes:
+        yield whole
+        seen += whole[1]
+        read += sum(a.nbytes for arrays in whole[2].values() for a in arrays)
+        if seen >= _READ or read >= _READ_BYTES:
+            break
 
 
 def _without_padding(values: Values, counted: Counted, sample: int) -> dict[str, list[Array]]:

@@ -9,6 +9,7 @@ with any number of threads.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,13 +18,15 @@ from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["blas_for", "blas_threads", "limited_blas", "side_by_side"]
+__all__ = ["blas_for", "blas_threads", "limited_blas", "one_thread", "side_by_side"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 #: smallest number of columns of a product that is worth splitting
 WIDE = 2048
+#: whether a thread works beside others already
+_beside = threading.local()
 #: number of columns from which on items are worked on one after the other, for want of memory
 ALONE = 4096
 
@@ -34,6 +37,13 @@ def blas_for(width: int) -> Iterator[None]:
     if width >= WIDE:
         yield
         return
+    with one_thread():
+        yield
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit linear algebra to one thread, for work with many small matrices."""
     with _controller().limit(limits=1, user_api="blas"):
         yield
 
@@ -74,7 +84,7 @@ def side_by_side(
     narrow.sort(key=lambda i: -widths[i])
     workers = blas_threads()
     if min(workers, len(narrow)) > 1:
-        with _controller().limit(limits=1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
+        with one_thread(), _pool(workers) as pool:
             try:
                 for i, result in zip(
                     narrow, pool.map(work, [items[i] for i in narrow]), strict=True
@@ -91,6 +101,44 @@ def side_by_side(
     return [found[i] for i in range(len(items))]
 
 
+def in_two(one: Callable[[], object], other: Callable[[], object]) -> None:
+    """Do two things, at the same time where linear algebra leaves a core idle.
+
+    So it is where it may use several threads, but is limited to one, and where this is not done
+    beside other work already.
+    """
+    if getattr(_beside, "busy", False) or _most_threads() < 2 or blas_threads() > 1:
+        one()
+        other()
+        return
+    waiting = _helper().submit(one)
+    try:
+        other()
+    finally:
+        waiting.result()
+
+
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """Threads that know that others work beside them."""
+
+    def begin() -> None:
+        _beside.busy = True
+
+    return ThreadPoolExecutor(workers, initializer=begin)
+
+
+@cache
+def _helper() -> ThreadPoolExecutor:
+    return _pool(1)
+
+
 @cache
 def _controller() -> Any:
+    _most_threads()
     return ThreadpoolController()
+
+
+@cache
+def _most_threads() -> int:
+    """Number of threads that linear algebra had before any limit of ours."""
+    return max([1, *(int(library["num_threads"]) for library in ThreadpoolController().info())])

@@ -40,6 +40,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from onnx_lowrank.linalg.blas_threads import one_thread
 from onnx_lowrank.linalg.cholesky import inverse_of
 from onnx_lowrank.linalg.group_problem import Problem, regularised
 from onnx_lowrank.linalg.groups import Consumer, Groups
@@ -133,7 +134,14 @@ def _together(states: Sequence[_State], most: int) -> tuple[list[int], list[floa
     pool = np.sort(ranked[:size])
     pool = pool[np.isfinite(scores[pool])]
     beyond = scores[ranked[size]] if len(ranked) > size else np.inf
-    parts = [state.pool(pool) for state in states]
+    with one_thread():  # which many small products are made by fastest
+        return _of_pool([state.pool(pool) for state in states], pool, beyond, most)
+
+
+def _of_pool(
+    parts: Sequence[_Pool], pool: Indices, beyond: float, most: int
+) -> tuple[list[int], list[float]]:
+    """The next groups to remove from a pool: up to ``most``, of scores up to ``beyond``."""
     chosen: list[int] = []
     rises: list[float] = []
     while len(chosen) < most:
@@ -268,7 +276,7 @@ class _State:
         columns = self._all.columns(self._names)
         self._fresh = len(columns)
         regular, cross = self._regular[np.ix_(columns, columns)], self._cross[columns]
-        factor = linalg.cholesky(regular, lower=True, overwrite_a=True, check_finite=False)
+        factor = linalg.cholesky(regular.T, lower=True, overwrite_a=True, check_finite=False)
         self._map = linalg.cho_solve((factor, True), cross, check_finite=False)
         self._inverse = inverse_of(factor)
         self._groups = self._all.restricted(self._names)

@@ -121,9 +121,7 @@ class PhaseCovariance:
         """
         found, z = np.empty_like(right), np.empty_like(self.shift)
         for block, at in zip(self.blocks, self.columns, strict=True):
-            shifted = block.copy()
-            shifted[np.diag_indices(len(at))] += ridge
-            factor = linalg.cho_factor(shifted, lower=True, overwrite_a=True, check_finite=False)
+            factor = _factor(block, ridge)
             found[at] = linalg.cho_solve(factor, right[at], check_finite=False)
             z[at] = linalg.cho_solve(factor, self.shift[at], check_finite=False)
         left = 1 - float(self.shift @ z)
@@ -166,8 +164,18 @@ def solved(sigma: Covariance, ridge: float, right: Array) -> Array:
     """
     if isinstance(sigma, PhaseCovariance):
         return sigma.solve(right, ridge)
+    found: Array = linalg.cho_solve(
+        _factor(sigma, ridge), right, overwrite_b=True, check_finite=False
+    )
+    return found
+
+
+def _factor(sigma: Array, ridge: float) -> tuple[Array, bool]:
+    """The Cholesky factor of ``Sigma + ridge I``, as SciPy takes it."""
     shifted = sigma.copy()
     shifted[np.diag_indices(len(shifted))] += ridge
-    factor = linalg.cho_factor(shifted, lower=True, overwrite_a=True, check_finite=False)
-    found: Array = linalg.cho_solve(factor, right, overwrite_b=True, check_finite=False)
-    return found
+    # the transpose is the same matrix in the order of LAPACK, which writes over it then
+    factor: tuple[Array, bool] = linalg.cho_factor(
+        shifted.T, lower=True, overwrite_a=True, check_finite=False
+    )
+    return factor

@@ -55,7 +55,7 @@ class Turn:
         for places, basis in zip(self.places, self.bases, strict=True):
             inverse = np.linalg.inv(basis)
             for own in places:
-                result[:, own] = np.einsum("nc...,cd->nd...", weight[:, own], inverse)
+                result[:, own] = np.moveaxis(np.tensordot(weight[:, own], inverse, (1, 0)), -1, 1)
         return result
 
 

@@ -55,15 +55,24 @@ class Regression:
     input_mean: Array
     output_mean: Array
 
-    def solved(self, start: Array, ridge: float) -> Array:
+    def solved(self, start: Array, ridge: float, left: Array | None = None) -> Array:
         """Weights ``W* (groups, n, d)`` under a ridge.
 
         Args:
             start: present weights, ``(groups, n, d)``.
             ridge: in units of the mean variance of ``x``; infinite keeps the present weights.
+            left: what :meth:`left` gives for ``start``, where it is known.
         """
+        if not np.isfinite(ridge):
+            return start
+        left = self.left(start) if left is None else left
+        parts = zip(start, by_group(self.inputs), left, strict=True)
+        return np.stack([_moved(w, inputs, own, ridge) for w, inputs, own in parts])
+
+    def left(self, start: Array) -> Array:
+        """What weights ``(groups, n, d)`` leave of the cross sums, ``(groups, n, d)``."""
         parts = zip(start, by_group(self.inputs), self.cross, strict=True)
-        return np.stack([solution(w, inputs, cross, ridge) for w, inputs, cross in parts])
+        return np.stack([cross - w @ inputs for w, inputs, cross in parts])
 
     def bias(self, weights: Array) -> Array:
         """Bias ``E[y] - W E[x]``, ``(groups, n)``."""
@@ -93,11 +102,16 @@ def solution(start: Array, inputs: Covariance, cross: Array, ridge: float) -> Ar
         cross: covariance of ``y`` with ``x``, or the same multiple, ``(n, d)``.
         ridge: ridge in units of the mean variance of ``x``; infinite keeps the present weights.
     """
+    return _moved(start, inputs, cross - start @ inputs, ridge) if np.isfinite(ridge) else start
+
+
+def _moved(start: Array, inputs: Covariance, left: Array, ridge: float) -> Array:
+    """Weights of one group that take out as much of what is left of the cross sums as they can."""
     unit = mean_variance(inputs)
-    if not np.isfinite(ridge) or unit <= 0:
+    if unit <= 0:
         return start
     try:
-        step = solved(inputs, ridge * unit, (cross - start @ inputs).T)
+        step = solved(inputs, ridge * unit, left.copy().T)
     except np.linalg.LinAlgError:  # the ridge is smaller than the rounding of the sums
         return start
     return start + step.T
@@ -117,10 +131,11 @@ def best_ridge(
     Returns:
         The ridge, and the errors on the held-out rows with the present weights and with it.
     """
+    left = fit.left(start)  # once for all ridges
 
     @cache
     def error(ridge: float) -> float:
-        weights = fit.solved(start, ridge)
+        weights = fit.solved(start, ridge, left)
         return held.error(weights, fit.bias(weights))
 
     ridge = _least(error) if any_change else np.inf

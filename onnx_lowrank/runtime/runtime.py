@@ -60,8 +60,9 @@ class Runtime:
         Args:
             model: the model to run.
             optimise: whether to leave ONNX Runtime's graph optimisations on.
-            lean: whether to do without a memory arena, for runs whose peak memory matters more
-                than their speed.
+            lean: whether to do without a memory arena, and to let idle threads sleep instead of
+                spinning, for runs that work of our own goes on beside, and whose peak memory
+                matters more than their speed.
             profile: start of the path of ONNX Runtime's profile of all runs; none by default, nor
                 of a model that is run in pieces.
 
@@ -95,6 +96,7 @@ class Runtime:
         if lean:
             options.enable_cpu_mem_arena = False
             options.enable_mem_pattern = False
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if once:  # for one run, reordering the weights does not pay
             options.add_session_config_entry("session.disable_prepacking", "1")
         if model.folder is not None:

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from onnx_lowrank.linalg.blas_threads import ALONE, side_by_side
+from onnx_lowrank.linalg import blas_threads
+from onnx_lowrank.linalg.blas_threads import (
+    ALONE,
+    in_two,
+    limited_blas,
+    one_thread,
+    side_by_side,
+)
 from tests.support import Array, rng
 
 
@@ -87,3 +94,46 @@ def test_a_failure_is_told_and_nothing_more_is_begun(threads: int) -> None:
     assert len(begun) < 100
     assert in_use() == before
     assert side_by_side(work, [], []) == []
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_two_things_are_done_at_once_where_a_core_is_idle(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blas_threads, "_most_threads", lambda: most)
+    by: list[int] = []
+
+    def work() -> None:
+        by.append(threading.get_ident())
+
+    with one_thread():
+        in_two(work, work)
+    assert len(by) == 2
+    assert len(set(by)) == most
+
+
+def test_two_things_are_done_in_turn_beside_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas_threads, "_most_threads", lambda: 2)
+
+    def work(_: int) -> bool:
+        by: list[int] = []
+        in_two(lambda: by.append(threading.get_ident()), lambda: by.append(threading.get_ident()))
+        return by == [threading.get_ident()] * 2
+
+    with limited_blas(2):
+        assert all(side_by_side(work, range(6), [8] * 6))
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_what_goes_wrong_in_one_of_two_things_is_told(
+    fails: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blas_threads, "_most_threads", lambda: 2)
+
+    def fail() -> None:
+        raise ValueError("wrong")
+
+    both = [lambda: None, lambda: None]
+    both[fails] = fail
+    with one_thread(), pytest.raises(ValueError, match="wrong"):
+        in_two(*both)
