@@ -1,7 +1,7 @@
 """Divergences of detections: boxes and their scores, where most positions see nothing.
 
 A detector answers at thousands of positions, of which a few hold an object. So each position weighs
-by the original's largest score there, ``w = max_c p_c``:
+by the original's largest score there, ``w = max_c p_c``, times its objectness where it has one:
 
     boxes     sum_w (1 - IoU(b, b'))                       / sum_w 1
     scores    sum_w mean_c KL(p_c || q_c)                  / (sum_w mean_c (H(mean_w p_c) - H(p_c)))
@@ -85,7 +85,11 @@ class DetectionScale(Scale):
         beside = replace(self.reading, part=self.reading.scores)
         both = zip(samples_of(self.reading, array), samples_of(beside, array), strict=True)
         for rows, scores in both:
-            weights = np.where(np.isfinite(scores), scores, 0.0).max(axis=1).astype(np.float64)
+            told = np.where(np.isfinite(scores), scores, 0.0).astype(np.float64)
+            first = 1 if self.reading.objectness else 0
+            weights = told[:, first:].max(axis=1)
+            if first:
+                weights = weights * told[:, 0]
             known = np.isfinite(rows).all(axis=1)
             yield rows.astype(np.float64), np.where(known, weights, 0.0)
 

@@ -63,6 +63,9 @@ _DECIDED_MAP = 0.5
 _MAP_CLASSES = 5
 #: fewest places of boxes, and part of the places at which the numbers must make a box
 _PLACES, _BOXES = 16, 0.99
+#: score above which something is seen at a place, and part of the places at which one score is seen
+#: with another that make it say that anything is there
+_SEEN, _TOGETHER = 0.25, 0.75
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ class Reading:
         part: ``(axis, start, stop)`` where only a part of the array is read.
         scores: the part, likewise, of a detector's scores, which its positions weigh by; None where
             all positions count alike.
+        objectness: whether the first of these scores says that anything is there, and the others
+            what it would be, so that they count together alone.
         why: reason of the choice, as a clause.
     """
 
@@ -111,6 +116,7 @@ class Reading:
     index: int = 0
     part: tuple[int, int, int] | None = None
     scores: tuple[int, int, int] | None = None
+    objectness: bool = False
     why: str = ""
 
     @property
@@ -256,10 +262,11 @@ def _detections(parts: Sequence[Reading], array: Array) -> list[Reading]:
     """Boxes and their scores, where an output has just these parts; empty for anything else."""
     if len(parts) != 2 or {part.kind for part in parts} != {"bernoulli", "l2"}:
         return []
-    scores = next(part.part for part in parts if part.kind == "bernoulli")
+    scores = next(part for part in parts if part.kind == "bernoulli")
+    first = _says_anything(rows_along(scores.of(array), scores.axis))
     found = []
     for part in parts:
-        made = replace(part, scores=scores)
+        made = replace(part, scores=scores.part, objectness=first)
         if part.kind == "l2":
             boxes = rows_along(part.of(array), part.axis)
             form = _form_of_boxes(boxes[np.isfinite(boxes).all(axis=1)])
@@ -269,6 +276,20 @@ def _detections(parts: Sequence[Reading], array: Array) -> list[Reading]:
             made = replace(made, kind="boxes", form=form, why=why)
         found.append(made)
     return found
+
+
+def _says_anything(rows: Array) -> bool:
+    """Whether the first score ``(n, scores)`` says that anything is there, as YOLOv5's does.
+
+    Another score is high then wherever it is high, and high where it is low too. A first class
+    excludes the others.
+    """
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    if rows.shape[1] < 2:
+        return False
+    seen, best = rows[:, 0] > _SEEN, rows[:, 1:].max(axis=1) > _SEEN
+    together = int(np.sum(seen & best))
+    return together >= _TOGETHER * max(int(seen.sum()), 1) and together < _TOGETHER * best.sum()
 
 
 def _form_of_boxes(rows: Array) -> str:

@@ -122,6 +122,39 @@ def test_scores_lose_most_where_something_is_seen() -> None:
     assert scale.divergences(OLD, same).mean() == pytest.approx(1, rel=1e-9)
 
 
+def with_objectness(array: Array) -> Array:
+    """The same as YOLOv5 has it: whether anything is there, then what it would be."""
+    scores = array[:, 4:]
+    whole = scores.max(axis=1, keepdims=True)
+    kinds = np.where(whole > 0.02, scores / whole, RANDOM.uniform(0, 0.9, scores.shape))
+    return np.concatenate([array[:, :4], whole, kinds], axis=1)
+
+
+def test_objectness_is_told_from_a_first_class() -> None:
+    maps = ((-2, 0, 4, False), (-2, 4, 5 + CLASSES, True))
+    many = detections(12)  # of which the first class has some
+    assert not any(r.objectness for old in (OLD, many) for r in read(old))
+    for array in (OLD, many):
+        array = with_objectness(array)
+        assert all(r.objectness for r in read(array, maps))
+    alone = with_objectness(OLD)[:, :5]
+    assert not any(r.objectness for r in read(alone, ((-2, 0, 4, False), (-2, 4, 5, True))))
+
+
+@pytest.mark.parametrize("kind", ["boxes", "bernoulli"])
+def test_places_weigh_by_objectness_and_class(kind: str) -> None:
+    maps = ((-2, 0, 4, False), (-2, 4, 5 + CLASSES, True))
+    old = with_objectness(OLD)
+    scale, whole = scale_of(kind, old, maps), old[:, 4:5]
+    other = with_objectness(detections())
+    behind, before = (np.where(far, old, other) for far in (whole > 0.02, whole <= 0.02))
+    losses = [scale.divergences(old, new).mean() for new in (behind, before)]
+    assert losses[0] < losses[1] / 5
+    weights = np.concatenate([w for _, w in scale._weighed(old)])
+    expected = (old[:, 4] * old[:, 5:].max(axis=1)).reshape(-1)
+    np.testing.assert_allclose(weights, expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["boxes", "bernoulli"])
 def test_the_original_loses_nothing_and_background_little(kind: str) -> None:
     scale, seen = scale_of(kind, OLD), OLD[:, 4:].max(axis=1, keepdims=True) > 0.02
