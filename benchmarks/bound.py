@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -119,8 +120,6 @@ def device_name(provider: str) -> str:
     """The name of the card that a provider of NVIDIA's runs on; empty for others."""
     if provider not in _DEVICES:
         return ""
-    import subprocess
-
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     told = subprocess.run(command, capture_output=True, text=True, check=True)
     return told.stdout.splitlines()[0].strip()

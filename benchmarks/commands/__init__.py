@@ -25,7 +25,6 @@ COMMANDS: dict[str, Command] = {
     module.COMMAND.name: module.COMMAND
     for module in (
         models, ablation, layers, alone, pruning, search, workload, real_models, kept, times,
-        selected,
-        provider, widths,
+        selected, provider, widths,
     )
 }  # fmt: skip

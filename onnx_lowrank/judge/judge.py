@@ -253,7 +253,7 @@ class Judge:
 
 
 def _enough(wholes: Iterator[Whole]) -> Iterator[Whole]:
-    """As many of them as outputs are read by."""
+    """The first of the original's tensors: as many as tell what outputs mean."""
     seen = read = 0
     for whole in wholes:
         yield whole

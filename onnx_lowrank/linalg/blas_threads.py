@@ -50,7 +50,7 @@ def one_thread() -> Iterator[None]:
 
 def blas_threads() -> int:
     """Number of threads that linear algebra uses for wide layers."""
-    return max([1, *(int(library["num_threads"]) for library in _controller().info())])
+    return _threads_of(_controller())
 
 
 @contextmanager
@@ -141,4 +141,8 @@ def _controller() -> Any:
 @cache
 def _most_threads() -> int:
     """Number of threads that linear algebra had before any limit of ours."""
-    return max([1, *(int(library["num_threads"]) for library in ThreadpoolController().info())])
+    return _threads_of(ThreadpoolController())
+
+
+def _threads_of(controller: Any) -> int:
+    return max([1, *(int(library["num_threads"]) for library in controller.info())])

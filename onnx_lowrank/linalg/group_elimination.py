@@ -134,7 +134,7 @@ def _together(states: Sequence[_State], most: int) -> tuple[list[int], list[floa
     pool = np.sort(ranked[:size])
     pool = pool[np.isfinite(scores[pool])]
     beyond = scores[ranked[size]] if len(ranked) > size else np.inf
-    with one_thread():  # which many small products are made by fastest
+    with one_thread():  # several wait for each other more than small products take
         return _of_pool([state.pool(pool) for state in states], pool, beyond, most)
 
 
