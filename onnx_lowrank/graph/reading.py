@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,9 @@ __all__ = ["GraphReader"]
 
 
 gs.logger.G_LOGGER.severity = logging.CRITICAL + 1  # its errors are raised as well
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class GraphReader:
@@ -52,8 +56,8 @@ class GraphReader:
         self._outputs = {o.name for o in source.output}
         self._stored = Initializers(model, self._tensors)
         self._constants = Constants(
-            self.producer, self._stored.dims, self._stored.values, self._node_proto,
-            self._constant_node, self.opset, self._overridable,
+            _weak(self.producer), self._stored.dims, self._stored.values, _weak(self._node_proto),
+            _weak(self._constant_node), self.opset, self._overridable,
         )  # fmt: skip
 
     @property
@@ -259,3 +263,18 @@ class GraphReader:
                 value = onnx.helper.get_attribute_value(attribute)
                 return np.asarray(value, np.float32 if "float" in attribute.name else np.int64)
         return None
+
+
+def _weak(method: Callable[[A], B]) -> Callable[[A], B]:
+    """A method that its object can hold without referring to itself.
+
+    Objects that do stay in memory, with their models, until Python looks for such circles.
+    """
+    weak = weakref.WeakMethod(method)
+
+    def call(argument: A) -> B:
+        found = weak()
+        assert found is not None
+        return found(argument)
+
+    return call

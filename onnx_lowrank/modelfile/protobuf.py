@@ -61,33 +61,45 @@ def all_tensors(proto: ModelProto) -> Iterator[TensorProto]:
 
 
 def readable(proto: ModelProto) -> ModelProto:
-    """``proto``, or a copy without the byte strings that onnx-graphsurgeon cannot decode.
+    """A copy of ``proto`` for onnx-graphsurgeon: without weights, and what it cannot decode.
 
-    Unchanged nodes are written back from the original, so nothing is lost.
+    Its nodes and tensors refer to each other and to what they were read from, which stays in
+    memory until Python looks for such circles: weights of initializers should not. Unchanged nodes
+    are written back from the original, so byte strings that are no text may be left out.
     """
-
-    def binary(attribute: AttributeProto) -> bool:
-        try:
-            for value in (attribute.s, *attribute.strings):
-                value.decode()
-        except UnicodeDecodeError:
-            return True
-        return False
-
-    def nodes(source: ModelProto) -> Iterator[NodeProto]:
-        for node in (*source.graph.node, *(n for f in source.functions for n in f.node)):
-            yield node
-            yield from (inner for inner, _ in inner_nodes(node, ""))
-
-    if not any(binary(a) for n in nodes(proto) for a in n.attribute):
-        return proto
     copy = ModelProto()
-    copy.CopyFrom(proto)
-    for node in nodes(copy):
-        kept = [a for a in node.attribute if not binary(a)]
-        del node.attribute[:]
-        node.attribute.extend(kept)
+    for field, value in proto.ListFields():
+        if field.name != "graph":
+            copy_field(copy, field.name, value)
+    copy.graph.SetInParent()
+    for field, value in proto.graph.ListFields():
+        if field.name != "initializer":
+            copy_field(copy.graph, field.name, value)
+    for tensor in proto.graph.initializer:
+        copy.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+    for node in _all_nodes(copy):
+        kept = [a for a in node.attribute if not _binary(a)]
+        if len(kept) < len(node.attribute):
+            del node.attribute[:]
+            node.attribute.extend(kept)
     return copy
+
+
+def _all_nodes(proto: ModelProto) -> Iterator[NodeProto]:
+    """The nodes of a model, those of subgraphs and functions among them."""
+    for node in (*proto.graph.node, *(n for f in proto.functions for n in f.node)):
+        yield node
+        yield from (inner for inner, _ in inner_nodes(node, ""))
+
+
+def _binary(attribute: AttributeProto) -> bool:
+    """Whether an attribute holds byte strings that are no text."""
+    try:
+        for value in (attribute.s, *attribute.strings):
+            value.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 def copy_field(target: Any, name: str, value: Any) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,9 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.modelfile.loading import load
+from onnx_lowrank.modelfile.protobuf import readable
+from tests import fixtures_models as fm
 from tests.support import AnyArray, graph_of, make_model, relative, rng, run
 
 W = rng(0).normal(size=(3, 4)).astype(np.float32)
@@ -130,3 +135,22 @@ def test_walks() -> None:
     assert graph.reads_between(["a"], ["c"]) == {"a", "b", "bias"}
     assert graph.reads_between([], ["d"]) == {"x", "w", "a"}
     assert [n.name for n in graph.consumers("a")] == ["two", "four"]
+
+
+def test_a_graph_that_is_let_go_is_gone_at_once() -> None:
+    """Nothing refers to itself, or models stay in memory until Python looks for circles."""
+    gc.disable()
+    try:
+        graph = Graph(load(fm.residual_net()))
+        assert all(graph.is_constant(name) for name, _, _ in graph.initializers())
+        gone = weakref.ref(graph)
+        del graph
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_what_the_graph_is_read_from_has_no_weights() -> None:
+    model = fm.residual_net(64)
+    assert len(readable(model).SerializeToString()) < 0.05 * len(model.SerializeToString())
+    assert len(Graph(load(model)).to_model().proto.SerializeToString()) >= model.ByteSize()
