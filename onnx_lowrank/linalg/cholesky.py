@@ -12,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-__all__ = ["cholesky", "inverse_of"]
+__all__ = ["cholesky", "factored", "inverse_of"]
 
 Array = npt.NDArray[np.floating[Any]]
+
+#: parts of the mean variance that are added to it, one after another, until there is a factor
+_JITTERS = (0.0, 1e-12, 1e-8, 1e-6, 1e-4)
 
 
 def cholesky(matrix: Array) -> Array:
@@ -30,7 +33,7 @@ def cholesky(matrix: Array) -> Array:
         numpy.linalg.LinAlgError: the matrix is far from positive semi-definite.
     """
     scale = max(float(np.trace(matrix)) / max(len(matrix), 1), np.finfo(np.float64).tiny)
-    for jitter in (0.0, 1e-12, 1e-8, 1e-6, 1e-4):
+    for jitter in _JITTERS:
         try:
             regular = matrix + jitter * scale * np.eye(len(matrix)) if jitter else matrix
             # the transpose is the same matrix in the order of LAPACK, and quicker to copy
@@ -38,6 +41,31 @@ def cholesky(matrix: Array) -> Array:
             return factor
         except linalg.LinAlgError:
             continue
+    raise linalg.LinAlgError("the covariance is not positive semi-definite")
+
+
+def factored(matrix: Array) -> tuple[Array, bool]:
+    """What :func:`cholesky` finds, for SciPy's ``cho_solve``; ``matrix`` is written over.
+
+    Args:
+        matrix: symmetric matrix ``(d, d)`` in row order.
+
+    Raises:
+        numpy.linalg.LinAlgError: the matrix is far from positive semi-definite.
+    """
+    diagonal = matrix.diagonal().copy()
+    scale = max(float(diagonal.sum()) / max(len(diagonal), 1), np.finfo(np.float64).tiny)
+    for jitter in _JITTERS:
+        matrix[np.diag_indices(len(matrix))] = diagonal + jitter * scale
+        try:
+            factor: tuple[Array, bool] = linalg.cho_factor(
+                matrix.T, lower=True, overwrite_a=True, check_finite=False
+            )
+        except linalg.LinAlgError:
+            for i, row in enumerate(matrix):  # the other half is as it was
+                row[i + 1 :] = matrix[i + 1 :, i]
+        else:
+            return factor
     raise linalg.LinAlgError("the covariance is not positive semi-definite")
 
 

@@ -33,7 +33,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-from onnx_lowrank.linalg.cholesky import cholesky
+from onnx_lowrank.linalg.cholesky import factored
+from onnx_lowrank.linalg.phase_covariance import Covariance
 
 __all__ = ["SCHEDULE", "ReluFit", "ReluProblem", "nearest_before_relu", "rectified"]
 
@@ -68,7 +69,7 @@ class ReluProblem:
         bias: Array,
         *,
         given: Array,
-        sigma: Array,
+        sigma: Covariance,
         ridge: float = 1.0,
         ceiling: float = math.inf,
     ) -> None:
@@ -79,8 +80,14 @@ class ReluProblem:
         self._target, self._given, self._ceiling = target, given, ceiling
         self._weight, self._bias, self._mean = weight, bias, rows.mean(axis=0)
         self._rows = rows - self._mean
-        gram = (self._rows.T @ self._rows).astype(np.float64) / len(rows)
-        self._factor = cholesky(gram + ridge * sigma), True
+        gram = self._rows.T @ self._rows
+        gram /= len(rows)
+        # in place: thousands of columns are hundreds of megabytes a matrix
+        system = np.array(sigma, np.float64)
+        system *= ridge
+        system += gram
+        del gram
+        self._factor = factored(system)
         self._exact = self._rows @ weight.T.astype(rows.dtype)
 
     def response(self, weight: Array, bias: Array) -> Array:

@@ -122,7 +122,15 @@ class ArrayStore:
 
     def read(self, stored: Array | Slot) -> Array:
         """Return an array as it was added; one from the file is a copy in memory."""
-        return self.view(stored).copy("K") if isinstance(stored, Slot) else stored
+        if not isinstance(stored, Slot):
+            return stored
+        values = np.empty(stored.shape, stored.dtype, "F" if stored.fortran else "C")
+        if stored.bytes:  # not by way of the map, whose pages would stay
+            assert self._file is not None
+            flat = values.reshape(-1, order="A").view(np.uint8)
+            self._file.seek(stored.offset)
+            self._file.readinto(flat.data)  # type: ignore[attr-defined]
+        return values
 
     def view(self, stored: Array | Slot) -> Array:
         """Return an array as it was added; one from the file is mapped, read-only."""

@@ -33,6 +33,9 @@ __all__ = ["Behind", "DrawnRows", "ceiling_behind", "fitted_behind_relu"]
 
 Array = npt.NDArray[np.floating[Any]]
 
+#: patches, wanted outputs and skips of some rows
+Rows = tuple[Array, Array, Array]
+
 #: smallest number of rows to draw of a layer, number for each column, and largest size in bytes
 ROWS, ROWS_PER_COLUMN, BYTES = 8192, 16, 96 << 20
 
@@ -87,7 +90,7 @@ class DrawnRows:
         rows = min(max(ROWS, ROWS_PER_COLUMN * width), most)
         self._each = math.ceil(rows / max(batches, 1))
         self._rng = rng
-        self._parts: dict[bool, list[tuple[Array, Array, Array]]] = {False: [], True: []}
+        self._parts = {which: _Growing(self._each * batches) for which in (False, True)}
 
     def draw(self, count: int) -> npt.NDArray[np.intp]:
         """Draw rows from a batch of ``count``, for :meth:`add`."""
@@ -107,17 +110,48 @@ class DrawnRows:
         known = np.logical_and.reduce([np.isfinite(part).all(axis=(0, 2)) for part in drawn])
         if known.any():
             x, y, s = drawn if known.all() else (part[:, known] for part in drawn)
-            self._parts[held].append((x, rectified(y, self.ceiling), s))
+            self._parts[held].add((x, rectified(y, self.ceiling), s))
 
     @property
     def any(self) -> bool:
         """Whether any rows were drawn."""
-        return any(self._parts.values())
+        return any(part.count for part in self._parts.values())
 
-    def rows(self, held: bool) -> tuple[Array, Array, Array]:
-        """Rows of patches, wanted outputs and skips, of the batches to fit on or held out."""
-        parts = self._parts[held] or self._parts[not held]
-        x, y, s = (np.concatenate(p, axis=1) for p in zip(*parts, strict=True))
+    def taken(self) -> tuple[Rows, Rows]:
+        """The rows of the batches to fit on and of those held out, which are not kept here."""
+        fit, held = (part.taken() for part in self._parts.values())
+        assert fit is not None or held is not None
+        return fit or held, held or fit  # type: ignore[return-value]
+
+
+class _Growing:
+    """Rows in one block of memory, for many small ones between large ones tear it to pieces.
+
+    Args:
+        most: number of rows that there is room for at first.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self.count = most, 0
+        self._rows: list[Array] = []
+
+    def add(self, rows: Rows) -> None:
+        """Add rows behind the others."""
+        start, self.count = self.count, self.count + rows[0].shape[1]
+        if not self._rows or self.count > self._rows[0].shape[1]:
+            before, room = self._rows, max(self._most, 2 * start, self.count)
+            self._rows = [np.empty((len(r), room, r.shape[2]), r.dtype) for r in rows]
+            for new, old in zip(self._rows, before, strict=False):
+                new[:, :start] = old[:, :start]
+        for part, own in zip(self._rows, rows, strict=True):
+            part[:, start : self.count] = own
+
+    def taken(self) -> Rows | None:
+        """The rows, which are not kept here; None without any."""
+        if not self.count:
+            return None
+        x, y, s = (part[:, : self.count] for part in self._rows)
+        self._rows, self.count = [], 0
         return x, y, s
 
 
@@ -165,7 +199,7 @@ def fitted_behind_relu(
     """
     if moments.covariance is None or chain.last.bias is None:
         return None
-    if _features(chain, stage.groups) is None:
+    if not _plain(chain, stage.groups):
         return None
     fit = _Fit(stage, moments, drawn)
     linear = fit.error(chain)
@@ -186,7 +220,7 @@ class _Fit:
         self._stage, self._ceiling = stage, drawn.ceiling
         self._sigma = by_group(moments.covariance)
         self._groups = range(stage.groups)
-        self._fit, self._held = drawn.rows(False), drawn.rows(True)
+        self._fit, self._held = drawn.taken()
         wanted = self._held[1]
         spread = np.square(wanted - wanted.mean(axis=1, keepdims=True))
         self._energy = float(np.sum(spread, dtype=np.float64)) or 1.0
@@ -211,17 +245,20 @@ class _Fit:
         """Solve the last stage again; return the better one of both chains, and its error."""
         last, maps = chain.last, _features(chain, self._stage.groups)
         assert isinstance(last, Stage)
-        assert maps is not None
         x, y, s = self._fit
         least = self.error(chain)
         weights, biases = last.matrices.astype(np.float64), _biases(last)
-        found = [
-            ReluProblem(
-                x[g] @ maps[g].T.astype(x.dtype), y[g], weights[g], biases[g], given=s[g],
-                sigma=maps[g] @ self._sigma[g] @ maps[g].T, ridge=RIDGE, ceiling=self._ceiling,
-            ).solve()
-            for g in self._groups
-        ]  # fmt: skip
+        found = []
+        for g in self._groups:
+            rows, sigma = x[g], self._sigma[g]
+            if maps is not None:
+                rows = rows @ maps[g].T.astype(rows.dtype)
+                sigma = maps[g] @ sigma @ maps[g].T
+            problem = ReluProblem(
+                rows, y[g], weights[g], biases[g], given=s[g],
+                sigma=sigma, ridge=RIDGE, ceiling=self._ceiling,
+            )  # fmt: skip
+            found.append(problem.solve())
         solved = last.with_matrices(
             np.stack([f.weight for f in found]), np.concatenate([f.bias for f in found])
         )
@@ -244,7 +281,7 @@ class _Fit:
         weights, biases = self._stage.matrices.astype(np.float64), _biases(self._stage)
         return [
             ReluProblem(
-                x[g], y[g], weights[g], biases[g], given=s[g], sigma=np.asarray(self._sigma[g]),
+                x[g], y[g], weights[g], biases[g], given=s[g], sigma=self._sigma[g],
                 ridge=RIDGE, ceiling=self._ceiling,
             )
             for g in self._groups
@@ -262,13 +299,17 @@ def _biases(stage: Stage) -> Array:
     return stage.bias.astype(np.float64).reshape(stage.groups, -1)
 
 
+def _plain(chain: Chain, groups: int) -> bool:
+    """Whether all steps are plain stages, and the last one has the groups of the layer."""
+    return chain.stages[-1].groups == groups and all(isinstance(s, Stage) for s in chain.stages)
+
+
 def _features(chain: Chain, groups: int) -> Array | None:
-    """Map ``A (groups, p, d)`` of all stages but the last; None if one is not a plain stage."""
+    """Map ``A (groups, p, d)`` of all stages but the last; None if the last is alone."""
+    if len(chain.stages) == 1:
+        return None
     last = chain.last
-    if not isinstance(last, Stage) or last.groups != groups:
-        return None
-    if not all(isinstance(s, Stage) for s in chain.stages):
-        return None
+    assert isinstance(last, Stage)
     columns = last.matrices.shape[2]
     unit = np.tile(np.eye(columns), (groups, 1)).reshape(groups * columns, *last.weight.shape[1:])
     whole = Chain((*chain.stages[:-1], replace(last, weight=unit, bias=None)))

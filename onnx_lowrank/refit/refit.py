@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -122,8 +123,9 @@ def refit(
             ]
             rng = np.random.default_rng(own[0])
             with blas_for(group.width):
-                fit, held = group.sums(batches, round(len(dataset) / manner.rows), rng, drawn)
-                done |= _solved(compressed, group, fit, held, drawn)
+                samples = round(len(dataset) / manner.rows)
+                sums = partial(group.sums, batches, samples, rng, drawn)
+                done |= _solved(compressed, group, sums, drawn)
             advance(len(group.tasks))
     return [done[task.name] for task in tasks if task.name in done]
 
@@ -143,40 +145,43 @@ def _drawn(
     ceiling = ceiling_behind(graph, end.total) if end.total else None
     if ceiling is None:
         return None
-    shape = task.stage.matrices.shape
+    shape = task.stage.shape
     return DrawnRows(shape, math.ceil(batches), ceiling, np.random.default_rng(seed))
 
 
 def _solved(
     graph: Graph,
     group: Shared,
-    fit: Sums,
-    held: Sums,
+    sums: Callable[[], tuple[Sums, Sums]],
     drawn: Sequence[DrawnRows | None],
 ) -> dict[str, Refit]:
-    """Solve the tasks of a group, and write their chains; results by layer name."""
+    """Solve the tasks of a group, and write their chains; results by layer name.
+
+    Args:
+        graph: the compressed model.
+        group: the tasks.
+        sums: returns the sums to fit on and those held out, which are let go as soon as may be.
+        drawn: rows for tasks that are fitted behind a ReLU.
+    """
+    fit, held = sums()
     if not fit.count or not held.count:
         fit = held = fit if fit.count else held
     if not fit.count:
         return {}
+    found = _ridges(group, fit, held)
     both = fit if held is fit else fit.merge(held)  # type: ignore[arg-type]
-    silent = fit.says_nothing(group.width) or not both.finite
-    found = []
-    for place, task in enumerate(group.tasks):
-        start = task.weighed(task.stage.matrices.astype(np.float64))
-        seen = group.regression(place, held)
-        ridge, before, after = best_ridge(group.regression(place, fit), seen, start, not silent)
-        energy = seen.energy / seen.count or 1.0
-        found.append(Refit(task.name, ridge, before / energy, after / energy))
-    del fit, held, seen
+    del fit, held
     moments = both.leading(group.width).moments()
+    stages = []
     for place, task in enumerate(group.tasks):
-        problem = group.regression(place, both)
-        start = task.weighed(task.stage.matrices.astype(np.float64))
+        problem, stage = group.regression(place, both), task.stage.read()
+        start = task.weighed(stage.matrices.astype(np.float64))
         weights = problem.solved(start, found[place].ridge)
         bias = task.plain(problem.bias(weights)).reshape(-1) if task.written.biased else None
-        solved = task.stage.with_matrices(task.plain(weights), bias)
-        chain, rows = task.cut(solved, moments), drawn[place]
+        stages.append(stage.with_matrices(task.plain(weights), bias))
+    del both, problem, stage, start, weights
+    for place, (task, solved, rows) in enumerate(zip(group.tasks, stages, drawn, strict=True)):
+        chain = task.cut(solved, moments)
         if rows is not None and rows.any:
             better = fitted_behind_relu(chain, solved, task.cut, moments, rows)
             if better is not None:
@@ -184,3 +189,16 @@ def _solved(
                 found[place] = replace(found[place], behind_relu=behind)
         update_chain(graph, task.written, chain)
     return {result.layer: result for result in found}
+
+
+def _ridges(group: Shared, fit: Sums, held: Sums) -> list[Refit]:
+    """The best ridge of each task of a group, with the errors on what is held out."""
+    finite = fit.finite and held.finite and not fit.says_nothing(group.width)
+    found = []
+    for place, task in enumerate(group.tasks):
+        start = task.weighed(task.stage.read().matrices.astype(np.float64))
+        seen = group.regression(place, held)
+        ridge, before, after = best_ridge(group.regression(place, fit), seen, start, finite)
+        energy = seen.energy / seen.count or 1.0
+        found.append(Refit(task.name, ridge, before / energy, after / energy))
+    return found

@@ -95,12 +95,12 @@ class Shared:
     @property
     def geometry(self) -> Geometry:
         """Geometry of the patches."""
-        return self.tasks[0].stage.geometry
+        return self.tasks[0].stage.outline.geometry
 
     @cached_property
     def width(self) -> int:
         """Length ``d`` of a group's patch."""
-        return int(self.tasks[0].stage.matrices.shape[2])
+        return self.tasks[0].stage.shape[2]
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ class Shared:
             return {}
         own = {n: _source(t) for n, t in enumerate(self.tasks) if _by_itself(t, self.ends[n])}
         width = self.width + sum(source[2] for source in set(own.values()))
-        outputs = sum(self.tasks[n].stage.matrices.shape[1] for n in own)
+        outputs = sum(self.tasks[n].stage.shape[1] for n in own)
         if width**2 < self.width * (self.width + 2 * outputs):  # products for each row
             return own
         return {n: s for n, s in own.items() if not self.ends[n].total or self.tasks[n].turned}
@@ -142,7 +142,7 @@ class Shared:
         for n, task in enumerate(self.tasks):
             if n not in self._by_input:
                 places[n] = column
-                column += task.stage.matrices.shape[1]
+                column += task.stage.shape[1]
         return places
 
     def sums(
@@ -160,9 +160,11 @@ class Shared:
             rng: draws the positions that are read.
             drawn: takes rows for tasks that are fitted behind a ReLU.
         """
-        groups = self.tasks[0].stage.groups
-        outputs = sum(self.tasks[n].stage.matrices.shape[1] for n in self._outputs)
+        groups = self.tasks[0].stage.outline.groups
+        outputs = sum(self.tasks[n].stage.shape[1] for n in self._outputs)
         fit, held = (sums_for(self.geometry, self._inputs, outputs) for _ in range(2))
+        maps = {n: _map(self.tasks[n]) for n, some in enumerate(drawn)
+                if some is not None and n in self._by_input}  # fmt: skip
         for batch in batches:
             x = batch.current[self.tasks[0].reads].astype(np.float32, copy=False)
             positions = self.geometry.positions(x.shape)
@@ -177,7 +179,7 @@ class Shared:
                 part.update(rows.patches, *rows.before.values(), *responses)
             for n, some in enumerate(drawn):
                 if some is not None:
-                    self._draw(n, some, read, batch.held)
+                    self._draw(n, some, read, batch.held, maps.get(n))
         return fit, held
 
     @property
@@ -193,17 +195,32 @@ class Shared:
             {n: self._responses(n, batch, phase.index, rows) for n in self._outputs},
         )
 
-    def _draw(self, place: int, some: DrawnRows, read: Sequence[_Rows], held: bool) -> None:
-        """Draw rows of a batch for a task that is fitted behind a ReLU."""
+    def _draw(
+        self,
+        place: int,
+        some: DrawnRows,
+        read: Sequence[_Rows],
+        held: bool,
+        original: tuple[Array, Array] | None,
+    ) -> None:
+        """Draw rows of a batch for a task that is fitted behind a ReLU.
+
+        Args:
+            place: of the task.
+            some: takes the rows.
+            read: the rows of the batch, by phase.
+            held: whether the batch is held out.
+            original: map and bias of its original layer, where its responses are computed.
+        """
         ends = np.cumsum([rows.patches.shape[1] for rows in read])
         drawn = some.draw(int(ends[-1]))
         phases = phase_columns(self.geometry, self.width)
         for rows, columns, end in zip(read, phases, ends, strict=True):
             at = drawn - (end - rows.patches.shape[1])
             at = at[(at >= 0) & (drawn < end)]
-            if place in self._by_input:
+            if original is not None:
                 seen = rows.before[self._by_input[place]][:, at]
-                total, skip = _response(self.tasks[place], seen), None
+                total, skip = _answer(*original, seen), None
             else:
                 total, skip = rows.pairs[place]
                 total, skip = total[:, at], None if skip is None else skip[:, at]
@@ -232,7 +249,7 @@ class Shared:
                 mean[:, :width],
                 np.einsum("gnd,gd->gn", weights, mean[:, first:last]) + bias,
             )
-        outputs = task.stage.matrices.shape[1]
+        outputs = task.stage.shape[1]
         start = self._outputs[place] - self._inputs
         here = slice(start, start + outputs)
         return Regression(
@@ -285,7 +302,7 @@ def shared_tasks(compressed: Graph, tasks: Sequence[Task]) -> list[Shared]:
     first: dict[Any, int] = {}
     for task in tasks:
         end = destination(compressed, task.written.layer)
-        key = task.reads, task.stage.geometry, task.stage.matrices.shape[::2]
+        key = task.reads, task.stage.outline.geometry, task.stage.shape[::2]
         if end.skip or key not in first:
             if not end.skip:
                 first[key] = len(groups)
@@ -311,14 +328,9 @@ def _answer(weights: Array, bias: Array | None, patches: Array) -> Array:
     return made
 
 
-def _response(task: Task, patches: Array) -> Array:
-    """Responses ``(groups, rows, n)`` of a task's original layer to patches of its input."""
-    return _answer(*_map(task), patches)
-
-
 def _map(task: Task) -> tuple[Array, Array]:
     """Map ``W0 (groups, n, d0)`` of a task's original layer and its bias ``(groups, n)``."""
-    stage = task.original
+    stage = task.original.read()
     weights = stage.matrices
     bias = np.zeros(weights.shape[:2]) if stage.bias is None else stage.bias
     bias = bias.reshape(weights.shape[:2])
@@ -328,14 +340,14 @@ def _map(task: Task) -> tuple[Array, Array]:
 
 
 def _source(task: Task) -> Source:
-    stage = task.original
-    return task.source, stage.geometry, int(stage.matrices.shape[2])
+    return task.source, task.original.outline.geometry, task.original.shape[2]
 
 
 def _by_itself(task: Task, end: Destination) -> bool:
     """Whether what a task should answer can be computed from its original layer's input."""
-    alike = task.original.groups == task.stage.groups
-    return not end.skip and alike and (task.rows is None or task.original.groups == 1)
+    groups = task.original.outline.groups
+    alike = groups == task.stage.outline.groups
+    return not end.skip and alike and (task.rows is None or groups == 1)
 
 
 def _patches(source: Source, values: Rows, index: npt.NDArray[np.intp] | None) -> Array:

@@ -11,12 +11,39 @@ import numpy.typing as npt
 
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.chains.chain import Chain, Stage
+from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.layers.writer import Written
 from onnx_lowrank.linalg.output_metric import ResponseMetric
 
-__all__ = ["Task"]
+__all__ = ["LazyStage", "Task"]
 
 Array = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class LazyStage:
+    """A stage that is read at each use: those of all layers in float64 are twice the model.
+
+    Attributes:
+        outline: a stage of the same shapes, of zeros.
+        read: returns the stage.
+    """
+
+    outline: Stage
+    read: Callable[[], Stage]
+
+    @classmethod
+    def of(cls, source: Stage | PlacedLayer) -> LazyStage:
+        """The stage of a layer, or one that is in memory in any case."""
+        if isinstance(source, Stage):
+            return cls(source, lambda: source)
+        return cls(source.value.outline, lambda: source.stage)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape ``(groups, n, d)`` of its map."""
+        groups, outputs, width = self.outline.matrices.shape
+        return groups, outputs, width
 
 
 @dataclass(frozen=True)
@@ -36,10 +63,10 @@ class Task:
     """
 
     written: Written
-    stage: Stage
+    stage: LazyStage
     cut: Callable[[Stage, Moments], Chain]
     reads: str
-    original: Stage
+    original: LazyStage
     source: str
     rows: npt.NDArray[np.bool_] | None = None
     outputs: ResponseMetric | None = None

@@ -22,7 +22,7 @@ from onnx_lowrank.planning.plan import Decision
 from onnx_lowrank.planning.proposals import cut_candidate
 from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR
 from onnx_lowrank.planning.sharing import SHARE
-from onnx_lowrank.refit.task import Task
+from onnx_lowrank.refit.task import LazyStage, Task
 
 __all__ = ["refit_tasks"]
 
@@ -65,7 +65,8 @@ def refit_tasks(
         if layer.value.lookup:  # its chain is the best for all rows, those of the data among them
             changed |= {layer.output} if layer.name in written else set()
             continue
-        stage, first = layer.stage, before[layer.name]
+        stage, first = LazyStage.of(layer), before[layer.name]
+        source = LazyStage.of(first), first.input
         rows = _rows(original.graph, first, remains)
         outputs = work.moments.metric(layer.name)
         if layer.name in written and decisions[layer.name].decision == SHARE:
@@ -77,29 +78,24 @@ def refit_tasks(
                 cut = _cutter(layer.value, decisions[layer.name], passes, outputs, chain.chain)
                 reads = layer.input
             elif isinstance(chain.chain.last, Stage):
-                stage, cut = chain.chain.last, _last_of(chain.chain)
+                stage, cut = LazyStage.of(chain.chain.last), _last_of(chain.chain)
                 reads = _input_of_last(compressed, chain)
             else:
                 continue
-            outputs = outputs if stage.groups == 1 else None  # the last stage of a chain may differ
-            task = Task(
-                chain, stage, cut, reads, first.stage, first.input, rows, outputs,
-                layer.name in turned,
-            )  # fmt: skip
-            tasks.append(task)
+            outputs = (
+                outputs if stage.outline.groups == 1 else None
+            )  # the last stage of a chain may differ
+            found = chain, stage, cut, reads
         elif (
             (changed & compressed.ancestors([layer.input]) or layer.shape != first.shape)
-            and stage.bias is not None
+            and layer.value.biased
             and layer.sharers == 1
         ):
-            kept = apply_chain(compressed, targets[layer.name], Chain((stage,)))
-            source = first.stage, first.input
-            task = Task(
-                kept, stage, _alone, layer.input, *source, rows, outputs, layer.name in turned
-            )
-            tasks.append(task)
+            kept = apply_chain(compressed, targets[layer.name], Chain((stage.read(),)))
+            found = kept, stage, _alone, layer.input
         else:
             continue
+        tasks.append(Task(*found, *source, rows, outputs, layer.name in turned))
         changed.add(layer.output)
     return tasks
 

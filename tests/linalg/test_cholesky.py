@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import linalg
 
-from onnx_lowrank.linalg.cholesky import cholesky, inverse_of
+from onnx_lowrank.linalg.cholesky import cholesky, factored, inverse_of
 
 
 @pytest.mark.parametrize("rank", [5, 3, 0])
@@ -39,3 +40,17 @@ def test_the_inverse_is_that_of_the_whole(size: int) -> None:
     found = inverse_of(cholesky(matrix))
     np.testing.assert_allclose(found @ matrix, np.eye(size), rtol=0, atol=1e-10)
     np.testing.assert_array_equal(found, found.T)
+
+
+@pytest.mark.parametrize("rank", [40, 12, 0])
+def test_in_place_it_is_the_same(rank: int) -> None:
+    rows = np.random.default_rng(rank).normal(size=(30, rank))
+    matrix = rows @ rows.T
+    factor, right = cholesky(matrix), rows[:, :3] @ np.ones((min(rank, 3), 2))
+    found = linalg.cho_solve(factored(matrix.copy()), right)
+    np.testing.assert_array_equal(found, linalg.cho_solve((factor, True), right))
+
+
+def test_in_place_what_is_far_from_it_has_none() -> None:
+    with pytest.raises(np.linalg.LinAlgError, match="not positive semi-definite"):
+        factored(np.diag([1.0, -1.0]))

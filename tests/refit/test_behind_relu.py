@@ -120,25 +120,28 @@ def test_rows_are_bounded_and_belong_together() -> None:
     for held in (False, False, True, False):
         part = x[:, drawn.draw(x.shape[1])]
         drawn.add(part, part[..., :2] - 5, part[..., 1:], held)
-    rows, wanted, given = drawn.rows(False)
+    (rows, wanted, given), held = drawn.taken()
     assert rows.shape == (2, 3 * refit_relu.ROWS // 4, 3)
     np.testing.assert_array_equal(wanted, np.clip(rows[..., :2] - 5, 0, 2))
     np.testing.assert_array_equal(given, rows[..., 1:])
-    assert drawn.rows(True)[0].shape[1] == refit_relu.ROWS // 4
+    assert held[0].shape[1] == refit_relu.ROWS // 4
+    assert not drawn.any
 
 
 def test_features_are_what_the_last_stage_reads() -> None:
     """The error from patches is that of the chain as it runs."""
     case = Case(fm.residual_net(), {"conv0": RANK})
     task, random = case.tasks[0], rng(2)
-    geometry, x = task.stage.geometry, SEEN[:20]
+    geometry, x = task.stage.outline.geometry, SEEN[:20]
     patches = geometry.patches(x)
     y = geometry.responses(fm.run(inner(case, "a0"), {"x": x})["a0"])
     moments = Accumulator(1, patches.shape[2])
     moments.update(patches)
     drawn = DrawnRows((1, 1, 1), 1, math.inf, random)
     drawn.add(patches, y, np.zeros_like(y), False)
-    found = fitted_behind_relu(task.written.chain, task.stage, task.cut, moments.moments(), drawn)
+    found = fitted_behind_relu(
+        task.written.chain, task.stage.read(), task.cut, moments.moments(), drawn
+    )
     assert found is not None
     made = fm.run(inner(case, "a0", compressed=True), {"x": x})["a0"]
     wanted = np.maximum(y, 0)

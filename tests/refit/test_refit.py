@@ -25,7 +25,7 @@ from onnx_lowrank.refit import shared
 from onnx_lowrank.refit.refit import Manner, Refit, refit
 from onnx_lowrank.refit.regression import RIDGES, _least, solution
 from onnx_lowrank.refit.stepwise import Walker
-from onnx_lowrank.refit.task import Task
+from onnx_lowrank.refit.task import LazyStage, Task
 from onnx_lowrank.runtime.runtime import Runtime
 from tests import fixtures_models as fm
 
@@ -68,9 +68,9 @@ class Case:
                 cut = keep
             else:
                 continue
-            stage = layer.stage
+            stage, own = layer.stage, LazyStage.of(layer)
             written = apply_chain(self.graph, layer, cut(stage, Moments()))
-            self.tasks.append(Task(written, stage, cut, layer.input, stage, layer.input))
+            self.tasks.append(Task(written, own, cut, layer.input, own, layer.input))
 
     def error(self, x: fm.AnyArray = UNSEEN) -> float:
         """Of the output against the original's."""

@@ -10,14 +10,15 @@ import pytest
 from onnx import ModelProto, helper
 
 from onnx_lowrank.analysis.accumulator import Accumulator
-from onnx_lowrank.chains.chain import Chain
+from onnx_lowrank.analysis.moments import Moments
+from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
 from onnx_lowrank.layers.writer import apply_chain
 from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.refit.regression import RIDGES, Regression, best_ridge
 from onnx_lowrank.refit.shared import Batch, shared_tasks
-from onnx_lowrank.refit.task import Task
+from onnx_lowrank.refit.task import LazyStage, Task
 from tests import fixtures_models as fm
 from tests.support import Array, relative, rng
 
@@ -43,6 +44,10 @@ def attention(outputs: int = 10) -> ModelProto:
     return fm.build(nodes, {"x": ["N", 5, WIDTH]}, {"y": ["N", 5, WIDTH]}, weights)
 
 
+def _alone(stage: Stage, _: Moments) -> Chain:
+    return Chain((stage,))
+
+
 def tasks_of(proto: ModelProto, rows: dict[str, Array] | None = None) -> tuple[Graph, list[Task]]:
     graph, tasks = Graph(load(proto)), []
     for layer in find_layers(graph)[0]:
@@ -50,9 +55,8 @@ def tasks_of(proto: ModelProto, rows: dict[str, Array] | None = None) -> tuple[G
         kept = (rows or {}).get(layer.name)
         part = stage if kept is None else replace(stage, weight=stage.weight[kept], bias=None)
         written = apply_chain(graph, layer, Chain((stage,)))
-        tasks.append(
-            Task(written, part, lambda s, _: Chain((s,)), layer.input, stage, layer.input, kept)
-        )
+        stages = LazyStage.of(part), LazyStage.of(layer)
+        tasks.append(Task(written, stages[0], _alone, layer.input, stages[1], layer.input, kept))
     return graph, tasks
 
 
@@ -108,7 +112,7 @@ def test_both_ways_give_the_regression_of_the_rows(outputs: int, masked: bool) -
     first, now = data(1)
     answers = {}
     for n, task in enumerate(tasks[:3]):
-        stage = task.original
+        stage = task.original.read()
         assert stage.bias is not None
         answers[f"y{n}"] = fm.float32(first @ stage.matrices[0].T + stage.bias)
     drawn = [None] * 3

@@ -113,11 +113,11 @@ def test_rows_are_those_that_are_left() -> None:
         rows = task(case, name).rows
         assert rows is not None
         np.testing.assert_array_equal(rows, mask)
-        assert task(case, name).original.weight.shape[0] == 12
-        assert task(case, name).stage.weight.shape[0] == 7
+        assert task(case, name).original.outline.weight.shape[0] == 12
+        assert task(case, name).stage.outline.weight.shape[0] == 7
     assert task(case, "conv3").rows is None
-    assert task(case, "conv3").stage.weight.shape == (12, 7, 3, 3)
-    assert task(case, "conv3").original.weight.shape == (12, 12, 3, 3)
+    assert task(case, "conv3").stage.outline.weight.shape == (12, 7, 3, 3)
+    assert task(case, "conv3").original.outline.weight.shape == (12, 12, 3, 3)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_chains_are_cut_again_as_decided() -> None:
 def test_last_stages_alone() -> None:
     """The first stages stay as the plan made them; what is solved is the least-squares answer."""
     case = Case(NET, {}, {"conv1": 4, "conv2": 3}, "last")
-    assert [t.stage.weight.shape for t in case.tasks] == [
+    assert [t.stage.outline.weight.shape for t in case.tasks] == [
         (12, 4, 1, 3), (12, 3, 1, 3), (12, 12, 3, 3)
     ]  # fmt: skip
     assert [t.reads for t in case.tasks[:2]] == ["b0_vertical", "c0_vertical"]
@@ -187,7 +187,7 @@ def test_last_stages_alone() -> None:
         np.testing.assert_array_equal(after[name], stored[name])
     assert case.error() < before
     # the first chain reads what the original does, so its solution can be had from the data
-    stage = case.tasks[0].stage
+    stage = case.tasks[0].stage.read()
     patches = stage.geometry.patches(tensor(case.compressed.to_model().proto, "b0_vertical", SEEN))
     wanted = stage.geometry.responses(tensor(NET, "b0", SEEN))[0]
     rows = np.column_stack([patches[0], np.ones(len(wanted))]).astype(np.float64)
