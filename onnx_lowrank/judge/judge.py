@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -21,6 +22,7 @@ from onnx_lowrank.judge.detections import DetectionScale
 from onnx_lowrank.judge.measures import Scale
 from onnx_lowrank.judge.observation import Observer, by_sample, each_sample
 from onnx_lowrank.judge.readings import Reading, kinds_for, readings_of
+from onnx_lowrank.judge.restarts import Restarts
 from onnx_lowrank.judge.structure import structures_of
 from onnx_lowrank.judge.verdict import Verdict
 from onnx_lowrank.modelfile.model import Model
@@ -91,12 +93,11 @@ class Judge:
         self._data, self._judging = data, judging
         self._labelled = classes or data.labels is not None
         self.observer = Observer(reference, data, runtime, size)
-        session = self.observer.session(reference)
+        self._reference = reference
         first = next(data.batches(size))
         count = data.samples_in(first)
-        arrays = [a for v in self.observer.run(session, first).values() for a in v]
+        arrays = [a for v in self.observer.run(self._original, first).values() for a in v]
         self._size = size if all(by_sample(a, count) for a in arrays) else 1
-        self._original = session
         self._held: list[Values | None] = []
         wholes = self._first_run()
         some = list(_enough(wholes))
@@ -106,6 +107,12 @@ class Judge:
             for _, _, old in self._apart(*whole):
                 for scale in self._scales:
                     scale.add(old[scale.reading.output][scale.reading.index])
+        if all(held is not None for held in self._held):
+            del self._original  # it has done its work
+
+    @cached_property
+    def _original(self) -> Session:
+        return self.observer.session(self._reference)
 
     @property
     def samples(self) -> int:
@@ -128,11 +135,12 @@ class Judge:
         Raises:
             ValidationError: an output has another shape than the original's.
         """
-        yield from self._beside(self.observer.session(model))
+        session = self.observer.session(model)
+        yield from self._beside((f, self.observer.run(session, f)) for f in self._feeds())
 
-    def _beside(self, session: Session, constants: Feed | None = None) -> Iterator[Pair]:
+    def _beside(self, runs: Iterable[tuple[Feed, Values]]) -> Iterator[Pair]:
         for (feed, count, old), (_, _, new) in zip(
-            self._references(), self._run(session, constants), strict=True
+            self._references(), self._run(runs), strict=True
         ):
             yield Pair(feed, count, old, new)
 
@@ -158,18 +166,20 @@ class Judge:
 
     def divergence(self, model: Model) -> float:
         """Mean divergence of a model, which is smoother than the loss where samples are few."""
-        return self.divergences(model)({})
+        return self._compared(self.pairs(model), Comparison.add_losses).divergence.value
 
     def divergences(self, model: Model) -> Callable[[Feed], float]:
-        """Open a model once, and return its mean divergence as a function of its constants.
+        """The mean divergence of a model as a function of its constants.
+
+        It is quickest where what is tried lies further and further behind in the graph.
 
         Args:
             model: with initializers that are inputs too, of which the function takes other values.
         """
-        session = self.observer.session(model)
+        restarts = Restarts(model, self.observer, self._feeds)
 
         def divergence(constants: Feed) -> float:
-            pairs = self._beside(session, constants)
+            pairs = self._beside(restarts.runs(constants))
             return self._compared(pairs, Comparison.add_losses).divergence.value
 
         return divergence
@@ -193,7 +203,7 @@ class Judge:
     def _first_run(self) -> Iterator[Whole]:
         """The original's tensors, padding and all, which are held as far as there is room."""
         room = _HELD
-        for feed in self._data.batches(self._size):
+        for feed in self._feeds():
             whole = self._whole(feed)
             room -= sum(a.nbytes for v in whole[2].values() for a in v)
             self._held.append(whole[2] if room >= 0 else None)
@@ -220,7 +230,7 @@ class Judge:
 
     def _wholes(self) -> Iterator[Whole]:
         """The original's tensors, padding and all."""
-        for feed, held in zip(self._data.batches(self._size), self._held, strict=True):
+        for feed, held in zip(self._feeds(), self._held, strict=True):
             yield self._whole(feed) if held is None else (feed, self._data.samples_in(feed), held)
 
     def _whole(self, feed: Feed) -> Whole:
@@ -231,11 +241,13 @@ class Judge:
         for whole in self._wholes():
             yield from self._apart(*whole)
 
-    def _run(self, session: Session, constants: Feed | None = None) -> Iterator[Whole]:
-        for feed in self._data.batches(self._size):
+    def _feeds(self) -> Iterator[Feed]:
+        return self._data.batches(self._size)
+
+    def _run(self, runs: Iterable[tuple[Feed, Values]]) -> Iterator[Whole]:
+        for feed, made in runs:
             count = self._data.samples_in(feed)
-            made = _by_samples(self.observer.run(session, feed, constants), count)
-            yield from self._apart(feed, count, made)
+            yield from self._apart(feed, count, _by_samples(made, count))
 
     def _apart(self, feed: Feed, count: int, values: Values) -> Iterator[Whole]:
         """Samples one at a time without their padding, where tensors have its positions.

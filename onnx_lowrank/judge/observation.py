@@ -95,7 +95,11 @@ class Observer:
 
     def session(self, model: Model) -> Session:
         """Open a model, with the tensors in the place of outputs as outputs where it has them."""
-        return self._runtime.session(self._opened(model), lean=True)
+        return self.part(self.opened(model))
+
+    def part(self, model: Model) -> Session:
+        """Open a part of a model as it is."""
+        return self._runtime.session(model, lean=True)
 
     def run(
         self, session: Session, feed: Feed, constants: Feed | None = None
@@ -112,7 +116,8 @@ class Observer:
         made |= {o.name for o in graph.output}
         return frozenset(self.names) & made
 
-    def _opened(self, model: Model) -> Model:
+    def opened(self, model: Model) -> Model:
+        """A model with the tensors in the place of outputs as outputs where it has them."""
         graph = model.proto.graph
         made = {name for node in graph.node for name in node.output}
         shown = {o.name for o in graph.output}
@@ -129,7 +134,7 @@ class Observer:
     ) -> list[str]:
         if not names or not _may_be_random(graph):
             return []
-        session = self._runtime.session(self._opened(reference), lean=True)
+        session = self._runtime.session(self.opened(reference), lean=True)
         feed = next(data.batches(size))
         runs = [session.run(feed, names) for _ in range(_RUNS)]
         return [

@@ -20,7 +20,7 @@ from onnx_lowrank.layers.finder import find_layers
 from onnx_lowrank.layers.writer import Written, apply_chain, constants_of
 from onnx_lowrank.modelfile.model import Model
 
-__all__ = ["VariableModel"]
+__all__ = ["VariableModel", "make_inputs"]
 
 #: from here on an initializer may be given another value in a run
 _OVERRIDABLE = 4
@@ -48,7 +48,7 @@ class VariableModel:
         # under the names that the constants were written by
         self.model = graph.extract(graph.input_types(), graph.outputs)
         constants = [c for w in self._written.values() for c in w.constants]
-        _make_inputs(self.model.proto, constants)
+        make_inputs(self.model.proto, constants)
         self.layers = self._written.keys()
 
     def constants(self, stages: Mapping[str, Stage]) -> dict[str, npt.NDArray[Any]]:
@@ -68,7 +68,7 @@ def _biased(stage: Stage) -> Stage:
     return stage if stage.bias is not None else stage.with_bias(np.zeros(stage.outputs))
 
 
-def _make_inputs(proto: onnx.ModelProto, constants: Iterable[str]) -> None:
+def make_inputs(proto: onnx.ModelProto, constants: Iterable[str]) -> None:
     """Make initializers inputs too, and no others."""
     proto.ir_version = max(proto.ir_version, _OVERRIDABLE)
     initializers = {tensor.name: tensor for tensor in proto.graph.initializer}

@@ -152,8 +152,10 @@ def losses_of_layers(
     del dense
     divergence = judge.divergences(variable.model)
     whole, losses = divergence({}), {}
+    places = {name: number for number, name in enumerate(variable.layers)}
     with progress.task("weigh layers", len(names)) as advance:
-        for name in names:
+        # in the order of the graph, for each run begins where the one before did or behind it
+        for name in sorted(names, key=lambda name: places.get(name, -1)):
             if 0 < whole < math.inf:
                 solved = repaired[name].solved
                 if name in variable.layers and solved is not None:
