@@ -117,6 +117,14 @@ class Memo:
     rounded: dict[Hashable, float] = field(default_factory=dict)
     unfinished: list[MomentCache] = field(default_factory=list)
 
+    def clear(self) -> None:
+        """Let go of all but the unfinished files."""
+        for known in (
+            self.pruners, self.channels, self.cuts, self.scores, self.weights, self.whole,
+            self.layers, self.narrowed, self.timed, self.rounded, self.chains,
+        ):  # fmt: skip
+            known.clear()
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -194,6 +202,10 @@ class Analysis:
     def resumed(self) -> bool:
         """Whether an interrupted job had read some of the samples, which were not read again."""
         return any(cache.resumed for cache in self.memo.unfinished)
+
+    def end_planning(self) -> None:
+        """Let go of what only plans are made from."""
+        self.memo.clear()
 
     def forget(self) -> None:
         """Remove what an interrupted job would have gone on from: this one has done its work."""

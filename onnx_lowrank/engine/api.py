@@ -52,11 +52,12 @@ from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.modelfile.saving import save
 from onnx_lowrank.options import documented, from_keywords
+from onnx_lowrank.planning.notes import Note
 from onnx_lowrank.planning.plan import Plan
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.progress import Progress
-from onnx_lowrank.report.report import Report
+from onnx_lowrank.report.report import LayerLoss, Report
 from onnx_lowrank.report.stages import Stage
 from onnx_lowrank.report.sweep import Sweep
 from onnx_lowrank.runtime.quantizable import check_quantizable
@@ -137,8 +138,10 @@ def compress(
     if requirement is None:
         return compressed(analysis, target, effort, force, quantize)
     analysis, found = smallest_within(analysis, target, requirement, effort)
-    planned = found.planned.noting(found.note(requirement))
-    return _finished(analysis, found.built, planned, force, quantize)
+    planned, built = found.planned.noting(found.note(requirement)), found.built
+    told = _told(analysis, planned, built)
+    del found, planned
+    return _finished(analysis, built, told, force, quantize)
 
 
 def compressed(
@@ -162,7 +165,10 @@ def compressed(
     """
     chosen = plan_in_rounds(analysis, target, effort)
     planned, built = without_slow_chains(chosen.analysis, chosen.planned, chosen.draft)
-    return _finished(chosen.analysis, built, planned, force, quantize)
+    analysis = chosen.analysis
+    told = _told(analysis, planned, built)
+    del chosen, planned  # they hold models
+    return _finished(analysis, built, told, force, quantize)
 
 
 @documented(PlanOptions)
@@ -236,7 +242,7 @@ def apply(
         scheduler=options.cluster.scheduler,
     )
     analysis = _analysed(model, job, progress, timer)
-    return _finished(analysis, build(analysis, plan), None, options.result.force, quantize)
+    return _finished(analysis, build(analysis, plan), _Told(), options.result.force, quantize)
 
 
 @documented(SweepOptions)
@@ -290,20 +296,32 @@ def _unasked(options: CompressOptions) -> bool:
     return target.target is None and target.ranks == "planner" and data.calib is not None
 
 
+@dataclass(frozen=True)
+class _Told:
+    """What is to be said of a plan.
+
+    Attributes:
+        notes: of how it was found.
+        costliest: layers that cost most of the loss.
+    """
+
+    notes: tuple[Note, ...] = ()
+    costliest: tuple[LayerLoss, ...] = ()
+
+
+def _told(analysis: Analysis, planned: Planned, built: Built) -> _Told:
+    return _Told(planned.notes, costliest(analysis, planned, built))
+
+
 def _finished(
-    analysis: Analysis,
-    built: Built,
-    planned: Planned | None,
-    force: bool,
-    quantize: Quantize | None,
+    analysis: Analysis, built: Built, told: _Told, force: bool, quantize: Quantize | None
 ) -> Result:
-    notes = () if planned is None else planned.notes
-    worst = () if planned is None else costliest(analysis, planned, built)
-    stages: tuple[Stage, ...] = ()
+    notes, stages = told.notes, tuple[Stage, ...]()
     if quantize is not None:
         int8 = beside_int8(analysis, built, quantize)
         built, stages, notes = int8.built, int8.stages, (*notes, *int8.notes)
-    report = tell(analysis, built, notes, worst, stages)
+    analysis.end_planning()
+    report = tell(analysis, built, notes, told.costliest, stages)
     if not force:
         calibrated = analysis.job.samples.calibration is not None
         check_result(report, analysis.job.options.min_kept if calibrated else None)

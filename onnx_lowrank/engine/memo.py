@@ -33,3 +33,7 @@ class Recent(Generic[K, V]):
     def values(self) -> Iterator[V]:
         """What is kept, the value asked for last coming last."""
         return iter(list(self._values.values()))
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._values.clear()

@@ -56,3 +56,8 @@ class ChainCutter:
                 self._room -= size
                 self._chains[key] = chain
         return chain
+
+    def clear(self) -> None:
+        """Keep no chain."""
+        self._chains.clear()
+        self._room = _ROOM

@@ -108,11 +108,14 @@ class Runtime:
             options.add_external_initializers(names, values)
         proto = restamped(model.proto, *_newest()) or model.proto
         try:
-            return ort.InferenceSession(
+            session = ort.InferenceSession(
                 proto.SerializeToString(), options, providers=[self.provider]
             )
         except RUN_ERRORS as error:
             raise ModelError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
+        # it would keep the file for a change of providers: a copy of all weights in each session
+        session._model_bytes = None
+        return session
 
 
 def _scratched(model: Model) -> tuple[list[str], list[ort.OrtValue]]:
