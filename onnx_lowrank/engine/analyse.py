@@ -42,6 +42,7 @@ from onnx_lowrank.pruning.remaining import remaining_moments
 from onnx_lowrank.pruning.shared_budget import Shared
 from onnx_lowrank.pruning.weighing import Halves, divergence_of_halves, measured_weights
 from onnx_lowrank.refit.sensitivity import FEWEST, samples_to_weigh
+from onnx_lowrank.runtime.allocator import return_freed_memory
 from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.dataset import Dataset
 
@@ -206,6 +207,7 @@ class Analysis:
     def end_planning(self) -> None:
         """Let go of what only plans are made from."""
         self.memo.clear()
+        return_freed_memory()
 
     def forget(self) -> None:
         """Remove what an interrupted job would have gone on from: this one has done its work."""
@@ -226,6 +228,7 @@ def analyse(job: Job) -> Analysis:
         _check_globs(job, canonical)
         prepared = _measured(job, canonical, memo)
         before = cost_of_model(job, job.source)
+    return_freed_memory()
     return Analysis(job, before, prepared, memo)
 
 

@@ -102,6 +102,7 @@ class Restarts:
         keep = made & (graph.reads_between(made, self._wanted) | set(self._wanted)) - fed
         if keep & no_tensors(graph):
             return
+        self._session = None  # two would take more memory
         session = self._observer.part(graph.extract(self._types, sorted(keep)))
         stored: list[dict[str, Array]] = []
         room = _ROOM
@@ -112,7 +113,7 @@ class Restarts:
             room -= sum(array.nbytes for array in stored[-1].values())
             if room < 0:
                 return
-        self._done, self._kept, self._session = place, stored, None
+        self._done, self._kept = place, stored
         self._types = graph.input_types() | {
             name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in stored[0].items()
         }

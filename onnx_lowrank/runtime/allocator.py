@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["keep_freed_memory", "return_freed_memory"]
 
 #: options of ``mallopt`` in glibc: bytes at the end of the heap that are kept after a free, and
 #: bytes from which on a block is a mapping of its own, which goes back to the system at once
@@ -35,3 +36,9 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
         return False
     wanted = ((_TRIM_THRESHOLD, _KEPT), (_MMAP_THRESHOLD, _MAPPED))
     return all(mallopt(option, value) == 1 for option, value in wanted)
+
+
+def return_freed_memory() -> None:
+    """Give the system back what was freed, between parts of a job that need other sizes."""
+    with suppress(AttributeError, OSError, TypeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)

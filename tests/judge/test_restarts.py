@@ -115,5 +115,5 @@ def test_what_does_not_fit_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     runs, observer, wanted = tried(deep())
     for constants in ORDERS["forwards"]:
         np.testing.assert_allclose(given(runs, constants)["y"], wanted(constants)["y"], rtol=2e-5)
-    whole = max(observer.opened_nodes)
-    assert observer.opened_nodes.count(whole) == 1  # it stays open
+    whole, tries = max(observer.opened_nodes), 1 / restarts._STEP
+    assert observer.opened_nodes.count(whole) <= tries + 1  # it stays open in between

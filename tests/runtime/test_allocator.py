@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from onnx_lowrank.runtime.allocator import keep_freed_memory
+from onnx_lowrank.runtime.allocator import keep_freed_memory, return_freed_memory
 
 #: page faults of taking and freeing 32 MB 50 times, after a first time
 FAULTS = """
@@ -48,3 +48,31 @@ def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ctypes, "CDLL", without)
     assert not keep_freed_memory({})
+
+
+#: resident pages before and after what was freed behind something that stays goes back
+RETURNED = """
+import numpy as np
+from onnx_lowrank.runtime.allocator import keep_freed_memory, return_freed_memory
+def resident():
+    return int(open("/proc/self/statm").read().split()[1])
+assert keep_freed_memory({})
+blocks = [np.ones(1 << 17) for _ in range(200)]
+del blocks[:-1]
+before = resident()
+return_freed_memory()
+print(before, resident())
+"""
+
+
+@pytest.mark.skipif(not GLIBC or sys.platform != "linux", reason="not glibc, or no /proc")
+def test_freed_blocks_go_back_when_asked_for() -> None:
+    command = [sys.executable, "-c", RETURNED]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    before, after = map(int, said.split())
+    assert after < before - 100 * (1 << 20) / 4096
+
+
+def test_where_there_is_no_glibc_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    return_freed_memory()
