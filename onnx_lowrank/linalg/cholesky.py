@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-__all__ = ["cholesky", "factored", "inverse_of"]
+__all__ = ["JITTERS", "cholesky", "factored", "inverse_of"]
 
 Array = npt.NDArray[np.floating[Any]]
 
 #: parts of the mean variance that are added to it, one after another, until there is a factor
-_JITTERS = (0.0, 1e-12, 1e-8, 1e-6, 1e-4)
+JITTERS = (0.0, 1e-12, 1e-8, 1e-6, 1e-4)
 
 
 def cholesky(matrix: Array) -> Array:
@@ -33,7 +33,7 @@ def cholesky(matrix: Array) -> Array:
         numpy.linalg.LinAlgError: the matrix is far from positive semi-definite.
     """
     scale = max(float(np.trace(matrix)) / max(len(matrix), 1), np.finfo(np.float64).tiny)
-    for jitter in _JITTERS:
+    for jitter in JITTERS:
         try:
             regular = matrix + jitter * scale * np.eye(len(matrix)) if jitter else matrix
             # the transpose is the same matrix in the order of LAPACK, and quicker to copy
@@ -55,7 +55,7 @@ def factored(matrix: Array) -> tuple[Array, bool]:
     """
     diagonal = matrix.diagonal().copy()
     scale = max(float(diagonal.sum()) / max(len(diagonal), 1), np.finfo(np.float64).tiny)
-    for jitter in _JITTERS:
+    for jitter in JITTERS:
         matrix[np.diag_indices(len(matrix))] = diagonal + jitter * scale
         try:
             factor: tuple[Array, bool] = linalg.cho_factor(

@@ -25,7 +25,7 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-from onnx_lowrank.linalg.cholesky import factored
-from onnx_lowrank.linalg.phase_covariance import Covariance
+from onnx_lowrank.linalg.cholesky import JITTERS, factored
+from onnx_lowrank.linalg.phase_covariance import Covariance, PhaseCovariance, mean_variance
 
 __all__ = ["SCHEDULE", "ReluFit", "ReluProblem", "nearest_before_relu", "rectified"]
 
@@ -80,14 +80,11 @@ class ReluProblem:
         self._target, self._given, self._ceiling = target, given, ceiling
         self._weight, self._bias, self._mean = weight, bias, rows.mean(axis=0)
         self._rows = rows - self._mean
-        gram = self._rows.T @ self._rows
-        gram /= len(rows)
-        # in place: thousands of columns are hundreds of megabytes a matrix
-        system = np.array(sigma, np.float64)
-        system *= ridge
-        system += gram
-        del gram
-        self._factor = factored(system)
+        self._solved = (
+            _by_phases(rows, sigma, ridge)
+            if isinstance(sigma, PhaseCovariance)
+            else _at_once(self._rows, sigma, ridge)
+        )
         self._exact = self._rows @ weight.T.astype(rows.dtype)
 
     def response(self, weight: Array, bias: Array) -> Array:
@@ -107,8 +104,7 @@ class ReluProblem:
         level = wanted.mean(axis=0, dtype=np.float64)
         left = wanted - self._exact - level.astype(wanted.dtype)
         cross = (left.T @ self._rows).astype(np.float64) / len(left)
-        change = linalg.cho_solve(self._factor, cross.T, check_finite=False).T
-        weight = self._weight + change
+        weight = self._weight + self._solved(cross.T).T
         return weight, level - weight @ self._mean
 
     def solve(self, schedule: Sequence[float] = SCHEDULE) -> ReluFit:
@@ -124,6 +120,49 @@ class ReluProblem:
             if loss < best.loss:
                 best = ReluFit(weight, bias, loss, first, number)
         return best
+
+
+def _at_once(rows: Array, sigma: Array, ridge: float) -> Callable[[Array], Array]:
+    """Solves with the covariance of centred rows and the penalty's, factored once."""
+    gram = rows.T @ rows
+    gram /= len(rows)
+    # in place: thousands of columns are hundreds of megabytes a matrix
+    system = np.array(sigma, np.float64)
+    system *= ridge
+    system += gram
+    del gram
+    factor = factored(system)
+
+    def solved(right: Array) -> Array:
+        found: Array = linalg.cho_solve(factor, right, check_finite=False)
+        return found
+
+    return solved
+
+
+def _by_phases(rows: Array, sigma: PhaseCovariance, ridge: float) -> Callable[[Array], Array]:
+    """The same where each row is zero outside the columns of its phase.
+
+    Blocks ``rows^T rows / n`` of the phases less ``m m^T`` are the covariance of the rows.
+    """
+    blocks, mean = [], rows.mean(axis=0, dtype=np.float64)
+    for block, at in zip(sigma.blocks, sigma.columns, strict=True):
+        own = rows[:, at]
+        blocks.append(ridge * block + own.T @ own / len(rows))
+    system = PhaseCovariance(tuple(blocks), sigma.columns, math.sqrt(ridge) * sigma.shift)
+
+    def solved(right: Array) -> Array:
+        for jitter in JITTERS:
+            try:
+                made = system.solve(np.column_stack([right, mean]), jitter * mean_variance(system))
+            except linalg.LinAlgError:
+                continue
+            found, z = made[:, :-1], made[:, -1]
+            if (left := 1 - float(mean @ z)) > 0:
+                return found + np.outer(z / left, mean @ found)
+        raise linalg.LinAlgError("the covariance is not positive semi-definite")
+
+    return solved
 
 
 @dataclass(frozen=True)

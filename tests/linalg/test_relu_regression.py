@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize
 
+from onnx_lowrank.linalg.phase_covariance import PhaseCovariance
 from onnx_lowrank.linalg.relu_regression import ReluProblem, nearest_before_relu, rectified
 from tests.support import Array, quick, relative, rng
 
@@ -164,3 +165,31 @@ def test_shapes_are_checked() -> None:
         ReluProblem(e.rows[:-1], e.target, e.weight, e.bias, given=e.given, sigma=e.sigma)
     with pytest.raises(ValueError, match="do not fit"):
         ReluProblem(e.rows[:, 1:], e.target, e.weight, e.bias, given=e.given, sigma=e.sigma)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+@pytest.mark.parametrize("dead", [False, True])
+def test_phases_are_solved_as_the_whole_is(kind: type, dead: bool) -> None:
+    """Rows of transposed convolutions are zero outside the columns of their phase."""
+    random, columns = rng(5), (np.array([0, 2, 4]), np.array([1, 3]), np.array([5, 6, 7]))
+    rows = np.zeros((900, 8), kind)
+    for phase, at in enumerate(columns):
+        rows[phase::3, at] = 1 + random.normal(size=(300, len(at)))
+    if dead:
+        rows[:, [2, 5]] = 0
+    mean, n = rows.mean(axis=0), len(rows)
+    blocks = tuple(rows[:, at].T.astype(float) @ rows[:, at] / n for at in columns)
+    sigma = PhaseCovariance(blocks, columns, mean.astype(float))
+    weight, bias = random.normal(size=(4, 8)), random.normal(size=4)
+    target = rectified(rows @ random.normal(size=(8, 4)).astype(kind))
+    given = np.zeros_like(target)
+    one, two = (
+        ReluProblem(rows, target, weight, bias, given=given, sigma=s, ridge=0.3).solve()
+        for s in (sigma, np.asarray(sigma))
+    )
+    assert one.loss < one.linear
+    assert one.best == two.best
+    alive = [0, 1, 3, 4, 6, 7] if dead else list(range(8))
+    tolerance = 1e-9 if kind is np.float64 else 1e-4
+    assert relative(one.weight[:, alive], two.weight[:, alive]) < tolerance
+    assert one.loss == pytest.approx(two.loss, rel=tolerance)
