@@ -82,9 +82,8 @@ def refit_tasks(
                 reads = _input_of_last(compressed, chain)
             else:
                 continue
-            outputs = (
-                outputs if stage.outline.groups == 1 else None
-            )  # the last stage of a chain may differ
+            if stage.outline.groups > 1:  # the last stage of a chain may have groups
+                outputs = None
             found = chain, stage, cut, reads
         elif (
             (changed & compressed.ancestors([layer.input]) or layer.shape != first.shape)
