@@ -9,7 +9,7 @@ from types import MappingProxyType
 from onnx_lowrank.errors import OptionError
 from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR
 
-__all__ = ["EFFORTS", "NORMAL", "QUICK", "Effort", "effort_of"]
+__all__ = ["EFFORTS", "NORMAL", "QUICK", "THOROUGH", "Effort", "effort_of"]
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,11 @@ QUICK = Effort("quick", builds=False, steps=0, rounds=0, much_memory=False, repa
 #: the usual one; at a loss of 0.2 % no more than one answer in 250 can have changed
 NORMAL = Effort("normal", builds=True, steps=1, rounds=1, much_memory=False, enough=0.002)
 
+#: whatever it costs
+THOROUGH = Effort("thorough", builds=True, steps=6, rounds=3, much_memory=True)
+
 #: by name
-EFFORTS: Mapping[str, Effort] = MappingProxyType({
-    "quick": QUICK,
-    "normal": NORMAL,
-    "thorough": Effort("thorough", builds=True, steps=6, rounds=3, much_memory=True),
-})  # fmt: skip
+EFFORTS: Mapping[str, Effort] = MappingProxyType({e.name: e for e in (QUICK, NORMAL, THOROUGH)})
 
 
 def effort_of(name: str) -> Effort:

@@ -7,8 +7,9 @@ shows what the result does, and it is refused as well.
 
 from __future__ import annotations
 
+from onnx_lowrank.engine.effort import NORMAL, QUICK, THOROUGH
 from onnx_lowrank.errors import GuardError
-from onnx_lowrank.planning.notes import ChainsAreSlower
+from onnx_lowrank.planning.notes import ChainsAreSlower, LeftOut
 from onnx_lowrank.report.report import Report
 from onnx_lowrank.report.wording import kept_in_words, worded
 
@@ -67,8 +68,8 @@ def check_result(report: Report, min_kept: float | None) -> None:
 
 def _blamed(report: Report) -> str:
     """Which layer costs most, where that was measured, and what would help."""
-    help_ = f"leave more than {report.target}, give more samples or passes, or search for what "
-    help_ += "can be had (no --target)"
+    help_ = f"{_more_effort(report)}leave more than {report.target}, give more samples or passes, "
+    help_ += "or search for what can be had (no --target)"
     if not report.costliest:
         return f"; {help_}"
     first = report.costliest[0]
@@ -76,3 +77,12 @@ def _blamed(report: Report) -> str:
         f"; layer {first.layer!r} costs most, {100 * first.loss:.2g} points of a loss of "
         f"{100 * first.whole:.2g} %: leave it alone (--exclude {first.layer!r}), or {help_}"
     )
+
+
+def _more_effort(report: Report) -> str:
+    """The effort that builds and judges plans where this one left it out; else empty."""
+    for note in report.notes:
+        if isinstance(note, LeftOut):
+            more = NORMAL.name if note.effort == QUICK.name else THOROUGH.name
+            return f"have plans built and judged (--effort {more}), "
+    return ""

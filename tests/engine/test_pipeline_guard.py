@@ -19,6 +19,7 @@ from onnx_lowrank.judge.readings import Reading
 from onnx_lowrank.judge.verdict import Estimate, ReadingVerdict, Verdict
 from onnx_lowrank.latency.probe import Place
 from onnx_lowrank.modelfile.model import Model
+from onnx_lowrank.planning.notes import LeftOut, Note
 from onnx_lowrank.report.report import LayerLoss
 from tests import fixtures_channels as fc
 from tests import fixtures_models as fm
@@ -118,7 +119,9 @@ def test_nothing_is_written_over_the_input(tmp_path: Path) -> None:
     assert isinstance(onnx.load(path), ModelProto)
 
 
-def guarded(*kept: Estimate, least: float | None = 0.9, blame: bool = False) -> None:
+def guarded(
+    *kept: Estimate, least: float | None = 0.9, blame: bool = False, notes: tuple[Note, ...] = ()
+) -> None:
     """Guard a result of whose outputs these parts are kept."""
     result = fm.quick_compress(fm.classifier(), calib={"x": X}, target="macs=0.6", force=True)
     readings = tuple(
@@ -129,7 +132,8 @@ def guarded(*kept: Estimate, least: float | None = 0.9, blame: bool = False) -> 
         result.report.validation, samples=200, verdict=Verdict(200, Estimate(0, 0, 0), readings)
     )
     worst = (LayerLoss("head", 0.3, 0.4), LayerLoss("conv", 0.05, 0.4)) if blame else ()
-    check_result(replace(result.report, validation=validation, costliest=worst), least)
+    report = replace(result.report, validation=validation, costliest=worst, notes=notes)
+    check_result(report, least)
 
 
 def test_the_guard_refuses_what_gives_other_answers() -> None:
@@ -141,6 +145,18 @@ def test_the_guard_refuses_what_gives_other_answers() -> None:
     guarded(fair)  # chance may have done it
     guarded(bad, least=0.4)
     guarded(bad, least=None)  # random inputs prove nothing
+
+
+@pytest.mark.parametrize(
+    ("left_out", "more"),
+    [(LeftOut("quick"), "normal"), (LeftOut("normal", macs=10**12), "thorough")],
+)
+def test_the_guard_names_the_effort_that_left_something_out(left_out: LeftOut, more: str) -> None:
+    bad = Estimate(0.4, 0.35, 0.45)
+    with pytest.raises(GuardError, match=rf"built and judged \(--effort {more}\), leave more than"):
+        guarded(bad, notes=(left_out,))
+    with pytest.raises(GuardError, match=r"min-kept\); leave more than"):
+        guarded(bad)
 
 
 def test_the_guard_names_the_layer_to_blame_and_what_would_help() -> None:
