@@ -134,7 +134,7 @@ class Observer:
     ) -> list[str]:
         if not names or not _may_be_random(graph):
             return []
-        session = self._runtime.session(self.opened(reference), lean=True)
+        session = self.session(reference)
         feed = next(data.batches(size))
         runs = [session.run(feed, names) for _ in range(_RUNS)]
         return [

@@ -80,10 +80,14 @@ class Restarts:
         if self._session is None:
             self._session = self._observer.part(self._behind())
         session = self._session
-        for number, feed in enumerate(self._feeds()):
-            before = self._kept[number] if self._kept else {}
+        for feed, before in self._begun():
             found = self._observer.run(session, {**feed, **before}, constants)
             yield feed, {**found, **{n: [before[n]] for n in self._wanted if n in before}}
+
+    def _begun(self) -> Iterator[tuple[Feed, dict[str, Array]]]:
+        """The feeds, each with what is kept of it."""
+        for number, feed in enumerate(self._feeds()):
+            yield feed, self._kept[number] if self._kept else {}
 
     def _behind(self) -> Model:
         """What is behind the nodes that are done."""
@@ -106,8 +110,7 @@ class Restarts:
         session = self._observer.part(graph.extract(self._types, sorted(keep)))
         stored: list[dict[str, Array]] = []
         room = _ROOM
-        for number, feed in enumerate(self._feeds()):
-            before = self._kept[number] if self._kept else {}
+        for feed, before in self._begun():
             values = {**before, **session.run({**feed, **before})}
             stored.append({name: values[name] for name in keep})
             room -= sum(array.nbytes for array in stored[-1].values())
