@@ -13,6 +13,9 @@ from onnx_lowrank.layers import PlacedLayer, destination
 
 __all__ = ["LayerInput", "grouped", "layer_inputs"]
 
+#: part of the memory of a group that the last one may take more
+_LITTLE = 1 / 4
+
 
 @dataclass(frozen=True)
 class LayerInput:
@@ -63,15 +66,18 @@ def grouped(inputs: Sequence[LayerInput], memory: int) -> Iterator[list[LayerInp
 
     Args:
         inputs: what layers read.
-        memory: for the sums of a group; one that needs more is a group of its own.
+        memory: for the sums of a group; one that needs more is a group of its own. What is left
+            over at the end joins the last group if it is little: another run of the model takes
+            longer than it is worth.
     """
     group: list[LayerInput] = []
-    held = 0
+    held, left = 0, sum(each.bytes for each in inputs)
     for each in inputs:
-        if group and held + each.bytes > memory:
+        if group and held + each.bytes > memory and left > _LITTLE * memory:
             yield group
             group, held = [], 0
         group.append(each)
         held += each.bytes
+        left -= each.bytes
     if group:
         yield group

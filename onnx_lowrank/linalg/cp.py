@@ -83,7 +83,9 @@ class CpTensor:
     """A tensor that is approximated by rank-one terms, of any number.
 
     Args:
-        tensor: ``(I_1, ..., I_d)``, two modes or more.
+        tensor: ``(I_1, ..., I_d)``, two modes or more. Products with it are of its precision:
+            where it is of float32, sweeps take two thirds of the time, and ``f`` is known to some
+            1e-7; equations are solved in float64.
 
     Raises:
         ValueError: the tensor has fewer than two modes.
@@ -161,7 +163,9 @@ class CpTensor:
     @lazy
     def _scaled(self) -> Array:
         """The tensor at unit norm, its widest mode first."""
-        return np.ascontiguousarray(self._tensor.transpose(self._order), np.float64) / self._norm
+        kind = np.float32 if self._tensor.dtype == np.float32 else np.float64
+        scaled = np.ascontiguousarray(self._tensor.transpose(self._order), kind)
+        return scaled / kind(self._norm)
 
     @lazy
     def _triples(self) -> list[Array]:
@@ -219,17 +223,22 @@ def cp_compose(factors: Sequence[Array], weights: Array) -> Array:
     return composed
 
 
+def _times(rows: Array, tensor: Array) -> Array:
+    """Rows ``(R, I_0)`` times a tensor ``(I_0, I_1, ...)``, in the tensor's precision."""
+    product: Array = rows.astype(tensor.dtype, copy=False) @ tensor.reshape(len(tensor), -1)
+    return product.reshape(-1, *tensor.shape[1:])
+
+
 class _Run:
     """Run from one start; ``rows`` has the columns of each mode as unit rows ``(R, I_n)``."""
 
     def __init__(self, tensor: Array, rows: list[Array], ridge: float) -> None:
-        self.tensor, self.rows, self.ridge = tensor, rows, ridge
+        self.rows, self.ridge = rows, ridge
         self.weights: Array = np.ones(len(rows[0]))
         self.history: list[float] = []
         self.converged = False
-        second = np.moveaxis(tensor, 1, 0)
-        self._second: Array = second.reshape(len(second), -1)
-        self._behind = second.shape[1:]
+        # its first mode in front of the others, and its second one
+        self._unfolded = tensor, np.ascontiguousarray(np.moveaxis(tensor, 1, 0))
         self._grams = [r @ r.T for r in rows]
 
     def iterate(self, tolerance: float, limit: int) -> None:
@@ -264,15 +273,15 @@ class _Run:
     def _sweep(self) -> float:
         """Solve every mode once; return ``f``."""
         self.rows, self._grams = list(self.rows), list(self._grams)
-        shared = np.tensordot(self.rows[0], self.tensor, 1)
-        for mode in range(1, self.tensor.ndim):
+        shared = _times(self.rows[0], self._unfolded[0])
+        for mode in range(1, len(self.rows)):
             self._solve(mode, _reduced(shared, self.rows[1:], mode - 1))
         cross = self._leading()
         return self._objective(cross, self._solve(0, cross))
 
     def _leading(self) -> Array:
         """The tensor times the terms of all modes but the first, ``(R, I_0)``."""
-        product = (self.rows[1] @ self._second).reshape(-1, *self._behind)
+        product = _times(self.rows[1], self._unfolded[1])
         return _reduced(product, [self.rows[0], *self.rows[2:]], 0)
 
     def _solve(self, mode: int, cross: Array) -> Array:
@@ -283,8 +292,9 @@ class _Run:
             gram *= other
         ridged = gram.copy()
         ridged[np.diag_indices(len(ridged))] += self.ridge
-        # without the checks of scipy's wrappers, which take longer than small systems
-        solution, failed = linalg.lapack.dposv(ridged, cross, lower=1, overwrite_a=1)[1:]
+        # without the checks of scipy's wrappers, which take longer than small systems, and without
+        # its copy of the matrix, which is its own transpose
+        solution, failed = linalg.lapack.dposv(ridged.T, cross, lower=1, overwrite_a=1)[1:]
         if failed:
             raise linalg.LinAlgError("the terms of a decomposition cannot be told apart")
         self.rows[mode], self.weights = _unit(solution)
@@ -293,9 +303,10 @@ class _Run:
 
     def _objective(self, cross: Array, gram: Array) -> float:
         """Objective ``f`` right after mode 0 was solved."""
-        solution = self.rows[0] * self.weights[:, None]
-        inner, square = np.sum(cross * solution), np.sum(gram * (solution @ solution.T))
-        return max(float(1 - 2 * inner + square + self.ridge * np.sum(self.weights**2)), 0.0)
+        weights = self.weights
+        inner = weights @ np.einsum("ri,ri->r", cross, self.rows[0])
+        square = weights @ (gram * self._grams[0]) @ weights
+        return max(float(1 - 2 * inner + square + self.ridge * (weights @ weights)), 0.0)
 
 
 def _reduced(product: Array, rows: Sequence[Array], keep: int) -> Array:
@@ -304,7 +315,8 @@ def _reduced(product: Array, rows: Sequence[Array], keep: int) -> Array:
         if axis != keep:
             # axes behind this one have been contracted, except the one to keep
             at = axis + 1
-            product = np.einsum("rakb,rk->rab", _split(product, at), rows[axis]).reshape(
+            row = rows[axis].astype(product.dtype, copy=False)
+            product = np.einsum("rakb,rk->rab", _split(product, at), row).reshape(
                 *product.shape[:at], *product.shape[at + 1 :]
             )
     return product

@@ -254,15 +254,16 @@ class CpProblem:
         return self._starts[power]
 
     def _rotated(self, power: float) -> tuple[CpTensor, _Turns | None]:
+        # terms only start from what is found here: float32 will do
         if power == 0 or self._sigma is None:
-            return CpTensor(self._kernel), None
+            return CpTensor(self._kernel.astype(np.float32)), None
         channels = self._kernel.shape[1]
         metric = PatchMetric.of(self._sigma, (channels, len(self._sigma) // channels), (0,))
         values, vectors = np.linalg.eigh(metric.marginal())
         scale = np.maximum(values, 1e-9 * values[-1]) ** (power / 2)
         turns = _Turns(vectors * scale, (vectors / scale).T)
         rotated = np.moveaxis(np.tensordot(self._kernel, turns.there, (1, 0)), -1, 1)
-        return CpTensor(rotated), turns
+        return CpTensor(rotated.astype(np.float32)), turns
 
 
 def outer_rows(rows: Sequence[Array]) -> Array:

@@ -40,10 +40,11 @@ __all__ = ["ScoreMoments", "score_moments"]
 
 Array = npt.NDArray[np.floating[Any]]
 
-#: samples that are read, and positions of queries drawn of each
-_SAMPLES, _QUERIES = 64, 32
+#: samples that are read, and positions of queries drawn of each: a thousand queries in all, and a
+#: row of J for each column of the values in each
+_SAMPLES, _QUERIES = 64, 16
 #: scores in units of their bound beyond which the slope of the bound is nothing
-_FLAT = 300.0
+_FLAT = 40.0
 
 
 @dataclass
@@ -166,12 +167,12 @@ class _Measured:
         self._roots = []
         for head, number in zip(flat, nth, strict=True):
             own = read[:, self.mixing.second.places[head, number]]
-            self._roots.append(cholesky(own.T @ own).T)
+            self._roots.append(cholesky(own.T @ own).T.astype(np.float32))
 
     def take(self, values: Mapping[str, npt.NDArray[Any]], rng: np.random.Generator) -> None:
         """Add one sample."""
         queries, keys, shares, mixed = (
-            values[t].astype(np.float64, copy=False) for t in self._operands
+            values[t].astype(np.float32, copy=False) for t in self._operands
         )
         whole = self.block.whole
         if whole is None:
@@ -202,8 +203,11 @@ class _Measured:
                     self._add(int(head), q[drawn], k, p[drawn], v @ self._roots[root].T, factor)
 
     def _add(self, head: int, q: Array, k: Array, p: Array, u: Array, factor: float) -> None:
-        """Add queries ``(t, d)`` of one head, with keys ``(T, d)`` and read values ``(T, w)``."""
-        slopes = factor * p
+        """Add queries ``(t, d)`` of one head, with keys ``(T, d)`` and read values ``(T, w)``.
+
+        All are of float32, whose rounding is far below what the draw of queries leaves uncertain.
+        """
+        slopes = np.float32(factor) * p
         if self.block.whole is not None and self.block.whole.softcap:
             cap = self.block.whole.softcap
             slopes /= np.cosh(np.clip(factor * (q @ k.T) / cap, -_FLAT, _FLAT)) ** 2

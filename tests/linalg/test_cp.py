@@ -92,6 +92,19 @@ def test_the_objective_never_rises(shape: list[int], rank: int, ridge: float, se
     assert abs(result.history[-1] - result.error**2 - ridge * square) < 1e-10
 
 
+@quick(10)
+@given(st.lists(st.integers(2, 12), min_size=3, max_size=4), st.integers(1, 8), st.integers(0, 99))
+def test_single_precision_ends_where_double_does(shape: list[int], rank: int, seed: int) -> None:
+    tensor = rng(seed).normal(size=shape)
+    double, single = (
+        CpTensor(tensor.astype(kind)).fitted(rank, starts=1, seed=seed, tolerance=1e-4)
+        for kind in (np.float64, np.float32)
+    )
+    assert abs(double.error - single.error) < 0.01
+    told = cp_compose(single.factors, single.weights)
+    assert abs(relative(tensor, told) - single.error) < 1e-6
+
+
 @pytest.mark.parametrize("shape", [(4, 3, 9), (3, 3, 3), (4, 3, 2, 3), (5, 7)])
 def test_enough_terms_are_exact(shape: tuple[int, ...]) -> None:
     tensor = rng(3).normal(size=shape)

@@ -104,7 +104,8 @@ def test_rounds_end_where_the_gradient_vanishes() -> None:
 def test_without_a_covariance_it_is_the_weight_space_fit(shape: tuple[int, ...]) -> None:
     kernel, _ = example(shape, 1)
     found = solve(kernel, None, 2, rounds=3)
-    terms = CpTensor(kernel).fitted(2, starts=1, seed=0, tolerance=1e-4, max_iterations=60)
+    single = kernel.astype(np.float32)
+    terms = CpTensor(single).fitted(2, starts=1, seed=0, tolerance=1e-4, max_iterations=60)
     for rows, factor in zip(found.rows, terms.factors[1:], strict=True):
         np.testing.assert_allclose(rows, factor.T, atol=1e-12)
     assert found.error <= (terms.error * np.linalg.norm(kernel)) ** 2 * (1 + 1e-12)
