@@ -52,7 +52,7 @@ class Slot(NamedTuple):
 
 
 class ArrayStore:
-    """Arrays that are added once and read many times, in any order.
+    """Arrays that are added once and read many times, in any order, until they are released.
 
     Args:
         what: name of the arrays, for the message if the disk is full.
@@ -64,6 +64,8 @@ class ArrayStore:
         self._what, self._memory, self._error = what, memory, error
         self._file: IO[bytes] | None = None
         self._end = 0
+        #: places of arrays that were released, by their size
+        self._free: dict[int, list[int]] = {}
         self._mapped: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
 
     def add(self, values: Array) -> Array | Slot:
@@ -90,12 +92,24 @@ class ArrayStore:
         """
         if values.dtype.hasobject:
             raise TypeError("Python objects cannot be written without pickle")
-        with self._writing(values.nbytes) as file:
-            slot = Slot(self._end, values.dtype, values.shape)
+        free = self._free.get(values.nbytes)
+        with self._writing(0 if free else values.nbytes) as file:
+            slot = Slot(free.pop() if free else self._end, values.dtype, values.shape)
             if values.nbytes:
+                file.seek(slot.offset)
                 file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-            self._end += values.nbytes
+            self._end = max(self._end, slot.offset + values.nbytes)
         return slot
+
+    def release(self, stored: Array | Slot) -> None:
+        """Let go of an array, in whose place another one of its size may be written.
+
+        Views of it may not be read any more.
+        """
+        if not isinstance(stored, Slot):
+            self._memory += stored.nbytes
+        elif stored.bytes:
+            self._free.setdefault(stored.bytes, []).append(stored.offset)
 
     def copy(
         self, stream: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool

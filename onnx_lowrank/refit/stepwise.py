@@ -32,14 +32,15 @@ class Walker:
         self, graph: Graph, dataset: Dataset, size: int, runtime: Runtime, memory: int
     ) -> None:
         self._graph, self._dataset, self._size = graph, dataset, size
-        self._runtime, self._memory = runtime, memory
+        self._runtime = runtime
         self._steps: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
         #: sequences, strings and other values that are computed again in each step, not stored
         self._unkept = no_tensors(graph)
         self._done = set(graph.inputs)
+        #: element types of what a step may start from
         self._types = graph.input_types()
         #: the tensors that are kept of each batch, as their store gave them out
-        self._store = ArrayStore("the tensors between layers")
+        self._store = ArrayStore("the tensors between layers", memory)
         self._kept: list[dict[str, npt.NDArray[Any] | Slot]] = []
 
     def plan(self, ends: Sequence[tuple[str, ...]], others: Sequence[tuple[str, ...]]) -> None:
@@ -53,28 +54,30 @@ class Walker:
 
     def advance(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """Run the next step; yield its tensors batch by batch."""
-        graph, (ends, others) = self._graph, self._steps.pop(0)
+        graph, store, (ends, others) = self._graph, self._store, self._steps.pop(0)
         step = (*ends, *others)
         self._done |= graph.ancestors(ends, self._done) - self._unkept
         ahead = {t for s in self._steps for part in s for t in part}
         keep = self._done & (graph.reads_between(self._done, ahead) | ahead)
         part = graph.extract(self._types, sorted(keep | set(step)))
         session = self._runtime.session(part, lean=True) if part.proto.graph.node else None
-        store, types = ArrayStore("the tensors between layers", self._memory), graph.input_types()
-        stored: list[dict[str, npt.NDArray[Any] | Slot]] = []
-        given = set(graph.inputs)
+        new = keep - self._types.keys()
         read = {value.name for value in part.proto.graph.input} | set(step)
         for number, feed in enumerate(self._feeds(read)):
-            before = self._kept[number] if self._kept else {}
-            values = dict(feed) | {t: self._store.read(v) for t, v in before.items()}
+            if number == len(self._kept):
+                self._kept.append({})
+            kept = self._kept[number]
+            values = dict(feed) | {t: store.read(v) for t, v in kept.items() if t in read}
             if session is not None:
                 values |= session.run(values)
-            kept = {t: values[t] for t in keep if t not in given}
-            stored.append({t: store.add(v) for t, v in kept.items()})
-            for name, value in kept.items():
-                types[name] = helper.np_dtype_to_tensor_dtype(value.dtype)
+            for name in kept.keys() - keep:
+                store.release(kept.pop(name))
+            kept |= {t: store.add(values[t]) for t in sorted(new)}
+            for name in new:
+                self._types[name] = helper.np_dtype_to_tensor_dtype(values[name].dtype)
             yield {t: values[t] for t in step}
-        self._store, self._kept, self._types = store, stored, types
+        for name in self._types.keys() - keep - set(graph.inputs):
+            del self._types[name]
 
     def _feeds(self, read: set[str]) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
         """The inputs of the model, batch by batch; empty ones where none of them is read."""

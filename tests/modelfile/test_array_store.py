@@ -74,6 +74,23 @@ def test_held_arrays_count_against_the_memory(files: list[IO[bytes]]) -> None:
     assert isinstance(store.add(np.zeros(1, np.int8)), Slot)
 
 
+def test_what_is_released_gives_its_place(files: list[IO[bytes]]) -> None:
+    store = ArrayStore("things", 8)
+    held, first, second = (store.add(np.full(8, i, np.uint8)) for i in range(3))
+    assert isinstance(first, Slot)
+    store.release(first)
+    other = store.add(np.full(5, 3, np.uint8))  # of another size
+    again = store.add(np.full((2, 4), 4, np.uint8))
+    assert isinstance(other, Slot)
+    assert isinstance(again, Slot)
+    assert again.offset == first.offset != other.offset
+    assert [store.read(s).max() for s in (second, other, again)] == [2, 3, 4]
+    store.release(held)
+    small = np.zeros(8, np.uint8)
+    assert store.add(small) is small
+    assert len(files) == 1
+
+
 def test_arrays_are_aligned_and_views_are_read_only() -> None:
     store = ArrayStore("things")
     slots = [store.write(np.arange(n, dtype=np.uint8)) for n in (1, 3, ALIGNMENT, 5)]
