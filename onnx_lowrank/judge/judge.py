@@ -25,6 +25,7 @@ from onnx_lowrank.judge.readings import Reading, kinds_for, readings_of
 from onnx_lowrank.judge.restarts import Restarts
 from onnx_lowrank.judge.structure import structures_of
 from onnx_lowrank.judge.verdict import Verdict
+from onnx_lowrank.modelfile.array_store import ArrayStore, Slot
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.runtime.outputs import Values, is_float
 from onnx_lowrank.runtime.runtime import Runtime
@@ -37,8 +38,9 @@ __all__ = ["AS_FOUND", "Judge", "Judging"]
 Array = npt.NDArray[Any]
 #: a feed, its number of samples, and the tensors to compare by name
 Whole = tuple[Feed, int, Values]
-#: largest size of the original's outputs that are held, in bytes; others are computed again
-_HELD = 256 << 20
+#: largest size of the original's outputs that are held, in bytes, most of them on disk; others are
+#: computed again
+_HELD, _IN_MEMORY = 1 << 30, 64 << 20
 #: number of samples by which outputs are read, and bytes of these outputs
 _READ, _READ_BYTES = 64, 64 << 20
 
@@ -98,7 +100,8 @@ class Judge:
         count = data.samples_in(first)
         arrays = [a for v in self.observer.run(self._original, first).values() for a in v]
         self._size = size if all(by_sample(a, count) for a in arrays) else 1
-        self._held: list[Values | None] = []
+        self._store = ArrayStore("the original's outputs", _IN_MEMORY)
+        self._held: list[dict[str, list[Array | Slot]] | None] = []
         wholes = self._first_run()
         some = list(_enough(wholes))
         self.readings = self._read(Graph(reference), runtime, some)
@@ -206,7 +209,8 @@ class Judge:
         for feed in self._feeds():
             whole = self._whole(feed)
             room -= sum(a.nbytes for v in whole[2].values() for a in v)
-            self._held.append(whole[2] if room >= 0 else None)
+            kept = {n: list(map(self._store.add, v)) for n, v in whole[2].items() if room >= 0}
+            self._held.append(kept if room >= 0 else None)
             yield whole
 
     def _read(self, graph: Graph, runtime: Runtime, wholes: Sequence[Whole]) -> list[Reading]:
@@ -231,7 +235,11 @@ class Judge:
     def _wholes(self) -> Iterator[Whole]:
         """The original's tensors, padding and all."""
         for feed, held in zip(self._feeds(), self._held, strict=True):
-            yield self._whole(feed) if held is None else (feed, self._data.samples_in(feed), held)
+            if held is None:
+                yield self._whole(feed)
+            else:
+                old = {n: list(map(self._store.read, v)) for n, v in held.items()}
+                yield feed, self._data.samples_in(feed), old
 
     def _whole(self, feed: Feed) -> Whole:
         count = self._data.samples_in(feed)

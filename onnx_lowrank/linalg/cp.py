@@ -164,8 +164,9 @@ class CpTensor:
     def _scaled(self) -> Array:
         """The tensor at unit norm, its widest mode first."""
         kind = np.float32 if self._tensor.dtype == np.float32 else np.float64
-        scaled = np.ascontiguousarray(self._tensor.transpose(self._order), kind)
-        return scaled / kind(self._norm)
+        turned = np.ascontiguousarray(self._tensor.transpose(self._order))
+        scaled: Array = (turned / self._norm).astype(kind)
+        return scaled
 
     @lazy
     def _triples(self) -> list[Array]:
