@@ -60,7 +60,7 @@ _RANKS, _LEAST = 8, 1 / 12
 
 #: rounds of refinement of terms that were found for a similar layer, or sweeps where refinement is
 #: much work
-_ROUNDS_FROM, _SWEEPS_FROM = 4, 15
+_ROUNDS_FROM, _SWEEPS_FROM = 2, 15
 
 #: multiply-adds that the alternating least squares of one rank may take
 _WORK = 2e9

@@ -90,19 +90,26 @@ class ReluProblem:
     def response(self, weight: Array, bias: Array) -> Array:
         """Argument ``W x + b + s (n, N)`` of the ReLU."""
         level = (bias + weight @ self._mean).astype(self._rows.dtype)
-        made: Array = self._rows @ weight.T.astype(self._rows.dtype) + level + self._given
+        made: Array = self._rows @ weight.T.astype(self._rows.dtype)
+        made += level
+        made += self._given
         return made
 
     def loss(self, response: Array) -> float:
         """Loss ``1/(2n) sum ||y - r(u)||^2`` of an argument ``u (n, N)``."""
-        left = np.square(self._target - rectified(response, self._ceiling))
-        return float(np.sum(left, dtype=np.float64)) / (2 * len(left))
+        left = rectified(response, self._ceiling)
+        left -= self._target
+        # products are summed in float32 row by row, and rows in float64
+        squares = np.einsum("ij,ij->i", left, left)
+        return float(np.sum(squares, dtype=np.float64)) / (2 * len(left))
 
     def step(self, response: Array, tau: float) -> tuple[Array, Array]:
         """Compute ``W (N, d)`` and ``b (N,)`` by one round from the argument ``u (n, N)``."""
-        wanted = nearest_before_relu(self._target, response, tau, self._ceiling) - self._given
-        level = wanted.mean(axis=0, dtype=np.float64)
-        left = wanted - self._exact - level.astype(wanted.dtype)
+        left = nearest_before_relu(self._target, response, tau, self._ceiling)
+        left -= self._given
+        level = left.mean(axis=0, dtype=np.float64)
+        left -= self._exact
+        left -= level.astype(left.dtype)
         cross = (left.T @ self._rows).astype(np.float64) / len(left)
         weight = self._weight + self._solved(cross.T).T
         return weight, level - weight @ self._mean
@@ -202,8 +209,13 @@ def nearest_before_relu(
         ceiling: upper bound of ``r``; infinite for none.
     """
     share = math.sqrt(tau / (1 + tau))
-    pull = share * point + (1 - share) * target
-    nearest: Array = np.where(pull > 0, (target + tau * point) / (1 + tau), np.minimum(point, 0.0))
+    pull = share * point
+    pull += (1 - share) * target
+    between = tau * point
+    between += target
+    between /= 1 + tau
+    nearest: Array = np.minimum(point, 0.0)
+    np.copyto(nearest, between, where=pull > 0)
     if math.isfinite(ceiling):
         nearest = np.where(pull < ceiling, nearest, np.maximum(point, ceiling))
     return nearest

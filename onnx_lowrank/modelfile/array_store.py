@@ -13,6 +13,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -54,6 +55,8 @@ class Slot(NamedTuple):
 class ArrayStore:
     """Arrays that are added once and read many times, in any order, until they are released.
 
+    Threads may read at once, also while one of them adds.
+
     Args:
         what: name of the arrays, for the message if the disk is full.
         memory: largest size of arrays stored in memory, in bytes; the rest goes to a file.
@@ -67,6 +70,8 @@ class ArrayStore:
         #: places of arrays that were released, by their size
         self._free: dict[int, list[int]] = {}
         self._mapped: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
+        #: whose turn it is to move the position in the file
+        self._turn = Lock()
 
     def add(self, values: Array) -> Array | Slot:
         """Put an array aside: it is held where there is memory left, else written to the file.
@@ -142,8 +147,9 @@ class ArrayStore:
         if stored.bytes:  # not by way of the map, whose pages would stay
             assert self._file is not None
             flat = values.reshape(-1, order="A").view(np.uint8)
-            self._file.seek(stored.offset)
-            self._file.readinto(flat.data)  # type: ignore[attr-defined]
+            with self._turn:
+                self._file.seek(stored.offset)
+                self._file.readinto(flat.data)  # type: ignore[attr-defined]
         return values
 
     def view(self, stored: Array | Slot) -> Array:
@@ -178,12 +184,13 @@ class ArrayStore:
             free = shutil.disk_usage(tempfile.gettempdir()).free
             if size > free:
                 raise OSError(errno.ENOSPC, f"{size:,} bytes are needed, {free:,} are free")
-            self._file.seek(self._end)
-            if aligned:
-                self._file.write(bytes(-self._end % ALIGNMENT))
-                self._end += -self._end % ALIGNMENT
-            yield self._file
-            self._file.flush()
+            with self._turn:
+                self._file.seek(self._end)
+                if aligned:
+                    self._file.write(bytes(-self._end % ALIGNMENT))
+                    self._end += -self._end % ALIGNMENT
+                yield self._file
+                self._file.flush()
         except OSError as error:
             raise self._error(
                 f"{self._what} do not fit into {tempfile.gettempdir()} ({error.strerror}); "

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import io
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,6 +61,20 @@ def test_reading_between_writings(files: list[IO[bytes]]) -> None:
         for slot, wanted in zip(slots[: i + 1], ARRAYS, strict=False):
             np.testing.assert_array_equal(store.view(slot), wanted, strict=True)
     assert len(files) == 1
+
+
+def test_threads_read_at_once() -> None:
+    store = ArrayStore("things")
+    slots = [store.write(np.full(1 << 18, i, np.uint8)) for i in range(8)]
+
+    def read(number: int) -> bool:
+        wanted = number % len(slots)
+        if number % 10 == 0:
+            store.write(np.zeros(1 << 16, np.uint8))
+        return bool((store.read(slots[wanted]) == wanted).all())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(400)))
 
 
 def test_held_arrays_count_against_the_memory(files: list[IO[bytes]]) -> None:
