@@ -55,7 +55,8 @@ def collect_moments(
     Raises:
         ModelError: the model cannot be run, or sent to workers.
     """
-    store = MomentStore(streaming.memory)
+    # few are needed at a time, and what is read of a file again is mostly in the page cache
+    store = MomentStore(streaming.memory // 8)
     groups = input_groups(graph, layers, heads, streaming.memory)
     collections = (
         _Collection(number, group, dataset, shapes, streaming, cache)

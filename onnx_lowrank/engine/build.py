@@ -27,6 +27,7 @@ from onnx_lowrank.planning.sharing import cut_together, sharing, write_together
 from onnx_lowrank.refit.refit import Manner, Refit, refit
 from onnx_lowrank.refit.sensitivity import Repaired, recorded
 from onnx_lowrank.refit.tasks import refit_tasks
+from onnx_lowrank.runtime.allocator import return_freed_memory
 
 __all__ = ["Built", "build", "draft"]
 
@@ -87,6 +88,7 @@ def build(
         into = repaired if keep_repaired else None
         with job.tools.stopwatch("refit"):
             refits = _solved(analysis, plan, without, compressed, decisions, written, into, rows)
+            return_freed_memory()
     model = sign(compressed.to_model(), plan)
     check(job.source, model)
     return Built(

@@ -35,6 +35,7 @@ from onnx_lowrank.planning.targets import METRICS, Target
 from onnx_lowrank.report.check import Basis
 from onnx_lowrank.report.report import LayerLoss, Report
 from onnx_lowrank.report.stages import Stage
+from onnx_lowrank.runtime.allocator import return_freed_memory
 from onnx_lowrank.runtime.machine import surroundings
 from onnx_lowrank.samples.dataset import Dataset
 
@@ -75,6 +76,7 @@ def tell(
             size=analysis.prepared.batch_size, progress=job.tools.progress,
             labels_are_classes=job.options.labels_are_classes, judging=job.options.judging,
         )  # fmt: skip
+        return_freed_memory()
         latency = timed_pairs(job, built.model, sorted({1, 16, job.tools.timing.batch}))
         after = cost_of_model(job, built.model)
     said: list[Note] = [Remark(text) for text in (*job.said, *job.samples.notes)]
