@@ -20,7 +20,7 @@ from onnx import TensorProto, checker, external_data_helper, numpy_helper
 from onnx_lowrank.errors import ModelError
 from onnx_lowrank.modelfile.checks import tensor_bytes
 from onnx_lowrank.modelfile.external_data import chunks, mappable, mapped, place
-from onnx_lowrank.modelfile.protobuf import all_tensors
+from onnx_lowrank.modelfile.protobuf import all_tensors, without_initializers
 from onnx_lowrank.modelfile.scratch import Scratch
 
 __all__ = ["LARGEST_PROTO", "SMALLEST_EXTERNAL", "Model"]
@@ -137,11 +137,15 @@ class Model:
 
     @property
     def skeleton(self) -> onnx.ModelProto:
-        """The model with empty external tensors, for ``onnx.checker``."""
-        if not self.external:
-            return self.proto
-        proto = onnx.ModelProto()
-        proto.CopyFrom(self.proto)
+        """The model without the values of large and external tensors, for ``onnx.checker``."""
+        proto = without_initializers(self.proto)
+        for tensor in self.proto.graph.initializer:
+            copy = proto.graph.initializer.add()
+            if tensor.HasField("raw_data") and tensor_bytes(tensor) >= SMALLEST_EXTERNAL:
+                copy.name, copy.data_type = tensor.name, tensor.data_type
+                copy.dims[:], copy.raw_data = [0], b""
+            else:
+                copy.CopyFrom(tensor)
         for tensor in list(Model(proto).outside):
             tensor.dims[:] = [0]
             _embed(tensor, b"")

@@ -16,6 +16,7 @@ __all__ = [
     "readable",
     "reads",
     "value_info",
+    "without_initializers",
 ]
 
 
@@ -67,6 +68,19 @@ def readable(proto: ModelProto) -> ModelProto:
     memory until Python looks for such circles: weights of initializers should not. Unchanged nodes
     are written back from the original, so byte strings that are no text may be left out.
     """
+    copy = without_initializers(proto)
+    for tensor in proto.graph.initializer:
+        copy.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+    for node in _all_nodes(copy):
+        kept = [a for a in node.attribute if not _binary(a)]
+        if len(kept) < len(node.attribute):
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    return copy
+
+
+def without_initializers(proto: ModelProto) -> ModelProto:
+    """A copy of a model without the initializers of its graph."""
     copy = ModelProto()
     for field, value in proto.ListFields():
         if field.name != "graph":
@@ -75,13 +89,6 @@ def readable(proto: ModelProto) -> ModelProto:
     for field, value in proto.graph.ListFields():
         if field.name != "initializer":
             copy_field(copy.graph, field.name, value)
-    for tensor in proto.graph.initializer:
-        copy.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
-    for node in _all_nodes(copy):
-        kept = [a for a in node.attribute if not _binary(a)]
-        if len(kept) < len(node.attribute):
-            del node.attribute[:]
-            node.attribute.extend(kept)
     return copy
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,11 +16,15 @@ from onnx_lowrank.runtime.ort_errors import ORT_ERRORS, RUN_ERRORS, first_line
 from onnx_lowrank.runtime.pieces import Pieces
 from onnx_lowrank.runtime.session import Session
 from onnx_lowrank.runtime.version_stamps import restamped
+from onnx_lowrank.runtime.weight_files import weights_in_file
 
 __all__ = ["Runtime"]
 
 #: largest weights of one piece of a model that is run in pieces, in bytes
 PIECE = 256 << 20
+
+#: setting of a session: where files of weights are
+_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass(frozen=True)
@@ -99,20 +104,21 @@ class Runtime:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if once:  # for one run, reordering the weights does not pay
             options.add_session_config_entry("session.disable_prepacking", "1")
-        if model.folder is not None:
-            options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", str(model.folder)
-            )
         names, values = _scratched(model)
         if names:
             options.add_external_initializers(names, values)
         proto = restamped(model.proto, *_newest()) or model.proto
-        try:
-            session = ort.InferenceSession(
-                proto.SerializeToString(), options, providers=[self.provider]
-            )
-        except RUN_ERRORS as error:
-            raise ModelError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
+        aside = nullcontext((proto, model.folder)) if model.external else weights_in_file(proto)
+        with aside as (light, folder):
+            if folder is not None:
+                options.add_session_config_entry(_FOLDER, str(folder))
+            try:
+                session = ort.InferenceSession(
+                    light.SerializeToString(), options, providers=[self.provider]
+                )
+            except RUN_ERRORS as error:
+                said = first_line(error)
+                raise ModelError(f"ONNX Runtime cannot load the model: {said}") from error
         # it would keep the file for a change of providers: a copy of all weights in each session
         session._model_bytes = None
         return session
