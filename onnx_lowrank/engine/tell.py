@@ -46,7 +46,7 @@ _PROMISED = 0.9
 
 #: MACs of the original that comparing takes, on samples without labels, and the smallest number of
 #: samples whatever they take: some seconds, and 95 % intervals of a few points
-_ENOUGH_MACS, _ENOUGH_SAMPLES = 4e11, 250
+_ENOUGH_MACS, _ENOUGH_SAMPLES = 2e11, 250
 
 
 def tell(
