@@ -209,8 +209,10 @@ class Judge:
         for feed in self._feeds():
             whole = self._whole(feed)
             room -= sum(a.nbytes for v in whole[2].values() for a in v)
-            kept = {n: list(map(self._store.add, v)) for n, v in whole[2].items() if room >= 0}
-            self._held.append(kept if room >= 0 else None)
+            kept = None
+            if room >= 0:
+                kept = {n: list(map(self._store.add, v)) for n, v in whole[2].items()}
+            self._held.append(kept)
             yield whole
 
     def _read(self, graph: Graph, runtime: Runtime, wholes: Sequence[Whole]) -> list[Reading]:

@@ -15,9 +15,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from onnx import ModelProto, TensorProto
-from onnx.external_data_helper import uses_external_data
 
 from onnx_lowrank.modelfile.checks import tensor_bytes
+from onnx_lowrank.modelfile.external_data import Place, refer
 from onnx_lowrank.modelfile.protobuf import without_initializers
 
 __all__ = ["weights_in_file"]
@@ -35,49 +35,41 @@ def weights_in_file(proto: ModelProto) -> Iterator[tuple[ModelProto, Path | None
     """Write the large weights of a model into a temporary file for as long as a session opens.
 
     Args:
-        proto: the model; it is not changed.
+        proto: the model, with all its values inside; it is not changed.
 
     Yields:
         The model without these weights, and the folder of the file; the model itself and None
         where they are few, where the disk is full, and on systems that let go of no open file.
     """
-    large = {t.name for t in proto.graph.initializer if _large(t)}
-    size = sum(tensor_bytes(t) for t in proto.graph.initializer if t.name in large)
+    large = [t for t in proto.graph.initializer if _large(t)]
     with ExitStack() as stack:
         found: tuple[ModelProto, Path | None] = proto, None
-        if os.name == "posix" and size >= _WORTH:
+        if os.name == "posix" and sum(map(tensor_bytes, large)) >= _WORTH:
             try:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                found = _written(proto, large, folder / _NAME), folder
+                found = _written(proto, folder / _NAME), folder
             except OSError:  # it takes more memory, and works
                 pass
         yield found
 
 
 def _large(tensor: TensorProto) -> bool:
-    return (
-        tensor.HasField("raw_data")
-        and not uses_external_data(tensor)
-        and tensor_bytes(tensor) >= _TENSOR
-    )
+    return tensor.HasField("raw_data") and tensor_bytes(tensor) >= _TENSOR
 
 
-def _written(proto: ModelProto, large: set[str], path: Path) -> ModelProto:
+def _written(proto: ModelProto, path: Path) -> ModelProto:
     """A copy of a model whose large weights are in a file."""
     light = without_initializers(proto)
     with path.open("wb") as file:
         for tensor in proto.graph.initializer:
             copy = light.graph.initializer.add()
-            if tensor.name not in large:
+            if not _large(tensor):
                 copy.CopyFrom(tensor)
                 continue
             values = tensor.raw_data
             copy.name, copy.data_type = tensor.name, tensor.data_type
             copy.dims.extend(tensor.dims)
-            copy.data_location = TensorProto.EXTERNAL
-            place = {"location": _NAME, "offset": file.tell(), "length": len(values)}
-            for key, value in place.items():
-                copy.external_data.add(key=key, value=str(value))
+            refer(copy, Place(_NAME, file.tell(), len(values)))
             file.write(values)
             file.write(bytes(-file.tell() % _PAGE))
     return light
