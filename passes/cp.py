@@ -7,7 +7,8 @@ After:       Conv 1x1, C -> R; depthwise k1 x 1; depthwise 1 x k2; ...; Conv 1x1
                                                              (form = three)
              the depthwise stages take stride, pad and dilation of their own axes
 Conditions:  some kernel axis > 1, two for form = four; not depthwise; saves when
-             R < N C k1 k2 ... / (C + k1 + k2 + ... + N)
+             R < N C k1 k2 ... / (C + k1 + k2 + ... + N); of both forms, four is offered only
+             where kernels are large for the channels (not 3 x 3)
 
 Formula:     W[n, c, i, j] ~ sum_r B[n, r] A[c, r] H[i, r] V[j, r]  by alternating least squares;
              then B by least squares on the responses of the R features
@@ -61,6 +62,10 @@ _RANKS, _LEAST = 8, 1 / 12
 #: rounds of refinement of terms that were found for a similar layer, or sweeps where refinement is
 #: much work
 _ROUNDS_FROM, _SWEEPS_FROM = 2, 15
+
+#: elements of a term in three stages, for one in four, from which on four are offered too: with
+#: less to save they are not taken, as the terms fit worse and a node more takes time
+_FOUR_SAVES = 1.2
 
 #: multiply-adds that the alternating least squares of one rank may take
 _WORK = 2e9
@@ -124,11 +129,14 @@ class Cp(Factorization):
         forms = {"three": [[*wide, *narrow]]}
         if len(wide) > 1:
             forms["four"] = [[wide[0], *narrow], *([a] for a in wide[1:])]
-        return [
-            _Terms(variant, layer, layer.stage, moments, parts, self, max_parameters)
+        found = {
+            variant: _Terms(variant, layer, layer.stage, moments, parts, self, max_parameters)
             for variant, parts in forms.items()
-            if self.form in ("both", variant)
-        ]
+        }
+        if self.form != "both":
+            return [terms for variant, terms in found.items() if variant == self.form]
+        three, *four = found.values()
+        return [three, *(f for f in four if three.term >= _FOUR_SAVES * f.term)]
 
 
 @dataclass(frozen=True)
@@ -164,11 +172,16 @@ class _Terms:
         """Number of terms with which any kernel of this shape can be written."""
         return math.prod(self._modes) // max(self._modes)
 
+    @property
+    def term(self) -> int:
+        """Number of elements of one term of a group."""
+        return sum(self._modes)
+
     def ranks(self) -> Iterator[int]:
         """A few aligned ranks, within the parameters of the layer and the limit given."""
         groups, whole = self._layer.groups, math.prod(self._layer.shape)
         most = whole if self._max_parameters is None else min(self._max_parameters, whole)
-        limit = min(most // (groups * sum(self._modes)), self.max_rank)
+        limit = min(most // (groups * self.term), self.max_rank)
         found = [r for r in aligned_ranks(limit, groups) if r >= limit * _LEAST]
         yield from spread(found, _RANKS)
 

@@ -35,8 +35,8 @@ STEPS: dict[str, dict[str, Any]] = {
     "last stages solved again": {"repair": "last", "effort": "quick", "passes": _CHAINS},
     "whole chains solved again": {"repair": "chain", "effort": "quick", "passes": _CHAINS},
     "behind the ReLU": {"repair": "relu", "effort": "quick", "passes": _CHAINS},
-    "layers weighed by a round": {"repair": "relu", "effort": "normal", "passes": _CHAINS},
     "with pruning where the judge finds it better": {"repair": "relu", "effort": "normal"},
+    "layers weighed in rounds": {"repair": "relu", "effort": "thorough"},
 }
 
 

@@ -139,7 +139,7 @@ def compress(
         return compressed(analysis, target, effort, force, quantize)
     analysis, found = smallest_within(analysis, target, requirement, effort)
     planned, built = found.planned.noting(found.note(requirement)), found.built
-    told = _told(analysis, planned, built)
+    told, built = _told(analysis, planned, built, effort)
     del found, planned
     return _finished(analysis, built, told, force, quantize)
 
@@ -166,7 +166,7 @@ def compressed(
     chosen = plan_in_rounds(analysis, target, effort)
     planned, built = without_slow_chains(chosen.analysis, chosen.planned, chosen.draft)
     analysis = chosen.analysis
-    told = _told(analysis, planned, built)
+    told, built = _told(analysis, planned, built, effort)
     del chosen, planned  # they hold models
     return _finished(analysis, built, told, force, quantize)
 
@@ -303,14 +303,20 @@ class _Told:
     Attributes:
         notes: of how it was found.
         costliest: layers that cost most of the loss.
+        effort: that it was looked for with; None for a plan that was given.
     """
 
     notes: tuple[Note, ...] = ()
     costliest: tuple[LayerLoss, ...] = ()
+    effort: Effort | None = None
 
 
-def _told(analysis: Analysis, planned: Planned, built: Built) -> _Told:
-    return _Told(planned.notes, costliest(analysis, planned, built))
+def _told(
+    analysis: Analysis, planned: Planned, built: Built, effort: Effort
+) -> tuple[_Told, Built]:
+    """What is to be said of a plan, and its model without what layers were measured by."""
+    told = _Told(planned.notes, costliest(analysis, planned, built), effort)
+    return told, replace(built, repaired={})
 
 
 def _finished(
@@ -324,6 +330,7 @@ def _finished(
     report = tell(analysis, built, notes, told.costliest, stages)
     if not force:
         calibrated = analysis.job.samples.calibration is not None
-        check_result(report, analysis.job.options.min_kept if calibrated else None)
+        least = analysis.job.options.min_kept if calibrated else None
+        check_result(report, least, told.effort)
     analysis.forget()
     return Result(built.model.proto, built.plan, report, built.model, analysis.job.source)

@@ -5,7 +5,7 @@ build(analysis, plan) -> Built
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,9 +23,11 @@ from onnx_lowrank.linalg.blas_threads import side_by_side
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.planning.decisions import after_cut
 from onnx_lowrank.planning.plan import Decision, Plan
+from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR, DRAFTED
 from onnx_lowrank.planning.sharing import cut_together, sharing, write_together
 from onnx_lowrank.refit.refit import Manner, Refit, refit
 from onnx_lowrank.refit.sensitivity import Repaired, recorded
+from onnx_lowrank.refit.task import Task
 from onnx_lowrank.refit.tasks import refit_tasks
 from onnx_lowrank.runtime.allocator import return_freed_memory
 
@@ -61,14 +63,20 @@ class Built:
 
 
 def build(
-    analysis: Analysis, plan: Plan, *, keep_repaired: bool = False, rows: float = 1.0
+    analysis: Analysis,
+    plan: Plan,
+    *,
+    weighable: Collection[str] | None = None,
+    rows: float = 1.0,
 ) -> Built:
     """The model that a plan describes, checked but not measured.
 
     Args:
         analysis: of the original model.
         plan: what to do.
-        keep_repaired: keep the solved weights of all layers too; they take much memory.
+        weighable: names of layers whose solved weights are kept beside their chains, so that what
+            they cost can be measured; they take memory, and so do the chains of all layers, which
+            are kept too. None keeps nothing.
         rows: part of the rows of samples that layers are solved with otherwise.
 
     Raises:
@@ -85,9 +93,15 @@ def build(
     repaired: dict[str, Repaired] = {}
     refits: list[Refit] = []
     if written or kept:
-        into = repaired if keep_repaired else None
         with job.tools.stopwatch("refit"):
-            refits = _solved(analysis, plan, without, compressed, decisions, written, into, rows)
+            record = None
+            if weighable is not None:
+                record = partial(recorded, into=repaired, whole=weighable)
+            refits = _solved(analysis, plan, without, compressed, decisions, written, record, rows)
+            if record is not None:
+                lookups = [layer.name for layer in without.work.layers if layer.value.lookup]
+                for name in (n for n in lookups if n in written):
+                    repaired[name] = Repaired(None, written[name].chain)
             return_freed_memory()
     model = sign(compressed.to_model(), plan)
     check(job.source, model)
@@ -101,7 +115,7 @@ def build(
     )
 
 
-def draft(analysis: Analysis, plan: Plan, *, keep_repaired: bool = False) -> Built:
+def draft(analysis: Analysis, plan: Plan, *, weighable: Collection[str] | None = None) -> Built:
     """The model that a plan describes, solved on fewer samples and rows and not behind ReLUs.
 
     It costs less than the model itself; its loss is to be compared with that of other drafts alone.
@@ -109,16 +123,15 @@ def draft(analysis: Analysis, plan: Plan, *, keep_repaired: bool = False) -> Bui
     Args:
         analysis: of the original model.
         plan: what to do.
-        keep_repaired: keep the solved weights of all layers too; they take much memory.
+        weighable: as :func:`build` has it.
     """
     job, data = analysis.job, analysis.job.samples.calibration
     if data is not None:
         fewer = data.subset(range(0, len(data), _apart(len(data), analysis.before.macs)))
         job = replace(job, samples=replace(job.samples, calibration=fewer))
-    repair = "chain" if plan.repair == "relu" else plan.repair
-    drafted = replace(plan, repair=repair)
+    drafted = replace(plan, repair=DRAFTED if plan.repair == DEFAULT_REPAIR else plan.repair)
     some = replace(analysis, job=job)
-    return build(some, drafted, keep_repaired=keep_repaired, rows=_DRAFTED_ROWS)
+    return build(some, drafted, weighable=weighable, rows=_DRAFTED_ROWS)
 
 
 def _apart(samples: int, macs: int) -> int:
@@ -168,10 +181,10 @@ def _solved(
     compressed: Graph,
     decisions: Mapping[str, Decision],
     written: Mapping[str, Written],
-    into: dict[str, Repaired] | None,
+    record: Callable[[Task], Task] | None,
     rows: float,
 ) -> list[Refit]:
-    """Solve the layers of ``compressed`` again; ``into`` takes what becomes of them."""
+    """Solve the layers of ``compressed`` again; ``record`` changes their tasks."""
     job, work = analysis.job, without.work
     data = job.samples.calibration if plan.repair != "none" else None
     if data is None:
@@ -182,10 +195,8 @@ def _solved(
         without.reference, work, without.remains, compressed, written, decisions,
         job.passes.factorizations, plan.repair, turned,
     )  # fmt: skip
-    if into is not None:
-        lookups = [layer.name for layer in work.layers if layer.value.lookup]
-        into |= {name: Repaired(None, written[name].chain) for name in lookups if name in written}
-        tasks = [recorded(task, into) for task in tasks]
+    if record is not None:
+        tasks = [record(task) for task in tasks]
     streaming = Streaming(job.tools.runtime, plan.seed, job.tools.progress, MEMORY // 8)
     return refit(
         analysis.prepared.graph, compressed, tasks, data, streaming,

@@ -16,6 +16,7 @@ from onnx_lowrank.engine.reckon_int8 import chosen_for_int8
 from onnx_lowrank.planning.decisions import decide
 from onnx_lowrank.planning.notes import Note
 from onnx_lowrank.planning.plan import Decision, Plan
+from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR
 from onnx_lowrank.planning.rounded import Rounded, with_rounding
 from onnx_lowrank.planning.sharing import decided_together
 
@@ -95,7 +96,7 @@ def choose(
         passes=job.passes.specs,
         decisions=decisions,
         groups=proposed.groups,
-        repair=job.options.repair,
+        repair=job.options.repair or DEFAULT_REPAIR,
     )
     return Planned(plan, proposed, frozen, time)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from onnx_lowrank.errors import OptionError
-from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR
+from onnx_lowrank.planning.refit_modes import DRAFTED
 
 __all__ = ["EFFORTS", "NORMAL", "QUICK", "THOROUGH", "Effort", "effort_of"]
 
@@ -21,9 +21,9 @@ class Effort:
         builds: whether plans are built to compare them, or predictions decide.
         steps: times that the share of pruning is moved to where the judge finds less loss.
         rounds: times that sensitivities are measured and the plan is made again, at the most.
-        much_memory: whether layers are weighed where their solved weights take much memory.
+        bounded: whether fewer plans are built where each takes long.
         repair: how layers are solved again where the caller does not say, a key of
-            :data:`~onnx_lowrank.planning.refit_modes.REPAIRS`.
+            :data:`~onnx_lowrank.planning.refit_modes.REPAIRS`; None as drafts say.
         enough: loss of a built plan below which no better one is looked for.
     """
 
@@ -31,19 +31,19 @@ class Effort:
     builds: bool
     steps: int
     rounds: int
-    much_memory: bool
-    repair: str = DEFAULT_REPAIR
+    bounded: bool
+    repair: str | None = None
     enough: float = 0.0
 
 
 #: predictions alone
-QUICK = Effort("quick", builds=False, steps=0, rounds=0, much_memory=False, repair="chain")
+QUICK = Effort("quick", builds=False, steps=0, rounds=0, bounded=True, repair=DRAFTED)
 
 #: the usual one; at a loss of 0.2 % no more than one answer in 250 can have changed
-NORMAL = Effort("normal", builds=True, steps=1, rounds=1, much_memory=False, enough=0.002)
+NORMAL = Effort("normal", builds=True, steps=1, rounds=0, bounded=True, enough=0.002)
 
 #: whatever it costs
-THOROUGH = Effort("thorough", builds=True, steps=6, rounds=3, much_memory=True)
+THOROUGH = Effort("thorough", builds=True, steps=6, rounds=3, bounded=False)
 
 #: by name
 EFFORTS: Mapping[str, Effort] = MappingProxyType({e.name: e for e in (QUICK, NORMAL, THOROUGH)})

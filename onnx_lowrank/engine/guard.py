@@ -7,9 +7,9 @@ shows what the result does, and it is refused as well.
 
 from __future__ import annotations
 
-from onnx_lowrank.engine.effort import NORMAL, QUICK, THOROUGH
+from onnx_lowrank.engine.effort import NORMAL, QUICK, THOROUGH, Effort
 from onnx_lowrank.errors import GuardError
-from onnx_lowrank.planning.notes import ChainsAreSlower, LeftOut
+from onnx_lowrank.planning.notes import ChainsAreSlower
 from onnx_lowrank.report.report import Report
 from onnx_lowrank.report.wording import kept_in_words, worded
 
@@ -24,13 +24,14 @@ SLOWER = 1.05
 _FORCE = "nothing was written (--force writes it all the same)"
 
 
-def check_result(report: Report, min_kept: float | None) -> None:
+def check_result(report: Report, min_kept: float | None, effort: Effort | None = None) -> None:
     """Refuse a result that nobody who asked for a smaller model would want.
 
     Args:
         report: what was measured of the result.
         min_kept: part of the answers that must stay; None where the outputs were not compared on
             real samples.
+        effort: that the plan was looked for with; None where it was given.
 
     Raises:
         GuardError: it is bigger or slower than the original, or gives other answers.
@@ -62,13 +63,13 @@ def check_result(report: Report, min_kept: float | None) -> None:
         raise GuardError(
             f"output {worst.reading.label!r} keeps {kept_in_words(worst)} of "
             f"{validation.samples} samples, and {min_kept:.0%} must stay (--min-kept)"
-            f"{_blamed(report)}; {_FORCE}"
+            f"{_blamed(report, effort)}; {_FORCE}"
         )
 
 
-def _blamed(report: Report) -> str:
+def _blamed(report: Report, effort: Effort | None) -> str:
     """Which layer costs most, where that was measured, and what would help."""
-    help_ = f"{_more_effort(report)}leave more than {report.target}, give more samples or passes, "
+    help_ = f"{_more_effort(effort)}leave more than {report.target}, give more samples or passes, "
     help_ += "or search for what can be had (no --target)"
     if not report.costliest:
         return f"; {help_}"
@@ -79,10 +80,10 @@ def _blamed(report: Report) -> str:
     )
 
 
-def _more_effort(report: Report) -> str:
-    """The effort that builds and judges plans where this one left it out; else empty."""
-    for note in report.notes:
-        if isinstance(note, LeftOut):
-            more = NORMAL.name if note.effort == QUICK.name else THOROUGH.name
-            return f"have plans built and judged (--effort {more}), "
+def _more_effort(effort: Effort | None) -> str:
+    """The effort that builds and judges what this one leaves out; else empty."""
+    if effort is QUICK:
+        return f"have plans built and judged (--effort {NORMAL.name}), "
+    if effort is NORMAL:
+        return f"have more plans built and judged (--effort {THOROUGH.name}), "
     return ""

@@ -15,7 +15,7 @@ from onnx_lowrank.latency.table import LatencyTable
 from onnx_lowrank.latency.timer import RuntimeTimer, Timer
 from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.modelfile.model import Model
-from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR, check_repair
+from onnx_lowrank.planning.refit_modes import check_repair
 from onnx_lowrank.planning.registry import Passes
 from onnx_lowrank.planning.timed_candidates import TimingOptions, latency_table
 from onnx_lowrank.progress import Progress
@@ -48,7 +48,8 @@ class JobOptions:
         include: globs of layer names; only these layers are touched.
         exclude: globs of layer names; these layers are not touched.
         skipped: layers that are not touched, by name, with the reason.
-        repair: how weights are solved again, of :data:`~onnx_lowrank.planning.refit_modes.REPAIRS`.
+        repair: how weights are solved again, of :data:`~onnx_lowrank.planning.refit_modes.REPAIRS`;
+            None as drafts of the plan say, or its default where none are made.
         judging: what outputs are judged by.
         min_kept: part of the answers that a result must keep.
         simplify: whether to start from a simplified copy of the model where one is worth taking.
@@ -72,7 +73,7 @@ class JobOptions:
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
-    repair: str = DEFAULT_REPAIR
+    repair: str | None = None
     simplify: bool = False
     labels_are_classes: bool = True
     judging: Judging = AS_FOUND
@@ -81,7 +82,8 @@ class JobOptions:
     scheduler: str | None = None
 
     def __post_init__(self) -> None:
-        check_repair(self.repair)
+        if self.repair is not None:
+            check_repair(self.repair)
         if len(self.passes.prunings) > 1 or len(self.passes.narrowings) > 1:
             raise OptionError("one pruning pass at a time; its options say how")
         if not self.passes.factorizations and self.passes.cutting is None:

@@ -11,7 +11,7 @@ from onnx_lowrank.errors import OptionError
 from onnx_lowrank.option_values import fraction
 from onnx_lowrank.options import OptionGroup, option
 from onnx_lowrank.passkit.base import Pass
-from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR, REPAIRS, check_repair
+from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR, DRAFTED, REPAIRS, check_repair
 from onnx_lowrank.planning.targets import DEFAULT_TARGET, METRICS
 from onnx_lowrank.runtime.quantizable import MODES, Mode
 
@@ -68,8 +68,8 @@ class TargetOptions(OptionGroup):
         "Time to spend on the plan. quick: predictions alone decide, nothing is built twice, and "
         "layers are solved once. "
         "normal: the share of pruning is chosen by building some plans and judging them on "
-        "held-out samples, then one more plan is made with measured sensitivities of layers. "
-        "thorough: more shares, and up to three such plans.",
+        "held-out samples. thorough: more shares, then up to three more plans by measured "
+        "sensitivities of layers.",
         metavar="|".join(EFFORTS),
     )
 
@@ -104,7 +104,8 @@ class PassOptions(OptionGroup):
         None,
         "How layers are solved again behind layers that changed: none, the last stage of each "
         "chain, each whole chain, or that and again for what a ReLU lets through. By default "
-        f"{DEFAULT_REPAIR}; {QUICK.repair} with --effort {QUICK.name}.",
+        f"{DEFAULT_REPAIR}, or {DRAFTED} where a draft loses so little that no more is gained; "
+        f"{QUICK.repair} with --effort {QUICK.name}.",
         choices=tuple(REPAIRS),
     )
 

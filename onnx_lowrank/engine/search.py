@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnx_lowrank.engine.analyse import Analysis
+from onnx_lowrank.engine.blame import suspects
 from onnx_lowrank.engine.build import Built, build
 from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.effort import NORMAL, Effort
@@ -149,7 +150,7 @@ def smallest_within(
 
     def make(at: Target) -> tuple[Planned, Built]:
         planned = plan_for(analysis, at, pruning=pruning)
-        return planned, build(analysis, planned.plan)
+        return planned, build(analysis, planned.plan, weighable=suspects(analysis, planned))
 
     return analysis, search(make, target, judges, job.tools.progress)
 

@@ -28,7 +28,7 @@ from onnx_lowrank.planning.notes import HeadsWhole, NearEnough, Note, SharesTrie
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.pruning.shared_budget import SHARES
 
-__all__ = ["Tried", "alternatives", "best_share", "judge_between", "score_of"]
+__all__ = ["Tried", "alternatives", "best_share", "heads_of", "judge_between", "score_of"]
 
 #: predictions err by less than this factor between plans of different shares: those that foresee
 #: more than this times the least loss are not drafted
@@ -168,8 +168,7 @@ def _with_heads_whole(
     What rare classes lose by a head of low rank shows in answers more than in any squared error,
     also under the metric of the head's outputs.
     """
-    moments = best.planned.proposed.cut.work.moments
-    heads = [n for n in best.planned.errors if n in moments.outputs]
+    heads = heads_of(best.planned)
     if not heads:
         return best, ()
     rest = leaving(best.analysis, heads, "class scores stay nearer to the original's so")
@@ -182,6 +181,12 @@ def _with_heads_whole(
     return other if other.loss < best.loss else best, (note,)
 
 
+def heads_of(planned: Planned) -> list[str]:
+    """Names of layers that make class scores, and that a plan takes apart."""
+    moments = planned.proposed.cut.work.moments
+    return [name for name in planned.errors if name in moments.outputs]
+
+
 def score_of(analysis: Analysis, judge: Judge, keep: bool = False) -> Callable[[Planned], Tried]:
     """A function that makes a draft of a plan's model and judges it.
 
@@ -192,7 +197,7 @@ def score_of(analysis: Analysis, judge: Judge, keep: bool = False) -> Callable[[
     """
 
     def score(planned: Planned) -> Tried:
-        made = draft(analysis, planned.plan, keep_repaired=keep)
+        made = draft(analysis, planned.plan, weighable=planned.errors if keep else None)
         with analysis.job.tools.stopwatch("judge"):
             return Tried(analysis, planned, made, judge.loss(made.model))
 

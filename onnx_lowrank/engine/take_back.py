@@ -6,6 +6,7 @@ without_slow_chains(analysis, planned, draft) -> (Planned, Built)
 from __future__ import annotations
 
 from onnx_lowrank.engine.analyse import Analysis, timed_inference
+from onnx_lowrank.engine.blame import suspects
 from onnx_lowrank.engine.build import Built, build
 from onnx_lowrank.engine.choose import Planned, choose_keeping
 from onnx_lowrank.engine.tell import timed_pair
@@ -32,11 +33,15 @@ def without_slow_chains(
         planned: the plan.
         draft: a model of the plan, which takes the same time whatever its weights are.
     """
-    built = build(analysis, planned.plan) if draft is None else draft
+    built = _blamable(analysis, planned) if draft is None else draft
     taken = _paying(analysis, planned, built)
     if draft is None and taken.plan is planned.plan:
         return taken, built
-    return taken, build(analysis, taken.plan)
+    return taken, _blamable(analysis, taken)
+
+
+def _blamable(analysis: Analysis, planned: Planned) -> Built:
+    return build(analysis, planned.plan, weighable=suspects(analysis, planned))
 
 
 def _paying(analysis: Analysis, planned: Planned, built: Built) -> Planned:

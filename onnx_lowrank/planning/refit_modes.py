@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx_lowrank.errors import OptionError
 
-__all__ = ["DEFAULT_REPAIR", "REPAIRS", "SOLVES_LAYERS", "check_repair"]
+__all__ = ["DEFAULT_REPAIR", "DRAFTED", "REPAIRS", "SOLVES_LAYERS", "check_repair"]
 
 #: what each mode does, by name; :mod:`onnx_lowrank.refit.refit` has the method
 REPAIRS = {
@@ -15,6 +15,9 @@ REPAIRS = {
 }
 
 DEFAULT_REPAIR = "relu"
+
+#: in place of the default where less work is to be done
+DRAFTED = "chain"
 
 #: modes that solve whole layers, and so know what each would be if it were not replaced
 SOLVES_LAYERS = ("chain", "relu")

@@ -14,7 +14,7 @@ near the plan, so they are damped:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,7 +72,7 @@ class Repaired:
 
     Attributes:
         solved: the layer, fitted to its input in the compressed model; None for the layer as it
-            was.
+            was, or where it is not to be measured.
         chain: the chain that was factorized from it.
     """
 
@@ -176,15 +176,29 @@ def _dense(made: Repaired) -> Stage | None:
     return replace(made.solved, weight=kernel, bias=made.chain.last.bias)
 
 
-def recorded(task: Task, into: dict[str, Repaired]) -> Task:
-    """A copy of ``task`` that also stores its result in ``into``, by name of the layer."""
+def recorded(task: Task, into: dict[str, Repaired], whole: Container[str]) -> Task:
+    """A copy of ``task`` that also stores its result in ``into``, by name of the layer.
+
+    Of layers that are not in ``whole`` the chain alone is stored.
+    """
 
     def cut(stage: Stage, moments: Moments) -> Chain:
-        chain = task.cut(stage, moments)
-        into[task.written.layer.name] = Repaired(stage, chain)
+        chain, name = task.cut(stage, moments), task.written.layer.name
+        into[name] = Repaired(_single(stage) if name in whole else None, _single_chain(chain))
         return chain
 
     return replace(task, cut=cut)
+
+
+def _single_chain(chain: Chain) -> Chain:
+    stages = (_single(s) if isinstance(s, Stage) else s for s in chain.stages)
+    return replace(chain, stages=tuple(stages))
+
+
+def _single(stage: Stage) -> Stage:
+    """The same in float32, which takes half of the memory."""
+    bias = None if stage.bias is None else stage.bias.astype(np.float32)
+    return replace(stage, weight=stage.weight.astype(np.float32), bias=bias)
 
 
 def _built(work: Model, repaired: Mapping[str, Repaired], whole: str | None) -> Model:

@@ -376,11 +376,13 @@ def test_plausible_changes_are_done_or_refused(both: Plan) -> None:
     assert 10 < done < 55
 
 
-def test_a_quick_plan_solves_layers_once_unless_asked_otherwise() -> None:
+def test_what_is_solved_behind_relus_unless_asked_otherwise() -> None:
     def repair(**options: str) -> str:
-        asked = {"target": "macs=0.6", "passes": "svd", **options}
+        asked = {"target": "macs=0.05", "passes": "svd,prune_channels", **options}
         return plan(fm.digits("mlp"), calib=fm.DIGITS, samples=40, **asked, **RUN).repair
 
-    assert repair(effort="normal") == "relu"
+    assert repair() == "relu"
+    assert repair(target="macs=0.6") == "chain"  # loses next to nothing
+    assert repair(target="macs=0.6", repair="relu") == "relu"
     assert repair(effort="quick") == "chain"
     assert repair(effort="quick", repair="relu") == "relu"

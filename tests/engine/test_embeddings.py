@@ -119,7 +119,7 @@ def test_all_default_passes_make_one_plan() -> None:
 def test_what_a_table_loses_is_measured_as_of_other_layers() -> None:
     analysis = analysis_of(NET, PASSES, CALIB)
     planned = plan_once(analysis, Target.parse("params=0.3"), pruning=0.0)
-    built = build(analysis, planned.plan, keep_repaired=True)
+    built = build(analysis, planned.plan, weighable=["words", "dense"])
     assert built.repaired["words"].solved is None
     judge = analysis.judge_on(analysis.job.samples.calibration)
     names = ["words", "dense"]

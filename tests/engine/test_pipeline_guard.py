@@ -13,13 +13,13 @@ from onnx import ModelProto, helper
 
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.engine.api import Result, compress
+from onnx_lowrank.engine.effort import NORMAL, QUICK, THOROUGH, Effort
 from onnx_lowrank.engine.guard import check_result
 from onnx_lowrank.errors import GuardError, OptionError
 from onnx_lowrank.judge.readings import Reading
 from onnx_lowrank.judge.verdict import Estimate, ReadingVerdict, Verdict
 from onnx_lowrank.latency.probe import Place
 from onnx_lowrank.modelfile.model import Model
-from onnx_lowrank.planning.notes import LeftOut, Note
 from onnx_lowrank.report.report import LayerLoss
 from tests import fixtures_channels as fc
 from tests import fixtures_models as fm
@@ -120,7 +120,10 @@ def test_nothing_is_written_over_the_input(tmp_path: Path) -> None:
 
 
 def guarded(
-    *kept: Estimate, least: float | None = 0.9, blame: bool = False, notes: tuple[Note, ...] = ()
+    *kept: Estimate,
+    least: float | None = 0.9,
+    blame: bool = False,
+    effort: Effort | None = None,
 ) -> None:
     """Guard a result of whose outputs these parts are kept."""
     result = fm.quick_compress(fm.classifier(), calib={"x": X}, target="macs=0.6", force=True)
@@ -132,8 +135,8 @@ def guarded(
         result.report.validation, samples=200, verdict=Verdict(200, Estimate(0, 0, 0), readings)
     )
     worst = (LayerLoss("head", 0.3, 0.4), LayerLoss("conv", 0.05, 0.4)) if blame else ()
-    report = replace(result.report, validation=validation, costliest=worst, notes=notes)
-    check_result(report, least)
+    report = replace(result.report, validation=validation, costliest=worst)
+    check_result(report, least, effort)
 
 
 def test_the_guard_refuses_what_gives_other_answers() -> None:
@@ -148,15 +151,17 @@ def test_the_guard_refuses_what_gives_other_answers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("left_out", "more"),
-    [(LeftOut("quick"), "normal"), (LeftOut("normal", macs=10**12), "thorough")],
+    ("effort", "more"),
+    [
+        (QUICK, r"have plans built and judged \(--effort normal\), leave more than"),
+        (NORMAL, r"have more plans built and judged \(--effort thorough\), leave more than"),
+        (THOROUGH, r"min-kept\); leave more than"),
+        (None, r"min-kept\); leave more than"),
+    ],
 )
-def test_the_guard_names_the_effort_that_left_something_out(left_out: LeftOut, more: str) -> None:
-    bad = Estimate(0.4, 0.35, 0.45)
-    with pytest.raises(GuardError, match=rf"built and judged \(--effort {more}\), leave more than"):
-        guarded(bad, notes=(left_out,))
-    with pytest.raises(GuardError, match=r"min-kept\); leave more than"):
-        guarded(bad)
+def test_the_guard_names_the_effort_that_does_more(effort: Effort | None, more: str) -> None:
+    with pytest.raises(GuardError, match=more):
+        guarded(Estimate(0.4, 0.35, 0.45), effort=effort)
 
 
 def test_the_guard_names_the_layer_to_blame_and_what_would_help() -> None:

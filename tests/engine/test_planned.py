@@ -152,9 +152,9 @@ def test_a_draft_says_what_does_not_pay_and_the_model_is_built_once(
     drafted = draft(found, planned.plan)
     built_of = []
 
-    def counted(about: Analysis, plan: Plan) -> Built:
+    def counted(about: Analysis, plan: Plan, **options: Any) -> Built:
         built_of.append(plan)
-        return build(about, plan)
+        return build(about, plan, **options)
 
     for module in ("take_back", "timed_plan"):
         monkeypatch.setattr(f"onnx_lowrank.engine.{module}.build", counted)

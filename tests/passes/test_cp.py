@@ -67,8 +67,12 @@ def planted(
 
 
 def forms(options: Cp, layer: Layer, moments: Moments) -> Sequence[Decomposition]:
+    """All forms, also where one has too little to save to be offered beside the other."""
     assert options.refuses(layer) is None
-    return options.propose(layer, moments)
+    assert isinstance(layer.geometry, ConvGeometry)
+    both = ["three", "four"][: wide(layer.geometry)]
+    asked = both if options.form == "both" else [options.form]
+    return [f for a in asked for f in replace(options, form=a).propose(layer, moments)]
 
 
 def flat(form: Decomposition) -> list[int]:
@@ -241,6 +245,27 @@ def test_roles_and_geometry() -> None:
     assert [s.geometry for s in four.stages] == [one, vertical, horizontal, one]
     assert [s.role for s in three.stages] == ["reduce", "depthwise", "expand"]
     assert [s.role for s in four.stages] == ["reduce", "vertical", "horizontal", "expand"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "offered"),
+    [
+        ((16, 16, 3, 3), ["three"]),
+        ((64, 32, 3, 3), ["three"]),
+        ((20, 50, 5, 5), ["three"]),
+        ((8, 1, 5, 5), ["three", "four"]),
+        ((32, 3, 9, 9), ["three", "four"]),
+        ((16, 16, 3, 1), ["three"]),
+    ],
+)
+def test_four_stages_are_offered_where_they_save_more(
+    shape: tuple[int, ...], offered: list[str]
+) -> None:
+    geometry = ConvGeometry(shape[2:], (1, 1), (1, 1), (0,) * 4)
+    layer = only_layer(conv_model(geometry, np.ones(shape, np.float32), None))
+    assert [f.variant for f in Cp().propose(layer, Moments())] == offered
+    if len(offered) == 1 and min(shape[2:]) > 1:
+        assert [f.variant for f in Cp(form="four").propose(layer, Moments())] == ["four"]
 
 
 def test_a_narrow_axis_keeps_its_stride() -> None:
