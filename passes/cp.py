@@ -61,7 +61,7 @@ _RANKS, _LEAST = 8, 1 / 12
 
 #: rounds of refinement of terms that were found for a similar layer, or sweeps where refinement is
 #: much work
-_ROUNDS_FROM, _SWEEPS_FROM = 2, 15
+_ROUNDS_FROM, _SWEEPS_FROM = 2, 24
 
 #: elements of a term in three stages, for one in four, from which on four are offered too: with
 #: less to save they are not taken, as the terms fit worse and a node more takes time
@@ -69,6 +69,10 @@ _FOUR_SAVES = 1.2
 
 #: multiply-adds that the alternating least squares of one rank may take
 _WORK = 2e9
+
+#: powers of the channels' covariance that terms are looked for under, and those of estimates and
+#: of terms from a similar layer, where the second alone is as good
+_BOTH, _ESTIMATING = (0.0, 0.5), (0.5,)
 
 #: smallest and largest number of sweeps, and the largest for an estimate
 _SWEEPS, _ESTIMATED = (10, 100), 50
@@ -259,7 +263,7 @@ class _Terms:
         if self._refinable(rank):
             refinement = Refinement(_ROUNDS_FROM)
             return [problem.solve_from(terms.rows, refinement) for problem, terms in pairs]
-        search = Search(1, self._options.seed, _SWEEPS_FROM)
+        search = Search(1, self._options.seed, _SWEEPS_FROM, _ESTIMATING)
         return [problem.solve(rank, search, near=terms) for problem, terms in pairs]
 
     def _refinable(self, rank: int) -> bool:
@@ -302,7 +306,7 @@ class _Terms:
             self._options.starts,
             self._options.seed,
             sweeps=int(max(sweeps if final else min(sweeps, _ESTIMATED), least)),
-            powers=(0.0, 0.5) if final else (0.5,),
+            powers=_BOTH if final else _ESTIMATING,
         )
         refinement = Refinement(1 if self._refinable(rank) else 0)
         return [problem.solve(rank, search, refinement) for problem in self._problems]

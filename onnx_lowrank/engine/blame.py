@@ -19,8 +19,8 @@ __all__ = ["costliest", "suspects"]
 _MEASURED, _TOLD = 6, 3
 
 #: largest and smallest number of samples that they are measured on, and the multiply-adds that
-#: this may take: two or three seconds on two cores
-_MOST, _LEAST, _WORK = 50, 8, 10**11
+#: this may take: a second or two on two cores
+_MOST, _LEAST, _WORK = 50, 8, 5 * 10**10
 
 
 def suspects(analysis: Analysis, planned: Planned) -> tuple[str, ...] | None:

@@ -27,7 +27,7 @@ from scipy import linalg
 
 from onnx_lowrank.lazily import lazy
 from onnx_lowrank.linalg.conjugate_gradients import Single, conjugate_gradients, single_of
-from onnx_lowrank.linalg.cp import CpTensor
+from onnx_lowrank.linalg.cp import CpResult, CpTensor
 from onnx_lowrank.linalg.patch_metric import PatchMetric
 from onnx_lowrank.linalg.phase_covariance import Covariance, PhaseCovariance
 
@@ -85,9 +85,9 @@ class Search:
     Attributes:
         starts: number of starts.
         seed: random seed of the starts.
-        sweeps: largest number of sweeps.
-        powers: powers of the channels' covariance, each giving another start; ignored without a
-            covariance.
+        sweeps: largest number of sweeps of the terms that are taken.
+        powers: powers of the channels' covariance, each giving another start, of which all but the
+            best end after half of the sweeps; ignored without a covariance.
     """
 
     starts: int
@@ -110,6 +110,23 @@ class Refinement:
 
 
 _NONE = Refinement()
+
+#: relative change by one sweep at which to stop
+_TOLERANCE = 1e-4
+
+
+class _Found(NamedTuple):
+    """Terms that alternating least squares ended at, and what the responses make of them.
+
+    Attributes:
+        power: of the channels' covariance.
+        terms: in the coordinates of that start.
+        regression: in those of the kernel.
+    """
+
+    power: float
+    terms: CpResult
+    regression: CpRegression
 
 
 class CpProblem:
@@ -146,27 +163,47 @@ class CpProblem:
             refinement: how they are improved afterwards, where there is a covariance.
             near: terms of any number to start from: of a similar kernel, or of this one.
         """
-        best: CpRegression | None = None
+        powers = (0.0,) if self._sigma is None else tuple(search.powers)
+        # half of the sweeps tell which start is the best, and the others improve that alone
+        each = -(-search.sweeps // min(len(powers), 2))
+        found = [self._fitted(rank, power, search, each, near) for power in powers]
+        if each < search.sweeps:
+            first = min(found, key=lambda f: f.regression.error)
+            if not first.terms.converged:
+                found.append(self._continued(first, search, search.sweeps - each))
+        tried = [f.regression for f in found]
         if near is not None and near.last.shape[1] == rank:
-            best = self._regressed(near.rows)
-        for power in (0.0,) if self._sigma is None else search.powers:
-            tensor, turns = self._start(power)
-            terms = tensor.fitted(
-                rank,
-                starts=search.starts,
-                seed=search.seed,
-                tolerance=1e-4,
-                max_iterations=search.sweeps,
-                near=None if near is None else near.factors(turns and turns.there),
-            )
-            rows = [f.T for f in terms.factors[1:]]
-            if turns is not None:
-                rows[0] = rows[0] @ turns.back
-            found = self._regressed(rows)
-            if best is None or found.error < best.error:
-                best = found
-        assert best is not None
+            tried.append(self._regressed(near.rows))
+        best = min(tried, key=lambda regression: regression.error)
         return best if self._sigma is None else self._refined(best, refinement)
+
+    def _fitted(
+        self, rank: int, power: float, search: Search, sweeps: int, near: Terms | None
+    ) -> _Found:
+        """Terms of the kernel with its channels under a power of their covariance."""
+        tensor, turns = self._start(power)
+        terms = tensor.fitted(
+            rank,
+            starts=search.starts,
+            seed=search.seed,
+            tolerance=_TOLERANCE,
+            max_iterations=sweeps,
+            near=None if near is None else near.factors(turns and turns.there),
+        )
+        return _Found(power, terms, self._regressed(_turned_back(terms, turns)))
+
+    def _continued(self, found: _Found, search: Search, sweeps: int) -> _Found:
+        """The same after more sweeps."""
+        tensor, turns = self._start(found.power)
+        first, *rest = found.terms.factors
+        terms = tensor.fitted(
+            len(found.terms.weights),
+            seed=search.seed,
+            tolerance=_TOLERANCE,
+            max_iterations=sweeps,
+            near=[first * found.terms.weights, *rest],
+        )
+        return _Found(found.power, terms, self._regressed(_turned_back(terms, turns)))
 
     def solve_from(self, rows: Sequence[Array], refinement: Refinement) -> CpRegression:
         """Write the kernel with terms near to given ones.
@@ -264,6 +301,12 @@ class CpProblem:
         turns = _Turns(vectors * scale, (vectors / scale).T)
         rotated = np.moveaxis(np.tensordot(self._kernel, turns.there, (1, 0)), -1, 1)
         return CpTensor(rotated.astype(np.float32)), turns
+
+
+def _turned_back(terms: CpResult, turns: _Turns | None) -> list[Array]:
+    """Rows ``(R, I)`` of each input mode, in the coordinates of the kernel."""
+    channels, *rest = (f.T for f in terms.factors[1:])
+    return [channels if turns is None else channels @ turns.back, *rest]
 
 
 def outer_rows(rows: Sequence[Array]) -> Array:

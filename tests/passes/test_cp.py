@@ -196,24 +196,26 @@ def test_a_similar_layer_is_a_start(
     if not refinable:
         monkeypatch.setattr("onnx_lowrank.passes.cp._REFINABLE", 0)
     geometry = replace(SQUARE, groups=groups)
-    random = rng(5)
-    weight = random.normal(size=(groups * 8, 6, 3, 3)) + random.normal(size=(1, 6, 1, 1))
-    layer = only_layer(conv_model(geometry, weight.astype(np.float32), None))
-    moments = random_moments(layer, 6)
-    (before,) = forms(Cp(form=form), layer, moments)
-    near = before.cut(8)
-    changed = layer.with_stage(
-        replace(layer.stage, weight=layer.stage.weight + 0.1 * random.normal(size=weight.shape))
-    )
-    (after,) = forms(Cp(form=form), changed, moments)
-    assert isinstance(after, Iterative)
-    (anew,) = forms(Cp(form=form), changed, moments)
-    errors = [
-        relative_error(changed.stage, chain, moments)
-        for chain in (after.cut_from(8, near), anew.cut(8), near)
-    ]
-    assert errors[0] < 1.05 * errors[1]
-    assert errors[0] < (0.9 if refinable else 1.0) * errors[2]
+    ratios = []
+    for seed in range(4):  # one alone may have found a better minimum by chance
+        random = rng(seed)
+        weight = random.normal(size=(groups * 8, 6, 3, 3)) + random.normal(size=(1, 6, 1, 1))
+        layer = only_layer(conv_model(geometry, weight.astype(np.float32), None))
+        moments = random_moments(layer, 6)
+        (before,) = forms(Cp(form=form), layer, moments)
+        near = before.cut(8)
+        weight = layer.stage.weight + 0.1 * random.normal(size=weight.shape)
+        changed = layer.with_stage(replace(layer.stage, weight=weight))
+        (after,) = forms(Cp(form=form), changed, moments)
+        assert isinstance(after, Iterative)
+        (anew,) = forms(Cp(form=form), changed, moments)
+        here, there, before_it = (
+            relative_error(changed.stage, chain, moments)
+            for chain in (after.cut_from(8, near), anew.cut(8), near)
+        )
+        assert here < (0.95 if refinable else 1.0) * before_it
+        ratios.append(here / there)
+    assert np.exp(np.mean(np.log(ratios))) < (0.97 if refinable else 1.05)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
