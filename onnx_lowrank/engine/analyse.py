@@ -24,6 +24,7 @@ from onnx_lowrank.engine.job import Job
 from onnx_lowrank.engine.memo import Recent
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.judge.judge import Judge
+from onnx_lowrank.judge.verdict import Estimate
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.layers.finder import find_layers
 from onnx_lowrank.modelfile.model import Model
@@ -41,7 +42,6 @@ from onnx_lowrank.pruning.pruner import Pruner
 from onnx_lowrank.pruning.remaining import remaining_moments
 from onnx_lowrank.pruning.shared_budget import Shared
 from onnx_lowrank.pruning.weighing import Halves, divergence_of_halves, measured_weights
-from onnx_lowrank.refit.sensitivity import FEWEST, samples_to_weigh
 from onnx_lowrank.runtime.allocator import return_freed_memory
 from onnx_lowrank.runtime.session import Feed
 from onnx_lowrank.samples.dataset import Dataset
@@ -77,10 +77,8 @@ class Cut:
     reference: Prepared
 
 
-#: what weighing groups of channels may cost at the most: runs through the calibration samples for
-#: all of them together, samples for one, and MACs for all; weights of 16 samples of text and of 64
-#: end a tenth of a decibel apart
-_PASSES, _MOST_TO_WEIGH, _MACS_TO_WEIGH = 4, 120, 10**12
+#: MACs that weighing groups of channels may cost at the most, about half a minute on two cores
+_MACS_TO_WEIGH = 12 * 10**11
 
 #: channels that stay, and a decision for every group where pruning was considered
 Channels = tuple[Shared, tuple[GroupDecision, ...]]
@@ -176,14 +174,13 @@ class Analysis:
             def make() -> Mapping[str, float]:
                 if data is None:
                     return {}
-                macs = len(losses) * max(self.before.macs, 1)
-                most = max(min(_MOST_TO_WEIGH, _MACS_TO_WEIGH // max(macs, 1)), FEWEST)
-                some = samples_to_weigh(data, len(losses), _PASSES, most)
-                judge = self.judge_on(some)
-                if not judge.has_a_say:
-                    return {}
-                divergence = divergence_of_halves(judge, halves)
-                return measured_weights(divergence, losses, job.tools.progress)
+                runs = _MACS_TO_WEIGH // max(self.before.macs, 1)
+
+                def divergence_on(part: Dataset) -> Callable[[str], Estimate] | None:
+                    judge = self.judge_on(part)
+                    return divergence_of_halves(judge, halves) if judge.has_a_say else None
+
+                return measured_weights(divergence_on, data, losses, runs, job.tools.progress)
 
             for known in self.memo.weights.values():  # of the whole model, where layers are left
                 if losses.keys() <= known.keys():

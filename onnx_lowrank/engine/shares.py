@@ -38,8 +38,9 @@ CERTAIN = 4.0
 HOPELESS = 4.0
 
 #: drafts whose losses differ by less than this factor count as equal, as drafts foretell no better
-#: what is built of them; the one with more pruning is taken, as it has fewer nodes for its MACs
-ALIKE = 1.05
+#: what is built of them: the one that changes fewer answers is taken, by more than the last number
+#: of samples, or else that with more pruning, as it has fewer nodes for its MACs
+ALIKE, CHANCE = 1.05, 2
 
 #: shares that plans are drafted at
 _GRID = (0.0, *SHARES)
@@ -47,12 +48,23 @@ _GRID = (0.0, *SHARES)
 
 @dataclass(frozen=True)
 class Tried:
-    """A plan, what it was made from, a draft of its model, and the judge's loss of the draft."""
+    """A plan, what it was made from, and a draft of its model.
+
+    Attributes:
+        analysis: of the original model.
+        planned: the plan.
+        draft: its model.
+        loss: the judge's loss of the draft.
+        changed: part of the answers that the draft changes.
+        chance: the same of two samples, which is no difference.
+    """
 
     analysis: Analysis
     planned: Planned
     draft: Built
     loss: float
+    changed: float = 0.0
+    chance: float = 0.0
 
     @property
     def share(self) -> float:
@@ -199,7 +211,8 @@ def score_of(analysis: Analysis, judge: Judge, keep: bool = False) -> Callable[[
     def score(planned: Planned) -> Tried:
         made = draft(analysis, planned.plan, weighable=planned.errors if keep else None)
         with analysis.job.tools.stopwatch("judge"):
-            return Tried(analysis, planned, made, judge.loss(made.model))
+            loss, changed = judge.loss_and_changed(made.model)
+            return Tried(analysis, planned, made, loss, changed, CHANCE / judge.samples)
 
     return score
 
@@ -212,10 +225,13 @@ def judge_between(analysis: Analysis) -> Judge:
 
 
 def _better(other: Tried, best: Tried) -> bool:
-    """Whether a draft is to be taken, by its loss and its share of pruning."""
-    if other.share > best.share:
-        return other.loss < ALIKE * best.loss
-    return ALIKE * other.loss < best.loss
+    """Whether a draft is to be taken, by its loss, its answers, and its share of pruning."""
+    low, high = sorted((other.loss, best.loss))
+    if high >= ALIKE * low:
+        return other.loss < best.loss
+    if abs(other.changed - best.changed) > best.chance:
+        return other.changed < best.changed
+    return other.share > best.share
 
 
 def _beside(best: float, losses: dict[float, float]) -> list[float]:

@@ -61,6 +61,8 @@ class Comparison:
         self._figures = [Figures() for _ in scales]
         self._own: list[npt.NDArray[np.float64]] = []
         self._samples = 0
+        self._changed: list[float] = []
+        self._answered = 0
 
     def add(self, pair: Pair) -> None:
         """Add the losses and figures of some samples.
@@ -86,6 +88,9 @@ class Comparison:
             apart.append(np.ones(pair.count) if both is None else scale.divergences(*both))
             changed = None if both is None else changes(scale.reading, *both)
             found.append(apart[-1] if changed is None else (apart[-1] + changed) / 2)
+            if changed is not None:
+                self._changed.append(float(np.sum(changed)))
+                self._answered += pair.count
         if self._function is not None:
             self._own.append(np.full(pair.count, _of_user(self._function, pair)))
 
@@ -99,6 +104,11 @@ class Comparison:
         """Loss of each sample so far, mean over the readings, ``(samples,)``."""
         every = [np.concatenate(found) for found in self._losses if found]
         return np.mean(every, axis=0) if every else np.zeros(self._samples)
+
+    @property
+    def changed(self) -> float:
+        """Part of the answers so far that changed; 0 where outputs give none."""
+        return math.fsum(self._changed) / self._answered if self._answered else 0.0
 
     @property
     def divergence(self) -> Estimate:

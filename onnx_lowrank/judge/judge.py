@@ -24,7 +24,7 @@ from onnx_lowrank.judge.observation import Observer, by_sample, each_sample
 from onnx_lowrank.judge.readings import Reading, kinds_for, readings_of
 from onnx_lowrank.judge.restarts import Restarts
 from onnx_lowrank.judge.structure import structures_of
-from onnx_lowrank.judge.verdict import Verdict
+from onnx_lowrank.judge.verdict import Estimate, Verdict
 from onnx_lowrank.modelfile.array_store import ArrayStore, Slot
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.runtime.outputs import Values, is_float
@@ -167,12 +167,17 @@ class Judge:
         """Mean loss of a model; infinite where it gives NaN or Inf and the original does not."""
         return self._compared(self.pairs(model), Comparison.add_losses).loss.value
 
+    def loss_and_changed(self, model: Model) -> tuple[float, float]:
+        """Mean loss of a model, and the part of the answers that it changes."""
+        found = self._compared(self.pairs(model), Comparison.add_losses)
+        return found.loss.value, found.changed
+
     def divergence(self, model: Model) -> float:
         """Mean divergence of a model, which is smoother than the loss where samples are few."""
         return self._compared(self.pairs(model), Comparison.add_losses).divergence.value
 
-    def divergences(self, model: Model) -> Callable[[Feed], float]:
-        """The mean divergence of a model as a function of its constants.
+    def divergences(self, model: Model) -> Callable[[Feed], Estimate]:
+        """The mean divergence, with its interval, of a model as a function of its constants.
 
         It is quickest where what is tried lies further and further behind in the graph.
 
@@ -181,9 +186,9 @@ class Judge:
         """
         restarts = Restarts(model, self.observer, self._feeds)
 
-        def divergence(constants: Feed) -> float:
+        def divergence(constants: Feed) -> Estimate:
             pairs = self._beside(restarts.runs(constants))
-            return self._compared(pairs, Comparison.add_losses).divergence.value
+            return self._compared(pairs, Comparison.add_losses).divergence
 
         return divergence
 

@@ -32,7 +32,6 @@ from onnx_lowrank.refit.task import Task
 from onnx_lowrank.samples.dataset import Dataset
 
 __all__ = [
-    "FEWEST",
     "Measured",
     "Repaired",
     "losses_of_layers",
@@ -42,9 +41,9 @@ __all__ = [
 ]
 
 #: largest and smallest number of samples to measure on
-SAMPLES, FEWEST = 100, 10
+_MOST, _FEWEST = 100, 10
 #: number of runs through all samples that the measuring may cost, approximately
-PASSES = 4
+_PASSES = 4
 #: power and bound of a factor
 DAMPING, BOUND = 0.5, 4.0
 #: smallest improvement that counts, as a part of the whole error
@@ -80,19 +79,9 @@ class Repaired:
     chain: Chain
 
 
-def samples_to_weigh(
-    data: Dataset, parts: int, passes: int = PASSES, most: int = SAMPLES
-) -> Dataset:
-    """Choose as many samples as may be run once for each of a number of parts of a model.
-
-    Args:
-        data: samples to choose from.
-        parts: number of parts, as layers.
-        passes: number of runs through all samples that this may cost, approximately.
-        most: largest number of samples.
-    """
-    count = passes * len(data) // max(parts, 1)
-    some = min(max(count, FEWEST), most, len(data))
+def samples_to_weigh(data: Dataset, layers: int) -> Dataset:
+    """Choose as many samples as may be run once for each of a number of layers."""
+    some = min(max(_PASSES * len(data) // max(layers, 1), _FEWEST), _MOST, len(data))
     return data.subset(np.linspace(0, len(data) - 1, some).astype(int))
 
 
@@ -151,7 +140,7 @@ def losses_of_layers(
     variable = VariableModel(_built(work, rest, None) if rest else work, dense)
     del dense
     divergence = judge.divergences(variable.model)
-    whole, losses = divergence({}), {}
+    whole, losses = divergence({}).value, {}
     places = {name: number for number, name in enumerate(variable.layers)}
     with progress.task("weigh layers", len(names)) as advance:
         # in the order of the graph, for each run begins where the one before did or behind it
@@ -159,7 +148,7 @@ def losses_of_layers(
             if 0 < whole < math.inf:
                 solved = repaired[name].solved
                 if name in variable.layers and solved is not None:
-                    without = divergence(variable.constants({name: solved}))
+                    without = divergence(variable.constants({name: solved})).value
                 else:
                     without = judge.divergence(_built(work, repaired, name))
                 if without < math.inf:

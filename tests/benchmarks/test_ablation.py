@@ -44,9 +44,9 @@ def test_steps_build_on_each_other() -> None:
     repairs = [options["repair"] for options in STEPS.values()]
     assert repairs == ["none"] * 3 + ["last", "chain", "relu", "relu", "relu"]
     assert set(repairs) == set(REPAIRS)
-    *_, weighed, pruned = STEPS.values()
-    assert weighed["effort"] == pruned["effort"] == "normal"
-    assert not parse_list(weighed["passes"]).prunings
+    *_, alone, pruned, weighed = STEPS.values()
+    assert [s["effort"] for s in (alone, pruned, weighed)] == ["quick", "normal", "thorough"]
+    assert not parse_list(alone["passes"]).prunings
     assert parse_list(DEFAULT_PASSES).prunings
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -173,3 +174,24 @@ def test_shares_are_drafted_with_class_scores_whole_where_the_first_plan_is_bett
 def decision(share: float) -> GroupDecision:
     """A decision on channels that is another one at each share."""
     return GroupDecision(f"at {share}", "cut", 2, (0,), share, "")
+
+
+@pytest.mark.parametrize(
+    ("loss", "changed", "share", "taken"),
+    [
+        (0.09, 0.5, 0.2, True),  # less loss
+        (0.11, 0.0, 1.0, False),
+        (0.102, 0.05, 0.2, True),  # alike, and more answers stay
+        (0.098, 0.13, 1.0, False),
+        (0.102, 0.11, 1.0, True),  # alike in both, and prunes more
+        (0.098, 0.09, 0.2, False),
+    ],
+)
+def test_what_decides_between_drafts(
+    loss: float, changed: float, share: float, taken: bool
+) -> None:
+    def tried(loss: float, changed: float, share: float) -> shares.Tried:
+        planned = SimpleNamespace(proposed=SimpleNamespace(share=share))
+        return shares.Tried(None, planned, None, loss, changed, 0.02)  # type: ignore[arg-type]
+
+    assert shares._better(tried(loss, changed, share), tried(0.1, 0.1, 0.5)) is taken

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,17 +11,65 @@ import numpy as np
 import pytest
 
 from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.judge.verdict import Estimate
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning.pruner import Pruner
 from onnx_lowrank.pruning.weighing import Halves, divergence_of_halves, measured_weights
+from onnx_lowrank.samples.dataset import Dataset
 from tests import fixtures_models as fm
 from tests.analyses import analysis_of
 from tests.fixtures_attention import FORMS, Form, attention
 from tests.passes.test_attention_rank import data
 
+DATA = fm.dataset(fm.residual_net(8), {"x": fm.pictures(100)})
+
 
 def weights(divergences: dict[str, float], losses: dict[str, float]) -> dict[str, float]:
-    return measured_weights(divergences.__getitem__, losses, Progress())
+    def on(_: Dataset) -> Callable[[str], Estimate]:
+        return lambda name: Estimate(*(3 * [divergences[name]]))
+
+    return measured_weights(on, DATA, losses, 1000, Progress())
+
+
+@pytest.mark.parametrize(
+    ("runs", "read"), [(1000, [10, 10, 20, 40, 20]), (40, [10, 10]), (25, [10]), (0, [10])]
+)
+def test_more_samples_are_read_for_what_is_not_precise_yet(runs: int, read: list[int]) -> None:
+    sizes: list[int] = []
+    asked: dict[str, int] = {"sure": 0, "doubtful": 0}
+    means = iter([1.0, 4.0, 3.0, 2.0, 2.5])
+
+    def on(part: Dataset) -> Callable[[str], Estimate]:
+        sizes.append(len(part))
+        doubtful = next(means)
+
+        def divergence(name: str) -> Estimate:
+            asked[name] += 1
+            return Estimate(2, 1.9, 2.1) if name == "sure" else Estimate(doubtful, -9, 20)
+
+        return divergence
+
+    found = measured_weights(on, DATA, {"sure": 1.0, "doubtful": 1.0}, runs, Progress())
+    assert sizes == read
+    assert asked == {"sure": 1, "doubtful": len(read)}
+    pooled = np.average([1.0, 4.0, 3.0, 2.0, 2.5][: len(read)], weights=read)
+    assert found["doubtful"] / found["sure"] == pytest.approx(pooled / 2)
+
+
+def test_a_narrow_interval_of_many_samples_ends_it() -> None:
+    """Each part alone is too wide, and both together are not."""
+    parts: list[int] = []
+
+    def on(part: Dataset) -> Callable[[str], Estimate]:
+        parts.append(len(part))
+        return lambda _: Estimate(1, 0.5, 1.5)
+
+    measured_weights(on, DATA, {"a": 1.0}, 1000, Progress())
+    assert parts == [10, 10]
+
+
+def test_nothing_is_measured_where_nothing_is_judged() -> None:
+    assert measured_weights(lambda _: None, DATA, {"a": 1.0}, 100, Progress()) == {}
 
 
 def test_weights_are_ratios_over_their_median() -> None:
@@ -56,7 +104,7 @@ def test_zeros_are_a_cut(name: str) -> None:
     def weigh(halves: Halves, losses: Mapping[str, float]) -> Mapping[str, float]:
         one_session = divergence_of_halves(judge, halves)
         for group in losses:
-            found = one_session(group)
+            found = one_session(group).value
             assert found == pytest.approx(judge.divergence(halves.halved(group)), rel=1e-3)
             tried.append(found)
         return {}
