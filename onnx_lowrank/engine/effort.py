@@ -21,7 +21,8 @@ class Effort:
         builds: whether plans are built to compare them, or predictions decide.
         steps: times that the share of pruning is moved to where the judge finds less loss.
         rounds: times that sensitivities are measured and the plan is made again, at the most.
-        bounded: whether fewer plans are built where each takes long.
+        bounded: whether fewer plans are built where each takes long or much memory, or where
+            little is lost.
         repair: how layers are solved again where the caller does not say, a key of
             :data:`~onnx_lowrank.planning.refit_modes.REPAIRS`; None as drafts say.
         enough: loss of a built plan below which no better one is looked for.
@@ -40,7 +41,7 @@ class Effort:
 QUICK = Effort("quick", builds=False, steps=0, rounds=0, bounded=True, repair=DRAFTED)
 
 #: the usual one; at a loss of 0.2 % no more than one answer in 250 can have changed
-NORMAL = Effort("normal", builds=True, steps=1, rounds=0, bounded=True, enough=0.002)
+NORMAL = Effort("normal", builds=True, steps=1, rounds=1, bounded=True, enough=0.002)
 
 #: whatever it costs
 THOROUGH = Effort("thorough", builds=True, steps=6, rounds=3, bounded=False)

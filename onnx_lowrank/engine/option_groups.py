@@ -68,8 +68,8 @@ class TargetOptions(OptionGroup):
         "Time to spend on the plan. quick: predictions alone decide, nothing is built twice, and "
         "layers are solved once. "
         "normal: the share of pruning is chosen by building some plans and judging them on "
-        "held-out samples. thorough: more shares, then up to three more plans by measured "
-        "sensitivities of layers.",
+        "held-out samples, then one more plan is made with measured sensitivities of layers where "
+        "something is lost. thorough: more shares, and up to three such plans.",
         metavar="|".join(EFFORTS),
     )
 

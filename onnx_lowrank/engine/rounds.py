@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from onnx_lowrank.analysis.cost import Cost
+from onnx_lowrank.analysis.streaming import MEMORY
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.build import Built
 from onnx_lowrank.engine.choose import Planned
@@ -35,11 +36,15 @@ from onnx_lowrank.samples.dataset import Dataset
 
 __all__ = ["plan_in_rounds"]
 
+#: parameters of a model whose layers are weighed unasked: their solved weights are kept meanwhile
+LARGEST = MEMORY // 8
+
 #: multiply-adds of one run over the calibration samples, about ten seconds on two cores, from which
 #: on fewer plans are built unasked: each takes some runs
 LONGEST = 5 * 10**11
 
-#: loss of a draft below which layers are not solved behind ReLUs unasked, which takes as long as
+#: loss of a draft below which no plan is made again and layers are not solved behind ReLUs
+#: unasked. What a new plan gains is little then, or chance. Solving behind ReLUs takes as long as
 #: solving them: it took off nothing at losses of 0.1 to 0.7 %, 3 % of 2.4 %, 7 % of 9, 13 % of 11
 GAINLESS = 0.01
 
@@ -94,7 +99,8 @@ def plan_in_rounds(analysis: Analysis, target: Target, effort: Effort = NORMAL) 
     if best.loss < effort.enough:
         return Chosen.of(best)
     best = best.noting(*heavy)
-    if most and len(best.planned.errors) > 1:
+    little = effort.bounded and best.loss < GAINLESS
+    if most and not little and len(best.planned.errors) > 1:
         best = _in_rounds(target, best, most, judge, data)
     return Chosen.of(best)
 
@@ -102,8 +108,12 @@ def plan_in_rounds(analysis: Analysis, target: Target, effort: Effort = NORMAL) 
 def _bearable(effort: Effort, cost: Cost, samples: int) -> tuple[Effort, tuple[Note, ...]]:
     """What of an effort is made for a model of this cost, and a note on the rest."""
     run = cost.macs * samples
-    if effort.bounded and run > LONGEST:
-        return replace(effort, steps=0), (LeftOut(effort.name, run),)
+    if not effort.bounded:
+        return effort, ()
+    if run > LONGEST:
+        return replace(effort, steps=0, rounds=0), (LeftOut(effort.name, macs=run),)
+    if effort.rounds and cost.parameters > LARGEST:
+        return replace(effort, rounds=0), (LeftOut(effort.name, cost.parameters),)
     return effort, ()
 
 

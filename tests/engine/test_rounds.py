@@ -151,7 +151,22 @@ def test_no_round_is_made_where_layers_cannot_be_weighed() -> None:
     assert not said(fm.quick_compress(net(), target="params=0.5", effort="thorough"))  # no data
     rule = {k: v for k, v in OPTIONS.items() if k != "target"}
     assert not said(fm.quick_compress(net(), **rule, ranks="ratio=0.5", effort="thorough"))
+
+
+def test_nothing_lost_is_nothing_to_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(said(fm.quick_compress(net(), **OPTIONS, effort="normal"))) == 1
+    monkeypatch.setattr(rounds, "GAINLESS", 0.5)
     assert not said(fm.quick_compress(net(), **OPTIONS, effort="normal"))
+    assert said(fm.quick_compress(net(), **OPTIONS, effort="thorough"))
+
+
+def test_large_models_are_weighed_with_thorough_effort(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "LARGEST", 1000)
+    result = fm.quick_compress(net(), **OPTIONS, effort="normal")
+    assert not said(result)
+    (left_out,) = [n for n in result.report.said if "4,609 parameters" in n]
+    assert "--effort thorough" in left_out
+    assert said(fm.quick_compress(net(), **OPTIONS, effort="thorough"))
 
 
 def test_fewer_plans_of_models_that_run_long_are_drafted(monkeypatch: pytest.MonkeyPatch) -> None:
