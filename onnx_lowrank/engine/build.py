@@ -100,8 +100,7 @@ def build(
             refits = _solved(analysis, plan, without, compressed, decisions, written, record, rows)
             if record is not None:
                 lookups = [layer.name for layer in without.work.layers if layer.value.lookup]
-                for name in (n for n in lookups if n in written):
-                    repaired[name] = Repaired(None, written[name].chain)
+                repaired |= {n: Repaired(None, written[n].chain) for n in lookups if n in written}
             return_freed_memory()
     model = sign(compressed.to_model(), plan)
     check(job.source, model)

@@ -165,7 +165,7 @@ class Judge:
 
     def loss(self, model: Model) -> float:
         """Mean loss of a model; infinite where it gives NaN or Inf and the original does not."""
-        return self._compared(self.pairs(model), Comparison.add_losses).loss.value
+        return self.loss_and_changed(model)[0]
 
     def loss_and_changed(self, model: Model) -> tuple[float, float]:
         """Mean loss of a model, and the part of the answers that it changes."""
