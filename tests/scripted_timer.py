@@ -19,9 +19,10 @@ from onnx_lowrank.runtime.session import Feed, Session
 __all__ = ["ScriptedSession", "ScriptedTimer", "by_workload", "pair", "taking"]
 
 
-def pair(ratio: float = 0.5) -> LatencyPair:
-    """What a clock would say of a model that takes ``ratio`` of the time."""
-    return LatencyPair(1, 1.0, ratio, 1.0, ratio, 1.0, ratio, 0.0)
+def pair(ratio: float = 0.5, noise: float = 1.0) -> LatencyPair:
+    """What a clock would say of a model that takes ``ratio`` of the time, give or take a factor."""
+    low, high = 1 / ratio / noise, noise / ratio
+    return LatencyPair(1, 1.0, ratio, 1.0, ratio, 1.0, ratio, low, high)
 
 
 def by_workload(place: Place, chain: Chain) -> float:
@@ -36,6 +37,7 @@ class ScriptedTimer:
         seconds: of a chain, or of a layer, in its place; None for what does not run by itself.
         models: part of the original's time that a whole model takes.
         network: seconds of a network whose layers are timed; None for the sum of those.
+        noise: factor up and down that the times of whole models may be off by.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class ScriptedTimer:
         seconds: Callable[[Place, Chain], float | None] = by_workload,
         models: Callable[[Model], float] = lambda _: 0.5,
         network: float | None = None,
+        noise: float = 1.0,
     ) -> None:
         self._seconds, self._models, self._network = seconds, models, network
+        self._noise = noise
         #: seconds that the times taken so far would have lasted: one for all layers, one a chain
         self.now = 0.0
         #: batch of every network that was timed
@@ -77,7 +81,7 @@ class ScriptedTimer:
         self, reference: Model, new: Model, feeds: Sequence[tuple[int, Feed]]
     ) -> tuple[LatencyPair, ...]:
         ratio = self._models(new)
-        return tuple(replace(pair(ratio), batch=batch) for batch, _ in feeds)
+        return tuple(replace(pair(ratio, self._noise), batch=batch) for batch, _ in feeds)
 
 
 def taking(ratio: float) -> ScriptedTimer:

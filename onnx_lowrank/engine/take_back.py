@@ -49,10 +49,9 @@ def _paying(analysis: Analysis, planned: Planned, built: Built) -> Planned:
     job = analysis.job
     if not built.chains or planned.proposed.target.rule:
         return planned
-    speedup = _speedup(timed_pair(job, built.model))
-    if speedup < 1:  # a second look, as other work on the machine disturbs the first
-        speedup = max(speedup, _speedup(timed_pair(job, built.model)))
-    if speedup >= 1:
+    pair = timed_pair(job, built.model)
+    speedup = _speedup(pair)
+    if speedup >= 1 or pair.speedup_high >= 1:  # chance must not take chains back
         return planned
     work = planned.proposed.cut.work
     with job.tools.stopwatch("time"):

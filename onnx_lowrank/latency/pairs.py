@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.runtime.runtime import Runtime
@@ -26,13 +29,13 @@ class Latency:
         best: the shortest time.
         median: the median time.
         late: the time that 95 % of the runs stay below.
-        spread: the interquartile range over the median.
+        turns: the shortest time of each turn.
     """
 
     best: float
     median: float
     late: float
-    spread: float
+    turns: tuple[float, ...]
 
 
 def interleaved_latency(
@@ -50,21 +53,22 @@ def interleaved_latency(
         least: smallest number of turns that each takes; where they take several times as long as
             that, three turns do.
     """
-    times: list[list[float]] = [[] for _ in sessions]
+    times: list[list[list[float]]] = [[] for _ in sessions]
     start = time.perf_counter()
     turns = 0
     while turns < least or time.perf_counter() - start < seconds:
         if turns >= _TURNS and time.perf_counter() - start > _SLOW * seconds:
             break
         for session, record in zip(sessions, times, strict=True):
-            record += session.turn(feed)
+            record.append(session.turn(feed))
         turns += 1
     return [_latency(record) for record in times]
 
 
-def _latency(record: list[float]) -> Latency:
-    low, median, high, late = np.percentile(record, [25, 50, 75, 95])
-    return Latency(min(record), float(median), float(late), float((high - low) / median))
+def _latency(turns: Sequence[Sequence[float]]) -> Latency:
+    record = [t for turn in turns for t in turn]
+    median, late = np.percentile(record, [50, 95])
+    return Latency(min(record), float(median), float(late), tuple(map(min, turns)))
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ class LatencyPair:
         new_median_ms: median time of the new model.
         reference_p95_ms: time that 95 % of the original's runs stay below.
         new_p95_ms: likewise of the new model.
-        spread: the larger one of both interquartile ranges over their medians.
+        speedup_low: lower end of the 95 % interval of the mean speed-up of turns.
+        speedup_high: upper end; where it is below 1, the new model is slower beyond chance.
     """
 
     batch: int
@@ -89,7 +94,8 @@ class LatencyPair:
     new_median_ms: float
     reference_p95_ms: float
     new_p95_ms: float
-    spread: float
+    speedup_low: float
+    speedup_high: float
 
     @property
     def speedup(self) -> float:
@@ -100,6 +106,10 @@ class LatencyPair:
     def median_speedup(self) -> float:
         """Ratio of the original's median time to the new model's."""
         return self.reference_median_ms / self.new_median_ms
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "speedup": self.speedup, "median_speedup": self.median_speedup}
 
 
 def measure_latency(
@@ -134,7 +144,14 @@ def measure_latency(
                 two.median * 1e3,
                 one.late * 1e3,
                 two.late * 1e3,
-                max(one.spread, two.spread),
+                *_speedups(one.turns, two.turns),
             )
         )
     return tuple(pairs)
+
+
+def _speedups(one: Sequence[float], two: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the geometric mean of the speed-ups of turns, by Student's t."""
+    logs = np.log(np.array(one) / np.array(two))
+    half = stdtrit(len(logs) - 1, 0.975) * logs.std(ddof=1) / math.sqrt(len(logs))
+    return math.exp(logs.mean() - half), math.exp(logs.mean() + half)

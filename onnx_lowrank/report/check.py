@@ -110,7 +110,7 @@ def costs(before: Cost, after: Cost, latency: tuple[LatencyPair, ...]) -> dict[s
 
 def latencies(pairs: tuple[LatencyPair, ...]) -> list[dict[str, Any]]:
     """Times of both models, as plain data."""
-    return [{**asdict(p), "speedup": p.speedup, "median_speedup": p.median_speedup} for p in pairs]
+    return [p.to_dict() for p in pairs]
 
 
 def validated(validation: Validation | None) -> tuple[dict[str, Any] | None, Any]:

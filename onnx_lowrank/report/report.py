@@ -157,7 +157,8 @@ class Report:
             console.print(
                 f"batch {pair.batch}: {pair.reference_ms:.3g} ms -> {pair.new_ms:.3g} ms, "
                 f"[bold]{pair.speedup:.2f}x[/] (best of runs in alternation; median "
-                f"{pair.median_speedup:.2f}x, spread {pair.spread:.0%})",
+                f"{pair.median_speedup:.2f}x, 95 % interval of turns "
+                f"[{pair.speedup_low:.2f}x, {pair.speedup_high:.2f}x])",
                 highlight=False,
             )
         for note in self.said:

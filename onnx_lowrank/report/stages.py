@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -40,10 +40,7 @@ class Stage:
         return {
             "name": self.name,
             "bytes": self.bytes,
-            "latency": [
-                {**asdict(p), "speedup": p.speedup, "median_speedup": p.median_speedup}
-                for p in self.latency
-            ],
+            "latency": [p.to_dict() for p in self.latency],
             "loss": self.loss.to_list(),
             "kept": self.kept.to_list(),
         }

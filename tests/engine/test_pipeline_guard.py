@@ -41,6 +41,11 @@ def test_the_guard_refuses_what_is_slower() -> None:
     assert small(taking(1.01)).report.latency[0].new_ms == 1.01
 
 
+def test_the_guard_refuses_nothing_by_chance() -> None:
+    unsure = ScriptedTimer(models=lambda _: 1.2, noise=1.3)
+    assert small(unsure).report.latency[0].new_ms == 1.2
+
+
 def slow_chains(inputs: int, without: tuple[str, float] = ("", 1.2)) -> ScriptedTimer:
     """Finds the model slow, and of its layers only those of so many inputs to lose by a chain.
 

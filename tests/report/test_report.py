@@ -188,7 +188,7 @@ def test_stages_are_columns() -> None:
         return Stage(name, size, pairs, Estimate(0.01, 0.0, 0.02), Estimate(0.98, 0.9, 1.01))
 
     # the original is told once, however slow the machine was beside the others
-    slow = LatencyPair(1, 10.0, 2.5, 10.0, 2.5, 10.0, 2.5, 0.0)
+    slow = replace(pair(0.25), reference_ms=10.0, new_ms=2.5)
     report = replace(REPORT, stages=(stage("original", 6000), stage("int8", 1500, pair(0.5)),
                                      stage("both", 600, slow)))  # fmt: skip
     lines = [" ".join(line.split()) for line in printed(report).splitlines()]
