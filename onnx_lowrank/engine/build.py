@@ -23,7 +23,7 @@ from onnx_lowrank.linalg.blas_threads import side_by_side
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.planning.decisions import after_cut
 from onnx_lowrank.planning.plan import Decision, Plan
-from onnx_lowrank.planning.refit_modes import DEFAULT_REPAIR, DRAFTED
+from onnx_lowrank.planning.refit_modes import DRAFTED
 from onnx_lowrank.planning.sharing import cut_together, sharing, write_together
 from onnx_lowrank.refit.refit import Manner, Refit, refit
 from onnx_lowrank.refit.sensitivity import Repaired, recorded
@@ -33,12 +33,12 @@ from onnx_lowrank.runtime.allocator import return_freed_memory
 
 __all__ = ["Built", "build", "draft"]
 
-#: a draft is solved on one of so many samples, or of more where a run over these takes more
+#: a light repair solves on one of so many samples, or of more where a run over these takes more
 #: multiply-adds than the last figure, but on this number at the least
-_DRAFTED, _LEAST_DRAFTED, _LONGEST_DRAFTED = 2, 50, 25 * 10**10
+_LIGHT, _LEAST_LIGHT, _LONGEST_LIGHT = 2, 50, 25 * 10**10
 
 #: and on this part of the rows
-_DRAFTED_ROWS = 0.5
+_LIGHT_ROWS = 0.5
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,6 @@ def build(
     plan: Plan,
     *,
     weighable: Collection[str] | None = None,
-    rows: float = 1.0,
 ) -> Built:
     """The model that a plan describes, checked but not measured.
 
@@ -77,7 +76,6 @@ def build(
         weighable: names of layers whose solved weights are kept beside their chains, so that what
             they cost can be measured; they take memory, and so do the chains of all layers, which
             are kept too. None keeps nothing.
-        rows: part of the rows of samples that layers are solved with otherwise.
 
     Raises:
         PlanError: the plan is of another model, or names what is not there.
@@ -97,7 +95,7 @@ def build(
             record = None
             if weighable is not None:
                 record = partial(recorded, into=repaired, whole=weighable)
-            refits = _solved(analysis, plan, without, compressed, decisions, written, record, rows)
+            refits = _solved(analysis, plan, without, compressed, decisions, written, record)
             if record is not None:
                 lookups = [layer.name for layer in without.work.layers if layer.value.lookup]
                 repaired |= {n: Repaired(None, written[n].chain) for n in lookups if n in written}
@@ -115,29 +113,23 @@ def build(
 
 
 def draft(analysis: Analysis, plan: Plan, *, weighable: Collection[str] | None = None) -> Built:
-    """The model that a plan describes, solved on fewer samples and rows and not behind ReLUs.
+    """The model that a plan describes, repaired with less work.
 
-    It costs less than the model itself; its loss is to be compared with that of other drafts alone.
+    Its loss is to be compared with that of other drafts alone.
 
     Args:
         analysis: of the original model.
-        plan: what to do.
+        plan: what to do; it solves whole layers.
         weighable: as :func:`build` has it.
     """
-    job, data = analysis.job, analysis.job.samples.calibration
-    if data is not None:
-        fewer = data.subset(range(0, len(data), _apart(len(data), analysis.before.macs)))
-        job = replace(job, samples=replace(job.samples, calibration=fewer))
-    drafted = replace(plan, repair=DRAFTED if plan.repair == DEFAULT_REPAIR else plan.repair)
-    some = replace(analysis, job=job)
-    return build(some, drafted, weighable=weighable, rows=_DRAFTED_ROWS)
+    return build(analysis, replace(plan, repair=DRAFTED), weighable=weighable)
 
 
 def _apart(samples: int, macs: int) -> int:
-    """How far the samples of a draft are apart: one in so many is taken."""
+    """How far the samples of a light repair are apart: one in so many is taken."""
     apart = 1
-    while samples >= (apart + 1) * _LEAST_DRAFTED and (
-        apart < _DRAFTED or samples * macs > apart * _LONGEST_DRAFTED
+    while samples >= (apart + 1) * _LEAST_LIGHT and (
+        apart < _LIGHT or samples * macs > apart * _LONGEST_LIGHT
     ):
         apart += 1
     return apart
@@ -181,13 +173,15 @@ def _solved(
     decisions: Mapping[str, Decision],
     written: Mapping[str, Written],
     record: Callable[[Task], Task] | None,
-    rows: float,
 ) -> list[Refit]:
     """Solve the layers of ``compressed`` again; ``record`` changes their tasks."""
     job, work = analysis.job, without.work
     data = job.samples.calibration if plan.repair != "none" else None
     if data is None:
         return []
+    light = plan.repair == "light"
+    if light:
+        data = data.subset(range(0, len(data), _apart(len(data), analysis.before.macs)))
     both = zip(analysis.prepared.layers, without.reference.layers, strict=True)
     turned = {first.name for first, second in both if first.value is not second.value}
     tasks = refit_tasks(
@@ -199,5 +193,9 @@ def _solved(
     streaming = Streaming(job.tools.runtime, plan.seed, job.tools.progress, MEMORY // 8)
     return refit(
         analysis.prepared.graph, compressed, tasks, data, streaming,
-        Manner(work.batch_size, behind_relu=plan.repair == "relu", rows=rows),
+        Manner(
+            work.batch_size,
+            behind_relu=plan.repair == "relu",
+            rows=_LIGHT_ROWS if light else 1.0,
+        ),
     )  # fmt: skip

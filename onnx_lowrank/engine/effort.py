@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from onnx_lowrank.errors import OptionError
-from onnx_lowrank.planning.refit_modes import DRAFTED
 
 __all__ = ["EFFORTS", "NORMAL", "QUICK", "THOROUGH", "Effort", "effort_of"]
 
@@ -38,7 +37,7 @@ class Effort:
 
 
 #: predictions alone
-QUICK = Effort("quick", builds=False, steps=0, rounds=0, bounded=True, repair=DRAFTED)
+QUICK = Effort("quick", builds=False, steps=0, rounds=0, bounded=True, repair="chain")
 
 #: the usual one; at a loss of 0.2 % no more than one answer in 250 can have changed
 NORMAL = Effort("normal", builds=True, steps=1, rounds=1, bounded=True, enough=0.002)

@@ -103,9 +103,9 @@ class PassOptions(OptionGroup):
     repair: str | None = option(
         None,
         "How layers are solved again behind layers that changed: none, the last stage of each "
-        "chain, each whole chain, or that and again for what a ReLU lets through. By default "
-        f"{DEFAULT_REPAIR}, or {DRAFTED} where a draft loses so little that no more is gained; "
-        f"{QUICK.repair} with --effort {QUICK.name}.",
+        "chain, each whole chain on half of the samples or fewer, on all, or that and again for "
+        f"what a ReLU lets through. By default {DEFAULT_REPAIR}, or {DRAFTED} where a draft loses "
+        f"so little that no more is gained; {QUICK.repair} with --effort {QUICK.name}.",
         choices=tuple(REPAIRS),
     )
 

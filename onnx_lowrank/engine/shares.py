@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from onnx_lowrank.engine.analyse import Analysis, leaving
+from onnx_lowrank.engine.blame import suspects
 from onnx_lowrank.engine.build import Built, draft
 from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.effort import Effort
@@ -205,11 +206,12 @@ def score_of(analysis: Analysis, judge: Judge, keep: bool = False) -> Callable[[
     Args:
         analysis: what the plans were made from.
         judge: of the models.
-        keep: keep what is needed to weigh the layers of a plan.
+        keep: keep what is needed to weigh all layers of a plan, not just the worst.
     """
 
     def score(planned: Planned) -> Tried:
-        made = draft(analysis, planned.plan, weighable=planned.errors if keep else None)
+        weighable = planned.errors if keep else suspects(analysis, planned)
+        made = draft(analysis, planned.plan, weighable=weighable)
         with analysis.job.tools.stopwatch("judge"):
             loss, changed = judge.loss_and_changed(made.model)
             return Tried(analysis, planned, made, loss, changed, CHANCE / judge.samples)

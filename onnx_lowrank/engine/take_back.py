@@ -31,11 +31,12 @@ def without_slow_chains(
     Args:
         analysis: of the original model.
         planned: the plan.
-        draft: a model of the plan, which takes the same time whatever its weights are.
+        draft: a model of the plan's chains, which takes the same time whatever its weights are; it
+            is the model if it is of the plan itself.
     """
     built = _blamable(analysis, planned) if draft is None else draft
     taken = _paying(analysis, planned, built)
-    if draft is None and taken.plan is planned.plan:
+    if taken.plan == built.plan:
         return taken, built
     return taken, _blamable(analysis, taken)
 

@@ -10,17 +10,18 @@ __all__ = ["DEFAULT_REPAIR", "DRAFTED", "REPAIRS", "SOLVES_LAYERS", "check_repai
 REPAIRS = {
     "none": "leave the chains as the plan made them",
     "last": "solve the last stage of each again",
+    "light": "solve and factorize each again, on fewer samples and rows",
     "chain": "solve and factorize each again",
     "relu": "chain, and again for what a ReLU lets through",
 }
 
 DEFAULT_REPAIR = "relu"
 
-#: in place of the default where less work is to be done
-DRAFTED = "chain"
+#: the mode of plans that are compared before one is taken
+DRAFTED = "light"
 
 #: modes that solve whole layers, and so know what each would be if it were not replaced
-SOLVES_LAYERS = ("chain", "relu")
+SOLVES_LAYERS = ("light", "chain", "relu")
 
 
 def check_repair(name: str) -> str:

@@ -30,7 +30,7 @@ def test_bash_completes(tmp_path: Path, capsys: Capture) -> None:
     wanted = {
         "val": ["validate"],
         "compress --targ": ["--target"],
-        "compress --repair ": ["none", "last", "chain", "relu"],
+        "compress --repair ": ["none", "last", "light", "chain", "relu"],
         "compress mod": ["model.onnx"],
         "compress model.onnx out.onnx --report mod": ["model.onnx"],
         "compress model.onnx out.onnx --cache f": ["folder"],

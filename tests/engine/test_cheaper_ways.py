@@ -73,7 +73,7 @@ def test_what_no_cut_reaches_keeps_its_moments_to_the_bit() -> None:
 def test_a_draft_is_solved_on_fewer_samples_and_not_behind_relus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(building, "_LEAST_DRAFTED", 10)
+    monkeypatch.setattr(building, "_LEAST_LIGHT", 10)
     found = analysis()
     plan = plan_once(found, Target.parse("macs=0.5"), pruning=0.0).plan
     whole, sketch = build(found, plan), draft(found, plan)
@@ -96,7 +96,7 @@ def test_a_draft_is_solved_on_fewer_samples_and_not_behind_relus(
         (10_000, 10**12, 200),  # but fifty are left
     ],
 )
-def test_a_draft_reads_one_sample_in_so_many(samples: int, macs: int, apart: int) -> None:
+def test_a_light_repair_reads_one_sample_in_so_many(samples: int, macs: int, apart: int) -> None:
     assert building._apart(samples, macs) == apart
 
 

@@ -21,6 +21,7 @@ from onnx_lowrank.progress import Progress
 from onnx_lowrank.refit.sensitivity import Measured, Repaired, measured_factors, samples_to_weigh
 from onnx_lowrank.runtime.runtime import Runtime
 from tests import fixtures_models as fm
+from tests.scripted_timer import taking
 
 #: inputs and outputs of a layer, where layers are weighed and where they are planned
 WIDTH, DIRECTIONS = 6, 48
@@ -212,6 +213,35 @@ def test_what_foresees_no_less_loss_is_not_drafted(monkeypatch: pytest.MonkeyPat
     result = fm.quick_compress(net(), **OPTIONS, effort="thorough")
     assert said(result) == ["round 1 with measured sensitivities: no plan that promises less loss"]
     assert drafted == [result.plan]
+
+
+@pytest.mark.parametrize(
+    ("gainless", "asked", "light"),
+    [
+        (1.0, {}, True),
+        (0.0, {}, False),
+        (1.0, {"repair": "chain"}, False),
+        (1.0, {"effort": "thorough"}, False),
+    ],
+)
+def test_a_draft_that_loses_next_to_nothing_is_the_model(
+    monkeypatch: pytest.MonkeyPatch, gainless: float, asked: dict[str, str], light: bool
+) -> None:
+    monkeypatch.setattr(rounds, "GAINLESS", gainless)
+    drafted: list[Any] = []
+    draft = shares.draft
+    monkeypatch.setattr(
+        shares, "draft", lambda *a, **o: (drafted.append(draft(*a, **o)), drafted[-1])[1]
+    )
+    result = fm.quick_compress(net(), **OPTIONS, **{"effort": "normal", **asked})
+    assert (result.plan.repair == "light") == light
+    made = [built.model.proto.SerializeToString() for built in drafted]
+    assert (result.model.SerializeToString() in made) == light
+    if light:  # and it is the model that its plan describes
+        rest = {k: OPTIONS[k] for k in ("calib", "samples", "seed", "threads") if k in OPTIONS}
+        again = pipeline.apply(net(), result.plan, **rest, cache="", timer=taking(0.5), force=True)
+        assert again.model.SerializeToString() == result.model.SerializeToString()
+        assert result.report.costliest
 
 
 def test_without_data_there_is_nothing_to_measure() -> None:
