@@ -96,7 +96,9 @@ def propose(analysis: Analysis, target: Target, pruning: PruningShare = "foresee
     )
     kept = shared.kept
     without = cut(analysis, kept)
-    proposals = _proposals(analysis, without, kept, target)
+    proposals = _whole_if_enough(analysis, without, kept, target)
+    if proposals is None:
+        proposals = _proposals(analysis, without, kept, target)
     timed = None
     if target.latency is not None and analysis.job.passes.factorizations:
         timed = _timed(analysis, without, kept, target, proposals)
@@ -141,6 +143,26 @@ def _proposals(analysis: Analysis, without: Cut, kept: KeptChannels, target: Tar
     return memo.get(
         (channels_key(kept), _counted_in(target), target.rule, target.limits_size), make
     )
+
+
+def _whole_if_enough(
+    analysis: Analysis, without: Cut, kept: KeptChannels, target: Target
+) -> Proposals | None:
+    """The layers as they are, where pruning meets the target already; None where it does not.
+
+    No pass is asked for what would not be taken, as it loses something.
+    """
+    if not kept or target.rule is not None or target.latency is not None:
+        return None
+    work, layers = without.work, without.work.layers
+    found = _asked(analysis, layers, (), kept, work.moments, work.shapes, target)
+    try:
+        chosen_under(analysis, work, found, None, target)
+    except BudgetError:
+        return None
+    if not analysis.job.passes.factorizations:
+        return found
+    return found.keeping([la.name for la in layers], "pruning meets the budget")
 
 
 def _useful(passes: Sequence[Factorization], target: Target) -> list[Factorization]:
