@@ -37,6 +37,25 @@ def test_models_that_take_long_take_three_turns() -> None:
     assert turns == ["a", "b"] * 3
 
 
+class TimedTurns(ScriptedSession):
+    """Turns whose times are written down, over and over."""
+
+    def __init__(self, *times: float) -> None:
+        super().__init__("", 0.0, [])
+        self._times, self.turns = times, 0
+
+    def turn(self, *_: object, **__: object) -> list[float]:
+        self.turns += 1
+        return [self._times[self.turns % len(self._times)]]
+
+
+def test_two_models_whose_ratio_is_known_take_no_more_turns() -> None:
+    for second, known in ((TimedTurns(2.0), True), (TimedTurns(2.0, 3.0), False)):
+        interleaved_latency([TimedTurns(1.0), second], {}, seconds=0.05)
+        assert (second.turns == 8) == known
+        assert second.turns >= 8
+
+
 def test_latency_is_in_milliseconds() -> None:
     node = helper.make_node("Relu", ["x"], ["y"], name="relu")
     model = load(fm.build([node], {"x": ["N", 2]}, {"y": ["N", 2]}, {}))
