@@ -53,7 +53,7 @@ class _Fixed:
         """See the solver."""
         return self._inner.factors(min(rank, self.max_rank))
 
-    def refined(self, rank: int, rounds: int, steps: int = 8) -> Factors:
+    def refined(self, rank: int, rounds: int) -> Factors:
         """Factors of ``rank`` without refinement, as the method prescribes the basis."""
         return self.factors(rank)
 

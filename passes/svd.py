@@ -83,7 +83,7 @@ class _Elementwise:
         """Response error at ``rank``, which is not the error that the factors minimise."""
         return self.factors(rank).error
 
-    def refined(self, rank: int, rounds: int, steps: int = 8) -> Factors:
+    def refined(self, rank: int, rounds: int) -> Factors:
         """Factors of ``rank`` without refinement, which would minimise another error."""
         return self.factors(rank)
 

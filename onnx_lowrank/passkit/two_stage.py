@@ -42,12 +42,7 @@ TWO_STAGE_METRICS = (*METRICS, "diagonal")
 _ROUNDS = 4
 
 #: number of ranks at which a plan refines, and the largest rank times squared patch length there
-_REFINED, _AFFORDABLE = 3, 400_000_000
-
-#: conjugate-gradient steps of a plan's refinement: half of its errors are within 1 % of those by
-#: the eight steps of a chain that is written, nineteen in twenty within 8
-_STEPS = 3
-
+_REFINED, _AFFORDABLE = 4, 400_000_000
 #: number of columns up to which a plan refines at every rank, as that takes no time
 _NARROW = 64
 
@@ -69,8 +64,8 @@ class Projection(Protocol):
     def factors(self, rank: int) -> Factors:
         """The maps of ``rank``, in closed form."""
 
-    def refined(self, rank: int, rounds: int, steps: int = 8) -> Factors:
-        """The maps of ``rank`` after so many rounds more, each of so many steps."""
+    def refined(self, rank: int, rounds: int) -> Factors:
+        """The maps of ``rank`` after so many rounds more."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +151,7 @@ class TwoStage:
         return sum(g.error(rank) for g in self._groups) / energy if energy > 0 else 0.0
 
     def _refined(self, rank: int) -> float:
-        return sum(g.refined(rank, 1, _STEPS).error for g in self._groups) / self._energy
+        return sum(g.refined(rank, rounds=1).error for g in self._groups) / self._energy
 
     def outline(self, rank: Rank) -> Chain:
         """Two stages of the right shapes, all zero."""
