@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.constraints import chosen_under
+from onnx_lowrank.engine.job import Job
 from onnx_lowrank.engine.propose import Proposed
 from onnx_lowrank.engine.reckon_int8 import chosen_for_int8
 from onnx_lowrank.planning.decisions import decide
@@ -96,7 +97,7 @@ def choose(
         passes=job.passes.specs,
         decisions=decisions,
         groups=proposed.groups,
-        repair=job.options.repair or DEFAULT_REPAIR,
+        repair=_repair(job),
     )
     return Planned(plan, proposed, frozen, time)
 
@@ -106,7 +107,8 @@ def choose_keeping(
 ) -> Planned:
     """Choose again from what a plan was chosen from, some layers being kept as they are.
 
-    The channels that the plan takes out stay the same.
+    The channels that the plan takes out stay the same. A light repair was enough for the first plan
+    alone.
 
     Args:
         analysis: of the original model.
@@ -124,7 +126,12 @@ def choose_keeping(
     timed = before.timed and before.timed.keeping(layers)
     proposed = replace(before, proposals=before.proposals.keeping(layers, reason), timed=timed)
     decisions = _decided(analysis, proposed, planned.sensitivity, planned.time)
-    return replace(planned, plan=replace(planned.plan, decisions=decisions), proposed=proposed)
+    plan = replace(planned.plan, decisions=decisions, repair=_repair(analysis.job))
+    return replace(planned, plan=plan, proposed=proposed)
+
+
+def _repair(job: Job) -> str:
+    return job.options.repair or DEFAULT_REPAIR
 
 
 def _decided(

@@ -143,6 +143,17 @@ def test_what_does_not_pay_is_replaced_from_the_plans_own_proposals() -> None:
     assert planned.notes == (ChainsTakenBack(("conv1",)),)
 
 
+def test_a_plan_that_takes_chains_back_is_repaired_in_full() -> None:
+    """That a light repair is enough was measured for the plan with these chains."""
+    found = analysis(slower_by_conv1())
+    planned = planned_to(found, UNPRUNED)
+    light = draft(found, planned.plan)
+    fewer, built = without_slow_chains(found, replace(planned, plan=light.plan), light)
+    assert "conv1" not in taken_apart(fewer.plan)
+    assert built.plan == fewer.plan
+    assert fewer.plan.repair == "relu"
+
+
 def test_a_draft_says_what_does_not_pay_and_the_model_is_built_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
