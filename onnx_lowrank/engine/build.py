@@ -115,8 +115,6 @@ def build(
 def draft(analysis: Analysis, plan: Plan, *, weighable: Collection[str] | None = None) -> Built:
     """The model that a plan describes, repaired with less work.
 
-    Its loss is to be compared with that of other drafts alone.
-
     Args:
         analysis: of the original model.
         plan: what to do; it solves whole layers.

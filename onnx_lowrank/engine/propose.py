@@ -152,7 +152,8 @@ def _whole_if_enough(
 
     No pass is asked for what would not be taken, as it loses something.
     """
-    if not kept or target.rule is not None or target.latency is not None:
+    asked = analysis.job.passes.factorizations and target.rule is None and target.latency is None
+    if not kept or not asked:
         return None
     work, layers = without.work, without.work.layers
     found = _asked(analysis, layers, (), kept, work.moments, work.shapes, target)
@@ -160,8 +161,6 @@ def _whole_if_enough(
         chosen_under(analysis, work, found, None, target)
     except BudgetError:
         return None
-    if not analysis.job.passes.factorizations:
-        return found
     return found.keeping([la.name for la in layers], "pruning meets the budget")
 
 

@@ -65,7 +65,7 @@ class Chosen:
     def of(cls, best: Tried, effort: Effort) -> Chosen:
         """The plan of a draft, to be built in full or as the draft is."""
         analysis, planned, draft = best.analysis, best.planned, best.draft
-        if analysis.job.options.repair is None and effort.bounded and best.loss < GAINLESS:
+        if analysis.job.options.repair is None and _gainless(best, effort):
             return cls(analysis, replace(planned, plan=draft.plan), draft)
         return cls(analysis, planned, replace(draft, repaired={}))
 
@@ -100,10 +100,14 @@ def plan_in_rounds(analysis: Analysis, target: Target, effort: Effort = NORMAL) 
     if best.loss < effort.enough:
         return Chosen.of(best, effort)
     best = best.noting(*heavy)
-    little = effort.bounded and best.loss < GAINLESS
-    if most and not little and len(best.planned.errors) > 1:
+    if most and not _gainless(best, effort) and len(best.planned.errors) > 1:
         best = _in_rounds(target, best, most, judge, data)
     return Chosen.of(best, effort)
+
+
+def _gainless(best: Tried, effort: Effort) -> bool:
+    """Whether so little is lost that an effort does no more."""
+    return effort.bounded and best.loss < GAINLESS
 
 
 def _bearable(effort: Effort, cost: Cost, samples: int) -> tuple[Effort, tuple[Note, ...]]:

@@ -57,7 +57,6 @@ class Tried:
         draft: its model.
         loss: the judge's loss of the draft.
         changed: part of the answers that the draft changes.
-        chance: the same of two samples, which is no difference.
     """
 
     analysis: Analysis
@@ -65,7 +64,6 @@ class Tried:
     draft: Built
     loss: float
     changed: float = 0.0
-    chance: float = 0.0
 
     @property
     def share(self) -> float:
@@ -149,7 +147,7 @@ def best_share(
         nonlocal best
         other = score(planned)
         losses[other.share] = other.loss
-        better = _better(other, best)
+        better = _better(other, best, CHANCE / judge.samples)
         best = other if better else best
         return better
 
@@ -214,7 +212,7 @@ def score_of(analysis: Analysis, judge: Judge, keep: bool = False) -> Callable[[
         made = draft(analysis, planned.plan, weighable=weighable)
         with analysis.job.tools.stopwatch("judge"):
             loss, changed = judge.loss_and_changed(made.model)
-            return Tried(analysis, planned, made, loss, changed, CHANCE / judge.samples)
+            return Tried(analysis, planned, made, loss, changed)
 
     return score
 
@@ -226,12 +224,18 @@ def judge_between(analysis: Analysis) -> Judge:
         return analysis.judge_on(held.subset(range(0, len(held), 2)))
 
 
-def _better(other: Tried, best: Tried) -> bool:
-    """Whether a draft is to be taken, by its loss, its answers, and its share of pruning."""
+def _better(other: Tried, best: Tried, chance: float) -> bool:
+    """Whether a draft is to be taken, by its loss, its answers, and its share of pruning.
+
+    Args:
+        other: the draft.
+        best: that it would take the place of.
+        chance: part of the answers that is no difference.
+    """
     low, high = sorted((other.loss, best.loss))
     if high >= ALIKE * low:
         return other.loss < best.loss
-    if abs(other.changed - best.changed) > best.chance:
+    if abs(other.changed - best.changed) > chance:
         return other.changed < best.changed
     return other.share > best.share
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from onnx_lowrank.judge.verdict import Estimate
 from onnx_lowrank.latency.pairs import LatencyPair
+from onnx_lowrank.report.check import latencies
 
 __all__ = ["Stage", "stages_table"]
 
@@ -40,7 +41,7 @@ class Stage:
         return {
             "name": self.name,
             "bytes": self.bytes,
-            "latency": [p.to_dict() for p in self.latency],
+            "latency": latencies(self.latency),
             "loss": self.loss.to_list(),
             "kept": self.kept.to_list(),
         }

@@ -192,6 +192,6 @@ def test_what_decides_between_drafts(
 ) -> None:
     def tried(loss: float, changed: float, share: float) -> shares.Tried:
         planned = SimpleNamespace(proposed=SimpleNamespace(share=share))
-        return shares.Tried(None, planned, None, loss, changed, 0.02)  # type: ignore[arg-type]
+        return shares.Tried(None, planned, None, loss, changed)  # type: ignore[arg-type]
 
-    assert shares._better(tried(loss, changed, share), tried(0.1, 0.1, 0.5)) is taken
+    assert shares._better(tried(loss, changed, share), tried(0.1, 0.1, 0.5), 0.02) is taken
