@@ -16,6 +16,7 @@ from onnx_lowrank.engine.plan_checks import check_plan, kept_by
 from onnx_lowrank.engine.signing import check, sign
 from onnx_lowrank.errors import PlanError
 from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.layers.finder import find_layers
 from onnx_lowrank.layers.writer import Written, apply_chain
@@ -52,6 +53,7 @@ class Built:
         refits: that were made.
         chains: by layer name.
         repaired: what became of the layers, by name, where that was to be kept.
+        timed: its time beside the original's at the batch whose latency counts, where it was taken.
     """
 
     model: Model
@@ -60,6 +62,7 @@ class Built:
     refits: tuple[Refit, ...]
     chains: Mapping[str, Chain]
     repaired: Mapping[str, Repaired]
+    timed: LatencyPair | None = None
 
 
 def build(

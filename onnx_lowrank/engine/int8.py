@@ -96,7 +96,7 @@ def beside_int8(analysis: Analysis, built: Built, asked: Quantize) -> Finished:
         )
         signed = sign(both.model, built.plan)
     check(job.source, signed)
-    final = replace(built, model=signed)
+    final = replace(built, model=signed, timed=None)
     models = {
         "original": job.source,
         f"int8 ({asked.mode})": alone.model,

@@ -39,7 +39,14 @@ from onnx_lowrank.pruning.pruner import Pruner
 from onnx_lowrank.pruning.shared_budget import Factorizing, Shared, share_budget, with_share
 from onnx_lowrank.pruning.top_down import top_down
 
-__all__ = ["Proposed", "PruningShare", "propose", "propose_together", "whole_proposals"]
+__all__ = [
+    "Proposed",
+    "PruningShare",
+    "may_prune",
+    "propose",
+    "propose_together",
+    "whole_proposals",
+]
 
 #: part of the saving that taking channels out makes: a number; that of which least loss is foreseen
 #: among those that take some out; or among all, none included
@@ -237,7 +244,7 @@ def _channels(analysis: Analysis, target: Target, pruning: PruningShare) -> Chan
         raise OptionError("pruning alone keeps one target; give one, or add a factorization")
     both = not alone and not options.keep
     if both:
-        if pruning == 0 or (options.optional and _unfit_to_prune(analysis, target)):
+        if pruning == 0 or not may_prune(analysis, target):
             return Shared(0.0, {}), ()
         if target.rule is not None:
             raise OptionError("ranks by rule leave pruning no budget; set prune_channels{keep=R}")
@@ -248,10 +255,13 @@ def _channels(analysis: Analysis, target: Target, pruning: PruningShare) -> Chan
         return replace(found, kept=kept), tuple(pruner.decisions(kept))
 
 
-def _unfit_to_prune(analysis: Analysis, target: Target) -> bool:
-    """Whether nobody asked for pruning in particular, and it can be of no use."""
-    job = analysis.job
-    return target.rule is not None or job.samples.calibration is None or job.source.large
+def may_prune(analysis: Analysis, target: Target) -> bool:
+    """Whether channels may go: where nobody asked for that in particular, not in every model."""
+    job, options = analysis.job, analysis.job.passes.cutting
+    if options is None or not analysis.pruner(target.metric).prunables:
+        return False
+    unfit = target.rule is not None or job.samples.calibration is None or job.source.large
+    return not (options.optional and unfit)
 
 
 def _unpruned_loss(analysis: Analysis, target: Target) -> float:

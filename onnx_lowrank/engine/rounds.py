@@ -88,15 +88,16 @@ def plan_in_rounds(analysis: Analysis, target: Target, effort: Effort = NORMAL) 
         return Chosen(analysis, plan_for(analysis, target))
     if not effort.builds:
         return Chosen(analysis, plan_for(analysis, target).noting(LeftOut(effort.name)))
-    plans = alternatives(analysis, target)
+    begun = alternatives(analysis, target)
     effort, heavy = _bearable(effort, analysis.before, len(data))
     most = effort.rounds
-    if len(plans) == 1 and not heads_of(plans[0]) and (not most or len(plans[0].errors) < 2):
-        return Chosen(analysis, plans[0].noting(*heavy))
+    only = not begun.others and not heads_of(begun.first)
+    if only and (not most or len(begun.first.errors) < 2):
+        return Chosen(analysis, begun.first.noting(*heavy))
     judge = judge_between(analysis)
     if not judge.has_a_say:
-        return Chosen(analysis, plans[0])
-    best = best_share(analysis, target, plans, judge, effort, keep=most > 0)
+        return Chosen(analysis, begun.first)
+    best = best_share(analysis, target, begun, judge, effort, keep=most > 0)
     if best.loss < effort.enough:
         return Chosen.of(best, effort)
     best = best.noting(*heavy)

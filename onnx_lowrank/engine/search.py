@@ -164,17 +164,17 @@ def _begun(analysis: Analysis, target: Target, effort: Effort) -> tuple[Analysis
     if job.samples.calibration is None or job.passes.cutting is None:
         return analysis, "foreseen"
     try:
-        plans = alternatives(analysis, target.at(FIRST))
+        begun = alternatives(analysis, target.at(FIRST))
     except NothingAppliesError:
         raise
     except BudgetError:  # smaller ones are out of reach; larger ones may not be
         return analysis, "foreseen"
-    if len(plans) == 1:
-        return analysis, _at_any_budget(plans[0].proposed.share)
+    if not begun.others:
+        return analysis, _at_any_budget(begun.first.proposed.share)
     judge = judge_between(analysis)
     if not judge.has_a_say:
         return analysis, "foreseen"
-    best = best_share(analysis, target.at(FIRST), plans, judge, replace(effort, steps=0))
+    best = best_share(analysis, target.at(FIRST), begun, judge, replace(effort, steps=0))
     return best.analysis, _at_any_budget(best.share)
 
 

@@ -5,6 +5,8 @@ without_slow_chains(analysis, planned, draft) -> (Planned, Built)
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from onnx_lowrank.engine.analyse import Analysis, timed_inference
 from onnx_lowrank.engine.blame import suspects
 from onnx_lowrank.engine.build import Built, build
@@ -35,40 +37,46 @@ def without_slow_chains(
             is the model if it is of the plan itself.
     """
     built = _blamable(analysis, planned) if draft is None else draft
-    taken = _paying(analysis, planned, built)
-    if taken.plan == built.plan:
-        return taken, built
-    return taken, _blamable(analysis, taken)
+    taken, pair = _paying(analysis, planned, built)
+    if taken.plan != built.plan:
+        built = _blamable(analysis, taken)
+    return taken, replace(built, timed=pair)
 
 
 def _blamable(analysis: Analysis, planned: Planned) -> Built:
     return build(analysis, planned.plan, weighable=suspects(analysis, planned))
 
 
-def _paying(analysis: Analysis, planned: Planned, built: Built) -> Planned:
-    """The same plan, or a faster one without the chains that are slower than their layers."""
+def _paying(
+    analysis: Analysis, planned: Planned, built: Built
+) -> tuple[Planned, LatencyPair | None]:
+    """The same plan, or a faster one without the chains that are slower than their layers.
+
+    Beside it its time, if it was taken, which does not depend on weights.
+    """
     job = analysis.job
     if not built.chains or planned.proposed.target.rule:
-        return planned
+        return planned, None
     pair = timed_pair(job, built.model)
     speedup = _speedup(pair)
     if speedup >= 1 or pair.speedup_high >= 1:  # chance must not take chains back
-        return planned
+        return planned, pair
     work = planned.proposed.cut.work
     with job.tools.stopwatch("time"):
         feed, shapes = timed_inference(job, work)
         lost = losers(work, built.chains, feed, shapes, job.tools.latency_table())
     if not lost:
-        return planned
+        return planned, pair
     names = tuple(sorted(lost))
     slow = planned.noting(ChainsAreSlower(names))
     try:
         fewer = choose_keeping(analysis, planned, lost, "its chain takes more time than the layer")
     except BudgetError:
-        return slow
-    if _speedup(timed_plan(analysis, fewer.plan)) <= speedup:
-        return slow
-    return fewer.noting(ChainsTakenBack(names))
+        return slow, pair
+    again = timed_plan(analysis, fewer.plan)
+    if _speedup(again) <= speedup:
+        return slow, pair
+    return fewer.noting(ChainsTakenBack(names)), again
 
 
 def _speedup(pair: LatencyPair) -> float:

@@ -5,7 +5,7 @@ tell(analysis, built, notes) -> Report
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -77,7 +77,7 @@ def tell(
             labels_are_classes=job.options.labels_are_classes, judging=job.options.judging,
         )  # fmt: skip
         return_freed_memory()
-        latency = timed_pairs(job, built.model, sorted({1, 16, job.tools.timing.batch}))
+        latency = timed_pairs(job, built.model, (1, 16, job.tools.timing.batch), built.timed)
         after = cost_of_model(job, built.model)
     said: list[Note] = [Remark(text) for text in (*job.said, *job.samples.notes)]
     if analysis.resumed:
@@ -191,16 +191,23 @@ def timed_pair(job: Job, model: Model) -> LatencyPair:
     return pair
 
 
-def timed_pairs(job: Job, model: Model, batches: Sequence[int]) -> tuple[LatencyPair, ...]:
-    """The original and a model in alternation, at the batches that the data allows.
+def timed_pairs(
+    job: Job, model: Model, batches: Iterable[int], known: LatencyPair | None = None
+) -> tuple[LatencyPair, ...]:
+    """The original and a model in alternation, at the batches that the data allows, in order.
 
     Args:
         job: whose model is the original.
         model: the new one.
         batches: samples of an inference.
+        known: what was measured of them before.
     """
     data = job.samples.validation
     most = len(data) if data.batchable else 1
-    allowed = [b for b in batches if b <= most] or [1]
-    feeds = [(b, feed_of_batch(job, b)) for b in allowed]
-    return job.tools.timer.models(job.source, model, feeds)
+    found = [] if known is None else [known]
+    allowed = {b for b in batches if b <= most} or {1}
+    missing = sorted(allowed - {pair.batch for pair in found})
+    if missing:
+        feeds = [(b, feed_of_batch(job, b)) for b in missing]
+        found += job.tools.timer.models(job.source, model, feeds)
+    return tuple(sorted(found, key=lambda pair: pair.batch))

@@ -88,17 +88,23 @@ class Pruner:
         """Cost of the products of activations that channels of heads pass."""
         return sum(map(self._costs.of_product, self.found.products))
 
+    @property
+    def weighs(self) -> bool:
+        """Whether the losses of groups are measured, as where there are heads among them."""
+        inside = any(prunable.pairs for prunable in self.prunables.values())
+        return inside or bool(self.found.products)
+
     @cached_property
     def orders(self) -> dict[str, ChannelOrder]:
-        """Orders and losses of all prunables, by name; weighed where there are heads among them."""
+        """Orders and losses of all prunables, by name; weighed where :attr:`weighs` says so."""
         prunables = list(self.prunables.values())
-        heads = self.heads  # found once, not on every thread
+        _ = self.heads  # found once, not on every thread
         with self._progress.task("prune", len(prunables)) as advance:
             orders = side_by_side(
                 lambda p: self.order_of(p, {}), prunables, list(map(_width, prunables)), advance
             )
         found = dict(zip(self.prunables, orders, strict=True))
-        return self._weighed(found) if heads or self.found.products else found
+        return self._weighed(found) if self.weighs else found
 
     def _weighed(self, orders: dict[str, ChannelOrder]) -> dict[str, ChannelOrder]:
         """The same with losses in one measure; a Gather, unmeasured, weighs as the worst group."""

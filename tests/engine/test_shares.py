@@ -12,11 +12,12 @@ from onnx_lowrank.engine import shares
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.effort import EFFORTS
-from onnx_lowrank.engine.plan_once import plan_once
-from onnx_lowrank.engine.shares import alternatives, best_share, judge_between
+from onnx_lowrank.engine.plan_once import foreseen_loss, plan_once
+from onnx_lowrank.engine.shares import Alternatives, alternatives, best_share, judge_between
 from onnx_lowrank.planning.notes import HeadsWhole, NearEnough, SharesTried
 from onnx_lowrank.planning.plan import GroupDecision
 from onnx_lowrank.planning.targets import Target
+from onnx_lowrank.pruning.pruner import Pruner
 from tests import fixtures_models as fm
 from tests.analyses import analysis_of
 from tests.scripted_timer import ScriptedTimer, by_workload
@@ -36,25 +37,71 @@ def share_of(planned: Planned) -> float:
     return planned.proposed.share
 
 
+def shares_of(begun: Alternatives) -> list[Any]:
+    return [share_of(begun.first), *begun.others]
+
+
+@pytest.fixture
+def weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses of pruning are measured, as in nets with attention."""
+    monkeypatch.setattr(Pruner, "weighs", True)
+
+
+@pytest.mark.usefixtures("weighed")
 def test_none_all_and_the_best_foreseen_between_them(
     analysis: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shares, "CERTAIN", 1e9)
-    found = [share_of(p) for p in alternatives(analysis, TARGET)]
+    begun = alternatives(analysis, TARGET)
+    plans = [begun.first, *(shares.plan_for(analysis, TARGET, pruning=s) for s in begun.others)]
+    losses = [foreseen_loss(analysis, planned) for planned in plans]
+    assert losses == sorted(losses)
+    found = list(map(share_of, plans))
     assert {0.0, 1.0} <= set(found)
     assert len(found) == len(set(found)) <= 3
 
 
+@pytest.mark.usefixtures("weighed")
 def test_what_is_hopeless_is_not_built(analysis: Analysis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shares, "CERTAIN", 1.0)
-    assert len(alternatives(analysis, TARGET)) == 1
+    assert not alternatives(analysis, TARGET).others
+
+
+def test_what_is_hopeless_beside_the_first_is_not_built(
+    analysis: Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "CERTAIN", 0.0)
+    begun = alternatives(analysis, TARGET)
+    assert (share_of(begun.first), begun.others) == (0.0, ("some", 1.0))
+    best = best_share(analysis, TARGET, begun, judge_between(analysis), THOROUGH)
+    assert best.planned.plan.groups == begun.first.plan.groups
+    assert not best.planned.notes
+
+
+def test_pruning_is_not_looked_at_where_little_is_lost_without_it(
+    analysis: Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    real = shares.plan_for
+
+    def plan_for(analysis: Analysis, target: Target, pruning: Any) -> Planned:
+        asked.append(pruning)
+        return real(analysis, target, pruning=pruning)
+
+    monkeypatch.setattr(shares, "plan_for", plan_for)
+    begun = alternatives(analysis, TARGET)
+    lenient = replace(THOROUGH, enough=1.5)
+    best_share(analysis, TARGET, begun, judge_between(analysis), lenient)
+    assert asked == [0.0]
+    best_share(analysis, TARGET, begun, judge_between(analysis), replace(THOROUGH, steps=0))
+    assert asked == [0.0, "some", 1.0]
 
 
 @pytest.mark.parametrize("passes", ["spatial_svd", "prune_channels"])
 def test_one_sort_of_passes_leaves_no_choice(passes: str) -> None:
     found = analysis_of(fm.residual_net(16), passes, {"x": fm.pictures(60)}, ScriptedTimer())
-    (planned,) = alternatives(found, Target.parse("macs=0.7"))
-    assert share_of(planned) == float(passes == "prune_channels")
+    begun = alternatives(found, Target.parse("macs=0.7"))
+    assert shares_of(begun) == [float(passes == "prune_channels")]
 
 
 @pytest.mark.parametrize(
@@ -93,11 +140,12 @@ def test_the_share_is_moved_to_where_the_judge_finds_less_loss(
 
         return score
 
+    monkeypatch.setattr(shares, "CERTAIN", 1e9)
     monkeypatch.setattr(shares, "plan_for", plan_for)
     monkeypatch.setattr(shares, "score_of", score_of)
-    plans = [plan_for(analysis, TARGET, share) for share in (0.0, 0.6, 1.0)]
+    begun = Alternatives(plan_for(analysis, TARGET, 0.0), (0.6, 1.0))
     judge = judge_between(analysis)
-    tried = best_share(analysis, TARGET, plans, judge, THOROUGH)
+    tried = best_share(analysis, TARGET, begun, judge, THOROUGH)
     assert asked == built
     # of two that lose alike the one that prunes more
     assert tried.share == min(built, key=lambda s: (round(abs(s - best), 9), -s))
@@ -106,11 +154,11 @@ def test_the_share_is_moved_to_where_the_judge_finds_less_loss(
     assert note.share == tried.share
     assert [share for share, _ in note.losses] == sorted(built)
     asked.clear()
-    best_share(analysis, TARGET, plans, judge, replace(THOROUGH, steps=0))
+    best_share(analysis, TARGET, begun, judge, replace(THOROUGH, steps=0))
     assert asked == built[:3]
     asked.clear()
     lenient = replace(THOROUGH, enough=1.5)
-    tried = best_share(analysis, TARGET, plans, judge, lenient)
+    tried = best_share(analysis, TARGET, begun, judge, lenient)
     assert asked == built[:1]
     assert tried.planned.notes == (NearEnough(tried.loss, judge.samples),)
 
@@ -120,7 +168,7 @@ def test_the_share_is_moved_to_where_the_judge_finds_less_loss(
 def test_of_two_that_lose_nearly_alike_the_one_that_prunes_more(
     first: float, more: float, taken: float, analysis: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plans = [plan_once(analysis, TARGET, pruning=share) for share in (first, 1 - first)]
+    begun = Alternatives(plan_once(analysis, TARGET, pruning=first), (1 - first,))
 
     def score_of(*_: Any) -> Any:
         def score(planned: Planned) -> shares.Tried:
@@ -130,7 +178,7 @@ def test_of_two_that_lose_nearly_alike_the_one_that_prunes_more(
         return score
 
     monkeypatch.setattr(shares, "score_of", score_of)
-    tried = best_share(analysis, TARGET, plans, judge_between(analysis), replace(THOROUGH, steps=0))
+    tried = best_share(analysis, TARGET, begun, judge_between(analysis), replace(THOROUGH, steps=0))
     assert tried.share == taken
 
 
@@ -156,13 +204,12 @@ def test_shares_are_drafted_with_class_scores_whole_where_the_first_plan_is_bett
     monkeypatch.setattr(shares, "CERTAIN", 1e9)
     monkeypatch.setattr(shares, "score_of", score_of)
     judge = judge_between(analysis)
-    tried = best_share(analysis, TARGET, [first], judge, THOROUGH)
+    tried = best_share(analysis, TARGET, Alternatives(first), judge, THOROUGH)
     assert drafted == [(False, 0.0), (True, 0.0)]
     (note,) = tried.planned.notes
     assert note == HeadsWhole((head,), 2.0, 1.1, judge.samples)
     drafted.clear()
-    plans = [first, plan_once(analysis, TARGET, pruning=1.0)]
-    tried = best_share(analysis, TARGET, plans, judge, THOROUGH)
+    tried = best_share(analysis, TARGET, Alternatives(first, (1.0,)), judge, THOROUGH)
     assert drafted[:2] == [(False, 0.0), (True, 0.0)]
     assert len(drafted) > 2
     assert all(whole for whole, _ in drafted[2:])
