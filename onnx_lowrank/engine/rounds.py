@@ -4,8 +4,8 @@ What predictions cannot compare, held-out samples can. The best share of pruning
 (:mod:`onnx_lowrank.engine.shares`). Each round then measures sensitivities around the best plan
 (:mod:`onnx_lowrank.refit.sensitivity`) and plans by them. The new plan is drafted where it promises
 less loss, and takes the place of the old where the judge finds it better; the first that is not
-ends the rounds. The plan that is taken is built anew, unless its draft loses so little that nothing
-is to be gained: then the plan is that of the draft.
+ends the rounds. The plan that is taken is built anew, unless its draft loses little enough: then
+the plan is that of the draft.
 """
 
 from __future__ import annotations
@@ -44,11 +44,6 @@ LARGEST = MEMORY // 8
 #: on fewer plans are built unasked: each takes some runs
 LONGEST = 5 * 10**11
 
-#: loss of a draft below which no plan is made again and the draft is the model, unasked: what a new
-#: plan gains is little then, or chance. Solving on all samples takes twice as long, and behind
-#: ReLUs twice as long again: at losses of 0.1 to 0.8 % both took off no more than 0.03 points
-GAINLESS = 0.01
-
 #: a plan made again is drafted where it foresees less of the weighted loss than this part
 WORTH = 0.95
 
@@ -65,7 +60,7 @@ class Chosen:
     def of(cls, best: Tried, effort: Effort) -> Chosen:
         """The plan of a draft, to be built in full or as the draft is."""
         analysis, planned, draft = best.analysis, best.planned, best.draft
-        if analysis.job.options.repair is None and _gainless(best, effort):
+        if analysis.job.options.repair is None and best.loss < effort.enough:
             return cls(analysis, replace(planned, plan=draft.plan), draft)
         return cls(analysis, planned, replace(draft, repaired={}))
 
@@ -101,14 +96,9 @@ def plan_in_rounds(analysis: Analysis, target: Target, effort: Effort = NORMAL) 
     if best.loss < effort.enough:
         return Chosen.of(best, effort)
     best = best.noting(*heavy)
-    if most and not _gainless(best, effort) and len(best.planned.errors) > 1:
+    if most and len(best.planned.errors) > 1:
         best = _in_rounds(target, best, most, judge, data)
     return Chosen.of(best, effort)
-
-
-def _gainless(best: Tried, effort: Effort) -> bool:
-    """Whether so little is lost that an effort does no more."""
-    return effort.bounded and best.loss < GAINLESS
 
 
 def _bearable(effort: Effort, cost: Cost, samples: int) -> tuple[Effort, tuple[Note, ...]]:

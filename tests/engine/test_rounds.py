@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.engine import api as pipeline
+from onnx_lowrank.engine import effort as efforts
 from onnx_lowrank.engine import rounds, shares
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.judge.judge import Judge
@@ -154,9 +156,15 @@ def test_no_round_is_made_where_layers_cannot_be_weighed() -> None:
     assert not said(fm.quick_compress(net(), **rule, ranks="ratio=0.5", effort="thorough"))
 
 
+def with_enough(monkeypatch: pytest.MonkeyPatch, loss: float) -> None:
+    """Let the normal effort look for nothing better below a loss."""
+    lenient = replace(efforts.NORMAL, enough=loss)
+    monkeypatch.setattr(efforts, "EFFORTS", {**efforts.EFFORTS, "normal": lenient})
+
+
 def test_nothing_lost_is_nothing_to_gain(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(said(fm.quick_compress(net(), **OPTIONS, effort="normal"))) == 1
-    monkeypatch.setattr(rounds, "GAINLESS", 0.5)
+    with_enough(monkeypatch, 0.5)
     assert not said(fm.quick_compress(net(), **OPTIONS, effort="normal"))
     assert said(fm.quick_compress(net(), **OPTIONS, effort="thorough"))
 
@@ -216,7 +224,7 @@ def test_what_foresees_no_less_loss_is_not_drafted(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("gainless", "asked", "light"),
+    ("enough", "asked", "light"),
     [
         (1.0, {}, True),
         (0.0, {}, False),
@@ -225,9 +233,9 @@ def test_what_foresees_no_less_loss_is_not_drafted(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_a_draft_that_loses_next_to_nothing_is_the_model(
-    monkeypatch: pytest.MonkeyPatch, gainless: float, asked: dict[str, str], light: bool
+    monkeypatch: pytest.MonkeyPatch, enough: float, asked: dict[str, str], light: bool
 ) -> None:
-    monkeypatch.setattr(rounds, "GAINLESS", gainless)
+    with_enough(monkeypatch, enough)
     drafted: list[Any] = []
     draft = shares.draft
     monkeypatch.setattr(
