@@ -134,12 +134,14 @@ class Analysis:
         before: cost of the model as given, at one sample.
         prepared: the canonical model, its layers and the moments of their inputs.
         memo: what was computed once.
+        guessed: the same, where losses of groups of channels are guesses; None where these may be.
     """
 
     job: Job
     before: Cost
     prepared: Prepared
     memo: Memo
+    guessed: Analysis | None = None
 
     def pruner(self, metric: str) -> Pruner:
         """The pruner of the model, under budgets of a metric.
@@ -147,10 +149,14 @@ class Analysis:
         Args:
             metric: ``macs | params | size``.
         """
-        return self.memo.pruners.get(
-            metric,
-            lambda: Pruner(self.prepared, self._cutting(), metric, self.job.tools.progress),
-        )
+        guessed = self.guessed
+
+        def make() -> Pruner:
+            if guessed is not None:
+                return guessed.pruner(metric).weighed()
+            return Pruner(self.prepared, self._cutting(), metric, self.job.tools.progress)
+
+        return self.memo.pruners.get(metric, make)
 
     def _cutting(self) -> Cutting:
         """The passes that take channels out; heads stay where no data says how they are used."""
@@ -204,6 +210,8 @@ class Analysis:
     def end_planning(self) -> None:
         """Let go of what only plans are made from."""
         self.memo.clear()
+        if self.guessed is not None:
+            self.guessed.memo.clear()
         return_freed_memory()
 
     def forget(self) -> None:
@@ -252,6 +260,17 @@ def leaving(analysis: Analysis, layers: Collection[str], reason: str) -> Analysi
     )  # fmt: skip
     job = replace(job, options=replace(job.options, skipped=skipped))
     return Analysis(job, analysis.before, prepared, memo)
+
+
+def weighing(analysis: Analysis) -> Analysis:
+    """The same, where the losses of groups of channels are measured."""
+    known = analysis.memo
+    memo = Memo(
+        known.chains, cuts=known.cuts, scores=known.scores, weights=known.weights,
+        whole=known.whole, layers=known.layers, narrowed=known.narrowed, timed=known.timed,
+        rounded=known.rounded, unfinished=known.unfinished,
+    )  # fmt: skip
+    return Analysis(analysis.job, analysis.before, analysis.prepared, memo, analysis)
 
 
 def cut(analysis: Analysis, kept: KeptChannels) -> Cut:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from onnx_lowrank.analysis.cost import Cost
 from onnx_lowrank.analysis.streaming import MEMORY
+from onnx_lowrank.engine.alternatives import alternatives
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.build import Built
 from onnx_lowrank.engine.choose import Planned
@@ -21,7 +22,6 @@ from onnx_lowrank.engine.effort import NORMAL, Effort
 from onnx_lowrank.engine.originals import in_parts
 from onnx_lowrank.engine.shares import (
     Tried,
-    alternatives,
     best_share,
     heads_of,
     judge_between,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnx_lowrank.engine.alternatives import alternatives
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.blame import suspects
 from onnx_lowrank.engine.build import Built, build
@@ -22,7 +23,7 @@ from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.effort import NORMAL, Effort
 from onnx_lowrank.engine.originals import in_parts
 from onnx_lowrank.engine.propose import PruningShare
-from onnx_lowrank.engine.shares import alternatives, best_share, judge_between
+from onnx_lowrank.engine.shares import best_share, judge_between
 from onnx_lowrank.engine.timed_plan import plan_for
 from onnx_lowrank.errors import BudgetError, DataError, NothingAppliesError
 from onnx_lowrank.judge.judge import AS_FOUND, Judging

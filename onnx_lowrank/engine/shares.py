@@ -1,6 +1,5 @@
 """How much of the saving pruning makes: plans at several shares are drafted and judged.
 
-    alternatives(analysis, target) -> the plan to begin with, and at which shares others are made
     best_share(analysis, target, begun, judge, effort) -> the best plan, and a draft of its model
 
 Predictions compare pruning with factorization badly: on some models pruning alone gives up half of
@@ -9,45 +8,41 @@ same. Held-out samples can tell. So the plan without pruning, the one that pruni
 the one of least foreseen loss between them are built as drafts, which are solved with less work;
 then the share is moved towards the second best as long as the judge finds less loss there.
 
-Where the first draft loses little enough, nothing else is looked at. Losses of pruning are measured
-in nets with attention: these begin with the plan that foresees the least. In others they are
-guessed, and of twelve convolutional nets whose plan without pruning lost little enough at 0.7 of
-their MACs, one alone lost noticeably less at another share. So these begin without pruning.
+Where the first draft loses little enough, nothing else is looked at. Where channels go in the best,
+and their losses were guessed, these are measured, and plans by them are drafted too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from onnx_lowrank.engine.analyse import Analysis, leaving
+from onnx_lowrank.engine.alternatives import PRUNING, Alternatives, alternatives, known, others
+from onnx_lowrank.engine.analyse import Analysis, leaving, weighing
 from onnx_lowrank.engine.blame import suspects
 from onnx_lowrank.engine.build import Built, draft
 from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.effort import Effort
-from onnx_lowrank.engine.plan_once import foreseen_loss
-from onnx_lowrank.engine.propose import PruningShare, may_prune
 from onnx_lowrank.engine.timed_plan import plan_for
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.judge.judge import Judge
-from onnx_lowrank.planning.notes import HeadsWhole, NearEnough, Note, SharesTried
+from onnx_lowrank.planning.notes import (
+    GroupsWeighed,
+    HeadsWhole,
+    NearEnough,
+    Note,
+    SharesTried,
+)
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.pruning.shared_budget import SHARES
 
 __all__ = [
-    "Alternatives",
     "Tried",
-    "alternatives",
     "best_share",
     "heads_of",
     "judge_between",
     "score_of",
 ]
-
-#: predictions err by less than this factor between plans of different shares: those that foresee
-#: more than this times the least loss are not drafted
-CERTAIN = 4.0
 
 #: nothing between the best share and one that loses more than this times as much is drafted
 HOPELESS = 4.0
@@ -56,9 +51,6 @@ HOPELESS = 4.0
 #: what is built of them: the one that changes fewer answers is taken, by more than the last number
 #: of samples, or else that with more pruning, as it has fewer nodes for its MACs
 ALIKE, CHANCE = 1.05, 2
-
-#: how much pruning does in plans besides that without it
-PRUNING: tuple[PruningShare, ...] = ("some", 1.0)
 
 #: shares that plans are drafted at
 _GRID = (0.0, *SHARES)
@@ -92,63 +84,6 @@ class Tried:
         return replace(self, planned=self.planned.noting(*notes))
 
 
-@dataclass(frozen=True)
-class Alternatives:
-    """Plans at several shares of pruning, of which one is made so far.
-
-    Attributes:
-        first: the plan to begin with.
-        others: shares that plans may be made at besides.
-    """
-
-    first: Planned
-    others: tuple[PruningShare, ...] = ()
-
-
-def alternatives(analysis: Analysis, target: Target) -> Alternatives:
-    """The plan to begin with, and at which shares there may be others.
-
-    Args:
-        analysis: of the original model.
-        target: what is asked for.
-
-    Raises:
-        BudgetError: the target is out of reach.
-    """
-    passes = analysis.job.passes
-    if passes.cutting is None or not passes.factorizations or passes.cutting.keep:
-        return Alternatives(plan_for(analysis, target))
-    if not may_prune(analysis, target):
-        return Alternatives(plan_for(analysis, target, pruning=0.0))
-    if not analysis.pruner(target.metric).weighs:
-        with suppress(BudgetError):
-            return Alternatives(plan_for(analysis, target, pruning=0.0), PRUNING)
-    found: list[Planned] = []
-    shares: dict[int, PruningShare] = {}
-    refused: BudgetError | None = None
-    for share in (0.0, *PRUNING):
-        try:
-            planned = plan_for(analysis, target, pruning=share)
-        except BudgetError as error:
-            refused = refused or error
-            continue
-        if not _known(planned, found):
-            shares[len(found)] = share
-            found.append(planned)
-    if not found:
-        assert refused is not None
-        raise refused
-    first, *others = _likely(analysis, found)
-    return Alternatives(found[first], tuple(shares[number] for number in others))
-
-
-def _likely(analysis: Analysis, found: Sequence[Planned]) -> list[int]:
-    """Numbers of the plans that do not foresee much more loss than the best, that one first."""
-    losses = [foreseen_loss(analysis, planned) for planned in found]
-    ranked = sorted(zip(losses, range(len(found)), strict=True))
-    return [number for loss, number in ranked if loss <= CERTAIN * min(losses)]
-
-
 def best_share(
     analysis: Analysis,
     target: Target,
@@ -176,10 +111,10 @@ def best_share(
     best, notes = _with_heads_whole(target, best, judge, keep)
     if best.analysis is not analysis and begun.others:
         analysis, begun = best.analysis, alternatives(best.analysis, target)
-    others = _others(analysis, target, begun, best.planned)
-    if not others:
+    more = others(analysis, target, begun, best.planned)
+    if not more:
         return best.noting(*notes)
-    score, known = score_of(analysis, judge, keep), [best.planned, *others]
+    score, tried = score_of(analysis, judge, keep), [best.planned, *more]
     losses = {best.share: best.loss}
 
     def consider(planned: Planned) -> bool:
@@ -190,7 +125,7 @@ def best_share(
         best = other if better else best
         return better
 
-    for planned in others:
+    for planned in more:
         consider(planned)
     for _ in range(effort.steps):
         moved = False
@@ -199,32 +134,44 @@ def best_share(
                 planned = plan_for(analysis, target, pruning=share)
             except BudgetError:
                 continue
-            if _known(planned, known):
+            if known(planned, tried):
                 continue
-            known.append(planned)
+            tried.append(planned)
             moved = consider(planned)
             break
         if not moved:
             break
-    tried = tuple(sorted(losses.items()))
-    return best.noting(*notes, SharesTried(best.share, tried, judge.samples))
+    note = SharesTried(best.share, tuple(sorted(losses.items())), judge.samples)
+    best = best.noting(*notes, note)
+    return _with_groups_weighed(target, best, judge, keep) if effort.steps else best
 
 
-def _others(
-    analysis: Analysis, target: Target, begun: Alternatives, drafted: Planned
-) -> list[Planned]:
-    """The plans that were not drafted, but for those that foresee much more loss than another."""
-    found = [drafted]
-    if not _known(begun.first, found):
-        found.append(begun.first)
-    for share in begun.others:
+def _with_groups_weighed(target: Target, best: Tried, judge: Judge, keep: bool) -> Tried:
+    """The same, or a plan whose channels were chosen by measured losses if it is better.
+
+    To measure them costs a run of some samples for each group, so it is for nets that lose least
+    where channels go.
+    """
+    if best.share == 0 or best.analysis.pruner(target.metric).weighs:
+        return best
+    weighed = weighing(best.analysis)
+    score, tried, first = score_of(weighed, judge, keep), [best.planned], best
+    losses = []
+    for share in PRUNING:
         try:
-            planned = plan_for(analysis, target, pruning=share)
+            planned = plan_for(weighed, target, pruning=share)
         except BudgetError:
             continue
-        if not _known(planned, found):
-            found.append(planned)
-    return [found[number] for number in _likely(analysis, found) if number > 0]
+        if known(planned, tried):
+            continue
+        tried.append(planned)
+        other = score(planned)
+        losses.append((other.share, other.loss))
+        best = other if _better(other, best, CHANCE / judge.samples) else best
+    if not losses:
+        return best
+    note = GroupsWeighed(tuple(losses), best is not first, judge.samples)
+    return best.noting(*(first.planned.notes if best is not first else ()), note)
 
 
 def _with_heads_whole(
@@ -309,11 +256,3 @@ def _beside(best: float, losses: dict[float, float]) -> list[float]:
         if near is not None and near not in losses and known:
             sides.append((min(beyond), near))
     return [share for _, share in sorted(sides)]
-
-
-def _known(planned: Planned, others: Sequence[Planned]) -> bool:
-    """Whether a plan takes out the same channels as another."""
-    return any(planned.plan.groups == other.plan.groups for other in others) or (
-        not any(g.shrinks for g in planned.plan.groups)
-        and any(not any(g.shrinks for g in other.plan.groups) for other in others)
-    )

@@ -13,6 +13,7 @@ __all__ = [
     "AlreadyKept",
     "ChainsAreSlower",
     "ChainsTakenBack",
+    "GroupsWeighed",
     "HeadsWhole",
     "InInt8",
     "LatencyOfPlan",
@@ -210,6 +211,21 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class GroupsWeighed:
+    """The judge's losses of plans whose channels were chosen by measured losses of groups.
+
+    Attributes:
+        losses: on held-out samples, beside the parts of the saving that taking channels out makes.
+        kept: whether one of them is taken.
+        samples: that the losses stand on.
+    """
+
+    losses: tuple[tuple[float, float], ...]
+    kept: bool
+    samples: int
+
+
+@dataclass(frozen=True)
 class HeadsWhole:
     """The judge's losses of a plan that takes layers of class scores apart and of one without.
 
@@ -293,6 +309,7 @@ Note = (
     | SearchResult
     | ChainsAreSlower
     | ChainsTakenBack
+    | GroupsWeighed
     | HeadsWhole
     | InInt8
     | TimeBesideProducts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,6 +35,10 @@ __all__ = ["ChannelOrder", "Pruner"]
 Array = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
+
+#: power of measured factors where there are no heads: of eleven plans of five nets more gained by
+#: it than by the factors themselves
+_DAMPED = 0.5
 
 #: loss a layer that whole blocks of channels may cost above the finer grid
 _LOSS_PER_LAYER = 0.005
@@ -70,6 +75,7 @@ class Pruner:
     ) -> None:
         self._prepared, self._methods = prepared, methods
         self._progress, self._options = progress, methods.options
+        self._guessed: Pruner | None = None
         self._layers = {layer.name: layer for layer in prepared.products}
         self.found = methods.found(prepared)
         self.prunables = self.found.prunables
@@ -97,6 +103,8 @@ class Pruner:
     @cached_property
     def orders(self) -> dict[str, ChannelOrder]:
         """Orders and losses of all prunables, by name; weighed where :attr:`weighs` says so."""
+        if self._guessed is not None:
+            return self._weighed(self._guessed.orders, _DAMPED)
         prunables = list(self.prunables.values())
         _ = self.heads  # found once, not on every thread
         with self._progress.task("prune", len(prunables)) as advance:
@@ -106,7 +114,21 @@ class Pruner:
         found = dict(zip(self.prunables, orders, strict=True))
         return self._weighed(found) if self.weighs else found
 
-    def _weighed(self, orders: dict[str, ChannelOrder]) -> dict[str, ChannelOrder]:
+    def weighed(self) -> Pruner:
+        """The same with losses that are measured, where they are not so already.
+
+        Where there are no heads the factors are damped.
+        """
+        if self.weighs:
+            return self
+        made = copy.copy(self)
+        made.__dict__.pop("orders", None)
+        made._guessed = self
+        return made
+
+    def _weighed(
+        self, orders: dict[str, ChannelOrder], power: float = 1.0
+    ) -> dict[str, ChannelOrder]:
         """The same with losses in one measure; a Gather, unmeasured, weighs as the worst group."""
         half = {n: (p.size + 1) // 2 for n, p in self.prunables.items() if p.group is not None}
         kept = {n: {n: np.sort(orders[n].order[:count])} for n, count in half.items()}
@@ -123,7 +145,7 @@ class Pruner:
         touched = frozenset().union(*map(self.layers_of, half))
         stages = {la.name: la.stage for la in self._prepared.layers if la.name in touched}
         halves = Halves(self._prepared.model, stages, zeroed, halved)
-        factors = self._methods.weigh(halves, losses)
+        factors = {n: f**power for n, f in self._methods.weigh(halves, losses).items()}
         worst = max(factors.values(), default=1.0)
         return {
             n: replace(o, losses=o.losses * factors.get(n, 1.0 if n in losses else worst))

@@ -122,10 +122,16 @@ def worded(note: n.Note) -> str:
             )
         case n.InInt8():
             return _in_int8(note)
-        case n.SharesTried():
-            tried = ", ".join(f"{loss:.2%} at {share:.0%}" for share, loss in note.losses)
+        case n.GroupsWeighed():
             return (
-                f"share of the saving that pruning makes: drafts lose {tried}, on {note.samples} "
+                "channels chosen by what cutting each group does to the outputs: drafts lose "
+                f"{_at_shares(note.losses)}, on {note.samples} held-out samples; "
+                f"{'kept' if note.kept else 'dropped'}"
+            )
+        case n.SharesTried():
+            return (
+                "share of the saving that pruning makes: drafts lose "
+                f"{_at_shares(note.losses)}, on {note.samples} "
                 f"held-out samples; {note.share:.0%} is taken"
             )
         case n.SomeCompared():
@@ -170,6 +176,11 @@ def worded(note: n.Note) -> str:
                 f"{share:.0%} of the original's time{named}{bound}, and "
                 f"{sum(note.after.values()):.0%} of what is left"
             )
+
+
+def _at_shares(losses: tuple[tuple[float, float], ...]) -> str:
+    """Losses beside shares of the saving, in words."""
+    return ", ".join(f"{loss:.2%} at {share:.0%}" for share, loss in losses)
 
 
 def _in_int8(note: n.InInt8) -> str:

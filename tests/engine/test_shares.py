@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 
+from onnx_lowrank.engine import alternatives as beginning
 from onnx_lowrank.engine import shares
+from onnx_lowrank.engine.alternatives import Alternatives, alternatives
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.effort import EFFORTS
 from onnx_lowrank.engine.plan_once import foreseen_loss, plan_once
-from onnx_lowrank.engine.shares import Alternatives, alternatives, best_share, judge_between
-from onnx_lowrank.planning.notes import HeadsWhole, NearEnough, SharesTried
+from onnx_lowrank.engine.shares import best_share, judge_between
+from onnx_lowrank.planning.notes import GroupsWeighed, HeadsWhole, NearEnough, SharesTried
 from onnx_lowrank.planning.plan import GroupDecision
 from onnx_lowrank.planning.targets import Target
+from onnx_lowrank.pruning.cutting import Cutting
 from onnx_lowrank.pruning.pruner import Pruner
 from tests import fixtures_models as fm
 from tests.analyses import analysis_of
@@ -51,9 +54,9 @@ def weighed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_none_all_and_the_best_foreseen_between_them(
     analysis: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shares, "CERTAIN", 1e9)
+    monkeypatch.setattr(beginning, "CERTAIN", 1e9)
     begun = alternatives(analysis, TARGET)
-    plans = [begun.first, *(shares.plan_for(analysis, TARGET, pruning=s) for s in begun.others)]
+    plans = [begun.first, *(beginning.plan_for(analysis, TARGET, pruning=s) for s in begun.others)]
     losses = [foreseen_loss(analysis, planned) for planned in plans]
     assert losses == sorted(losses)
     found = list(map(share_of, plans))
@@ -63,14 +66,14 @@ def test_none_all_and_the_best_foreseen_between_them(
 
 @pytest.mark.usefixtures("weighed")
 def test_what_is_hopeless_is_not_built(analysis: Analysis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shares, "CERTAIN", 1.0)
+    monkeypatch.setattr(beginning, "CERTAIN", 1.0)
     assert not alternatives(analysis, TARGET).others
 
 
 def test_what_is_hopeless_beside_the_first_is_not_built(
     analysis: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shares, "CERTAIN", 0.0)
+    monkeypatch.setattr(beginning, "CERTAIN", 0.0)
     begun = alternatives(analysis, TARGET)
     assert (share_of(begun.first), begun.others) == (0.0, ("some", 1.0))
     best = best_share(analysis, TARGET, begun, judge_between(analysis), THOROUGH)
@@ -82,13 +85,13 @@ def test_pruning_is_not_looked_at_where_little_is_lost_without_it(
     analysis: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float] = []
-    real = shares.plan_for
+    real = beginning.plan_for
 
     def plan_for(analysis: Analysis, target: Target, pruning: Any) -> Planned:
         asked.append(pruning)
         return real(analysis, target, pruning=pruning)
 
-    monkeypatch.setattr(shares, "plan_for", plan_for)
+    monkeypatch.setattr(beginning, "plan_for", plan_for)
     begun = alternatives(analysis, TARGET)
     lenient = replace(THOROUGH, enough=1.5)
     best_share(analysis, TARGET, begun, judge_between(analysis), lenient)
@@ -140,8 +143,10 @@ def test_the_share_is_moved_to_where_the_judge_finds_less_loss(
 
         return score
 
-    monkeypatch.setattr(shares, "CERTAIN", 1e9)
+    monkeypatch.setattr(beginning, "CERTAIN", 1e9)
+    monkeypatch.setattr(beginning, "plan_for", plan_for)
     monkeypatch.setattr(shares, "plan_for", plan_for)
+    monkeypatch.setattr(shares, "PRUNING", ())
     monkeypatch.setattr(shares, "score_of", score_of)
     begun = Alternatives(plan_for(analysis, TARGET, 0.0), (0.6, 1.0))
     judge = judge_between(analysis)
@@ -201,7 +206,8 @@ def test_shares_are_drafted_with_class_scores_whole_where_the_first_plan_is_bett
 
         return score
 
-    monkeypatch.setattr(shares, "CERTAIN", 1e9)
+    monkeypatch.setattr(shares, "PRUNING", ())
+    monkeypatch.setattr(beginning, "CERTAIN", 1e9)
     monkeypatch.setattr(shares, "score_of", score_of)
     judge = judge_between(analysis)
     tried = best_share(analysis, TARGET, Alternatives(first), judge, THOROUGH)
@@ -216,6 +222,44 @@ def test_shares_are_drafted_with_class_scores_whole_where_the_first_plan_is_bett
     assert tried.analysis is not analysis
     assert tried.share == max(share for _, share in drafted)
     assert [type(note) for note in tried.planned.notes] == [HeadsWhole, SharesTried]
+
+
+@pytest.mark.parametrize(
+    ("best", "loss", "measured"),
+    [(1.0, 0.5, True), (1.0, 2.0, True), (0.0, 0.5, False)],
+)
+def test_channels_are_chosen_by_measured_losses_where_some_go_in_the_best(
+    best: float, loss: float, measured: bool, analysis: Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafted: list[tuple[bool, float]] = []
+
+    def score_of(found: Analysis, *_: Any) -> Any:
+        def score(planned: Planned) -> shares.Tried:
+            drafted.append((found is not analysis, share_of(planned)))
+            value = loss if found is not analysis else 1.0 + abs(share_of(planned) - best)
+            return shares.Tried(found, planned, None, value)  # type: ignore[arg-type]
+
+        return score
+
+    monkeypatch.setattr(beginning, "CERTAIN", 1e9)
+    monkeypatch.setattr(shares, "score_of", score_of)
+    # one group counts for nothing, so that measured losses choose other channels
+    monkeypatch.setattr(
+        Cutting, "weigh", lambda _, halves, losses: dict(zip(losses, [1e-6, 1e6] * 9, strict=False))
+    )
+    judge, one = judge_between(analysis), replace(THOROUGH, steps=1)
+    tried = best_share(analysis, TARGET, alternatives(analysis, TARGET), judge, one)
+    assert any(weighed for weighed, _ in drafted) == measured
+    kept = measured and loss < 1.0
+    assert (tried.analysis is not analysis) == kept
+    assert tried.loss == (loss if kept else 1.0)
+    notes = [n for n in tried.planned.notes if isinstance(n, GroupsWeighed)]
+    again = tuple((share, loss) for weighed, share in drafted if weighed)
+    assert notes == ([GroupsWeighed(again, kept, judge.samples)] if measured else [])
+    assert any(isinstance(n, SharesTried) for n in tried.planned.notes)
+    drafted.clear()
+    best_share(analysis, TARGET, alternatives(analysis, TARGET), judge, replace(one, steps=0))
+    assert not any(weighed for weighed, _ in drafted)
 
 
 def decision(share: float) -> GroupDecision:

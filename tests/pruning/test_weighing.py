@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnx_lowrank.engine import analyse as engine
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.judge.verdict import Estimate
 from onnx_lowrank.progress import Progress
@@ -115,11 +116,38 @@ def test_zeros_are_a_cut(name: str) -> None:
     assert min(tried) > 0
 
 
+def test_guessed_losses_are_measured_and_damped_where_that_is_asked() -> None:
+    analysis = analysis_of(fm.residual_net(8), "prune_channels", {"x": fm.pictures(40)})
+    pruner = analysis.pruner("macs")
+    assert not pruner.weighs
+    factors = {name: 4.0**number for number, name in enumerate(pruner.prunables)}
+    asked: list[Mapping[str, float]] = []
+
+    def weigh(halves: Halves, losses: Mapping[str, float]) -> Mapping[str, float]:
+        asked.append(losses)
+        return factors
+
+    guessed = Pruner(analysis.prepared, replace(pruner._methods, weigh=weigh), "macs", Progress())
+    measured = guessed.weighed()
+    assert not asked
+    for number, name in enumerate(pruner.prunables):
+        assert np.array_equal(measured.orders[name].order, guessed.orders[name].order)
+        expected = guessed.orders[name].losses * 2.0**number
+        assert measured.orders[name].losses == pytest.approx(expected)
+    assert len(asked) == 1
+    weighing = engine.weighing(analysis)
+    assert weighing.pruner("macs").orders.keys() == pruner.orders.keys()
+    assert weighing.pruner("macs") is weighing.pruner("macs")
+    assert analysis.pruner("macs") is pruner
+
+
 def test_losses_of_heads_are_in_the_judges_measure() -> None:
     form = Form(heads=4, width=16, inputs=32, length=12)
     analysis = analysis_of(attention(form), "attention_rank", data(form))
     pruner = analysis.pruner("macs")
     plain = {n: pruner.order_of(p, {}).losses for n, p in pruner.prunables.items()}
+    assert pruner.weighs
+    assert pruner.weighed() is pruner
     factors = {n: pruner.orders[n].losses[8] / plain[n][8] for n in plain}
     assert len(factors) == 2
     judge = analysis.judge_on(analysis.job.samples.calibration)  # type: ignore[arg-type]
