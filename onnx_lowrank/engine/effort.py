@@ -11,6 +11,10 @@ from onnx_lowrank.errors import OptionError
 __all__ = ["EFFORTS", "NORMAL", "QUICK", "THOROUGH", "Effort", "effort_of"]
 
 
+#: samples that tell a loss of a percent well, and the part of it that is always little
+_MANY, _LEAST = 250, 0.2
+
+
 @dataclass(frozen=True)
 class Effort:
     """What is built and judged on held-out samples before a plan is taken.
@@ -24,7 +28,7 @@ class Effort:
         repair: how layers are solved again where the caller does not say, a key of
             :data:`~onnx_lowrank.planning.refit_modes.REPAIRS`; None as drafts say.
         enough: loss of a draft below which nothing better is looked for: no other plan, and no
-            repair in full.
+            repair in full; see :meth:`enough_on`.
     """
 
     name: str
@@ -34,6 +38,13 @@ class Effort:
     bounded: bool
     repair: str | None = None
     enough: float = 0.0
+
+    def enough_on(self, samples: int) -> float:
+        """:attr:`enough` where the loss is known from so many samples: less, the fewer they are.
+
+        On 50 samples one answer more or less is a loss of 1 %.
+        """
+        return self.enough * min(max(samples / _MANY, _LEAST), 1.0)
 
 
 #: predictions alone

@@ -57,10 +57,10 @@ class Chosen:
     draft: Built | None = None
 
     @classmethod
-    def of(cls, best: Tried, effort: Effort) -> Chosen:
-        """The plan of a draft, to be built in full or as the draft is."""
+    def of(cls, best: Tried, enough: float) -> Chosen:
+        """The plan of a draft, to be built as the draft is where that loses little enough."""
         analysis, planned, draft = best.analysis, best.planned, best.draft
-        if analysis.job.options.repair is None and best.loss < effort.enough:
+        if analysis.job.options.repair is None and best.loss < enough:
             return cls(analysis, replace(planned, plan=draft.plan), draft)
         return cls(analysis, planned, replace(draft, repaired={}))
 
@@ -93,12 +93,13 @@ def plan_in_rounds(analysis: Analysis, target: Target, effort: Effort = NORMAL) 
     if not judge.has_a_say:
         return Chosen(analysis, begun.first)
     best = best_share(analysis, target, begun, judge, effort, keep=most > 0)
-    if best.loss < effort.enough:
-        return Chosen.of(best, effort)
+    enough = effort.enough_on(judge.samples)
+    if best.loss < enough:
+        return Chosen.of(best, enough)
     best = best.noting(*heavy)
     if most and len(best.planned.errors) > 1:
         best = _in_rounds(target, best, most, judge, data)
-    return Chosen.of(best, effort)
+    return Chosen.of(best, enough)
 
 
 def _bearable(effort: Effort, cost: Cost, samples: int) -> tuple[Effort, tuple[Note, ...]]:

@@ -106,7 +106,7 @@ def best_share(
         keep: keep what is needed to weigh the layers of the plan.
     """
     best = score_of(analysis, judge, keep)(begun.first)
-    if best.loss < effort.enough:
+    if best.loss < effort.enough_on(judge.samples):
         return best.noting(NearEnough(best.loss, judge.samples))
     best, notes = _with_heads_whole(target, best, judge, keep)
     if best.analysis is not analysis and begun.others:

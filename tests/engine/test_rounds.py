@@ -158,8 +158,17 @@ def test_no_round_is_made_where_layers_cannot_be_weighed() -> None:
 
 def with_enough(monkeypatch: pytest.MonkeyPatch, loss: float) -> None:
     """Let the normal effort look for nothing better below a loss."""
+    monkeypatch.setattr(efforts, "_MANY", 1)
     lenient = replace(efforts.NORMAL, enough=loss)
     monkeypatch.setattr(efforts, "EFFORTS", {**efforts.EFFORTS, "normal": lenient})
+
+
+@pytest.mark.parametrize(
+    ("samples", "loss"), [(1000, 0.01), (250, 0.01), (125, 0.005), (50, 0.002), (10, 0.002)]
+)
+def test_less_is_enough_where_few_samples_tell(samples: int, loss: float) -> None:
+    assert efforts.NORMAL.enough_on(samples) == pytest.approx(loss)
+    assert efforts.THOROUGH.enough_on(samples) == 0
 
 
 def test_nothing_lost_is_nothing_to_gain(monkeypatch: pytest.MonkeyPatch) -> None:

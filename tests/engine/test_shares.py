@@ -93,7 +93,7 @@ def test_pruning_is_not_looked_at_where_little_is_lost_without_it(
 
     monkeypatch.setattr(beginning, "plan_for", plan_for)
     begun = alternatives(analysis, TARGET)
-    lenient = replace(THOROUGH, enough=1.5)
+    lenient = replace(THOROUGH, enough=7.5)
     best_share(analysis, TARGET, begun, judge_between(analysis), lenient)
     assert asked == [0.0]
     best_share(analysis, TARGET, begun, judge_between(analysis), replace(THOROUGH, steps=0))
@@ -162,7 +162,7 @@ def test_the_share_is_moved_to_where_the_judge_finds_less_loss(
     best_share(analysis, TARGET, begun, judge, replace(THOROUGH, steps=0))
     assert asked == built[:3]
     asked.clear()
-    lenient = replace(THOROUGH, enough=1.5)
+    lenient = replace(THOROUGH, enough=7.5)
     tried = best_share(analysis, TARGET, begun, judge, lenient)
     assert asked == built[:1]
     assert tried.planned.notes == (NearEnough(tried.loss, judge.samples),)
