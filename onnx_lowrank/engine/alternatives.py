@@ -3,14 +3,15 @@
     alternatives(analysis, target) -> the plan to begin with, and at which shares others are made
 
 Losses of pruning are measured in nets with attention: these begin with the plan that foresees the
-least. In others they are guessed, and of 17 nets whose plan without pruning lost less than 1 % at
-0.7 to 0.93 of their MACs, one alone lost noticeably less at another share. So these begin without
-pruning, which need not even be looked at where that is enough.
+least. In others they are guessed, and of 18 plans of 15 nets (0.5 to 0.93 of their MACs) whose
+drafts without pruning lost less than 1 %, only two lost noticeably less at another share (0.02 %
+instead of 0.15, 0.01 instead of 0.13). So these begin without pruning, which need not even be
+looked at where that is enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from onnx_lowrank.engine.timed_plan import plan_for
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.planning.targets import Target
 
-__all__ = ["PRUNING", "Alternatives", "alternatives", "known", "others"]
+__all__ = ["PRUNING", "Alternatives", "alternatives", "new_plans", "others"]
 
 #: predictions err by less than this factor between plans of different shares: those that foresee
 #: more than this times the least loss are not drafted
@@ -72,14 +73,14 @@ def alternatives(analysis: Analysis, target: Target) -> Alternatives:
         except BudgetError as error:
             refused = refused or error
             continue
-        if not known(planned, found):
+        if not _known(planned, found):
             shares[len(found)] = share
             found.append(planned)
     if not found:
         assert refused is not None
         raise refused
-    first, *others = _likely(analysis, found)
-    return Alternatives(found[first], tuple(shares[number] for number in others))
+    first, *rest = _likely(analysis, found)
+    return Alternatives(found[first], tuple(shares[number] for number in rest))
 
 
 def _likely(analysis: Analysis, found: Sequence[Planned]) -> list[int]:
@@ -101,21 +102,37 @@ def others(
         drafted: the plan that was drafted, of the same share as the first or that itself.
     """
     found = [drafted]
-    if not known(begun.first, found):
+    if not _known(begun.first, found):
         found.append(begun.first)
-    for share in begun.others:
+    for _ in new_plans(analysis, target, begun.others, found):
+        pass
+    return [found[number] for number in _likely(analysis, found) if number > 0]
+
+
+def new_plans(
+    analysis: Analysis, target: Target, shares: Iterable[PruningShare], made: list[Planned]
+) -> Iterator[Planned]:
+    """Plans at shares that are in reach, and that take out other channels than all made so far.
+
+    Args:
+        analysis: that they are made from.
+        target: what is asked for.
+        shares: of pruning.
+        made: plans that are known; each new one is added.
+    """
+    for share in shares:
         try:
             planned = plan_for(analysis, target, pruning=share)
         except BudgetError:
             continue
-        if not known(planned, found):
-            found.append(planned)
-    return [found[number] for number in _likely(analysis, found) if number > 0]
+        if not _known(planned, made):
+            made.append(planned)
+            yield planned
 
 
-def known(planned: Planned, others: Sequence[Planned]) -> bool:
+def _known(planned: Planned, plans: Sequence[Planned]) -> bool:
     """Whether a plan takes out the same channels as another."""
-    return any(planned.plan.groups == other.plan.groups for other in others) or (
+    return any(planned.plan.groups == other.plan.groups for other in plans) or (
         not any(g.shrinks for g in planned.plan.groups)
-        and any(not any(g.shrinks for g in other.plan.groups) for other in others)
+        and any(not any(g.shrinks for g in other.plan.groups) for other in plans)
     )

@@ -50,10 +50,10 @@ class Effort:
 #: predictions alone
 QUICK = Effort("quick", builds=False, steps=0, rounds=0, bounded=True, repair="chain")
 
-#: the usual one. Of 17 nets whose plan without pruning lost less than 1 %, none lost noticeably
-#: less at another share of pruning, but for one that lost 0.2 % (and then 0.02); measured
-#: sensitivities gain little there, or chance; and solving on all samples, which takes twice as
-#: long, and behind ReLUs twice as long again, took off no more than 0.03 points
+#: the usual one. Below 1 % another share of pruning gains little (see
+#: :mod:`onnx_lowrank.engine.alternatives`), and so do measured sensitivities; and solving on all
+#: samples, which takes twice as long, and behind ReLUs twice as long again, took off no more than
+#: 0.03 points
 NORMAL = Effort("normal", builds=True, steps=1, rounds=1, bounded=True, enough=0.01)
 
 #: whatever it costs

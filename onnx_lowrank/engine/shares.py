@@ -17,7 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from onnx_lowrank.engine.alternatives import PRUNING, Alternatives, alternatives, known, others
+from onnx_lowrank.engine.alternatives import (
+    PRUNING,
+    Alternatives,
+    alternatives,
+    new_plans,
+    others,
+)
 from onnx_lowrank.engine.analyse import Analysis, leaving, weighing
 from onnx_lowrank.engine.blame import suspects
 from onnx_lowrank.engine.build import Built, draft
@@ -112,8 +118,6 @@ def best_share(
     if best.analysis is not analysis and begun.others:
         analysis, begun = best.analysis, alternatives(best.analysis, target)
     more = others(analysis, target, begun, best.planned)
-    if not more:
-        return best.noting(*notes)
     score, tried = score_of(analysis, judge, keep), [best.planned, *more]
     losses = {best.share: best.loss}
 
@@ -127,22 +131,13 @@ def best_share(
 
     for planned in more:
         consider(planned)
-    for _ in range(effort.steps):
-        moved = False
-        for share in _beside(best.share, losses):
-            try:
-                planned = plan_for(analysis, target, pruning=share)
-            except BudgetError:
-                continue
-            if known(planned, tried):
-                continue
-            tried.append(planned)
-            moved = consider(planned)
+    for _ in range(effort.steps if more else 0):
+        moved = next(new_plans(analysis, target, _beside(best.share, losses), tried), None)
+        if moved is None or not consider(moved):
             break
-        if not moved:
-            break
-    note = SharesTried(best.share, tuple(sorted(losses.items())), judge.samples)
-    best = best.noting(*notes, note)
+    if more:
+        notes = (*notes, SharesTried(best.share, tuple(sorted(losses.items())), judge.samples))
+    best = best.noting(*notes)
     return _with_groups_weighed(target, best, judge, keep) if effort.steps else best
 
 
@@ -157,14 +152,7 @@ def _with_groups_weighed(target: Target, best: Tried, judge: Judge, keep: bool) 
     weighed = weighing(best.analysis)
     score, tried, first = score_of(weighed, judge, keep), [best.planned], best
     losses = []
-    for share in PRUNING:
-        try:
-            planned = plan_for(weighed, target, pruning=share)
-        except BudgetError:
-            continue
-        if known(planned, tried):
-            continue
-        tried.append(planned)
+    for planned in new_plans(weighed, target, PRUNING, tried):
         other = score(planned)
         losses.append((other.share, other.loss))
         best = other if _better(other, best, CHANCE / judge.samples) else best
