@@ -1,6 +1,6 @@
 """Shares of pruning that plans are made at, and which of them is made first.
 
-    alternatives(analysis, target) -> the plan to begin with, and at which shares others are made
+    alternatives(analysis, target) -> the plan to begin with, and what others there may be
 
 Losses of pruning are measured in nets with attention: these begin with the plan that foresees the
 least. In others they are guessed, and of 18 plans of 15 nets (0.5 to 0.93 of their MACs) whose
@@ -35,19 +35,26 @@ PRUNING: tuple[PruningShare, ...] = ("some", 1.0)
 
 @dataclass(frozen=True)
 class Alternatives:
-    """Plans at several shares of pruning, of which one is made so far.
+    """Plans at several shares of pruning, not all of which are made so far.
 
     Attributes:
         first: the plan to begin with.
-        others: shares that plans may be made at besides.
+        made: further plans.
+        shares: that more plans may be made at.
     """
 
     first: Planned
-    others: tuple[PruningShare, ...] = ()
+    made: tuple[Planned, ...] = ()
+    shares: tuple[PruningShare, ...] = ()
+
+    @property
+    def several(self) -> bool:
+        """Whether there may be more than the first."""
+        return bool(self.made or self.shares)
 
 
 def alternatives(analysis: Analysis, target: Target) -> Alternatives:
-    """The plan to begin with, and at which shares there may be others.
+    """The plan to begin with, and what others there may be.
 
     Args:
         analysis: of the original model.
@@ -59,35 +66,24 @@ def alternatives(analysis: Analysis, target: Target) -> Alternatives:
     passes = analysis.job.passes
     if passes.cutting is None or not passes.factorizations or passes.cutting.keep:
         return Alternatives(plan_for(analysis, target))
-    if not may_prune(analysis, target):
+    pruner = analysis.pruner(target.metric) if may_prune(analysis, target) else None
+    if pruner is None or not pruner.prunables:
         return Alternatives(plan_for(analysis, target, pruning=0.0))
-    if not analysis.pruner(target.metric).weighs:
+    if not pruner.weighs:
         with suppress(BudgetError):
-            return Alternatives(plan_for(analysis, target, pruning=0.0), PRUNING)
-    found: list[Planned] = []
-    shares: dict[int, PruningShare] = {}
-    refused: BudgetError | None = None
-    for share in (0.0, *PRUNING):
-        try:
-            planned = plan_for(analysis, target, pruning=share)
-        except BudgetError as error:
-            refused = refused or error
-            continue
-        if not _known(planned, found):
-            shares[len(found)] = share
-            found.append(planned)
+            return Alternatives(plan_for(analysis, target, pruning=0.0), shares=PRUNING)
+    found = list(new_plans(analysis, target, (0.0, *PRUNING), []))
     if not found:
-        assert refused is not None
-        raise refused
+        return Alternatives(plan_for(analysis, target, pruning=0.0))  # which says why not
     first, *rest = _likely(analysis, found)
-    return Alternatives(found[first], tuple(shares[number] for number in rest))
+    return Alternatives(first, tuple(rest))
 
 
-def _likely(analysis: Analysis, found: Sequence[Planned]) -> list[int]:
-    """Numbers of the plans that do not foresee much more loss than the best, that one first."""
+def _likely(analysis: Analysis, found: Sequence[Planned]) -> list[Planned]:
+    """Plans that do not foresee much more loss than the best of them, that one first."""
     losses = [foreseen_loss(analysis, planned) for planned in found]
     ranked = sorted(zip(losses, range(len(found)), strict=True))
-    return [number for loss, number in ranked if loss <= CERTAIN * min(losses)]
+    return [found[number] for loss, number in ranked if loss <= CERTAIN * min(losses)]
 
 
 def others(
@@ -102,11 +98,9 @@ def others(
         drafted: the plan that was drafted, of the same share as the first or that itself.
     """
     found = [drafted]
-    if not _known(begun.first, found):
-        found.append(begun.first)
-    for _ in new_plans(analysis, target, begun.others, found):
-        pass
-    return [found[number] for number in _likely(analysis, found) if number > 0]
+    found += [p for p in (begun.first, *begun.made) if not _known(p, found)]
+    found += new_plans(analysis, target, begun.shares, list(found))
+    return [planned for planned in _likely(analysis, found) if planned is not drafted]
 
 
 def new_plans(

@@ -89,8 +89,9 @@ class Memo:
     """What was computed once and may be asked for again; results never depend on it.
 
     Attributes:
-        pruners: by metric.
-        channels: channels that stay and decisions on all groups, by target and share.
+        pruners: by metric, and whether losses are measured.
+        channels: channels that stay and decisions on all groups, by target and share, and whether
+            losses are measured.
         cuts: by the channels that stay.
         scores: moments of queries and keys.
         weights: factors of groups of channels, by their names.
@@ -134,14 +135,14 @@ class Analysis:
         before: cost of the model as given, at one sample.
         prepared: the canonical model, its layers and the moments of their inputs.
         memo: what was computed once.
-        guessed: the same, where losses of groups of channels are guesses; None where these may be.
+        weighed: whether losses of groups of channels are measured wherever some go.
     """
 
     job: Job
     before: Cost
     prepared: Prepared
     memo: Memo
-    guessed: Analysis | None = None
+    weighed: bool = False
 
     def pruner(self, metric: str) -> Pruner:
         """The pruner of the model, under budgets of a metric.
@@ -149,14 +150,13 @@ class Analysis:
         Args:
             metric: ``macs | params | size``.
         """
-        guessed = self.guessed
 
         def make() -> Pruner:
-            if guessed is not None:
-                return guessed.pruner(metric).weighed()
+            if self.weighed:
+                return replace(self, weighed=False).pruner(metric).weighed()
             return Pruner(self.prepared, self._cutting(), metric, self.job.tools.progress)
 
-        return self.memo.pruners.get(metric, make)
+        return self.memo.pruners.get((metric, self.weighed), make)
 
     def _cutting(self) -> Cutting:
         """The passes that take channels out; heads stay where no data says how they are used."""
@@ -210,8 +210,6 @@ class Analysis:
     def end_planning(self) -> None:
         """Let go of what only plans are made from."""
         self.memo.clear()
-        if self.guessed is not None:
-            self.guessed.memo.clear()
         return_freed_memory()
 
     def forget(self) -> None:
@@ -259,18 +257,7 @@ def leaving(analysis: Analysis, layers: Collection[str], reason: str) -> Analysi
         rounded=known.rounded, unfinished=known.unfinished,
     )  # fmt: skip
     job = replace(job, options=replace(job.options, skipped=skipped))
-    return Analysis(job, analysis.before, prepared, memo)
-
-
-def weighing(analysis: Analysis) -> Analysis:
-    """The same, where the losses of groups of channels are measured."""
-    known = analysis.memo
-    memo = Memo(
-        known.chains, cuts=known.cuts, scores=known.scores, weights=known.weights,
-        whole=known.whole, layers=known.layers, narrowed=known.narrowed, timed=known.timed,
-        rounded=known.rounded, unfinished=known.unfinished,
-    )  # fmt: skip
-    return Analysis(analysis.job, analysis.before, analysis.prepared, memo, analysis)
+    return replace(analysis, job=job, prepared=prepared, memo=memo)
 
 
 def cut(analysis: Analysis, kept: KeptChannels) -> Cut:

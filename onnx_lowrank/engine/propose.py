@@ -99,7 +99,7 @@ def propose(analysis: Analysis, target: Target, pruning: PruningShare = "foresee
     """
     # they depend on the target alone: rounds ask again with other sensitivities
     shared, groups = analysis.memo.channels.get(
-        (target, pruning), lambda: _channels(analysis, target, pruning)
+        (target, pruning, analysis.weighed), lambda: _channels(analysis, target, pruning)
     )
     kept = shared.kept
     without = cut(analysis, kept)
@@ -258,10 +258,8 @@ def _channels(analysis: Analysis, target: Target, pruning: PruningShare) -> Chan
 def may_prune(analysis: Analysis, target: Target) -> bool:
     """Whether channels may go: where nobody asked for that in particular, not in every model."""
     job, options = analysis.job, analysis.job.passes.cutting
-    if options is None or not analysis.pruner(target.metric).prunables:
-        return False
     unfit = target.rule is not None or job.samples.calibration is None or job.source.large
-    return not (options.optional and unfit)
+    return options is not None and not (options.optional and unfit)
 
 
 def _unpruned_loss(analysis: Analysis, target: Target) -> float:

@@ -86,7 +86,7 @@ def plan_in_rounds(analysis: Analysis, target: Target, effort: Effort = NORMAL) 
     begun = alternatives(analysis, target)
     effort, heavy = _bearable(effort, analysis.before, len(data))
     most = effort.rounds
-    only = not begun.others and not heads_of(begun.first)
+    only = not begun.several and not heads_of(begun.first)
     if only and (not most or len(begun.first.errors) < 2):
         return Chosen(analysis, begun.first.noting(*heavy))
     judge = judge_between(analysis)
@@ -94,11 +94,10 @@ def plan_in_rounds(analysis: Analysis, target: Target, effort: Effort = NORMAL) 
         return Chosen(analysis, begun.first)
     best = best_share(analysis, target, begun, judge, effort, keep=most > 0)
     enough = effort.enough_on(judge.samples)
-    if best.loss < enough:
-        return Chosen.of(best, enough)
-    best = best.noting(*heavy)
-    if most and len(best.planned.errors) > 1:
-        best = _in_rounds(target, best, most, judge, data)
+    if best.loss >= enough:
+        best = best.noting(*heavy)
+        if most and len(best.planned.errors) > 1:
+            best = _in_rounds(target, best, most, judge, data)
     return Chosen.of(best, enough)
 
 

@@ -170,7 +170,7 @@ def _begun(analysis: Analysis, target: Target, effort: Effort) -> tuple[Analysis
         raise
     except BudgetError:  # smaller ones are out of reach; larger ones may not be
         return analysis, "foreseen"
-    if not begun.others:
+    if not begun.several:
         return analysis, _at_any_budget(begun.first.proposed.share)
     judge = judge_between(analysis)
     if not judge.has_a_say:

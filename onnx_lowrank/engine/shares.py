@@ -24,7 +24,7 @@ from onnx_lowrank.engine.alternatives import (
     new_plans,
     others,
 )
-from onnx_lowrank.engine.analyse import Analysis, leaving, weighing
+from onnx_lowrank.engine.analyse import Analysis, leaving
 from onnx_lowrank.engine.blame import suspects
 from onnx_lowrank.engine.build import Built, draft
 from onnx_lowrank.engine.choose import Planned
@@ -115,7 +115,7 @@ def best_share(
     if best.loss < effort.enough_on(judge.samples):
         return best.noting(NearEnough(best.loss, judge.samples))
     best, notes = _with_heads_whole(target, best, judge, keep)
-    if best.analysis is not analysis and begun.others:
+    if best.analysis is not analysis and begun.several:
         analysis, begun = best.analysis, alternatives(best.analysis, target)
     more = others(analysis, target, begun, best.planned)
     score, tried = score_of(analysis, judge, keep), [best.planned, *more]
@@ -131,7 +131,7 @@ def best_share(
 
     for planned in more:
         consider(planned)
-    for _ in range(effort.steps if more else 0):
+    for _ in range(effort.steps):
         moved = next(new_plans(analysis, target, _beside(best.share, losses), tried), None)
         if moved is None or not consider(moved):
             break
@@ -149,7 +149,7 @@ def _with_groups_weighed(target: Target, best: Tried, judge: Judge, keep: bool) 
     """
     if best.share == 0 or best.analysis.pruner(target.metric).weighs:
         return best
-    weighed = weighing(best.analysis)
+    weighed = replace(best.analysis, weighed=True)
     score, tried, first = score_of(weighed, judge, keep), [best.planned], best
     losses = []
     for planned in new_plans(weighed, target, PRUNING, tried):

@@ -41,7 +41,7 @@ def share_of(planned: Planned) -> float:
 
 
 def shares_of(begun: Alternatives) -> list[Any]:
-    return [share_of(begun.first), *begun.others]
+    return [*map(share_of, (begun.first, *begun.made)), *begun.shares]
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_none_all_and_the_best_foreseen_between_them(
 ) -> None:
     monkeypatch.setattr(beginning, "CERTAIN", 1e9)
     begun = alternatives(analysis, TARGET)
-    plans = [begun.first, *(beginning.plan_for(analysis, TARGET, pruning=s) for s in begun.others)]
+    plans = [begun.first, *begun.made]
     losses = [foreseen_loss(analysis, planned) for planned in plans]
     assert losses == sorted(losses)
     found = list(map(share_of, plans))
@@ -67,7 +67,7 @@ def test_none_all_and_the_best_foreseen_between_them(
 @pytest.mark.usefixtures("weighed")
 def test_what_is_hopeless_is_not_built(analysis: Analysis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beginning, "CERTAIN", 1.0)
-    assert not alternatives(analysis, TARGET).others
+    assert not alternatives(analysis, TARGET).several
 
 
 def test_what_is_hopeless_beside_the_first_is_not_built(
@@ -75,7 +75,7 @@ def test_what_is_hopeless_beside_the_first_is_not_built(
 ) -> None:
     monkeypatch.setattr(beginning, "CERTAIN", 0.0)
     begun = alternatives(analysis, TARGET)
-    assert (share_of(begun.first), begun.others) == (0.0, ("some", 1.0))
+    assert shares_of(begun) == [0.0, "some", 1.0]
     best = best_share(analysis, TARGET, begun, judge_between(analysis), THOROUGH)
     assert best.planned.plan.groups == begun.first.plan.groups
     assert not best.planned.notes
@@ -105,6 +105,18 @@ def test_one_sort_of_passes_leaves_no_choice(passes: str) -> None:
     found = analysis_of(fm.residual_net(16), passes, {"x": fm.pictures(60)}, ScriptedTimer())
     begun = alternatives(found, Target.parse("macs=0.7"))
     assert shares_of(begun) == [float(passes == "prune_channels")]
+
+
+def test_the_report_says_why_no_channels_can_go() -> None:
+    passes, x = "svd,prune_channels{gather=false}", {"x": fm.pictures(60)}
+    found = analysis_of(fm.residual_net(16), f"spatial_svd,{passes}", x, ScriptedTimer())
+    pruner = found.pruner("macs")
+    pruner.prunables.clear()
+    target = Target.parse("macs=0.7")
+    assert not alternatives(found, target).several
+    groups = plan_once(found, target, pruning="foreseen").plan.groups
+    assert groups
+    assert not any(group.shrinks for group in groups)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +160,7 @@ def test_the_share_is_moved_to_where_the_judge_finds_less_loss(
     monkeypatch.setattr(shares, "plan_for", plan_for)
     monkeypatch.setattr(shares, "PRUNING", ())
     monkeypatch.setattr(shares, "score_of", score_of)
-    begun = Alternatives(plan_for(analysis, TARGET, 0.0), (0.6, 1.0))
+    begun = Alternatives(plan_for(analysis, TARGET, 0.0), shares=(0.6, 1.0))
     judge = judge_between(analysis)
     tried = best_share(analysis, TARGET, begun, judge, THOROUGH)
     assert asked == built
@@ -173,7 +185,7 @@ def test_the_share_is_moved_to_where_the_judge_finds_less_loss(
 def test_of_two_that_lose_nearly_alike_the_one_that_prunes_more(
     first: float, more: float, taken: float, analysis: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun = Alternatives(plan_once(analysis, TARGET, pruning=first), (1 - first,))
+    begun = Alternatives(plan_once(analysis, TARGET, pruning=first), shares=(1 - first,))
 
     def score_of(*_: Any) -> Any:
         def score(planned: Planned) -> shares.Tried:
@@ -215,7 +227,7 @@ def test_shares_are_drafted_with_class_scores_whole_where_the_first_plan_is_bett
     (note,) = tried.planned.notes
     assert note == HeadsWhole((head,), 2.0, 1.1, judge.samples)
     drafted.clear()
-    tried = best_share(analysis, TARGET, Alternatives(first, (1.0,)), judge, THOROUGH)
+    tried = best_share(analysis, TARGET, Alternatives(first, shares=(1.0,)), judge, THOROUGH)
     assert drafted[:2] == [(False, 0.0), (True, 0.0)]
     assert len(drafted) > 2
     assert all(whole for whole, _ in drafted[2:])
