@@ -117,6 +117,13 @@ class Memo:
     rounded: dict[Hashable, float] = field(default_factory=dict)
     unfinished: list[MomentCache] = field(default_factory=list)
 
+    def of_fewer_layers(self) -> Memo:
+        """What holds where some layers are left alone too; the rest is computed anew."""
+        return Memo(
+            self.chains, scores=self.scores, weights=self.weights, layers=self.layers,
+            rounded=self.rounded, unfinished=self.unfinished,
+        )  # fmt: skip
+
     def clear(self) -> None:
         """Let go of all but the unfinished files."""
         for known in (
@@ -251,13 +258,8 @@ def leaving(analysis: Analysis, layers: Collection[str], reason: str) -> Analysi
         left_out=(*before.left_out, *left),
     )
     skipped = {**job.options.skipped, **dict.fromkeys(layers, reason)}
-    known = analysis.memo
-    memo = Memo(
-        known.chains, scores=known.scores, weights=known.weights, layers=known.layers,
-        rounded=known.rounded, unfinished=known.unfinished,
-    )  # fmt: skip
     job = replace(job, options=replace(job.options, skipped=skipped))
-    return replace(analysis, job=job, prepared=prepared, memo=memo)
+    return replace(analysis, job=job, prepared=prepared, memo=analysis.memo.of_fewer_layers())
 
 
 def cut(analysis: Analysis, kept: KeptChannels) -> Cut:

@@ -5,7 +5,7 @@ build(analysis, plan) -> Built
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,12 +19,12 @@ from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.latency.pairs import LatencyPair
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.layers.finder import find_layers
-from onnx_lowrank.layers.writer import Written, apply_chain
+from onnx_lowrank.layers.writer import Written, apply_chain, update_chain
 from onnx_lowrank.linalg.blas_threads import side_by_side
 from onnx_lowrank.modelfile.model import Model
-from onnx_lowrank.planning.decisions import after_cut
+from onnx_lowrank.planning.decisions import after_cut, as_written
 from onnx_lowrank.planning.plan import Decision, Plan
-from onnx_lowrank.planning.refit_modes import DRAFTED
+from onnx_lowrank.planning.refit_modes import DRAFTED, SOLVES_LAYERS
 from onnx_lowrank.planning.sharing import cut_together, sharing, write_together
 from onnx_lowrank.refit.refit import Manner, Refit, refit
 from onnx_lowrank.refit.sensitivity import Repaired, recorded
@@ -90,7 +90,7 @@ def build(
     without = cut(analysis, kept)
     compressed = Graph(without.work.model)
     with job.tools.stopwatch("rewrite"):
-        decisions, written = _rewritten(analysis, plan, without, compressed)
+        decisions, written, outlined = _rewritten(analysis, plan, without, compressed)
     repaired: dict[str, Repaired] = {}
     refits: list[Refit] = []
     if written or kept:
@@ -98,7 +98,10 @@ def build(
             record = None
             if weighable is not None:
                 record = partial(recorded, into=repaired, whole=weighable)
-            refits = _solved(analysis, plan, without, compressed, decisions, written, record)
+            refits = _solved(
+                analysis, plan, without, compressed, decisions, written, outlined, record
+            )
+            decisions |= _after_solving(without, decisions, written, refits, outlined)
             if record is not None:
                 lookups = [layer.name for layer in without.work.layers if layer.value.lookup]
                 repaired |= {n: Repaired(None, written[n].chain) for n in lookups if n in written}
@@ -138,9 +141,16 @@ def _apart(samples: int, macs: int) -> int:
 
 def _rewritten(
     analysis: Analysis, plan: Plan, without: Cut, compressed: Graph
-) -> tuple[dict[str, Decision], dict[str, Written]]:
-    """Write the chains of a plan into ``compressed``; decisions and chains by layer name."""
+) -> tuple[dict[str, Decision], dict[str, Written], dict[str, Callable[[], Chain]]]:
+    """Write the chains of a plan into ``compressed``.
+
+    Returns:
+        Decisions and chains by layer name, and what makes the chains that have no numbers so far,
+        as these come with the solution.
+    """
     work = without.work
+    chains = analysis.memo.chains
+    anew = analysis.job.samples.calibration is not None and plan.repair in SOLVES_LAYERS
     decisions: dict[str, Decision] = {d.layer: d for d in plan.decisions}
     if missing := [la.name for la in work.layers if la.name not in decisions]:
         raise PlanError(f"the plan has no decision for layer {missing[0]!r}")
@@ -148,22 +158,32 @@ def _rewritten(
     kept = kept_by(plan)
     pruner = analysis.pruner("macs") if kept else None
 
-    def made(layer: PlacedLayer) -> tuple[Decision, Chain]:
-        decision, moments = decisions[layer.name], work.moments[layer.name]
+    def first(layer: PlacedLayer) -> Chain:
         channels = pruner.channels_of(layer, kept) if pruner else b""
-        chain = analysis.memo.chains.cut(channels, layer, decision, moments)
-        return after_cut(layer, decision, chain, moments, work.shapes), chain
+        return chains.cut(channels, layer, decisions[layer.name], work.moments[layer.name])
+
+    def made(layer: PlacedLayer) -> tuple[Decision, Chain, bool]:
+        decision, moments = decisions[layer.name], work.moments[layer.name]
+        if anew and (outline := chains.outline(layer, decision, moments)) is not None:
+            return decision, outline, True
+        chain = first(layer)
+        return after_cut(layer, decision, chain, moments, work.shapes), chain, False
 
     apart = [la for la in work.layers if decisions[la.name].decision == "factorize"]
     written: dict[str, Written] = {}
-    for decision, chain in side_by_side(made, apart, [la.patch for la in apart]):
-        decisions[decision.layer] = decision
-        written[decision.layer] = apply_chain(compressed, targets[decision.layer], chain)
+    outlined: dict[str, Callable[[], Chain]] = {}
+    for layer, (decision, chain, zeros) in zip(
+        apart, side_by_side(made, apart, [la.patch for la in apart]), strict=True
+    ):
+        decisions[layer.name] = decision
+        written[layer.name] = apply_chain(compressed, targets[layer.name], chain)
+        if zeros:
+            outlined[layer.name] = partial(first, layer)
     for tie in sharing(work, decisions):
         chain, shared = cut_together(work, tie, decisions, analysis.job.passes.factorizations)
         decisions |= shared
         written |= write_together(compressed, [targets[la.name] for la in tie], chain)
-    return decisions, written
+    return decisions, written, outlined
 
 
 def _solved(
@@ -173,6 +193,7 @@ def _solved(
     compressed: Graph,
     decisions: Mapping[str, Decision],
     written: Mapping[str, Written],
+    outlined: Mapping[str, Callable[[], Chain]],
     record: Callable[[Task], Task] | None,
 ) -> list[Refit]:
     """Solve the layers of ``compressed`` again; ``record`` changes their tasks."""
@@ -187,8 +208,10 @@ def _solved(
     turned = {first.name for first, second in both if first.value is not second.value}
     tasks = refit_tasks(
         without.reference, work, without.remains, compressed, written, decisions,
-        job.passes.factorizations, plan.repair, turned,
+        job.passes.factorizations, plan.repair, turned, outlined,
     )  # fmt: skip
+    for name in outlined.keys() - {task.name for task in tasks}:
+        update_chain(compressed, written[name], outlined[name]())
     if record is not None:
         tasks = [record(task) for task in tasks]
     streaming = Streaming(job.tools.runtime, plan.seed, job.tools.progress, MEMORY // 8)
@@ -200,3 +223,29 @@ def _solved(
             rows=_LIGHT_ROWS if light else 1.0,
         ),
     )  # fmt: skip
+
+
+def _after_solving(
+    without: Cut,
+    decisions: Mapping[str, Decision],
+    written: Mapping[str, Written],
+    refits: Sequence[Refit],
+    outlined: Collection[str],
+) -> dict[str, Decision]:
+    """Decisions on layers whose chains got their numbers by the solution, or have those of before.
+
+    The error is that against the layer that was solved, where one was.
+    """
+    work, made = without.work, {}
+    errors = {refit.layer: refit.chain_error for refit in refits}
+    for layer in work.layers:
+        if layer.name not in outlined:
+            continue
+        decision, chain = decisions[layer.name], written[layer.name].chain
+        if layer.name in errors:
+            error = errors[layer.name]
+            made[layer.name] = as_written(layer, decision, chain, error, work.shapes)
+        else:
+            moments = work.moments[layer.name]
+            made[layer.name] = after_cut(layer, decision, chain, moments, work.shapes)
+    return made

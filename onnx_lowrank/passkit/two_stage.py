@@ -78,10 +78,15 @@ class TwoStage:
     variant: str
     _stage: Stage
     _moments: Moments
-    _groups: tuple[Projection, ...]
+    _solve: Callable[[], tuple[Projection, ...]]
     _geometries: tuple[Geometry, Geometry]
     _roles: tuple[str, str]
     _metric: str
+
+    @lazy
+    def _groups(self) -> tuple[Projection, ...]:
+        """The groups, taken apart; an outline does without."""
+        return self._solve()
 
     @property
     def _own_metric(self) -> bool:
@@ -106,7 +111,7 @@ class TwoStage:
     @property
     def _kernels(self) -> Array:
         weight: Array = self._stage.weight
-        return weight.reshape(len(self._groups), -1, *weight.shape[1:])
+        return weight.reshape(self._stage.groups, -1, *weight.shape[1:])
 
     def error(self, rank: Rank) -> float:
         """Relative response error at ``rank``; :meth:`cut` takes it a little lower."""
@@ -156,7 +161,7 @@ class TwoStage:
     def outline(self, rank: Rank) -> Chain:
         """Two stages of the right shapes, all zero."""
         rank = one_rank(rank)
-        groups, zero = len(self._groups), np.zeros(())
+        groups, zero = self._stage.groups, np.zeros(())
         one, two = self._geometries
         inputs = self._stage.weight.shape[1]
         first = np.broadcast_to(zero, (groups * rank, inputs, *one.kernel))
@@ -225,13 +230,16 @@ def two_stage(
             return PatchProjection(kernel, sigma, first, max_rank)
         return solve(kernel, None if sigma is None else np.asarray(sigma), first, max_rank)
 
+    def every() -> tuple[Projection, ...]:
+        return tuple(
+            solved(kernel, _design(moments.of_group(g), metric)) for g, kernel in enumerate(kernels)
+        )
+
     return TwoStage(
         variant,
         stage,
         moments,
-        tuple(
-            solved(kernel, _design(moments.of_group(g), metric)) for g, kernel in enumerate(kernels)
-        ),
+        every,
         geometries,
         roles,
         metric,

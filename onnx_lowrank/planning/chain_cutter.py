@@ -10,7 +10,7 @@ from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.layers import PlacedLayer
 from onnx_lowrank.passkit.base import Factorization
 from onnx_lowrank.planning.plan import Decision
-from onnx_lowrank.planning.proposals import cut_candidate
+from onnx_lowrank.planning.proposals import cut_candidate, outlined
 
 __all__ = ["ChainCutter"]
 
@@ -56,6 +56,14 @@ class ChainCutter:
                 self._room -= size
                 self._chains[key] = chain
         return chain
+
+    def outline(self, layer: PlacedLayer, decision: Decision, moments: Moments) -> Chain | None:
+        """The chain without its numbers; see :func:`~onnx_lowrank.planning.proposals.outlined`.
+
+        Raises:
+            PlanError: the decision names no pass, form or rank that there is.
+        """
+        return outlined(layer.value, decision, self._passes, moments)
 
     def clear(self) -> None:
         """Keep no chain."""

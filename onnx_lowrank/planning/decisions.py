@@ -18,7 +18,7 @@ from onnx_lowrank.planning.plan import Decision
 from onnx_lowrank.planning.proposals import Proposals
 from onnx_lowrank.planning.several_budgets import allocate_all
 
-__all__ = ["Constraint", "after_cut", "choose", "decide"]
+__all__ = ["Constraint", "after_cut", "as_written", "choose", "decide"]
 
 #: nanoseconds, the unit of constraints on latency, in a millisecond
 NANOSECONDS = 1e6
@@ -122,9 +122,21 @@ def after_cut(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Decision:
     """The decision with the cost and the error of the chain as it was built."""
+    error = relative_error(layer.stage, chain, moments)
+    return as_written(layer, decision, chain, error, shapes)
+
+
+def as_written(
+    layer: PlacedLayer,
+    decision: Decision,
+    chain: Chain,
+    error: float,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Decision:
+    """The decision with the cost of a chain, and an error that is known."""
     return replace(
         decision,
-        error=relative_error(layer.stage, chain, moments),
+        error=error,
         macs_after=chain.macs(shapes[layer.input]),
         parameters_after=chain.parameters,
     )

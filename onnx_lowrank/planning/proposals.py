@@ -10,8 +10,9 @@ from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.errors import PlanError
 from onnx_lowrank.layers import Layer, PlacedLayer
 from onnx_lowrank.linalg.blas_threads import blas_for, side_by_side
-from onnx_lowrank.passkit.base import Factorization
+from onnx_lowrank.passkit.base import Decomposition, Factorization
 from onnx_lowrank.passkit.runner import cut, naming
+from onnx_lowrank.passkit.two_stage import TwoStage
 from onnx_lowrank.passkit.weighed import taken_apart
 from onnx_lowrank.planning.asking import NONE, About, Answer, Question, answers_elsewhere, asked
 from onnx_lowrank.planning.candidates import Candidate, Choice, reweighed, without_chains
@@ -19,7 +20,7 @@ from onnx_lowrank.planning.plan import Decision
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.workers import Workers
 
-__all__ = ["Proposals", "beside", "cut_candidate", "make_choices", "together"]
+__all__ = ["Proposals", "beside", "cut_candidate", "make_choices", "outlined", "together"]
 
 #: bytes of the moments of a layer that workers are asked about
 _LARGEST_SENT = 1 << 30
@@ -163,6 +164,51 @@ def cut_candidate(
     Raises:
         PlanError: the plan names a pass, a form or a rank that does not exist for the layer.
     """
+    factorization, decomposition = _decomposed(layer, decision, passes, moments)
+    with blas_for(layer.patch):
+        return cut(factorization, layer, decomposition, decision.rank, near)
+
+
+def outlined(
+    layer: Layer,
+    decision: Candidate | Decision,
+    passes: Sequence[Factorization],
+    moments: Moments,
+) -> Chain | None:
+    """The chain that a plan decided on without its numbers, where these are not needed.
+
+    Where the layer is solved anew, what is found begins with nothing of the first chain, unless it
+    is found step by step.
+
+    Args:
+        layer: the layer.
+        decision: what becomes of it.
+        passes: passes that may have made the decision.
+        moments: moments of its input.
+
+    Returns:
+        None where the numbers are needed, or where the form of the chain depends on them.
+
+    Raises:
+        PlanError: the plan names a pass, a form or a rank that does not exist for the layer.
+    """
+    if moments.mean is None or moments.outputs is not None:
+        return None
+    _, decomposition = _decomposed(layer, decision, passes, moments)
+    if not isinstance(decomposition, TwoStage):
+        return None
+    outline = decomposition.outline(decision.rank)
+    # a rank that was edited by hand may be beyond what there is of the layer
+    return outline if outline.parameters <= layer.outline.parameters else None
+
+
+def _decomposed(
+    layer: Layer,
+    decision: Candidate | Decision,
+    passes: Sequence[Factorization],
+    moments: Moments,
+) -> tuple[Factorization, Decomposition]:
+    """The pass that made a decision, and the form of what it makes of the layer."""
     factorization = next((p for p in passes if p.spec == decision.method), None)
     if factorization is None:
         raise PlanError(
@@ -183,7 +229,7 @@ def cut_candidate(
                     except (ValueError, ZeroDivisionError) as error:
                         raise PlanError(f"{layer.name}: rank {decision.rank}: {error}") from error
                     if most is None or needed <= most:
-                        return cut(factorization, layer, decomposition, decision.rank, near)
+                        return factorization, decomposition
     raise PlanError(
         f"{layer.name}: {decision.method} has no variant {decision.variant!r}; write the plan "
         "again to see the variants there are"

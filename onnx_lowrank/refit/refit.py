@@ -26,6 +26,7 @@ from functools import partial
 
 import numpy as np
 
+from onnx_lowrank.analysis.moments import relative_error
 from onnx_lowrank.analysis.streaming import Streaming
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Destination
@@ -55,6 +56,8 @@ class Refit:
         error_before: relative error of the unfactorized layer with its present weights, on its
             input in the compressed model, on held-out samples.
         error_after: the same error with the weights ``W*``.
+        chain_error: relative error of the chain against ``W*``, on all rows; of chains that had no
+            numbers before, whose error is not known otherwise.
         behind_relu: errors of the chain behind the ReLU, where it was fitted there.
     """
 
@@ -62,6 +65,7 @@ class Refit:
     ridge: float
     error_before: float
     error_after: float
+    chain_error: float = 0.0
     behind_relu: Behind | None = None
 
 
@@ -111,8 +115,10 @@ def refit(
     current.plan([group.reads[:1] for group in groups], [group.reads[1:] for group in groups])
     masks = list(dataset.masks(size))  # once, for every step would read all inputs again
     done: dict[str, Refit] = {}
+    waiting = {task.written.layer.output: task for task in tasks if task.first is not None}
     with streaming.progress.task("refit", len(tasks)) as advance:
         for group in groups:
+            _begin_skipped(compressed, group, waiting)
             batches = _batches(reference, current, masks)
             own = [[streaming.seed, zlib.crc32(task.name.encode())] for task in group.tasks]
             drawn = [
@@ -128,6 +134,29 @@ def refit(
                 done |= _solved(compressed, group, sums, drawn)
             advance(len(group.tasks))
     return [done[task.name] for task in tasks if task.name in done]
+
+
+def _begin_skipped(graph: Graph, group: Shared, waiting: dict[str, Task]) -> None:
+    """Begin the chains that skip branches of a group's sums hold, and that are solved later.
+
+    Args:
+        graph: the compressed model.
+        group: what is solved next.
+        waiting: tasks whose chains have no numbers yet, by the tensor that they make; what is begun
+            or solved next is taken out.
+    """
+    for task in group.tasks:
+        waiting.pop(task.written.layer.output, None)
+    skips = group.reads[1:]
+    if skips and waiting:
+        for tensor in waiting.keys() & graph.ancestors(skips):
+            _begin(graph, waiting.pop(tensor))
+
+
+def _begin(graph: Graph, task: Task) -> None:
+    """Give a chain the numbers of the layer as it was, where it has none yet."""
+    if task.first is not None:
+        update_chain(graph, task.written, task.first())
 
 
 def _batches(
@@ -167,6 +196,8 @@ def _solved(
     if not fit.count or not held.count:
         fit = held = fit if fit.count else held
     if not fit.count:
+        for task in group.tasks:
+            _begin(graph, task)
         return {}
     found = _ridges(group, fit, held)
     both = fit if held is fit else fit.merge(held)  # type: ignore[arg-type]
@@ -187,6 +218,10 @@ def _solved(
             if better is not None:
                 chain, behind = better
                 found[place] = replace(found[place], behind_relu=behind)
+        if task.first is not None:
+            seen = replace(moments, outputs=task.outputs)
+            error = relative_error(solved, chain, seen)
+            found[place] = replace(found[place], chain_error=error)
         update_chain(graph, task.written, chain)
     return {result.layer: result for result in found}
 

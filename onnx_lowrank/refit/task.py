@@ -60,6 +60,7 @@ class Task:
         rows: mask of the outputs that stay; None for all.
         outputs: metric that errors of the outputs are compared under; None where all count alike.
         turned: whether ``original`` answers in another basis than the original model.
+        first: makes the chain of the layer as it was, where ``written`` has no numbers yet.
     """
 
     written: Written
@@ -71,6 +72,7 @@ class Task:
     rows: npt.NDArray[np.bool_] | None = None
     outputs: ResponseMetric | None = None
     turned: bool = False
+    first: Callable[[], Chain] | None = None
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ from onnx_lowrank.refit.task import LazyStage, Task
 
 __all__ = ["refit_tasks"]
 
+NOTHING: Mapping[str, Callable[[], Chain]] = MappingProxyType({})
+
 
 def refit_tasks(
     original: Prepared,
@@ -37,6 +40,7 @@ def refit_tasks(
     passes: Sequence[Factorization],
     repair: str = DEFAULT_REPAIR,
     turned: Collection[str] = (),
+    outlined: Mapping[str, Callable[[], Chain]] = NOTHING,
 ) -> list[Task]:
     """List the tasks in topological order; kept layers are rewritten so that they can be changed.
 
@@ -52,6 +56,7 @@ def refit_tasks(
         passes: passes that made the chains.
         repair: refit mode; ``last`` solves the last stages of chains, other modes the layers.
         turned: names of layers that ``original`` has in another basis than its graph.
+        outlined: what makes the chains that are written without their numbers, by layer name.
     """
     targets = {layer.name: layer for layer in find_layers(compressed)[0]}
     before = {layer.name: layer for layer in original.layers}
@@ -65,9 +70,9 @@ def refit_tasks(
         if layer.value.lookup:  # its chain is the best for all rows, those of the data among them
             changed |= {layer.output} if layer.name in written else set()
             continue
-        stage, first = LazyStage.of(layer), before[layer.name]
-        source = LazyStage.of(first), first.input
-        rows = _rows(original.graph, first, remains)
+        stage, whole = LazyStage.of(layer), before[layer.name]
+        source = LazyStage.of(whole), whole.input
+        rows = _rows(original.graph, whole, remains)
         outputs = work.moments.metric(layer.name)
         if layer.name in written and decisions[layer.name].decision == SHARE:
             changed.add(layer.output)  # a shared chain is fitted to several layers at once
@@ -86,7 +91,7 @@ def refit_tasks(
                 outputs = None
             found = chain, stage, cut, reads
         elif (
-            (changed & compressed.ancestors([layer.input]) or layer.shape != first.shape)
+            (changed & compressed.ancestors([layer.input]) or layer.shape != whole.shape)
             and layer.value.biased
             and layer.sharers == 1
         ):
@@ -94,7 +99,8 @@ def refit_tasks(
             found = kept, stage, _alone, layer.input
         else:
             continue
-        tasks.append(Task(*found, *source, rows, outputs, layer.name in turned))
+        first = outlined.get(layer.name)
+        tasks.append(Task(*found, *source, rows, outputs, layer.name in turned, first))
         changed.add(layer.output)
     return tasks
 

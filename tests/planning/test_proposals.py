@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from pickle import dumps, loads
 from typing import Any
@@ -11,16 +11,18 @@ from onnx import ModelProto, helper
 
 from onnx_lowrank.analysis.cost import tensor_shapes
 from onnx_lowrank.analysis.moments import Moments, response_error
+from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.engine.option_groups import DEFAULT_PASSES
 from onnx_lowrank.errors import PassError, PlanError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Layer, PlacedLayer, find_layers
+from onnx_lowrank.linalg.output_metric import OutputMetric
 from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.passes.svd import Svd
 from onnx_lowrank.passkit.base import Factorization, Skip
 from onnx_lowrank.planning.asking import Question
 from onnx_lowrank.planning.candidates import Candidate
-from onnx_lowrank.planning.proposals import Proposals, cut_candidate, make_choices
+from onnx_lowrank.planning.proposals import Proposals, cut_candidate, make_choices, outlined
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.runtime.workers import Workers
@@ -111,6 +113,44 @@ def test_a_candidate_is_what_it_says(net: str) -> None:
             loose, low = (1.02, 1e-3) if c.method.startswith("cp") else (1.0, 1e-6)
             assert error <= loose * c.error + 1e-6
             assert error >= 0.5 * c.error - low
+
+
+@pytest.mark.parametrize("net", ["gemm", "conv without bias"])
+def test_an_outline_has_the_form_of_the_chain(net: str) -> None:
+    layers, found = proposed(net)
+    forms = 0
+    for layer, choice in zip(layers, found.choices, strict=True):
+        for c in choice.candidates[1:]:
+            outline = outlined(layer.value, c, passes(), moments_of(layer))
+            if c.method.startswith("cp"):
+                assert outline is None
+                continue
+            assert outline is not None
+            chain = cut_candidate(layer.value, c, passes(), moments_of(layer))
+            for one, other in zip(outline.stages, chain.stages, strict=True):
+                assert isinstance(one, Stage)
+                assert isinstance(other, Stage)
+                assert (one.weight.shape, one.geometry, one.role) == (
+                    other.weight.shape, other.geometry, other.role
+                )  # fmt: skip
+                assert (one.bias is None) == (other.bias is None)
+                assert not one.weight.any()
+            forms += 1
+    assert forms > 3
+
+
+def test_no_outline_where_the_form_depends_on_numbers() -> None:
+    layer = layers_of(NETS["gemm"][0])[0]
+    moments = moments_of(layer)
+    c = Candidate("svd", "", 8, 0.1, 1, 1, 10**6, 1)
+
+    def outline(candidate: Candidate = c, **changes: Any) -> Chain | None:
+        return outlined(layer.value, candidate, passes(), replace(moments, **changes))
+
+    assert outline() is not None
+    assert outline(mean=None) is None
+    assert outline(outputs=OutputMetric(np.full(layer.shape[0], 1 / layer.shape[0]))) is None
+    assert outline(replace(c, rank=10**6)) is None  # as somebody may write into a plan
 
 
 def test_more_rank_is_less_error() -> None:
@@ -208,13 +248,13 @@ class Failing(Svd):
 MANY = "svd,spatial_svd,channel_svd,tucker2,tensor_train,monochromatic"
 
 
-def outlined(chain: Any) -> Any:
+def as_text(chain: Any) -> Any:
     """A chain as text, its arrays as their shapes and strides."""
     if isinstance(chain, np.ndarray):
         return chain.shape, chain.dtype, chain.strides, float(chain.sum())
     if is_dataclass(chain):
-        return type(chain), [outlined(getattr(chain, f.name)) for f in fields(chain)]
-    return [outlined(part) for part in chain] if isinstance(chain, tuple) else chain
+        return type(chain), [as_text(getattr(chain, f.name)) for f in fields(chain)]
+    return [as_text(part) for part in chain] if isinstance(chain, tuple) else chain
 
 
 @pytest.mark.parametrize("net", ["gemm", "conv without bias"])
@@ -234,7 +274,7 @@ def test_workers_find_the_same(net: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert elsewhere.choices == here.choices
     assert elsewhere.skips == here.skips
     assert list(elsewhere.outlines) == list(here.outlines)
-    assert outlined(tuple(elsewhere.outlines.values())) == outlined(tuple(here.outlines.values()))
+    assert as_text(tuple(elsewhere.outlines.values())) == as_text(tuple(here.outlines.values()))
     assert crew.calls == len(layers)
     # zeros are sent as their shapes: no answer takes more than some kilobytes a candidate
     most = max(len(choice.candidates) for choice in here.choices)

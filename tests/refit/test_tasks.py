@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from onnx_lowrank.analysis.accumulator import Accumulator
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.analysis.preparation import Prepared, prepare
-from onnx_lowrank.chains.chain import Stage
+from onnx_lowrank.chains.chain import Chain, Stage
 from onnx_lowrank.channels.cut import Remains
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import find_layers
@@ -14,13 +18,14 @@ from onnx_lowrank.layers.writer import Written, apply_chain
 from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.planning.plan import Decision
-from onnx_lowrank.planning.proposals import cut_candidate
+from onnx_lowrank.planning.proposals import cut_candidate, outlined
 from onnx_lowrank.planning.registry import parse_list
 from onnx_lowrank.progress import Progress
 from onnx_lowrank.pruning.channel_cuts import KeptChannels
 from onnx_lowrank.pruning.cutting import Cutting
 from onnx_lowrank.pruning.pruner import Pruner
-from onnx_lowrank.refit.refit import Manner, refit
+from onnx_lowrank.refit.refit import Manner, Refit, refit
+from onnx_lowrank.refit.shared import Shared
 from onnx_lowrank.refit.task import Task
 from onnx_lowrank.refit.tasks import _input_of_last, refit_tasks
 from tests import fixtures_models as fm
@@ -35,8 +40,14 @@ class Case:
     """A net pruned and factorized, before its refit."""
 
     def __init__(
-        self, proto: ModelProto, kept: KeptChannels, ranks: dict[str, int], repair: str = "chain"
+        self,
+        proto: ModelProto,
+        kept: KeptChannels,
+        ranks: dict[str, int],
+        repair: str = "chain",
+        zeros: bool = False,
     ) -> None:
+        self.proto = proto
         self.source = load(proto)
         self.data = samples_of(self.source, {"x": SEEN})
         self.original = self._prepare(self.source)
@@ -49,6 +60,8 @@ class Case:
         self.compressed = Graph(self.work.model)
         named = {la.name: la for la in find_layers(self.compressed)[0]}
         decisions, written = {}, dict[str, Written]()
+        firsts: dict[str, Callable[[], Chain]] = {}
+        self.begun: list[str] = []
         for layer in self.work.layers:
             rank = ranks.get(layer.name, 0)
             decision = Decision(
@@ -58,23 +71,32 @@ class Case:
             decisions[layer.name] = decision
             if rank:
                 moments = self.work.moments[layer.name]
-                chain = cut_candidate(layer.value, decision, FACTORIZATIONS, moments)
+                first = partial(cut_candidate, layer.value, decision, FACTORIZATIONS, moments)
+                if zeros:
+                    outline = outlined(layer.value, decision, FACTORIZATIONS, moments)
+                    assert outline is not None
+                    firsts[layer.name] = partial(self._begin, layer.name, first)
+                chain = outline if zeros else first()
                 written[layer.name] = apply_chain(self.compressed, named[layer.name], chain)
         self.tasks = refit_tasks(
             self.original, self.work, self.remains, self.compressed, written, decisions,
-            FACTORIZATIONS, repair,
+            FACTORIZATIONS, repair, outlined=firsts,
         )  # fmt: skip
+
+    def _begin(self, name: str, first: Callable[[], Chain]) -> Chain:
+        self.begun.append(name)
+        return first()
 
     def _prepare(self, model: Model) -> Prepared:
         return prepare(model, self.data, fm.streaming(), lambda _: None, every_shape=True)
 
     def error(self) -> float:
         new = fm.run(self.compressed.to_model().proto, {"x": UNSEEN})["y"]
-        return fm.relative(new, fm.run(NET, {"x": UNSEEN})["y"])
+        return fm.relative(new, fm.run(self.proto, {"x": UNSEEN})["y"])
 
-    def refit(self) -> None:
+    def refit(self) -> list[Refit]:
         assert self.data.calibration is not None
-        refit(
+        return refit(
             self.original.graph, self.compressed, self.tasks, self.data.calibration,
             fm.streaming(), Manner(8),
         )  # fmt: skip
@@ -135,6 +157,54 @@ def test_refit_lowers_the_error(kept: KeptChannels, ranks: dict[str, int]) -> No
     before = case.error()
     case.refit()
     assert 0 < case.error() < before
+
+
+# chains without numbers
+
+
+def projected_net() -> ModelProto:
+    """The residual net, whose first skip branch is a convolution that is listed last."""
+    made = fm.residual_net(12)
+    graph = made.graph
+    weight, bias = (t for t in graph.initializer if t.name in ("w2", "bias2"))
+    nodes = list(graph.node)
+    add = next(i for i, node in enumerate(nodes) if node.output[0] == "b1")
+    skip = helper.make_node("Conv", ["a", weight.name, bias.name], ["s"], "skip", pads=[1, 1, 1, 1])
+    nodes[add].input[1] = "s"
+    nodes.insert(add, skip)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return made
+
+
+def test_chains_without_numbers_end_as_those_that_had_some() -> None:
+    ranks = {"conv1": 5, "conv3": 6}
+    one, other = Case(NET, {}, ranks), Case(NET, {}, ranks, zeros=True)
+    first, second = one.refit(), other.refit()
+    assert other.error() == one.error() < 1
+    assert other.begun == []
+    assert [r.chain_error for r in first] == [0.0, 0.0, 0.0]
+    errors = {r.layer: r.chain_error for r in second}
+    assert errors["conv2"] == 0
+    assert 0 < errors["conv1"] < 1
+    assert 0 < errors["conv3"] < 1
+
+
+def test_skip_branches_that_are_solved_later_are_begun_before() -> None:
+    proto, ranks = projected_net(), {"conv1": 5, "skip": 5, "conv3": 6}
+    one, other = Case(proto, {}, ranks), Case(proto, {}, ranks, zeros=True)
+    one.refit()
+    other.refit()
+    assert other.begun == ["skip"]
+    assert other.error() == one.error()
+
+
+def test_a_layer_that_nothing_is_seen_of_is_cut_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = Case(NET, {}, {"conv3": 6}), Case(NET, {}, {"conv3": 6}, zeros=True)
+    monkeypatch.setattr(Shared, "sums", lambda *_: (Accumulator(1, 108), Accumulator(1, 108)))
+    assert other.refit() == []
+    assert other.begun == ["conv3"]
+    assert other.error() == one.error()
 
 
 def test_sums_are_fitted_to_the_channels_that_are_left() -> None:
