@@ -202,12 +202,13 @@ class Analysis:
 
         return Cutting(passes.cutting, channels, heads, measure, weigh)
 
-    def judge_on(self, data: Dataset) -> Judge:
-        """The judge of models against the original, on some samples."""
+    def judge_on(self, data: Dataset, more: Dataset | None = None) -> Judge:
+        """The judge of models against the original, on some samples, and on more without labels."""
         job = self.job
         return Judge(
-            job.source, data, job.tools.runtime, self.prepared.batch_size, job.options.judging
-        )
+            job.source, data, job.tools.runtime, self.prepared.batch_size, job.options.judging,
+            more=more,
+        )  # fmt: skip
 
     @property
     def resumed(self) -> bool:

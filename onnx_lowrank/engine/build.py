@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
+
 from onnx_lowrank.analysis.streaming import MEMORY, Streaming
 from onnx_lowrank.chains.chain import Chain
 from onnx_lowrank.engine.analyse import Analysis, Cut, cut
@@ -31,8 +33,9 @@ from onnx_lowrank.refit.sensitivity import Repaired, recorded
 from onnx_lowrank.refit.task import Task
 from onnx_lowrank.refit.tasks import refit_tasks
 from onnx_lowrank.runtime.allocator import return_freed_memory
+from onnx_lowrank.samples.dataset import Dataset
 
-__all__ = ["Built", "build", "draft"]
+__all__ = ["Built", "build", "draft", "draft_samples"]
 
 #: a light repair solves on one of so many samples, or of more where a run over these takes more
 #: multiply-adds than the last figure, but on this number at the least
@@ -129,6 +132,18 @@ def draft(analysis: Analysis, plan: Plan, *, weighable: Collection[str] | None =
     return build(analysis, replace(plan, repair=DRAFTED), weighable=weighable)
 
 
+def draft_samples(analysis: Analysis, data: Dataset) -> tuple[Dataset, Dataset]:
+    """The samples that drafts are solved on, and the others.
+
+    Args:
+        analysis: of the original model.
+        data: calibration samples.
+    """
+    taken = np.zeros(len(data), dtype=bool)
+    taken[:: _apart(len(data), analysis.before.macs)] = True
+    return data.subset(np.flatnonzero(taken)), data.subset(np.flatnonzero(~taken))
+
+
 def _apart(samples: int, macs: int) -> int:
     """How far the samples of a light repair are apart: one in so many is taken."""
     apart = 1
@@ -203,7 +218,7 @@ def _solved(
         return []
     light = plan.repair == "light"
     if light:
-        data = data.subset(range(0, len(data), _apart(len(data), analysis.before.macs)))
+        data, _ = draft_samples(analysis, data)
     both = zip(analysis.prepared.layers, without.reference.layers, strict=True)
     turned = {first.name for first, second in both if first.value is not second.value}
     tasks = refit_tasks(

@@ -8,11 +8,11 @@ from types import MappingProxyType
 
 from onnx_lowrank.errors import OptionError
 
-__all__ = ["EFFORTS", "NORMAL", "QUICK", "THOROUGH", "Effort", "effort_of"]
+__all__ = ["EFFORTS", "MANY", "NORMAL", "QUICK", "THOROUGH", "Effort", "effort_of"]
 
 
 #: samples that tell a loss of a percent well, and the part of it that is always little
-_MANY, _LEAST = 250, 0.2
+MANY, _LEAST = 250, 0.2
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Effort:
 
         On 50 samples one answer more or less is a loss of 1 %.
         """
-        return self.enough * min(max(samples / _MANY, _LEAST), 1.0)
+        return self.enough * min(max(samples / MANY, _LEAST), 1.0)
 
 
 #: predictions alone

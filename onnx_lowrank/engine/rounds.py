@@ -24,7 +24,7 @@ from onnx_lowrank.engine.shares import (
     Tried,
     best_share,
     heads_of,
-    judge_between,
+    judge_of_drafts,
     score_of,
 )
 from onnx_lowrank.engine.timed_plan import plan_for
@@ -89,7 +89,7 @@ def plan_in_rounds(analysis: Analysis, target: Target, effort: Effort = NORMAL) 
     only = not begun.several and not heads_of(begun.first)
     if only and (not most or len(begun.first.errors) < 2):
         return Chosen(analysis, begun.first.noting(*heavy))
-    judge = judge_between(analysis)
+    judge = judge_of_drafts(analysis)
     if not judge.has_a_say:
         return Chosen(analysis, begun.first)
     best = best_share(analysis, target, begun, judge, effort, keep=most > 0)

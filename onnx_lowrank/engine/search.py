@@ -23,7 +23,7 @@ from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.effort import NORMAL, Effort
 from onnx_lowrank.engine.originals import in_parts
 from onnx_lowrank.engine.propose import PruningShare
-from onnx_lowrank.engine.shares import best_share, judge_between
+from onnx_lowrank.engine.shares import best_share, judge_of_drafts
 from onnx_lowrank.engine.timed_plan import plan_for
 from onnx_lowrank.errors import BudgetError, DataError, NothingAppliesError
 from onnx_lowrank.judge.judge import AS_FOUND, Judging
@@ -172,7 +172,7 @@ def _begun(analysis: Analysis, target: Target, effort: Effort) -> tuple[Analysis
         return analysis, "foreseen"
     if not begun.several:
         return analysis, _at_any_budget(begun.first.proposed.share)
-    judge = judge_between(analysis)
+    judge = judge_of_drafts(analysis)
     if not judge.has_a_say:
         return analysis, "foreseen"
     best = best_share(analysis, target.at(FIRST), begun, judge, replace(effort, steps=0))

@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from onnx_lowrank.engine.alternatives import (
     PRUNING,
     Alternatives,
@@ -26,9 +28,9 @@ from onnx_lowrank.engine.alternatives import (
 )
 from onnx_lowrank.engine.analyse import Analysis, leaving
 from onnx_lowrank.engine.blame import suspects
-from onnx_lowrank.engine.build import Built, draft
+from onnx_lowrank.engine.build import Built, draft, draft_samples
 from onnx_lowrank.engine.choose import Planned
-from onnx_lowrank.engine.effort import Effort
+from onnx_lowrank.engine.effort import MANY, Effort
 from onnx_lowrank.engine.timed_plan import plan_for
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.judge.judge import Judge
@@ -47,6 +49,7 @@ __all__ = [
     "best_share",
     "heads_of",
     "judge_between",
+    "judge_of_drafts",
     "score_of",
 ]
 
@@ -209,10 +212,26 @@ def score_of(analysis: Analysis, judge: Judge, keep: bool = False) -> Callable[[
 
 
 def judge_between(analysis: Analysis) -> Judge:
-    """The judge between plans, on half of the samples that did not calibrate."""
+    """The judge between models, on half of the samples that did not calibrate."""
     held = analysis.job.samples.validation
     with analysis.job.tools.stopwatch("judge"):
         return analysis.judge_on(held.subset(range(0, len(held), 2)))
+
+
+def judge_of_drafts(analysis: Analysis) -> Judge:
+    """The judge between drafts, on some of the calibration samples too where others are few.
+
+    Drafts are solved on a part of these, and are judged on the rest.
+    """
+    samples = analysis.job.samples
+    held, spare = samples.validation, None
+    some = held.subset(range(0, len(held), 2))
+    if samples.calibration is not None:
+        _, rest = draft_samples(analysis, samples.calibration)
+        if (wanted := min(MANY - len(some), len(rest))) > 0:
+            spare = rest.subset(np.linspace(0, len(rest) - 1, wanted).astype(int))
+    with analysis.job.tools.stopwatch("judge"):
+        return analysis.judge_on(some, spare)
 
 
 def _better(other: Tried, best: Tried, chance: float) -> bool:

@@ -73,6 +73,7 @@ class Judge:
         judging: what the user wants.
         classes: whether a vector for each sample is taken for class scores whatever its numbers
             look like; so it is where the samples have labels.
+        more: further samples, whose labels do not matter, of a dataset that is read alike.
 
     Attributes:
         observer: the tensors that are compared, and what is to be said of them.
@@ -91,8 +92,9 @@ class Judge:
         size: int,
         judging: Judging = AS_FOUND,
         classes: bool = False,
+        more: Dataset | None = None,
     ) -> None:
-        self._data, self._judging = data, judging
+        self._data, self._judging, self._more = data, judging, more
         self._labelled = classes or data.labels is not None
         self.observer = Observer(reference, data, runtime, size)
         self._reference = reference
@@ -120,7 +122,7 @@ class Judge:
     @property
     def samples(self) -> int:
         """Number of samples that it judges on."""
-        return len(self._data)
+        return len(self._data) + (0 if self._more is None else len(self._more))
 
     @property
     def has_a_say(self) -> bool:
@@ -257,7 +259,9 @@ class Judge:
             yield from self._apart(*whole)
 
     def _feeds(self) -> Iterator[Feed]:
-        return self._data.batches(self._size)
+        yield from self._data.batches(self._size)
+        if self._more is not None:
+            yield from self._more.batches(self._size)
 
     def _run(self, runs: Iterable[tuple[Feed, Values]]) -> Iterator[Whole]:
         for feed, made in runs:

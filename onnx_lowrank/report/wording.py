@@ -101,8 +101,8 @@ def worded(note: n.Note) -> str:
             said = f"round {note.number} with measured sensitivities: "
             if note.outcome in ("kept", "dropped"):
                 said += (
-                    f"loss {note.before:.2%} to {note.after:.2%} on {note.samples} held-out "
-                    "samples, "
+                    f"loss {note.before:.2%} to {note.after:.2%} on {note.samples} "
+                    "samples that neither is solved on, "
                 )
             return said + _ROUNDS[note.outcome]
         case n.SearchResult():
@@ -118,21 +118,22 @@ def worded(note: n.Note) -> str:
             kept = "left alone" if note.whole < note.apart else "taken apart"
             return (
                 f"class scores ({', '.join(note.layers)}): loss {note.apart:.2%} taken apart, "
-                f"{note.whole:.2%} left alone, on {note.samples} held-out samples; {kept}"
+                f"{note.whole:.2%} left alone, on {note.samples} samples that neither is solved "
+                f"on; {kept}"
             )
         case n.InInt8():
             return _in_int8(note)
         case n.GroupsWeighed():
             return (
                 "channels chosen by what cutting each group does to the outputs: drafts lose "
-                f"{_at_shares(note.losses)}, on {note.samples} held-out samples; "
-                f"{'kept' if note.kept else 'dropped'}"
+                f"{_at_shares(note.losses)}, on {note.samples} samples that they are not solved "
+                f"on; {'kept' if note.kept else 'dropped'}"
             )
         case n.SharesTried():
             return (
                 "share of the saving that pruning makes: drafts lose "
                 f"{_at_shares(note.losses)}, on {note.samples} "
-                f"held-out samples; {note.share:.0%} is taken"
+                f"samples that they are not solved on; {note.share:.0%} is taken"
             )
         case n.SomeCompared():
             return (
@@ -141,8 +142,9 @@ def worded(note: n.Note) -> str:
             )
         case n.NearEnough():
             return (
-                f"a draft of the first plan loses {note.loss:.2%} on {note.samples} held-out "
-                "samples; no other was made (--effort thorough looks for a better one)"
+                f"a draft of the first plan loses {note.loss:.2%} on {note.samples} "
+                "samples that it is not solved on; no other was made (--effort thorough looks for "
+                "a better one)"
             )
         case n.LeftOut():
             if note.macs is not None:

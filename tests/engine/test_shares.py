@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from onnx_lowrank.engine import alternatives as beginning
+from onnx_lowrank.engine import build as building
 from onnx_lowrank.engine import shares
 from onnx_lowrank.engine.alternatives import Alternatives, alternatives
 from onnx_lowrank.engine.analyse import Analysis
+from onnx_lowrank.engine.build import draft_samples
 from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.effort import EFFORTS
 from onnx_lowrank.engine.plan_once import foreseen_loss, plan_once
-from onnx_lowrank.engine.shares import best_share, judge_between
+from onnx_lowrank.engine.shares import best_share, judge_between, judge_of_drafts
 from onnx_lowrank.planning.notes import GroupsWeighed, HeadsWhole, NearEnough, SharesTried
 from onnx_lowrank.planning.plan import GroupDecision
 from onnx_lowrank.planning.targets import Target
@@ -79,6 +81,24 @@ def test_what_is_hopeless_beside_the_first_is_not_built(
     best = best_share(analysis, TARGET, begun, judge_between(analysis), THOROUGH)
     assert best.planned.plan.groups == begun.first.plan.groups
     assert not best.planned.notes
+
+
+def test_drafts_are_judged_on_calibration_samples_too_that_they_are_not_solved_on(
+    analysis: Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration = analysis.job.samples.calibration
+    assert calibration is not None
+    assert len(calibration) == 48
+    assert judge_of_drafts(analysis).samples == 6  # half of those held out, as all are solved on
+    monkeypatch.setattr(building, "_LEAST_LIGHT", 10)
+    solved, spare = draft_samples(analysis, calibration)
+    every = [d.feed(i)["x"].tobytes() for d in (solved, spare) for i in range(len(d))]
+    assert (len(solved), len(spare), len(set(every))) == (24, 24, 48)
+    assert judge_of_drafts(analysis).samples == 6 + 24
+    monkeypatch.setattr(shares, "MANY", 20)
+    assert judge_of_drafts(analysis).samples == 20
+    monkeypatch.setattr(shares, "MANY", 5)
+    assert judge_of_drafts(analysis).samples == 6
 
 
 def test_pruning_is_not_looked_at_where_little_is_lost_without_it(

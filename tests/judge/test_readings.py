@@ -222,3 +222,23 @@ def test_a_part_of_an_output() -> None:
     reading = Reading("y", "l2", axis=-2, part=(-2, 1, 3))
     array = np.arange(24).reshape(2, 4, 3)
     assert np.array_equal(reading.of(array), array[:, 1:3, :])
+
+
+def test_further_samples_count_as_others_do() -> None:
+    """But for their labels: what the outputs are is known by those of the first."""
+    x = numbers(SAMPLES, WIDTH)
+    weights = {"w": numbers(WIDTH, CLASSES, seed=1)}
+    model, new = (
+        load(net([node("MatMul", "x w")], x, {"w": values}))
+        for values in (weights["w"], weights["w"] + numbers(WIDTH, CLASSES, seed=2, scale=0.1))
+    )
+    every = load_dataset({"x": x, "labels": np.arange(SAMPLES) % CLASSES}, input_specs(model))
+    one, other = (every.subset(range(i, SAMPLES, 2)) for i in (0, 1))
+    plain = load_dataset({"x": x}, input_specs(model)).subset(range(1, SAMPLES, 2))
+    whole = Judge(model, every, fm.ONE_THREAD, 5)
+    for more in (other, plain):
+        both = Judge(model, one, fm.ONE_THREAD, 5, more=more)
+        assert both.samples == SAMPLES
+        assert [r.kind for r in both.readings] == ["kl"]
+        assert both.loss_and_changed(new) == pytest.approx(whole.loss_and_changed(new), rel=1e-6)
+    assert Judge(model, one, fm.ONE_THREAD, 5).loss(new) != pytest.approx(whole.loss(new))
