@@ -225,7 +225,7 @@ def _solved(
         without.reference, work, without.remains, compressed, written, decisions,
         job.passes.factorizations, plan.repair, turned, outlined,
     )  # fmt: skip
-    for name in outlined.keys() - {task.name for task in tasks}:
+    for name in sorted(outlined.keys() - {task.name for task in tasks}):
         update_chain(compressed, written[name], outlined[name]())
     if record is not None:
         tasks = [record(task) for task in tasks]

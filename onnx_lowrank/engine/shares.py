@@ -221,14 +221,14 @@ def judge_between(analysis: Analysis) -> Judge:
 def judge_of_drafts(analysis: Analysis) -> Judge:
     """The judge between drafts, on some of the calibration samples too where others are few.
 
-    Drafts are solved on a part of these, and are judged on the rest.
+    Drafts are solved on a part of these, and are judged on as many of the rest at the most.
     """
     samples = analysis.job.samples
-    held, spare = samples.validation, None
+    held, data, spare = samples.validation, samples.calibration, None
     some = held.subset(range(0, len(held), 2))
-    if samples.calibration is not None:
-        _, rest = draft_samples(analysis, samples.calibration)
-        if (wanted := min(MANY - len(some), len(rest))) > 0:
+    if data is not None and data.batchable == held.batchable:
+        solved, rest = draft_samples(analysis, data)
+        if (wanted := min(MANY - len(some), len(solved), len(rest))) > 0:
             spare = rest.subset(np.linspace(0, len(rest) - 1, wanted).astype(int))
     with analysis.job.tools.stopwatch("judge"):
         return analysis.judge_on(some, spare)

@@ -149,7 +149,7 @@ def _begin_skipped(graph: Graph, group: Shared, waiting: dict[str, Task]) -> Non
         waiting.pop(task.written.layer.output, None)
     skips = group.reads[1:]
     if skips and waiting:
-        for tensor in waiting.keys() & graph.ancestors(skips):
+        for tensor in sorted(waiting.keys() & graph.ancestors(skips)):
             _begin(graph, waiting.pop(tensor))
 
 
