@@ -8,7 +8,8 @@ same. Held-out samples can tell. So the plan without pruning, the one that pruni
 the one of least foreseen loss between them are built as drafts, which are solved with less work;
 then the share is moved towards the second best as long as the judge finds less loss there.
 
-Where the first draft loses little enough, nothing else is looked at. Where channels go in the best,
+Where the first draft loses little enough, nothing else is looked at, unless it saves MACs but next
+to no time (:mod:`onnx_lowrank.engine.foreseen_time`). Where channels go in the best,
 and their losses were guessed, these are measured, and plans by them are drafted too.
 """
 
@@ -31,6 +32,7 @@ from onnx_lowrank.engine.blame import suspects
 from onnx_lowrank.engine.build import Built, draft, draft_samples
 from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.effort import MANY, Effort
+from onnx_lowrank.engine.foreseen_time import foreseen_work, pays
 from onnx_lowrank.engine.timed_plan import plan_for
 from onnx_lowrank.errors import BudgetError
 from onnx_lowrank.judge.judge import Judge
@@ -39,6 +41,7 @@ from onnx_lowrank.planning.notes import (
     HeadsWhole,
     NearEnough,
     Note,
+    Quickest,
     SharesTried,
 )
 from onnx_lowrank.planning.targets import Target
@@ -114,9 +117,11 @@ def best_share(
         effort: how often the share is moved at the most, and what loss is small enough.
         keep: keep what is needed to weigh the layers of the plan.
     """
-    best = score_of(analysis, judge, keep)(begun.first)
-    if best.loss < effort.enough_on(judge.samples):
-        return best.noting(NearEnough(best.loss, judge.samples))
+    best, enough = score_of(analysis, judge, keep)(begun.first), effort.enough_on(judge.samples)
+    if best.loss < enough:
+        best = best.noting(NearEnough(best.loss, judge.samples))
+        slow = best.share == 0 and _by_macs(target) and not pays(best.planned)
+        return _quickest(target, begun, best, judge, enough, keep) if slow else best
     best, notes = _with_heads_whole(target, best, judge, keep)
     if best.analysis is not analysis and begun.several:
         analysis, begun = best.analysis, alternatives(best.analysis, target)
@@ -142,6 +147,37 @@ def best_share(
         notes = (*notes, SharesTried(best.share, tuple(sorted(losses.items())), judge.samples))
     best = best.noting(*notes)
     return _with_groups_weighed(target, best, judge, keep) if effort.steps else best
+
+
+def _by_macs(target: Target) -> bool:
+    """Whether MACs alone are asked for, as those who want time do."""
+    return target.rule is None and [metric for metric, _ in target.budgets] == ["macs"]
+
+
+def _quickest(
+    target: Target, begun: Alternatives, best: Tried, judge: Judge, enough: float, keep: bool
+) -> Tried:
+    """The same, or the plan that is foreseen to take least time of those that lose little enough.
+
+    Args:
+        target: what is asked for.
+        begun: of :func:`alternatives`.
+        best: a plan without pruning, that saves next to no time.
+        judge: between plans.
+        enough: loss that is little enough.
+        keep: as in :func:`best_share`.
+    """
+    score, found = score_of(best.analysis, judge, keep), [best]
+    whole, _ = foreseen_work(best.planned)
+    for planned in new_plans(best.analysis, target, begun.shares, [best.planned]):
+        if foreseen_work(planned)[1] < foreseen_work(best.planned)[1]:
+            found.append(score(planned))
+    times = {tried.share: foreseen_work(tried.planned)[1] / whole for tried in found}
+    quickest = min((t for t in found if t.loss < enough), key=lambda t: times[t.share])
+    if len(found) > 1:
+        note = Quickest(quickest.share, tuple(sorted(times.items())), enough)
+        quickest = quickest.noting(note)
+    return quickest
 
 
 def _with_groups_weighed(target: Target, best: Tried, judge: Judge, keep: bool) -> Tried:

@@ -6,19 +6,28 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from onnx_lowrank.engine import alternatives as beginning
 from onnx_lowrank.engine import build as building
+from onnx_lowrank.engine import foreseen_time as timing
 from onnx_lowrank.engine import shares
 from onnx_lowrank.engine.alternatives import Alternatives, alternatives
 from onnx_lowrank.engine.analyse import Analysis
 from onnx_lowrank.engine.build import draft_samples
 from onnx_lowrank.engine.choose import Planned
 from onnx_lowrank.engine.effort import EFFORTS
+from onnx_lowrank.engine.foreseen_time import foreseen_work, pays
 from onnx_lowrank.engine.plan_once import foreseen_loss, plan_once
 from onnx_lowrank.engine.shares import best_share, judge_between, judge_of_drafts
-from onnx_lowrank.planning.notes import GroupsWeighed, HeadsWhole, NearEnough, SharesTried
+from onnx_lowrank.planning.notes import (
+    GroupsWeighed,
+    HeadsWhole,
+    NearEnough,
+    Quickest,
+    SharesTried,
+)
 from onnx_lowrank.planning.plan import GroupDecision
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.pruning.cutting import Cutting
@@ -112,12 +121,68 @@ def test_pruning_is_not_looked_at_where_little_is_lost_without_it(
         return real(analysis, target, pruning=pruning)
 
     monkeypatch.setattr(beginning, "plan_for", plan_for)
+    monkeypatch.setattr(timing, "PAYS", -1e9)
     begun = alternatives(analysis, TARGET)
     lenient = replace(THOROUGH, enough=7.5)
     best_share(analysis, TARGET, begun, judge_between(analysis), lenient)
     assert asked == [0.0]
     best_share(analysis, TARGET, begun, judge_between(analysis), replace(THOROUGH, steps=0))
     assert asked == [0.0, "some", 1.0]
+
+
+def test_what_saves_no_time_makes_room_for_what_does(
+    analysis: Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, lenient = judge_between(analysis), replace(THOROUGH, enough=1e9)
+    begun = alternatives(analysis, TARGET)
+    with monkeypatch.context() as patched:
+        patched.setattr(timing, "PAYS", -1e9)
+        first = best_share(analysis, TARGET, begun, judge, lenient)
+    assert first.planned.notes == (NearEnough(first.loss, judge.samples),)
+    found = best_share(analysis, TARGET, begun, judge, lenient)
+    note = found.planned.notes[-1]
+    assert isinstance(note, Quickest)
+    times = dict(note.times)
+    assert {0.0, found.share} < set(times)
+    assert times[found.share] == min(times.values()) < times[0.0]
+    before, after = foreseen_work(first.planned)
+    assert times[0.0] == after / before
+    # what loses more than is little enough is not taken, however quick
+    strict = replace(THOROUGH, enough=1.01 * first.loss * 250 / 50)
+    assert found.loss > strict.enough_on(judge.samples) > first.loss
+    kept = best_share(analysis, TARGET, begun, judge, strict)
+    assert kept.loss < strict.enough_on(judge.samples)
+    assert kept.share < found.share
+    assert isinstance(kept.planned.notes[-1], Quickest)
+
+
+def test_time_is_nothing_to_those_who_want_few_parameters(
+    analysis: Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "PAYS", 1e9)
+    target = Target.parse("params=0.5")
+    begun, lenient = alternatives(analysis, target), replace(THOROUGH, enough=1e9)
+    found = best_share(analysis, target, begun, judge_between(analysis), lenient)
+    assert [type(note) for note in found.planned.notes] == [NearEnough]
+
+
+def test_the_work_of_a_plan_is_that_of_what_it_takes(analysis: Analysis) -> None:
+    planned = plan_once(analysis, TARGET, pruning=0.0)
+    before, after = foreseen_work(planned)
+    assert after > before  # on 7 x 7 positions
+    assert not pays(planned)
+    kept = replace(planned.plan, decisions=tuple(
+        replace(d, method="", variant="", rank=0) for d in planned.plan.decisions
+    ))  # fmt: skip
+    assert foreseen_work(replace(planned, plan=kept)) == (before, before)
+
+
+@pytest.mark.parametrize(("channels", "size", "worth"), [(16, 7, False), (32, 28, True)])
+def test_chains_pay_where_layers_are_large(channels: int, size: int, worth: bool) -> None:
+    pictures = np.kron(fm.pictures(60), np.ones((1, 1, 4, 4), np.float32))[..., :size, :size]
+    timer = ScriptedTimer(by_workload)
+    found = analysis_of(fm.residual_net(channels, size), PASSES, {"x": pictures}, timer)
+    assert pays(plan_once(found, TARGET, pruning=0.0)) == worth
 
 
 @pytest.mark.parametrize("passes", ["spatial_svd", "prune_channels"])
