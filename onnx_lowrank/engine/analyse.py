@@ -7,11 +7,10 @@ cut(analysis, kept) -> Cut          the same without the channels that go
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from onnx_lowrank.analysis.cost import Cost, model_cost, tensor_shapes
-from onnx_lowrank.analysis.moment_cache import MomentCache
 from onnx_lowrank.analysis.moment_store import MomentStore
 from onnx_lowrank.analysis.preparation import (
     Prepared,
@@ -21,7 +20,7 @@ from onnx_lowrank.analysis.preparation import (
 from onnx_lowrank.analysis.streaming import Streaming
 from onnx_lowrank.channels.cut import Remains
 from onnx_lowrank.engine.job import Job
-from onnx_lowrank.engine.memo import Recent
+from onnx_lowrank.engine.memo import Cut, Memo
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.judge.judge import Judge
 from onnx_lowrank.judge.verdict import Estimate
@@ -31,16 +30,12 @@ from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.passkit.runner import canonicalise
 from onnx_lowrank.planning.chain_cutter import ChainCutter
 from onnx_lowrank.planning.layer_globs import check_globs, selected
-from onnx_lowrank.planning.plan import GroupDecision
-from onnx_lowrank.planning.proposals import Proposals
-from onnx_lowrank.planning.timed_candidates import Timed
 from onnx_lowrank.pruning.channel_cuts import KeptChannels
 from onnx_lowrank.pruning.cutting import Cutting
 from onnx_lowrank.pruning.head_moments import ScoreMoments, score_moments
 from onnx_lowrank.pruning.prunable import Found
 from onnx_lowrank.pruning.pruner import Pruner
 from onnx_lowrank.pruning.remaining import remaining_moments
-from onnx_lowrank.pruning.shared_budget import Shared
 from onnx_lowrank.pruning.weighing import Halves, divergence_of_halves, measured_weights
 from onnx_lowrank.runtime.allocator import return_freed_memory
 from onnx_lowrank.runtime.session import Feed
@@ -48,8 +43,6 @@ from onnx_lowrank.samples.dataset import Dataset
 
 __all__ = [
     "Analysis",
-    "Channels",
-    "Cut",
     "analyse",
     "channels_key",
     "cost_of_model",
@@ -61,76 +54,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Cut:
-    """A model without some of its channels.
-
-    Attributes:
-        work: the model; the canonical one itself where no channel goes.
-        remains: what is left of its tensors.
-        reference: the original, whose layers make the channels of heads in the bases that these
-            were cut in.
-    """
-
-    work: Prepared
-    remains: Remains
-    reference: Prepared
-
-
 #: MACs that weighing groups of channels may cost at the most, about half a minute on two cores
 _MACS_TO_WEIGH = 12 * 10**11
-
-#: channels that stay, and a decision for every group where pruning was considered
-Channels = tuple[Shared, tuple[GroupDecision, ...]]
-
-
-@dataclass(frozen=True)
-class Memo:
-    """What was computed once and may be asked for again; results never depend on it.
-
-    Attributes:
-        pruners: by metric, and whether losses are measured.
-        channels: channels that stay and decisions on all groups, by target and share, and whether
-            losses are measured.
-        cuts: by the channels that stay.
-        scores: moments of queries and keys.
-        weights: factors of groups of channels, by their names.
-        whole: proposals of the whole model, by metric and rule.
-        layers: proposals of single layers, by name, channels, metric and rule.
-        narrowed: proposals of models without some channels, by channels, metric and rule.
-        timed: proposals with times as costs, likewise.
-        chains: that were cut for layers.
-        rounded: what int8 adds to the errors of chains, by layer, channels, form and rank.
-        unfinished: files of moments, which are kept until the job is done.
-    """
-
-    chains: ChainCutter
-    pruners: Recent[Hashable, Pruner] = field(default_factory=lambda: Recent(4))
-    channels: Recent[Hashable, Channels] = field(default_factory=lambda: Recent(8))
-    cuts: Recent[Hashable, Cut] = field(default_factory=lambda: Recent(1))
-    scores: Recent[Hashable, Mapping[str, ScoreMoments]] = field(default_factory=lambda: Recent(1))
-    weights: Recent[Hashable, Mapping[str, float]] = field(default_factory=lambda: Recent(2))
-    whole: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(8))
-    layers: dict[Hashable, Proposals] = field(default_factory=dict)
-    narrowed: Recent[Hashable, Proposals] = field(default_factory=lambda: Recent(4))
-    timed: Recent[Hashable, Timed] = field(default_factory=lambda: Recent(2))
-    rounded: dict[Hashable, float] = field(default_factory=dict)
-    unfinished: list[MomentCache] = field(default_factory=list)
-
-    def of_fewer_layers(self) -> Memo:
-        """What holds where some layers are left alone too; the rest is computed anew."""
-        return Memo(
-            self.chains, scores=self.scores, weights=self.weights, layers=self.layers,
-            rounded=self.rounded, unfinished=self.unfinished,
-        )  # fmt: skip
-
-    def clear(self) -> None:
-        """Let go of all but the unfinished files."""
-        for known in (
-            self.pruners, self.channels, self.cuts, self.scores, self.weights, self.whole,
-            self.layers, self.narrowed, self.timed, self.rounded, self.chains,
-        ):  # fmt: skip
-            known.clear()
 
 
 @dataclass(frozen=True)

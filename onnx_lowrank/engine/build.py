@@ -13,7 +13,8 @@ import numpy as np
 
 from onnx_lowrank.analysis.streaming import MEMORY, Streaming
 from onnx_lowrank.chains.chain import Chain
-from onnx_lowrank.engine.analyse import Analysis, Cut, cut
+from onnx_lowrank.engine.analyse import Analysis, cut
+from onnx_lowrank.engine.memo import Cut
 from onnx_lowrank.engine.plan_checks import check_plan, kept_by
 from onnx_lowrank.engine.signing import check, sign
 from onnx_lowrank.errors import PlanError

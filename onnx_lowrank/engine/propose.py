@@ -18,8 +18,9 @@ from typing import Literal
 from onnx_lowrank.analysis.cost import layer_cost, other_cost
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.analysis.preparation import measured_shapes
-from onnx_lowrank.engine.analyse import Analysis, Channels, Cut, channels_key, cut, timed_inference
+from onnx_lowrank.engine.analyse import Analysis, channels_key, cut, timed_inference
 from onnx_lowrank.engine.constraints import chosen_under
+from onnx_lowrank.engine.memo import Channels, Cut
 from onnx_lowrank.errors import BudgetError, OptionError
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import PlacedLayer

@@ -46,6 +46,7 @@ from onnx_lowrank.planning.notes import (
 )
 from onnx_lowrank.planning.targets import Target
 from onnx_lowrank.pruning.shared_budget import SHARES
+from onnx_lowrank.samples.dataset import Dataset
 
 __all__ = [
     "Tried",
@@ -168,16 +169,17 @@ def _quickest(
         keep: as in :func:`best_share`.
     """
     score, found = score_of(best.analysis, judge, keep), [best]
-    whole, _ = foreseen_work(best.planned)
+    whole, slowest = foreseen_work(best.planned)
+    times = {best.share: slowest / whole}
     for planned in new_plans(best.analysis, target, begun.shares, [best.planned]):
-        if foreseen_work(planned)[1] < foreseen_work(best.planned)[1]:
+        _, work = foreseen_work(planned)
+        if work < slowest:
             found.append(score(planned))
-    times = {tried.share: foreseen_work(tried.planned)[1] / whole for tried in found}
+            times[found[-1].share] = work / whole
+    if len(found) == 1:
+        return best
     quickest = min((t for t in found if t.loss < enough), key=lambda t: times[t.share])
-    if len(found) > 1:
-        note = Quickest(quickest.share, tuple(sorted(times.items())), enough)
-        quickest = quickest.noting(note)
-    return quickest
+    return quickest.noting(Quickest(quickest.share, tuple(sorted(times.items())), enough))
 
 
 def _with_groups_weighed(target: Target, best: Tried, judge: Judge, keep: bool) -> Tried:
@@ -247,11 +249,11 @@ def score_of(analysis: Analysis, judge: Judge, keep: bool = False) -> Callable[[
     return score
 
 
-def judge_between(analysis: Analysis) -> Judge:
-    """The judge between models, on half of the samples that did not calibrate."""
+def judge_between(analysis: Analysis, more: Dataset | None = None) -> Judge:
+    """The judge between models, on half of the samples that did not calibrate, and on others."""
     held = analysis.job.samples.validation
     with analysis.job.tools.stopwatch("judge"):
-        return analysis.judge_on(held.subset(range(0, len(held), 2)))
+        return analysis.judge_on(held.subset(range(0, len(held), 2)), more)
 
 
 def judge_of_drafts(analysis: Analysis) -> Judge:
@@ -261,13 +263,11 @@ def judge_of_drafts(analysis: Analysis) -> Judge:
     """
     samples = analysis.job.samples
     held, data, spare = samples.validation, samples.calibration, None
-    some = held.subset(range(0, len(held), 2))
     if data is not None and data.batchable == held.batchable:
         solved, rest = draft_samples(analysis, data)
-        if (wanted := min(MANY - len(some), len(solved), len(rest))) > 0:
+        if (wanted := min(MANY - (len(held) + 1) // 2, len(solved), len(rest))) > 0:
             spare = rest.subset(np.linspace(0, len(rest) - 1, wanted).astype(int))
-    with analysis.job.tools.stopwatch("judge"):
-        return analysis.judge_on(some, spare)
+    return judge_between(analysis, spare)
 
 
 def _better(other: Tried, best: Tried, chance: float) -> bool:

@@ -194,6 +194,8 @@ def outlined(
     """
     if moments.mean is None or moments.outputs is not None:
         return None
+    if any(p.slow for p in passes if p.spec == decision.method):  # it would be proposed twice
+        return None
     _, decomposition = _decomposed(layer, decision, passes, moments)
     if not isinstance(decomposition, TwoStage):
         return None

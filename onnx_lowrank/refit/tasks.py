@@ -27,6 +27,7 @@ from onnx_lowrank.refit.task import LazyStage, Task
 
 __all__ = ["refit_tasks"]
 
+#: no chain is written without its numbers
 NOTHING: Mapping[str, Callable[[], Chain]] = MappingProxyType({})
 
 
