@@ -58,8 +58,7 @@ def _paying(
     if not built.chains or planned.proposed.target.rule:
         return planned, None
     pair = timed_pair(job, built.model)
-    speedup = _speedup(pair)
-    if speedup >= 1 or pair.speedup_high >= 1:  # chance must not take chains back
+    if pair.speedup_high >= 1:  # chance must not take chains back
         return planned, pair
     work = planned.proposed.cut.work
     with job.tools.stopwatch("time"):
@@ -74,11 +73,6 @@ def _paying(
     except BudgetError:
         return slow, pair
     again = timed_plan(analysis, fewer.plan)
-    if _speedup(again) <= speedup:
+    if again.speedup <= pair.speedup:
         return slow, pair
     return fewer.noting(ChainsTakenBack(names)), again
-
-
-def _speedup(pair: LatencyPair) -> float:
-    """How much faster than the original a model is, by the best runs or by the median."""
-    return max(pair.speedup, pair.median_speedup)

@@ -156,9 +156,9 @@ class Report:
         for pair in self.latency:
             console.print(
                 f"batch {pair.batch}: {pair.reference_ms:.3g} ms -> {pair.new_ms:.3g} ms, "
-                f"[bold]{pair.speedup:.2f}x[/] (best of runs in alternation; median "
-                f"{pair.median_speedup:.2f}x, 95 % interval of turns "
-                f"[{pair.speedup_low:.2f}x, {pair.speedup_high:.2f}x])",
+                f"[bold]{pair.speedup:.2f}x[/] (mean of turns in alternation, 95 % interval "
+                f"[{pair.speedup_low:.2f}x, {pair.speedup_high:.2f}x]; median of runs "
+                f"{pair.median_speedup:.2f}x)",
                 highlight=False,
             )
         for note in self.said:
