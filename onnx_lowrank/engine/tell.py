@@ -16,6 +16,7 @@ from onnx_lowrank.engine.analyse import Analysis, cost_of_model, feed_of_batch
 from onnx_lowrank.engine.build import Built
 from onnx_lowrank.engine.job import Job
 from onnx_lowrank.errors import ModelError
+from onnx_lowrank.graph.protos import weights_as_inputs
 from onnx_lowrank.judge.validation import validate_models
 from onnx_lowrank.latency.operators import beside_products, layer_times, operator_times
 from onnx_lowrank.latency.pairs import LatencyPair
@@ -30,6 +31,7 @@ from onnx_lowrank.planning.notes import (
     SizeNotReached,
     SomeCompared,
     TimeBesideProducts,
+    WeightsAsInputs,
 )
 from onnx_lowrank.planning.targets import METRICS, Target
 from onnx_lowrank.report.check import Basis
@@ -80,6 +82,8 @@ def tell(
         latency = timed_pairs(job, built.model, (1, 16, job.tools.timing.batch), built.timed)
         after = cost_of_model(job, built.model)
     said: list[Note] = [Remark(text) for text in (*job.said, *job.samples.notes)]
+    if listed := weights_as_inputs(job.source.proto):
+        said.append(WeightsAsInputs(listed))
     if analysis.resumed:
         said.append(Resumed())
     if len(compared) < len(job.samples.validation):

@@ -10,7 +10,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, shape_infer
 from onnx_lowrank.graph.constant_folding import SHAPE_LIKE
 from onnx_lowrank.modelfile.protobuf import copy_field, reads, value_info
 
-__all__ = ["edited", "inferred_extents", "overridable", "part"]
+__all__ = ["edited", "inferred_extents", "overridable", "part", "weights_as_inputs"]
 
 #: returns an initializer by name, of the original or new; None for other tensors
 _Constants = Callable[[str], TensorProto | None]
@@ -22,10 +22,21 @@ _UNLISTED = 4
 def overridable(source: ModelProto) -> set[str]:
     """Names of the initializers that are graph inputs too: a caller may feed another value.
 
-    Before IR version 4 every initializer had to be listed as an input, so none counts.
+    Before IR version 4 every initializer had to be listed as an input, and exporters went on to
+    list all of them; so where all are listed, none counts, and :func:`edited` lists none.
     """
-    if source.ir_version < _UNLISTED:
+    if source.ir_version < _UNLISTED or weights_as_inputs(source):
         return set()
+    return _listed(source)
+
+
+def weights_as_inputs(source: ModelProto) -> int:
+    """Number of initializers, where every one is listed as an input though none has to be."""
+    listed = _listed(source) if source.ir_version >= _UNLISTED else set()
+    return len(listed) if listed == {t.name for t in source.graph.initializer} else 0
+
+
+def _listed(source: ModelProto) -> set[str]:
     return {i.name for i in source.graph.input} & {t.name for t in source.graph.initializer}
 
 
@@ -91,10 +102,11 @@ def edited(
     names = [t.name for t in source.graph.initializer if t.name not in orphans]
     tensors = {n: t for n in (*names, *sorted(set(used) - known)) if (t := constant(n)) is not None}
     proto.graph.initializer.extend(tensors.values())
+    left = set() if weights_as_inputs(source) else tensors.keys()
     proto.graph.input.extend(
         _declared(i, tensors.get(i.name))
         for i in source.graph.input
-        if i.name not in original or i.name in tensors
+        if i.name not in original or i.name in left
     )
     if source.ir_version < _UNLISTED:
         proto.graph.input.extend(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from onnx_lowrank.chains.chain import Chain, Rank
 from onnx_lowrank.errors import LowRankError, ModelError, PassError
 from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.protos import overridable
 from onnx_lowrank.layers import Layer
 from onnx_lowrank.modelfile.checks import sound
 from onnx_lowrank.modelfile.model import Model
@@ -136,9 +137,10 @@ def refined(method: Pruning, selection: Selection, kept: Labels, subject: str) -
 
 
 def _interface(model: Model) -> tuple[list[str], list[str]]:
-    """Names of the inputs and the outputs."""
+    """Names of the inputs, without weights that are only listed there, and of the outputs."""
     graph = model.proto.graph
-    return [v.name for v in graph.input], [v.name for v in graph.output]
+    weights = {t.name for t in graph.initializer} - overridable(model.proto)
+    return [v.name for v in graph.input if v.name not in weights], [v.name for v in graph.output]
 
 
 def _failure(method: Pass, subject: str, reason: str) -> PassError:

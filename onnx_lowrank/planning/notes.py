@@ -31,6 +31,7 @@ __all__ = [
     "SizeNotReached",
     "SomeCompared",
     "TimeBesideProducts",
+    "WeightsAsInputs",
 ]
 
 
@@ -44,6 +45,17 @@ class Remark:
 @dataclass(frozen=True)
 class Resumed:
     """Moments that an interrupted job had collected were not collected again."""
+
+
+@dataclass(frozen=True)
+class WeightsAsInputs:
+    """All initializers were listed as inputs too, and were taken for constants.
+
+    Attributes:
+        initializers: number of them.
+    """
+
+    initializers: int
 
 
 @dataclass(frozen=True)
@@ -334,4 +346,5 @@ Note = (
     | NearEnough
     | Quickest
     | SomeCompared
+    | WeightsAsInputs
 )

@@ -11,6 +11,8 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnx_lowrank.engine.inspection import inspect
+from onnx_lowrank.planning.notes import WeightsAsInputs
+from onnx_lowrank.report.wording import worded
 from tests import fixtures_models as fm
 from tests.support import AnyArray, make_model, relative, rng, run
 
@@ -248,11 +250,29 @@ def test_an_overridable_bias_is_not_built_in() -> None:
     assert result.report.validation.outputs[0].relative_error < 0.3
 
 
-def test_before_ir_4_every_initializer_is_an_input() -> None:
-    proto = net("gemm", opset=9, ir=3)
+def all_listed(proto: ModelProto) -> ModelProto:
+    """The same with all initializers among the inputs."""
     for tensor in proto.graph.initializer:
-        info = helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, tensor.dims)
+        info = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
         proto.graph.input.append(info)
+    return proto
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_exporters_listed_every_initializer_they_are_constants(kind: str) -> None:
+    proto = all_listed(net(kind))
+    assert all(not layer.reason.startswith("its") for layer in inspect(proto).layers)
+    result = compressed(proto)
+    onnx.checker.check_model(result.model)
+    assert [i.name for i in result.model.graph.input] == ["x"]
+    assert relative(run(proto, {"x": X})["y"], run(result.model, {"x": X})["y"]) < 0.3
+    (note,) = (n for n in result.report.notes if isinstance(n, WeightsAsInputs))
+    assert note.initializers == len(proto.graph.initializer)
+    assert "initializers are listed as inputs too" in worded(note)
+
+
+def test_before_ir_4_every_initializer_is_an_input() -> None:
+    proto = all_listed(net("gemm", opset=9, ir=3))
     proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 10]))
     onnx.checker.check_model(proto)
     made = compressed(proto).model

@@ -24,6 +24,7 @@ from onnx import numpy_helper as nh
 from onnx_lowrank.engine.inspection import inspect
 from onnx_lowrank.errors import LowRankError, ModelError
 from onnx_lowrank.graph.graph import Graph
+from onnx_lowrank.graph.protos import weights_as_inputs
 from onnx_lowrank.layers import find_layers, refuse_optimised
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.runtime.runtime import Runtime
@@ -93,6 +94,20 @@ def mixed(opset: int = 17, ir: int = 8, **options: Any) -> ModelProto:
 
 
 ALL = {"conv": DONE, "gemm": DONE, "matmul": DONE}
+
+
+def normalised(ir: int) -> ModelProto:
+    """A convolution with its batch normalisation, all weights listed as inputs."""
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], name="m", pads=[1] * 4),
+        node("BatchNormalization", ["a", "s", "b", "mean", "var"], ["y"], name="norm"),
+    ]
+    each = {"s": low(2)[0], "b": low(3)[0], "mean": low(4)[0], "var": low(5)[0] ** 2 + 1}
+    weights = {"w": low(1, 32, 32, 3, 3), **each}
+    shape = ["N", 32, 5, 5]
+    return model(
+        nodes, weights, inputs={"x": shape}, outputs={"y": shape}, opset=9, ir=ir, listed=True
+    )
 
 
 def product(*before: NodeProto, opset: int = 17, **weights: Any) -> ModelProto:
@@ -268,9 +283,13 @@ ROWS: dict[str, Row] = {
     **{
         f"ir {v}, weights listed as inputs": Row(
             lambda v=v: mixed(13, v, listed=True),  # type: ignore[misc]
-            ALL if v < 4 else dict.fromkeys(ALL, "is also an input of the graph"),
+            ALL,
         )
         for v in (3, 4, 7, 10, int(onnx.IR_VERSION))
+    },
+    **{
+        f"ir {v}, statistics listed as inputs": Row(lambda v=v: normalised(v), M)  # type: ignore[misc]
+        for v in (3, 8)
     },
     "float16": Row(lambda: typed(np.float16, TensorProto.FLOAT16), M12, 4e-3),
     "float64": Row(lambda: typed(np.float64, TensorProto.DOUBLE), M12, 1e-13),
@@ -479,11 +498,12 @@ ROWS: dict[str, Row] = {
 
 def interface(proto: ModelProto) -> Any:
     """What no compression may change."""
-    inside = {t.name for t in proto.graph.initializer}
+    listed = proto.ir_version < 4 or weights_as_inputs(proto)
+    inside = {t.name for t in proto.graph.initializer} if listed else {}
     return (
         proto.ir_version,
         [(o.domain, o.version) for o in proto.opset_import],
-        [i for i in proto.graph.input if proto.ir_version > 3 or i.name not in inside],
+        [i for i in proto.graph.input if i.name not in inside],
         list(proto.graph.output),
         [f.name for f in proto.functions],
     )
