@@ -5,11 +5,13 @@ by the original's largest score there, ``w = max_c p_c``, times its objectness w
 
     boxes     sum_w (1 - IoU(b, b'))                       / sum_w 1
     scores    sum_w mean_c KL(p_c || q_c)                  / (sum_w mean_c (H(mean_w p_c) - H(p_c)))
+    classes   sum_w KL(p || q)                             / (sum_w (H(mean_w p) - H(p)))
 
-where ``mean_w p`` is the best constant answer. Sums are over the positions of all samples, so that
-a sample without objects hardly counts. IoU, the intersection of two boxes over their union, is what
-users match boxes by: an error of a pixel is much for a small box and little for a large one, which
-no scale of a coordinate can tell.
+where ``mean_w p`` is the best constant answer. Class scores that sum to one have a class for places
+where nothing is, and ``w`` is what they leave to the others. Sums are over the positions of all
+samples, so that a sample without objects hardly counts. IoU, the intersection of two boxes over
+their union, is what users match boxes by: an error of a pixel is much for a small box and little
+for a large one, which no scale of a coordinate can tell.
 
 Reference:
     Everingham et al. 2010, The Pascal visual object classes challenge (IoU of boxes).
@@ -29,6 +31,8 @@ from onnx_lowrank.judge.measures import (
     bernoulli_divergence,
     entropy,
     inside,
+    kl_divergence,
+    log_probabilities,
     samples_of,
 )
 
@@ -56,10 +60,16 @@ class DetectionScale(Scale):
         self.samples += len(array)
         for rows, weights in self._weighed(array):
             self.count = self.count + float(weights.sum())
+            rows, counts = rows[weights > 0], weights[weights > 0]
             if self.reading.kind == "bernoulli":
-                chances, counts = inside(rows[weights > 0]), weights[weights > 0]
+                chances = inside(rows)
                 self.total = self.total + counts @ chances
                 self.square = self.square + counts @ entropy(chances)
+            elif self.reading.kind == "kl":
+                logs = log_probabilities(rows, self.reading.form)
+                chances = np.exp(logs)
+                self.total = self.total + counts @ chances
+                self.square = self.square - counts @ np.sum(chances * logs, axis=1)
 
     @property
     def unit(self) -> Floats | float:
@@ -82,6 +92,9 @@ class DetectionScale(Scale):
 
         A position where a number of the original is not finite weighs nothing.
         """
+        if self.reading.background is not None:
+            yield from map(self._something, samples_of(self.reading, array))
+            return
         beside = replace(self.reading, part=self.reading.scores)
         both = zip(samples_of(self.reading, array), samples_of(beside, array), strict=True)
         for rows, scores in both:
@@ -93,10 +106,19 @@ class DetectionScale(Scale):
             known = np.isfinite(rows).all(axis=1)
             yield rows.astype(np.float64), np.where(known, weights, 0.0)
 
+    def _something(self, rows: Floats) -> tuple[Floats, Floats]:
+        """Class scores and weights of one sample: the chance that something is there."""
+        rows = rows.astype(np.float64)
+        known = np.asarray(np.isfinite(rows).all(axis=1))
+        chances = np.exp(log_probabilities(np.where(known[:, None], rows, 0.0), self.reading.form))
+        return rows, np.where(known, 1 - chances[:, self.reading.background], 0.0)
+
     def _apart(self, old: Floats, new: Floats) -> Floats:
         """Divergence at each position, ``(positions,)``."""
         if self.reading.kind == "boxes":
             return 1 - overlaps(old, new, self.reading.form)
+        if self.reading.kind == "kl":
+            return kl_divergence(old, new, self.reading.form)
         return np.asarray(bernoulli_divergence(old, new).mean(axis=1))
 
 

@@ -107,7 +107,7 @@ class Judge:
         wholes = self._first_run()
         some = list(_enough(wholes))
         self.readings = self._read(Graph(reference), runtime, some)
-        self._scales = [Scale(r) if r.scores is None else DetectionScale(r) for r in self.readings]
+        self._scales = [DetectionScale(r) if r.weighed else Scale(r) for r in self.readings]
         for whole in chain(some, wholes):
             for _, _, old in self._apart(*whole):
                 for scale in self._scales:
@@ -232,12 +232,14 @@ class Judge:
                 some.setdefault(name, []).append(list(arrays))
         last, seen = wholes[-1][0], sum(count for _, count, _ in wholes)
         fed = [(seen, *np.shape(v)[1:]) for v in last.values()]
+        outputs = {name: _stacked(batches) for name, batches in some.items()}
+        beside = {array.shape for arrays in outputs.values() for array in arrays}
         return [
             reading
-            for name, batches in some.items()
+            for name, arrays in outputs.items()
             for reading in readings_of(
-                name, _stacked(batches), structures[name],
-                given=kinds.get(name, ""), labelled=self._labelled, inputs=fed,
+                name, arrays, structures[name],
+                given=kinds.get(name, ""), labelled=self._labelled, inputs=fed, beside=beside,
             )
         ]  # fmt: skip
 

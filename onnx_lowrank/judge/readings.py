@@ -3,8 +3,8 @@
 ========== ============================================ ======================================
 kind       found where                                  divergence of a new output
 ========== ============================================ ======================================
-kl         probabilities: numbers that sum to one along Kullback-Leibler, at each position
-           an axis (Softmax, LogSoftmax); scores: the
+kl         probabilities: numbers that sum to one along Kullback-Leibler, at each position,
+           an axis (Softmax, LogSoftmax); scores: the    or weighed where boxes lie beside
            last layer is linear, and its softmax is
            decided and differs between samples
 bernoulli  behind a Sigmoid                             Kullback-Leibler of each number
@@ -25,7 +25,7 @@ axis of samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,6 +63,8 @@ _DECIDED_MAP = 0.5
 _MAP_CLASSES = 5
 #: fewest places of boxes, and part of the places at which the numbers must make a box
 _PLACES, _BOXES = 16, 0.99
+#: part of a detector's places at which nothing is
+_EMPTY = 0.5
 #: score above which something is seen at a place, and part of the places at which one score is seen
 #: with another that make it say that anything is there
 _SEEN, _TOGETHER = 0.25, 0.75
@@ -106,6 +108,8 @@ class Reading:
             all positions count alike.
         objectness: whether the first of these scores says that anything is there, and the others
             what it would be, so that they count together alone.
+        background: of class scores at the places of a detector, the class that says that nothing is
+            there, by which they weigh; None for all others.
         why: reason of the choice, as a clause.
     """
 
@@ -117,7 +121,13 @@ class Reading:
     part: tuple[int, int, int] | None = None
     scores: tuple[int, int, int] | None = None
     objectness: bool = False
+    background: int | None = None
     why: str = ""
+
+    @property
+    def weighed(self) -> bool:
+        """Whether positions weigh by what the original sees there."""
+        return self.scores is not None or self.background is not None
 
     @property
     def label(self) -> str:
@@ -148,6 +158,7 @@ def readings_of(
     given: str = "",
     labelled: bool = False,
     inputs: Sequence[tuple[int, ...]] = (),
+    beside: Collection[tuple[int, ...]] = (),
 ) -> list[Reading]:
     """How the arrays of one output are read.
 
@@ -158,6 +169,7 @@ def readings_of(
         given: kind that the user gave it, as ``kl`` or ``kl@1``; empty for none.
         labelled: whether the samples have class numbers.
         inputs: shapes of the model's inputs at the same samples.
+        beside: shapes of its outputs there.
 
     Raises:
         OptionError: the kind that the user gave does not fit.
@@ -173,7 +185,9 @@ def readings_of(
             found.append(Reading(name, kind, index=index, why="its type"))
         else:
             reading = Reading(name, "", index=index)
-            found += _found(reading, wide(array), structure, labelled, inputs)
+            values = wide(array)
+            own = _found(reading, values, structure, labelled, inputs)
+            found += [_at_places(r, values, beside) for r in own]
     floats = [r for r in found if r.kind != "equal"]
     return floats or found
 
@@ -276,6 +290,21 @@ def _detections(parts: Sequence[Reading], array: Array) -> list[Reading]:
             made = replace(made, kind="boxes", form=form, why=why)
         found.append(made)
     return found
+
+
+def _at_places(reading: Reading, array: Array, beside: Collection[tuple[int, ...]]) -> Reading:
+    """The same, or that of a detector's places where an output has four numbers for each."""
+    if reading.kind != "kl" or array.ndim != 3:
+        return reading
+    boxes = list(array.shape)
+    classes, boxes[reading.axis] = boxes[reading.axis], 4
+    if tuple(boxes) not in beside or array.size < _PLACES * classes * len(array):
+        return reading
+    first = np.bincount(rows_along(array, reading.axis).argmax(axis=1))
+    if first.max() < _EMPTY * first.sum():
+        return reading
+    why = f"{reading.why}, and each place has four numbers in another output"
+    return replace(reading, background=int(first.argmax()), why=why)
 
 
 def _says_anything(rows: Array) -> bool:

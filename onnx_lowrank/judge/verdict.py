@@ -44,15 +44,17 @@ class ReadingVerdict:
         loss: 0 for the original, 1 for a model that gives all samples the same answer; see
             :mod:`onnx_lowrank.judge.measures`.
         kept: part of the answers that stay: of the samples with the same class (the same sequence
-            of classes), of positions in maps of classes, of exact values; for boxes the overlap
+            of classes), of positions in maps of classes, of the places where a detector sees
+            something, of exact values; for boxes the overlap
             with the original's, weighed by scores; for other kinds the correlation with the
             original's, the square root of 1 less the loss.
         figures: what people ask of such an output, by name: ``same_samples``, ``same_sequences``
-            and ``same_positions`` (parts with the same first class, or side of one half),
+            ``same_positions`` and ``same_places`` (parts with the same first class, or side of
+            one half),
             ``overlap`` (intersection over union), ``cosine``, ``neighbours`` (part of the nearest
             5 samples that stay so).
-        answer: what ``kept`` is: ``samples``, ``sequences``, ``positions``, ``boxes``, ``values``
-            or ``correlation``.
+        answer: what ``kept`` is: ``samples``, ``sequences``, ``positions``, ``places``, ``boxes``,
+            ``values`` or ``correlation``.
     """
 
     reading: Reading
@@ -113,6 +115,8 @@ def verdict_on(
         if values:
             part = float(np.mean(values))
             found[f"same_{name}"] = Estimate(part, *wilson(part, len(values)))
+    if figures.seen_same:
+        found["same_places"] = _mean(figures.seen_same)
     overlap = [v for v in figures.overlap if not math.isnan(v)]
     if overlap:
         found["overlap"] = _mean(overlap)
@@ -145,6 +149,8 @@ def _answer(reading: Reading, figures: Figures) -> str:
         return _LOST_PARTS[reading.kind]
     if reading.kind != "kl":
         return "correlation"
+    if reading.background is not None:
+        return "places" if figures.seen_same else "correlation"
     return ("samples", "sequences", "positions")[min(figures.axes, 2)]
 
 

@@ -22,6 +22,7 @@ _KEPT = {
     "samples": "the first class of {}",
     "sequences": "the whole sequence of classes of {}",
     "positions": "the first class at {} of the positions",
+    "places": "the first class at {} of the places where something is seen",
     "boxes": "boxes that overlap the original's by {}",
     "values": "{} of the values",
     "correlation": "a correlation with the original of {}",

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from onnx_lowrank.judge.detections import DetectionScale, overlaps
-from onnx_lowrank.judge.measures import Figures, entropy
+from onnx_lowrank.judge.measures import Figures, changes, entropy, figures_of
 from onnx_lowrank.judge.readings import Reading, Structure, readings_of
 from onnx_lowrank.judge.verdict import verdict_on
 
@@ -195,3 +195,87 @@ def test_what_is_kept_of_boxes_is_their_overlap() -> None:
     verdict = verdict_on(scale.reading, losses, Figures())
     assert verdict.answer == "boxes"
     assert verdict.kept.value == pytest.approx(1 - losses.mean(), rel=1e-12)
+
+
+# class scores of places, boxes in another output
+
+
+def classes(objects: int = 3) -> Array:
+    """Probabilities of nothing and two classes at places, few of which see something."""
+    scores = RANDOM.normal(0, 0.5, (SAMPLES, PLACES, 3))
+    scores[..., 0] += 8
+    for sample in scores:
+        places = RANDOM.choice(PLACES, objects, replace=False)
+        sample[places, 0] -= 11
+        sample[places, RANDOM.integers(1, 3, objects)] += 6
+    chances = np.exp(scores)
+    made: Array = chances / chances.sum(axis=-1, keepdims=True)
+    return made
+
+
+CLASSED, FOUR = classes(), (SAMPLES, PLACES, 4)
+
+
+def classed(array: Array = CLASSED, *beside: tuple[int, ...]) -> Reading:
+    (reading,) = readings_of("y", [array], beside=beside)
+    return reading
+
+
+def classed_scale(array: Array = CLASSED) -> DetectionScale:
+    scale = DetectionScale(classed(CLASSED, FOUR))
+    for part in np.array_split(array, 3):
+        scale.add(part)
+    return scale
+
+
+def test_classes_weigh_by_what_is_not_nothing_where_boxes_lie_beside() -> None:
+    assert classed(CLASSED, CLASSED.shape, FOUR).background == 0
+    turned = np.moveaxis(CLASSED, 1, 2)
+    assert classed(turned, (SAMPLES, 4, PLACES)).background == 0
+    for beside in ((), ((SAMPLES, PLACES - 1, 4),), ((SAMPLES, 4, PLACES),)):
+        assert classed(CLASSED, *beside).background is None
+    many = RANDOM.dirichlet([1, 1, 1, 1], (SAMPLES, PLACES))  # no class is nothing
+    assert classed(many, FOUR).background is None
+
+
+def test_a_lost_object_is_a_loss_however_many_places_see_nothing() -> None:
+    scale = classed_scale()
+    assert scale.divergences(CLASSED, CLASSED) == pytest.approx(0, abs=1e-12)
+    mean = np.average(CLASSED.reshape(-1, 3), axis=0, weights=1 - CLASSED[..., 0].reshape(-1))
+    constant = np.broadcast_to(mean, CLASSED.shape)
+    assert scale.divergences(CLASSED, constant).mean() == pytest.approx(1, rel=1e-9)
+    blind = CLASSED.copy()
+    blind[..., :] = [0.998, 0.001, 0.001]  # right at nearly all places
+    assert scale.divergences(CLASSED, blind).mean() > 1
+    assert changes(scale.reading, CLASSED, blind).tolist() == [1] * SAMPLES  # type: ignore[union-attr]
+
+
+def test_what_is_kept_is_where_either_model_sees_something() -> None:
+    scale = classed_scale()
+    new = CLASSED.copy()
+    first = CLASSED[0].argmax(axis=1)
+    seen = int(np.flatnonzero(first)[0])
+    empty = np.flatnonzero(first == 0)[0]
+    new[0, seen] = [1, 0, 0]  # lost
+    new[0, empty] = [0, 1, 0]  # made up
+    figures = Figures()
+    figures_of(scale.reading, CLASSED, new, figures)
+    verdict = verdict_on(scale.reading, scale.divergences(CLASSED, new), figures)
+    assert verdict.answer == "places"
+    objects = np.count_nonzero(first)
+    assert figures.seen_same[0] == pytest.approx((objects - 1) / (objects + 1))
+    assert verdict.kept.value == pytest.approx((SAMPLES - 1 + figures.seen_same[0]) / SAMPLES)
+    assert "same_sequences" not in verdict.figures
+    found = changes(scale.reading, CLASSED, new)
+    assert found is not None
+    assert found.tolist() == pytest.approx([2 / (objects + 1), *[0] * (SAMPLES - 1)])
+    nothing = np.broadcast_to([1.0, 0.0, 0.0], CLASSED.shape)
+    assert changes(scale.reading, nothing, nothing).tolist() == [0] * SAMPLES  # type: ignore[union-attr]
+
+
+def test_a_place_that_is_not_finite_weighs_nothing_and_new_nan_is_lost() -> None:
+    broken = CLASSED.copy()
+    broken[:, 0] = np.nan
+    scale = classed_scale(broken)
+    assert np.isfinite(scale.divergences(broken, CLASSED)).all()
+    assert np.isinf(scale.divergences(CLASSED, broken)).all()
