@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, shape_inference
 
@@ -14,6 +14,9 @@ __all__ = ["edited", "inferred_extents", "overridable", "part", "weights_as_inpu
 
 #: returns an initializer by name, of the original or new; None for other tensors
 _Constants = Callable[[str], TensorProto | None]
+
+#: fewest axes of a weight; scalars and shapes have fewer
+_WEIGHT = 2
 
 #: first IR version in which initializers need not be listed as inputs
 _UNLISTED = 4
@@ -31,9 +34,22 @@ def overridable(source: ModelProto) -> set[str]:
 
 
 def weights_as_inputs(source: ModelProto) -> int:
-    """Number of initializers, where every one is listed as an input though none has to be."""
+    """Number of initializers, where every one is listed as an input though none has to be.
+
+    0 where no weight is among them, or nodes hold more numbers: an exporter that lists weights out
+    of habit lists all, and what is listed alone, as a state that may be fed, is meant to be.
+    """
+    tensors = source.graph.initializer
     listed = _listed(source) if source.ir_version >= _UNLISTED else set()
-    return len(listed) if listed == {t.name for t in source.graph.initializer} else 0
+    if listed != {t.name for t in tensors} or all(len(t.dims) < _WEIGHT for t in tensors):
+        return 0
+    constants = (n for n in source.graph.node if n.op_type == "Constant")
+    held = (a.t for n in constants for a in n.attribute if a.name == "value")
+    return len(listed) if _numbers(tensors) >= _numbers(held) else 0
+
+
+def _numbers(tensors: Iterable[TensorProto]) -> int:
+    return sum(math.prod(t.dims) for t in tensors)
 
 
 def _listed(source: ModelProto) -> set[str]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.errors import DataError, ValidationError
 from onnx_lowrank.judge.measures import Figures, Scale, changes, figures_of
-from onnx_lowrank.judge.readings import Reading
+from onnx_lowrank.judge.reading import Reading
 from onnx_lowrank.judge.verdict import Estimate, ReadingVerdict, Verdict, estimated, verdict_on
 from onnx_lowrank.runtime.outputs import Values
 from onnx_lowrank.runtime.session import Feed

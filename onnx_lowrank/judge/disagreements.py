@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.judge.judge import Judge
-from onnx_lowrank.judge.readings import Reading
+from onnx_lowrank.judge.reading import Reading
 from onnx_lowrank.modelfile.model import Model
 from onnx_lowrank.samples.dataset import Dataset
 from onnx_lowrank.samples.thumbnails import thumbnail

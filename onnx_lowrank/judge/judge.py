@@ -21,7 +21,8 @@ from onnx_lowrank.judge.comparison import Comparison, Loss, Pair
 from onnx_lowrank.judge.detections import DetectionScale
 from onnx_lowrank.judge.measures import Scale
 from onnx_lowrank.judge.observation import Observer, by_sample, each_sample
-from onnx_lowrank.judge.readings import Reading, kinds_for, readings_of
+from onnx_lowrank.judge.reading import Reading
+from onnx_lowrank.judge.readings import kinds_for, readings_of
 from onnx_lowrank.judge.restarts import Restarts
 from onnx_lowrank.judge.structure import structures_of
 from onnx_lowrank.judge.verdict import Estimate, Verdict

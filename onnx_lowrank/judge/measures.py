@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.judge.readings import Reading, rows_along, wide
+from onnx_lowrank.judge.reading import Reading, rows_along, wide
 
 __all__ = [
     "Figures",

@@ -26,30 +26,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.errors import OptionError
+from onnx_lowrank.judge.detector_readings import at_places, detections
+from onnx_lowrank.judge.reading import KINDS, UNKNOWN, Reading, Structure, rows_along, wide
 from onnx_lowrank.runtime.outputs import is_float
 
-__all__ = [
-    "KINDS",
-    "Reading",
-    "Structure",
-    "kinds_for",
-    "parse_kinds",
-    "readings_of",
-    "rows_along",
-    "wide",
-]
+__all__ = ["kinds_for", "parse_kinds", "readings_of"]
 
 Array = npt.NDArray[Any]
-
-#: kinds that a user may give an output
-KINDS = ("kl", "bernoulli", "cosine", "l2", "equal", "none")
 
 #: largest difference from one of a sum of probabilities, or of a length, in float32 and float16
 _UNIT = 5e-3
@@ -61,93 +51,6 @@ _DECIDED, _GUESSES = 0.25, 1.5
 _DECIDED_MAP = 0.5
 #: fewest channels of a map of class scores: pictures have up to four
 _MAP_CLASSES = 5
-#: fewest places of boxes, and part of the places at which the numbers must make a box
-_PLACES, _BOXES = 16, 0.99
-#: part of a detector's places at which nothing is
-_EMPTY = 0.5
-#: score above which something is seen at a place, and part of the places at which one score is seen
-#: with another that make it say that anything is there
-_SEEN, _TOGETHER = 0.25, 0.75
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What the graph tells of an output.
-
-    Attributes:
-        features: number of outputs of the linear layer that it comes from; 0 where it comes from
-            something else.
-        product: whether that layer is a matrix product, whose outputs lie on the last axis; else
-            it is a convolution.
-        maps: parts ``(axis, start, stop, sigmoid)`` along one axis, counted from the end, of which
-            some are behind a Sigmoid; empty where none is. A part with ``stop`` 0 is the whole.
-    """
-
-    features: int = 0
-    product: bool = False
-    maps: tuple[tuple[int, int, int, bool], ...] = ()
-
-
-#: nothing that the graph could tell
-UNKNOWN = Structure()
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a part of an output means.
-
-    Attributes:
-        output: name of the tensor.
-        kind: of :data:`KINDS`.
-        axis: axis of the classes, of a vector, or of the coordinates, counted from the end.
-        form: for ``kl``: ``probabilities``, ``logarithms`` of them, or ``scores`` in front of a
-            softmax; for ``boxes``: ``corners`` or ``middle``, followed by the size.
-        index: number of the array, where an output has several.
-        part: ``(axis, start, stop)`` where only a part of the array is read.
-        scores: the part, likewise, of a detector's scores, which its positions weigh by; None where
-            all positions count alike.
-        objectness: whether the first of these scores says that anything is there, and the others
-            what it would be, so that they count together alone.
-        background: of class scores at the places of a detector, the class that says that nothing is
-            there, by which they weigh; None for all others.
-        why: reason of the choice, as a clause.
-    """
-
-    output: str
-    kind: str
-    axis: int = -1
-    form: str = ""
-    index: int = 0
-    part: tuple[int, int, int] | None = None
-    scores: tuple[int, int, int] | None = None
-    objectness: bool = False
-    background: int | None = None
-    why: str = ""
-
-    @property
-    def weighed(self) -> bool:
-        """Whether positions weigh by what the original sees there."""
-        return self.scores is not None or self.background is not None
-
-    @property
-    def label(self) -> str:
-        """Name for people: the output's, and which part of it."""
-        array = f"[{self.index}]" if self.index else ""
-        if self.part is None:
-            return self.output + array
-        axis, start, stop = self.part
-        rest = ", :" * (-axis - 1)
-        return f"{self.output}{array}[..., {start}:{stop}{rest}]"
-
-    def of(self, array: Array) -> Array:
-        """Its part of an array of the output."""
-        if self.part is None:
-            return array
-        axis, start, stop = self.part
-        index: list[Any] = [slice(None)] * array.ndim
-        index[axis] = slice(start, stop)
-        found: Array = array[tuple(index)]
-        return found
 
 
 def readings_of(
@@ -187,7 +90,7 @@ def readings_of(
             reading = Reading(name, "", index=index)
             values = wide(array)
             own = _found(reading, values, structure, labelled, inputs)
-            found += [_at_places(r, values, beside) for r in own]
+            found += [at_places(r, values, beside) for r in own]
     floats = [r for r in found if r.kind != "equal"]
     return floats or found
 
@@ -249,7 +152,7 @@ def _found(
                            array, sigmoid)
             for axis, start, stop, sigmoid in structure.maps
         ]  # fmt: skip
-        return _detections(parts, array) or parts
+        return detections(parts, array) or parts
     for form in ("probabilities", "logarithms"):
         axis = _probable(array, form)
         if axis is not None:
@@ -270,64 +173,6 @@ def _map_or_values(reading: Reading, array: Array, sigmoid: bool) -> Reading:
         return replace(reading, kind="bernoulli", axis=axis, why="behind a Sigmoid")
     axis = reading.part[0] if reading.part else _channel_axis(array)
     return replace(reading, kind="l2", axis=axis, why="numbers of no known meaning")
-
-
-def _detections(parts: Sequence[Reading], array: Array) -> list[Reading]:
-    """Boxes and their scores, where an output has just these parts; empty for anything else."""
-    if len(parts) != 2 or {part.kind for part in parts} != {"bernoulli", "l2"}:
-        return []
-    scores = next(part for part in parts if part.kind == "bernoulli")
-    first = _says_anything(rows_along(scores.of(array), scores.axis))
-    found = []
-    for part in parts:
-        made = replace(part, scores=scores.part, objectness=first)
-        if part.kind == "l2":
-            boxes = rows_along(part.of(array), part.axis)
-            form = _form_of_boxes(boxes[np.isfinite(boxes).all(axis=1)])
-            if not form:
-                return []
-            why = "four numbers at each place, beside scores"
-            made = replace(made, kind="boxes", form=form, why=why)
-        found.append(made)
-    return found
-
-
-def _at_places(reading: Reading, array: Array, beside: Collection[tuple[int, ...]]) -> Reading:
-    """The same, or that of a detector's places where an output has four numbers for each."""
-    if reading.kind != "kl" or array.ndim != 3:
-        return reading
-    boxes = list(array.shape)
-    classes, boxes[reading.axis] = boxes[reading.axis], 4
-    if tuple(boxes) not in beside or array.size < _PLACES * classes * len(array):
-        return reading
-    first = np.bincount(rows_along(array, reading.axis).argmax(axis=1))
-    if first.max() < _EMPTY * first.sum():
-        return reading
-    why = f"{reading.why}, and each place has four numbers in another output"
-    return replace(reading, background=int(first.argmax()), why=why)
-
-
-def _says_anything(rows: Array) -> bool:
-    """Whether the first score ``(n, scores)`` says that anything is there, as YOLOv5's does.
-
-    Another score is high then wherever it is high, and high where it is low too. A first class
-    excludes the others.
-    """
-    rows = rows[np.isfinite(rows).all(axis=1)]
-    if rows.shape[1] < 2:
-        return False
-    seen, best = rows[:, 0] > _SEEN, rows[:, 1:].max(axis=1) > _SEEN
-    together = int(np.sum(seen & best))
-    return together >= _TOGETHER * max(int(seen.sum()), 1) and together < _TOGETHER * best.sum()
-
-
-def _form_of_boxes(rows: Array) -> str:
-    """How four numbers ``(n, 4)`` are a box: ``corners``, ``middle``, or empty for not at all."""
-    if rows.shape[1] != 4 or len(rows) < _PLACES:
-        return ""
-    if np.mean(np.all(rows[:, 2:] >= rows[:, :2], axis=1)) >= _BOXES:
-        return "corners"
-    return "middle" if np.mean(np.all(rows[:, 2:] > 0, axis=1)) >= _BOXES else ""
 
 
 def _channel_axis(array: Array) -> int:
@@ -396,17 +241,6 @@ def _form(array: Array, axis: int) -> str:
     if _probable(array, "probabilities") == axis:
         return "probabilities"
     return "logarithms" if _probable(array, "logarithms") == axis else "scores"
-
-
-def rows_along(array: Array, axis: int) -> Array:
-    """All positions of an array as rows ``(positions, width)`` along an axis."""
-    moved = np.moveaxis(array, axis, -1)
-    return moved.reshape(-1, moved.shape[-1])
-
-
-def wide(array: Array) -> Array:
-    """Numbers in float32 or wider."""
-    return array if array.dtype.kind == "f" and array.dtype.itemsize > 2 else array.astype("f4")
 
 
 def kinds_for(names: Sequence[str], kinds: Mapping[str, str]) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.graph.nodes import Node
-from onnx_lowrank.judge.readings import Structure
+from onnx_lowrank.judge.reading import Structure
 from onnx_lowrank.runtime.runtime import Runtime
 from onnx_lowrank.samples.dataset import Dataset
 

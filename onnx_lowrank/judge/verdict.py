@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.judge.intervals import mean, wilson
 from onnx_lowrank.judge.measures import Figures
-from onnx_lowrank.judge.readings import Reading
+from onnx_lowrank.judge.reading import Reading
 
 __all__ = ["Estimate", "ReadingVerdict", "Verdict", "estimated", "verdict_on"]
 

@@ -16,7 +16,7 @@ from onnx_lowrank.engine.api import Result, compress
 from onnx_lowrank.engine.effort import NORMAL, QUICK, THOROUGH, Effort
 from onnx_lowrank.engine.guard import check_result
 from onnx_lowrank.errors import GuardError, OptionError
-from onnx_lowrank.judge.readings import Reading
+from onnx_lowrank.judge.reading import Reading
 from onnx_lowrank.judge.verdict import Estimate, ReadingVerdict, Verdict
 from onnx_lowrank.latency.probe import Place
 from onnx_lowrank.modelfile.model import Model

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_lowrank.engine.inspection import inspect
+from onnx_lowrank.graph.protos import overridable, weights_as_inputs
 from onnx_lowrank.planning.notes import WeightsAsInputs
 from onnx_lowrank.report.wording import worded
 from tests import fixtures_models as fm
@@ -269,6 +270,26 @@ def test_where_exporters_listed_every_initializer_they_are_constants(kind: str) 
     (note,) = (n for n in result.report.notes if isinstance(n, WeightsAsInputs))
     assert note.initializers == len(proto.graph.initializer)
     assert "initializers are listed as inputs too" in worded(note)
+
+
+def test_what_is_listed_beside_weights_that_nodes_hold_may_be_fed() -> None:
+    proto = net("gemm")
+    held = next(t for t in proto.graph.initializer if t.name == "w1")
+    start = numpy_helper.from_array(np.zeros((1, 32), np.float32), "start")
+    for kept in ([], [held]):
+        copy = ModelProto()
+        copy.CopyFrom(proto)
+        del copy.graph.initializer[:]
+        copy.graph.initializer.extend([start, *kept])
+        all_listed(copy)
+        if not kept:
+            copy.graph.node.insert(0, helper.make_node("Constant", [], ["w1"], value=held))
+        assert weights_as_inputs(copy) == 2 * len(kept)
+        assert overridable(copy) == (set() if kept else {"start"})
+    scale = numpy_helper.from_array(np.ones(1, np.float32), "scale")
+    del copy.graph.initializer[:], copy.graph.input[1:]
+    copy.graph.initializer.append(scale)
+    assert overridable(all_listed(copy)) == {"scale"}
 
 
 def test_before_ir_4_every_initializer_is_an_input() -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from onnx_lowrank.judge.detections import DetectionScale, overlaps
 from onnx_lowrank.judge.measures import Figures, changes, entropy, figures_of
-from onnx_lowrank.judge.readings import Reading, Structure, readings_of
+from onnx_lowrank.judge.reading import Reading, Structure
+from onnx_lowrank.judge.readings import readings_of
 from onnx_lowrank.judge.verdict import verdict_on
 
 Array = npt.NDArray[Any]

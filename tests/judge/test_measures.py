@@ -10,7 +10,7 @@ import pytest
 from scipy import special, stats
 
 from onnx_lowrank.judge.measures import Figures, Scale, changes, figures_of
-from onnx_lowrank.judge.readings import Reading
+from onnx_lowrank.judge.reading import Reading
 from onnx_lowrank.judge.verdict import Verdict, estimated, verdict_on
 
 Array = npt.NDArray[Any]

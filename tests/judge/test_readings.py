@@ -12,7 +12,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnx_lowrank.errors import DataError, OptionError
 from onnx_lowrank.judge.judge import AS_FOUND, Judge, Judging
-from onnx_lowrank.judge.readings import Reading, parse_kinds, readings_of
+from onnx_lowrank.judge.reading import Reading
+from onnx_lowrank.judge.readings import parse_kinds, readings_of
 from onnx_lowrank.modelfile.loading import load
 from onnx_lowrank.samples.dataset import input_specs, load_dataset
 from tests import fixtures_models as fm

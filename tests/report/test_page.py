@@ -15,7 +15,7 @@ import pytest
 
 from onnx_lowrank.engine.validate import opened
 from onnx_lowrank.judge.disagreements import Disagreement
-from onnx_lowrank.judge.readings import Reading
+from onnx_lowrank.judge.reading import Reading
 from onnx_lowrank.judge.verdict import Estimate, ReadingVerdict, Verdict
 from onnx_lowrank.planning.plan import Decision
 from onnx_lowrank.report.charts import Bar, bars
