@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.errors import DataError, ValidationError
-from onnx_lowrank.judge.measures import Figures, Scale, changes, figures_of
+from onnx_lowrank.judge.answers import Figures, changes, figures_of
+from onnx_lowrank.judge.measures import Scale
 from onnx_lowrank.judge.reading import Reading
 from onnx_lowrank.judge.verdict import Estimate, ReadingVerdict, Verdict, estimated, verdict_on
 from onnx_lowrank.runtime.outputs import Values

@@ -12,18 +12,14 @@ for class scores as for boxes:
 A :class:`Scale` has the denominators, from the original's outputs alone, and gives the quotient for
 each sample. What a detector answers is in :mod:`onnx_lowrank.judge.detections`.
 
-Divergences of class scores do not tell a line that is read otherwise from one whose letters only
-begin a step earlier. So the loss of a sample of class scores is half its divergence and half the
-part of its answers that change (:func:`changes`): its class, its sequence of classes with repeats
-taken for one, or, in maps, its positions (of a detector, those where either model sees something).
-On one recogniser two models of nearly one divergence (9.8 and 9.0 %) read 77 and 98 % of the lines.
+The loss of class scores has the answers that change beside it (:mod:`onnx_lowrank.judge.answers`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,15 +28,15 @@ import numpy.typing as npt
 from onnx_lowrank.judge.reading import Reading, rows_along, wide
 
 __all__ = [
-    "Figures",
     "Scale",
     "bernoulli_divergence",
-    "changes",
+    "directions",
     "entropy",
-    "figures_of",
+    "finite_rows",
     "inside",
     "kl_divergence",
     "log_probabilities",
+    "rows_where",
     "samples_of",
 ]
 
@@ -100,7 +96,7 @@ class Scale:
             self.total = self.total + apart.sum(axis=0)
             self.square = self.square + np.square(apart).sum(axis=0)
             return
-        rows = _where(rows, _finite(rows))
+        rows = rows_where(rows, finite_rows(rows))
         if not len(rows):
             return
         self.count = self.count + len(rows)
@@ -114,7 +110,7 @@ class Scale:
             self.total = self.total + inside(rows).sum(axis=0)
             self.square = self.square + entropy(inside(rows)).sum(axis=0)
         elif kind == "cosine":
-            self.total = self.total + _directions(rows).sum(axis=0, dtype=np.float64)
+            self.total = self.total + directions(rows).sum(axis=0, dtype=np.float64)
 
     @property
     def unit(self) -> Floats | float:
@@ -165,49 +161,7 @@ class Scale:
         return np.where(np.isnan(found), np.inf, found)
 
 
-def changes(reading: Reading, old: Array, new: Array) -> Losses | None:
-    """Part of the answers of each sample that change, ``(samples,)``; None without class scores.
-
-    Args:
-        reading: what the outputs mean.
-        old: values of the original, samples along axis 0.
-        new: values of the other model, of the same shape.
-    """
-    if reading.kind != "kl":
-        return None
-    axes = _position_axes(reading, old)
-    found = np.zeros(len(old))
-    for sample, (a, b) in enumerate(
-        zip(samples_of(reading, old), samples_of(reading, new), strict=True)
-    ):
-        first, now = (rows.argmax(axis=1) for rows in _known(a, b))
-        if len(first):
-            found[sample] = _changed(reading, first, now, axes)
-    return found
-
-
-def _changed(reading: Reading, first: Array, now: Array, axes: int) -> float:
-    """Part of the answers of a sample that change, by its first classes."""
-    if reading.background is not None:
-        seen = _seen(reading.background, first, now)
-        return float(np.mean(first[seen] != now[seen])) if seen.any() else 0.0
-    return float(np.mean(first != now)) if axes > 1 else float(not _reads_same(first, now))
-
-
-def _seen(background: int, first: Array, now: Array) -> npt.NDArray[np.bool_]:
-    """Where one of two models sees something."""
-    found: npt.NDArray[np.bool_] = (first != background) | (now != background)
-    return found
-
-
-def _known(old: Floats, new: Floats) -> tuple[Floats, Floats]:
-    """The positions of a sample where the original is finite; NaN of the new model is least."""
-    known = _finite(old)
-    old, new = _where(old, known), _where(new, known)
-    return old, new if _finite(new).all() else np.where(np.isnan(new), -np.inf, new)
-
-
-def _finite(rows: Floats) -> npt.NDArray[np.bool_]:
+def finite_rows(rows: Floats) -> npt.NDArray[np.bool_]:
     """Whether all numbers of each row ``(n, width)`` are finite."""
     with np.errstate(over="ignore", invalid="ignore"):
         sums = rows.sum(axis=1)  # one pass without a mask; it may overflow, but hides nothing
@@ -217,20 +171,9 @@ def _finite(rows: Floats) -> npt.NDArray[np.bool_]:
     return np.asarray(known)
 
 
-def _where(rows: Floats, known: npt.NDArray[np.bool_]) -> Floats:
+def rows_where(rows: Floats, known: npt.NDArray[np.bool_]) -> Floats:
     """Some of the rows; the same array where these are all."""
     return rows if known.all() else rows[known]
-
-
-def _reads_same(first: Array, now: Array) -> bool:
-    """Whether two sequences of classes are the same, repeats being one."""
-    return np.array_equal(_without_repeats(first), _without_repeats(now))
-
-
-def _position_axes(reading: Reading, array: Array) -> int:
-    """Number of axes of positions longer than one."""
-    extents = [n for a, n in enumerate(array.shape[1:], 1) if a - array.ndim != reading.axis]
-    return sum(n > 1 for n in extents)
 
 
 def _loss(reading: Reading, old: Array, new: Array, unit: Floats | float) -> float:
@@ -243,11 +186,11 @@ def _loss(reading: Reading, old: Array, new: Array, unit: Floats | float) -> flo
         share = known.sum(axis=0)
         errors = np.square(apart).sum(axis=0) / np.maximum(share, 1)
         return float(np.mean((errors / unit)[share > 0]))
-    known = _finite(old)
-    old, new = _where(old, known), _where(new, known)
+    known = finite_rows(old)
+    old, new = rows_where(old, known), rows_where(new, known)
     if not len(old):
         return 0.0
-    if not _finite(new).all():
+    if not finite_rows(new).all():
         return np.inf
     if reading.kind == "kl":
         step = max(_CHUNK // max(old.shape[1], 1), 1)
@@ -260,87 +203,9 @@ def _loss(reading: Reading, old: Array, new: Array, unit: Floats | float) -> flo
         apart = bernoulli_divergence(old.astype(np.float64), new.astype(np.float64))
         return float(np.mean(apart) / unit)
     apart = 1 - np.sum(
-        _directions(old.astype(np.float64)) * _directions(new.astype(np.float64)), axis=1
+        directions(old.astype(np.float64)) * directions(new.astype(np.float64)), axis=1
     )
     return float(np.mean(apart) / unit)
-
-
-@dataclass
-class Figures:
-    """What people ask of a new output, sample by sample.
-
-    Attributes:
-        same: part of the positions with the same first class, or of the numbers on the same side
-            of one half; ``(samples,)``.
-        all_same: whether all positions have the same first class.
-        reads_same: whether the first classes are the same sequence, repeats being one.
-        seen_same: of a detector, part of the places where either model sees something, with the
-            same first class.
-        overlap: intersection over union of what is above one half; NaN where nothing is.
-        cosine: mean cosine of the vectors.
-        vectors: directions of the original and of the new model, mean over positions; each
-            ``(samples, width)``.
-        positions: positions of a sample, over all its axes.
-        axes: axes of positions longer than one.
-    """
-
-    same: list[float] = field(default_factory=list)
-    all_same: list[bool] = field(default_factory=list)
-    reads_same: list[bool] = field(default_factory=list)
-    seen_same: list[float] = field(default_factory=list)
-    overlap: list[float] = field(default_factory=list)
-    cosine: list[float] = field(default_factory=list)
-    vectors: tuple[list[Array], list[Array]] = field(default_factory=lambda: ([], []))
-    positions: int = 0
-    axes: int = 0
-
-
-def figures_of(reading: Reading, old: Array, new: Array, into: Figures) -> None:
-    """Add the figures of some samples to ``into``.
-
-    Args:
-        reading: what the outputs mean.
-        old: values of the original, samples along axis 0.
-        new: values of the other model, of the same shape.
-        into: takes the figures.
-    """
-    if reading.kind not in ("kl", "bernoulli", "cosine"):
-        return
-    into.axes = max(into.axes, _position_axes(reading, old))
-    for a, b in zip(samples_of(reading, old), samples_of(reading, new), strict=True):
-        a, b = _known(a, b)
-        if not len(a):
-            continue
-        into.positions = max(into.positions, len(a))
-        if reading.kind == "kl":
-            _add_classes(reading, a.argmax(axis=1), b.argmax(axis=1), into)
-        elif reading.kind == "bernoulli":
-            above, now = a > 0.5, b > 0.5
-            into.same.append(float(np.mean(above == now)))
-            either = int(np.sum(above | now))
-            into.overlap.append(float(np.sum(above & now)) / either if either else np.nan)
-        else:
-            b = np.where(np.isfinite(b), b, 0.0)
-            one, other = _directions(a), _directions(b)
-            into.cosine.append(float(np.mean(np.sum(one * other, axis=1))))
-            into.vectors[0].append(one.mean(axis=0))
-            into.vectors[1].append(other.mean(axis=0))
-
-
-def _add_classes(reading: Reading, first: Array, now: Array, into: Figures) -> None:
-    into.same.append(float(np.mean(first == now)))
-    if reading.background is not None:
-        seen = _seen(reading.background, first, now)
-        if seen.any():
-            into.seen_same.append(float(np.mean(first[seen] == now[seen])))
-        return
-    into.all_same.append(bool((first == now).all()))
-    into.reads_same.append(_reads_same(first, now))
-
-
-def _without_repeats(classes: Array) -> Array:
-    found: Array = classes[np.concatenate([[True], classes[1:] != classes[:-1]])]
-    return found
 
 
 def samples_of(reading: Reading, array: Array) -> Iterator[Floats]:
@@ -411,6 +276,7 @@ def entropy(chances: Floats) -> Floats:
     return np.asarray(-p * np.log(p) - (1 - p) * np.log(1 - p))
 
 
-def _directions(rows: Floats) -> Floats:
+def directions(rows: Floats) -> Floats:
+    """The rows at length one; zeros stay."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.where(norms > 0, norms, 1.0))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnx_lowrank.judge.answers import Figures
 from onnx_lowrank.judge.intervals import mean, wilson
-from onnx_lowrank.judge.measures import Figures
 from onnx_lowrank.judge.reading import Reading
 
 __all__ = ["Estimate", "ReadingVerdict", "Verdict", "estimated", "verdict_on"]

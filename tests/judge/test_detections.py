@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from onnx_lowrank.judge.answers import Figures, changes, figures_of
 from onnx_lowrank.judge.detections import DetectionScale, overlaps
-from onnx_lowrank.judge.measures import Figures, changes, entropy, figures_of
+from onnx_lowrank.judge.measures import entropy
 from onnx_lowrank.judge.reading import Reading, Structure
 from onnx_lowrank.judge.readings import readings_of
 from onnx_lowrank.judge.verdict import verdict_on

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pytest
 from scipy import special, stats
 
-from onnx_lowrank.judge.measures import Figures, Scale, changes, figures_of
+from onnx_lowrank.judge.answers import Figures, changes, figures_of
+from onnx_lowrank.judge.measures import Scale
 from onnx_lowrank.judge.reading import Reading
 from onnx_lowrank.judge.verdict import Verdict, estimated, verdict_on
 
