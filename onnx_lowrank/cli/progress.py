@@ -26,21 +26,19 @@ __all__ = [
 #: what the steps of ``compress`` usually take of it, in their order, in hundredths: rounded means
 #: over a small classifier, a residual network and a sentence encoder, each with its own data
 COMPRESSING = (
-    ("calibrate", 7),
-    ("plan", 6),
+    ("calibrate", 8),
+    ("plan", 7),
     ("attention", 1),
     ("prune", 6),
-    ("weigh groups", 11),
+    ("weigh groups", 12),
     ("swap channels", 3),
     ("plan", 2),
     ("swap channels", 3),
-    ("plan", 9),
+    ("plan", 10),
+    ("refit", 17),
     ("refit", 15),
-    ("refit", 14),
-    ("refit", 6),
-    ("refit", 7),
-    ("weigh layers", 3),
-    ("validate", 7),
+    ("refit", 8),
+    ("validate", 8),
 )
 #: likewise with ``--effort quick``
 COMPRESSING_QUICKLY = (

@@ -66,10 +66,10 @@ class TargetOptions(OptionGroup):
     effort: str = option(
         NORMAL.name,
         "Time to spend on the plan. quick: predictions alone decide, nothing is built twice, and "
-        "layers are solved once. "
+        "layers are solved once, on half of the samples or fewer. "
         "normal: the share of pruning is chosen by building some plans and judging them on "
-        "held-out samples, then one more plan is made with measured sensitivities of layers where "
-        "something is lost. thorough: more shares, and up to three such plans.",
+        "held-out samples. thorough: more shares, and up to three more plans with measured "
+        "sensitivities of layers.",
         metavar="|".join(EFFORTS),
     )
 
@@ -105,7 +105,8 @@ class PassOptions(OptionGroup):
         "How layers are solved again behind layers that changed: none, the last stage of each "
         "chain, each whole chain on half of the samples or fewer, on all, or that and again for "
         f"what a ReLU lets through. By default {DEFAULT_REPAIR}, or {DRAFTED} where a draft loses "
-        f"so little that no more is gained; {QUICK.repair} with --effort {QUICK.name}.",
+        f"so little that no more is gained, where a run takes long, and with "
+        f"--effort {QUICK.name}.",
         choices=tuple(REPAIRS),
     )
 

@@ -223,18 +223,15 @@ class Quickest:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What was not done to find the plan, for want of effort or of memory.
+    """What was not done to find the plan and to repair the model, for want of effort.
 
     Attributes:
         effort: that was asked for.
-        parameters: of the model, where they are too many to weigh its layers; None where they are
-            not, or no plan was built to be judged.
         macs: of one run over the calibration samples, where they are too many to build as many
-            plans as for other models; None where they are not, or no plan was built.
+            plans as for other models; None where no plan was built to be judged.
     """
 
     effort: str
-    parameters: int | None = None
     macs: int | None = None
 
 

@@ -32,6 +32,7 @@ from onnx_lowrank.graph.graph import Graph
 from onnx_lowrank.layers import Destination
 from onnx_lowrank.layers.writer import update_chain
 from onnx_lowrank.linalg.blas_threads import blas_for
+from onnx_lowrank.one_ahead import one_ahead
 from onnx_lowrank.refit.behind_relu import Behind, DrawnRows, ceiling_behind, fitted_behind_relu
 from onnx_lowrank.refit.regression import best_ridge
 from onnx_lowrank.refit.shared import Batch, Shared, Sums, shared_tasks
@@ -119,7 +120,7 @@ def refit(
     with streaming.progress.task("refit", len(tasks)) as advance:
         for group in groups:
             _begin_skipped(compressed, group, waiting)
-            batches = _batches(reference, current, masks)
+            batches = one_ahead(_batches(reference, current, masks))
             own = [[streaming.seed, zlib.crc32(task.name.encode())] for task in group.tasks]
             drawn = [
                 _drawn(compressed, *pair, len(dataset) / size, [*own[n], 1])

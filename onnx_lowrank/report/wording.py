@@ -161,22 +161,16 @@ def worded(note: n.Note) -> str:
                 "which by itself lets ONNX Runtime run the model faster"
             )
         case n.LeftOut():
-            if note.macs is not None:
-                return (
-                    f"{note.effort} effort: one run over the calibration samples takes "
-                    f"{note.macs / 1e9:,.0f} GMACs, so the part of the saving that pruning makes "
-                    "was not moved, and sensitivities of layers were not measured (fewer "
-                    "--samples, or --effort thorough, does both)"
-                )
-            if note.parameters is None:
+            if note.macs is None:
                 return (
                     f"{note.effort} effort: predictions alone decided, no plan was built to be "
-                    "compared and no layer's sensitivity was measured"
+                    "compared"
                 )
             return (
-                f"{note.effort} effort: sensitivities of layers were not measured, as the solved "
-                f"weights of {note.parameters:,} parameters would have to be held meanwhile "
-                "(--effort thorough does)"
+                f"{note.effort} effort: one run over the calibration samples takes "
+                f"{note.macs / 1e9:,.0f} GMACs, so the part of the saving that pruning makes was "
+                "not moved, and layers were solved on a part of the samples (fewer --samples, or "
+                "--effort thorough, does both)"
             )
         case n.ChainsTakenBack():
             return f"taken back, slower than the layers: {', '.join(note.layers)}"

@@ -384,5 +384,5 @@ def test_what_is_solved_behind_relus_unless_asked_otherwise() -> None:
     assert repair() == "relu"
     assert repair(target="macs=0.6") == "light"  # loses next to nothing
     assert repair(target="macs=0.6", repair="relu") == "relu"
-    assert repair(effort="quick") == "chain"
+    assert repair(effort="quick") == "light"
     assert repair(effort="quick", repair="relu") == "relu"

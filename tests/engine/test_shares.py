@@ -215,6 +215,8 @@ def test_the_report_says_why_no_channels_can_go() -> None:
         # so much is lost further on that nothing between can be better
         (0.0, 0.1, [0.0, 0.6, 1.0]),
         (0.7, 0.0, [0.0, 0.6, 1.0, 0.8]),
+        # little is lost without pruning, and more with some: all of it is not looked at
+        (0.0, 0.04, [0.0, 0.6]),
     ],
 )
 def test_the_share_is_moved_to_where_the_judge_finds_less_loss(
