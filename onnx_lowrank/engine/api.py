@@ -14,7 +14,7 @@ The data's way through :func:`compress`::
     check_result(report)                                # and only then: save
 
 :func:`~onnx_lowrank.engine.timed_plan.plan_for` proposes and chooses,
-:func:`~onnx_lowrank.engine.rounds.plan_in_rounds` does it again with measured sensitivities,
+:func:`~onnx_lowrank.engine.rounds.plan_in_rounds` compares drafts of several plans,
 :func:`~onnx_lowrank.engine.search.smallest_within` at many budgets.
 """
 

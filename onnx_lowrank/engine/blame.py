@@ -51,9 +51,10 @@ def costliest(analysis: Analysis, planned: Planned, built: Built) -> tuple[Layer
     held, runs = job.samples.validation, len(names) + 1
     bearable = max(_WORK // max(analysis.before.macs * runs, 1), _LEAST)
     with job.tools.stopwatch("blame"):
-        judge = analysis.judge_on(held.subset(range(min(bearable, _MOST, len(held)))))
+        count = min(bearable, _MOST, len(held))
+        judge = analysis.judge_on(held.subset(range(count)))
         whole, losses = losses_of_layers(
             judge, planned.proposed.cut.work.model, built.repaired, names, job.tools.progress
         )
     worst = sorted(losses, key=lambda n: -losses[n])[:_TOLD]
-    return tuple(LayerLoss(name, losses[name], whole) for name in worst if losses[name] > 0)
+    return tuple(LayerLoss(n, losses[n], whole, count) for n in worst if losses[n] > 0)

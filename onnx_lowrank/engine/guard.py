@@ -76,7 +76,8 @@ def _blamed(report: Report, effort: Effort | None) -> str:
     first = report.costliest[0]
     return (
         f"; layer {first.layer!r} costs most, {100 * first.loss:.2g} points of a loss of "
-        f"{100 * first.whole:.2g} %: leave it alone (--exclude {first.layer!r}), or {help_}"
+        f"{100 * first.whole:.2g} % on {first.samples} samples: leave it alone "
+        f"(--exclude {first.layer!r}), or {help_}"
     )
 
 

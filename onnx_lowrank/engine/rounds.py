@@ -1,18 +1,17 @@
 """Plans that are drafted and judged: at several shares of pruning, then weighed anew.
 
 What predictions cannot compare, held-out samples can. The best share of pruning is found first
-(:mod:`onnx_lowrank.engine.shares`). Each round then measures sensitivities around the best plan
-(:mod:`onnx_lowrank.refit.sensitivity`) and plans by them. The new plan is drafted where it promises
-less loss, and takes the place of the old where the judge finds it better; the first that is not
-ends the rounds. The plan that is taken is built anew, unless its draft loses little enough: then
-the plan is that of the draft.
+(:mod:`onnx_lowrank.engine.shares`). Rounds, of thorough effort, then measure sensitivities around
+the best plan (:mod:`onnx_lowrank.refit.sensitivity`) and plan by them. The new plan is drafted
+where it promises less loss, and takes the place of the old where the judge finds it better; the
+first that is not ends the rounds. The plan that is taken is built anew, unless its draft loses
+little enough, or a run takes long: then the plan is that of the draft.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from onnx_lowrank.analysis.cost import Cost
 from onnx_lowrank.engine.alternatives import alternatives
@@ -103,7 +102,7 @@ def plan_in_rounds(analysis: Analysis, target: Target, effort: Effort = NORMAL) 
         best = best.noting(*heavy)
         if effort.rounds and len(best.planned.errors) > 1:
             best = _in_rounds(target, best, effort.rounds, judge, data)
-    return Chosen.of(best, np.inf if effort.repair == DRAFTED else enough)
+    return Chosen.of(best, math.inf if effort.repair == DRAFTED else enough)
 
 
 def _bearable(effort: Effort, cost: Cost, samples: int) -> tuple[Effort, tuple[Note, ...]]:

@@ -26,7 +26,14 @@ import numpy.typing as npt
 from scipy import linalg
 
 from onnx_lowrank.lazily import lazy
-from onnx_lowrank.linalg.conjugate_gradients import Single, conjugate_gradients, single_of
+from onnx_lowrank.linalg.conjugate_gradients import (
+    STEPS,
+    Single,
+    conjugate_gradients,
+    damped_inverse,
+    near_product,
+    single_of,
+)
 from onnx_lowrank.linalg.cp import CpResult, CpTensor
 from onnx_lowrank.linalg.patch_metric import PatchMetric
 from onnx_lowrank.linalg.phase_covariance import Covariance, PhaseCovariance
@@ -106,7 +113,7 @@ class Refinement:
     """
 
     rounds: int = 0
-    steps: int = 8
+    steps: int = STEPS
 
 
 _NONE = Refinement()
@@ -142,6 +149,7 @@ class CpProblem:
         self._kernel, self._sigma = kernel, sigma
         self._weight: Array = kernel.reshape(len(kernel), -1)
         self._starts: dict[float, tuple[CpTensor, _Turns | None]] = {}
+        self._inverses: dict[int, Array] = {}
 
     @lazy
     def _weighted(self) -> Array:
@@ -270,8 +278,29 @@ class CpProblem:
         single = None
         if self._sigma is not None:
             (small, one), (whole, other) = single_of(gram), self._single
-            single = Single(partial(normal, gram=small, sigma=whole), one * other)
+            inverse = near_product(gram * self._alike(rows, mode), self._inverse(mode))
+            single = Single(partial(normal, gram=small, sigma=whole), one * other, inverse)
         return conjugate_gradients(normal, target, rows[mode], steps, single)
+
+    @staticmethod
+    def _alike(rows: Sequence[Array], mode: int) -> Array:
+        """Inner products ``(R, R)`` of what the terms have in all input modes but one."""
+        found = np.ones(())
+        for number, row in enumerate(rows):
+            if number != mode:
+                found = found * (row @ row.T)
+        return found
+
+    def _marginal(self, mode: int) -> Array:
+        """The covariance of the positions of one input mode, summed over those of the others."""
+        assert self._sigma is not None
+        return PatchMetric.of(self._sigma, self._kernel.shape[1:], (mode,)).marginal()
+
+    def _inverse(self, mode: int) -> Array:
+        """The damped inverse of :meth:`_marginal`."""
+        if mode not in self._inverses:
+            self._inverses[mode] = damped_inverse(self._marginal(mode))
+        return self._inverses[mode]
 
     @lazy
     def _single(self) -> tuple[Covariance, float]:
@@ -294,9 +323,7 @@ class CpProblem:
         # terms only start from what is found here: float32 will do
         if power == 0 or self._sigma is None:
             return CpTensor(self._kernel.astype(np.float32)), None
-        channels = self._kernel.shape[1]
-        metric = PatchMetric.of(self._sigma, (channels, len(self._sigma) // channels), (0,))
-        values, vectors = np.linalg.eigh(metric.marginal())
+        values, vectors = np.linalg.eigh(self._marginal(0))
         scale = np.maximum(values, 1e-9 * values[-1]) ** (power / 2)
         turns = _Turns(vectors * scale, (vectors / scale).T)
         rotated = np.moveaxis(np.tensordot(self._kernel, turns.there, (1, 0)), -1, 1)

@@ -37,7 +37,14 @@ from scipy import linalg
 
 from onnx_lowrank.lazily import lazy
 from onnx_lowrank.linalg.cholesky import cholesky
-from onnx_lowrank.linalg.conjugate_gradients import Single, conjugate_gradients, single_of
+from onnx_lowrank.linalg.conjugate_gradients import (
+    STEPS,
+    Single,
+    conjugate_gradients,
+    damped_inverse,
+    near_product,
+    single_of,
+)
 from onnx_lowrank.linalg.patch_metric import PatchMetric, contracted
 from onnx_lowrank.linalg.phase_covariance import Covariance
 
@@ -116,7 +123,7 @@ class PatchProjection:
             last = _solved(factor[:width, :width], cross[:, :width])
         return self._shaped(self._basis[:rank], last, self.error(rank), rank)
 
-    def refined(self, rank: int, rounds: int, steps: int = 8) -> Factors:
+    def refined(self, rank: int, rounds: int, steps: int = STEPS) -> Factors:
         """Basis and last map of ``rank`` after ``rounds`` of alternating least squares.
 
         Args:
@@ -146,9 +153,16 @@ class PatchProjection:
         weighted = self._weighted.reshape(-1, self._a, self._b)
         target = np.tensordot(last, weighted, ((0, 2), (0, 2)))
         (small, one), (whole, other) = single_of(gram), self._single
-        single = Single(partial(whole.normal, gram=small), one * other)
+        inverse = near_product(np.einsum("kbqb->kq", gram), self._inverse)
+        single = Single(partial(whole.normal, gram=small), one * other, inverse)
         normal = partial(self._metric.normal, gram=gram)
         return conjugate_gradients(normal, target, basis, steps, single)
+
+    @lazy
+    def _inverse(self) -> Array:
+        """The inverse of the covariance of columns ``a``, summed over ``b``."""
+        assert self._metric is not None
+        return damped_inverse(self._metric.marginal())
 
     @lazy
     def _single(self) -> tuple[PatchMetric, float]:

@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from onnx_lowrank.linalg.conjugate_gradients import STEPS
 from onnx_lowrank.linalg.patch_projection import PatchProjection
 from onnx_lowrank.linalg.phase_covariance import Covariance
 
@@ -90,7 +91,7 @@ class Tucker(PatchProjection):
         return max(self.energy - float(self._spectrum(q)[:p].sum()), 0.0)
 
     def pair(
-        self, q: int, p: int, iterations: int = 0, tolerance: float = 1e-4, steps: int = 8
+        self, q: int, p: int, iterations: int = 0, tolerance: float = 1e-4, steps: int = STEPS
     ) -> TuckerFactors:
         """Compute factors of ranks ``q, p``, with zeros beyond :attr:`max_ranks`.
 

@@ -33,11 +33,13 @@ class LayerLoss:
         layer: name of the layer.
         loss: how much less the loss would be with the layer whole.
         whole: loss of the model, on the same samples.
+        samples: number of these.
     """
 
     layer: str
     loss: float
     whole: float
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -225,9 +227,12 @@ def outputs_table(validation: Validation) -> RenderableType:
 
 def _costs(costliest: Sequence[LayerLoss]) -> str:
     """The layers that cost most of the loss, in words."""
-    whole = costliest[0].whole
+    first = costliest[0]
     each = ", ".join(f"{short(c.layer)} {100 * c.loss:.2g}" for c in costliest)
-    return f"points that the loss of {whole:.2%} would be less with a layer whole: {each}"
+    return (
+        f"points that the loss, {first.whole:.2%} on {first.samples} samples, would be less with "
+        f"a layer whole: {each}"
+    )
 
 
 def _differences_table(validation: Validation) -> RenderableType:

@@ -139,7 +139,7 @@ def guarded(
     validation = replace(
         result.report.validation, samples=200, verdict=Verdict(200, Estimate(0, 0, 0), readings)
     )
-    worst = (LayerLoss("head", 0.3, 0.4), LayerLoss("conv", 0.05, 0.4)) if blame else ()
+    worst = (LayerLoss("head", 0.3, 0.4, 50), LayerLoss("conv", 0.05, 0.4, 50)) if blame else ()
     report = replace(result.report, validation=validation, costliest=worst)
     check_result(report, least, effort)
 
@@ -171,7 +171,9 @@ def test_the_guard_names_the_effort_that_does_more(effort: Effort | None, more: 
 
 def test_the_guard_names_the_layer_to_blame_and_what_would_help() -> None:
     bad = Estimate(0.4, 0.35, 0.45)
-    with pytest.raises(GuardError, match=r"layer 'head' costs most, 30 points of a loss of 40 %"):
+    with pytest.raises(
+        GuardError, match=r"layer 'head' costs most, 30 points of a loss of 40 % on 50 samples"
+    ):
         guarded(bad, blame=True)
     with pytest.raises(GuardError, match=r"--exclude 'head'.* leave more than macs=0\.6"):
         guarded(bad, blame=True)

@@ -109,8 +109,9 @@ def test_a_candidate_is_what_it_says(net: str) -> None:
             difference = whole - chain.compose().reshape(whole.shape)
             error = response_error(difference, moments) / moments.energy(whole)
             # the plan's figure is after one round of refinement, the chain after several; that
-            # of cp is of one start and fewer sweeps, which tells most where little is left
-            loose, low = (1.02, 1e-3) if c.method.startswith("cp") else (1.0, 1e-6)
+            # of cp is of one start and fewer sweeps, which tells most where little is left, and
+            # which refinement may take lower than the start that is the better one before
+            loose, low = (1.05, 1e-3) if c.method.startswith("cp") else (1.0, 1e-6)
             assert error <= loose * c.error + 1e-6
             assert error >= 0.5 * c.error - low
 

@@ -64,7 +64,7 @@ def full() -> Report:
         decisions=layers,
         validation=validation,
         stages=stages,
-        costliest=(LayerLoss(ODD, 0.01, 0.02),),
+        costliest=(LayerLoss(ODD, 0.01, 0.02, 8),),
         layer_times={ODD: (0.2, None), "m": (0.1, 0.05)},
     )
 
