@@ -16,7 +16,8 @@ Basis: right singular vectors ``Q`` of ``S^(1/2) M`` with ``M[a, (n, b)] = W[n, 
 ``S = sum_b Sigma[(., b), (., b)]``, brought back as ``V = (M Q)^T``: no inverse root is needed.
 With ``Sigma = I`` it is optimal (Eckart & Young 1936), else the optimum of a bound, and
 :meth:`PatchProjection.refined` goes on from there: ``V`` by conjugate gradients, which
-``sum_b H[., b]^T H[., b]`` and ``S`` precondition, ``H`` exactly, in turn. On trained networks the first round takes most of what there is, 1 to 30 % of the error.
+``sum_b H[., b]^T H[., b]`` and ``S`` precondition, ``H`` exactly, in turn. On trained networks the
+first round takes most of what there is, 1 to 30 % of the error.
 
 Regression: ``H`` is the exact least-squares solution under the full ``Sigma``. The features of
 rank r are the first r of those of any larger rank, so one Cholesky factor serves all ranks: the
