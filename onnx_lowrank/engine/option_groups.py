@@ -105,7 +105,7 @@ class PassOptions(OptionGroup):
         "How layers are solved again behind layers that changed: none, the last stage of each "
         "chain, each whole chain on half of the samples or fewer, on all, or that and again for "
         f"what a ReLU lets through. By default {DEFAULT_REPAIR}, or {DRAFTED} where a draft loses "
-        f"so little that no more is gained, where a run takes long, and with "
+        "so little that no more is gained, where a run takes long, and with "
         f"--effort {QUICK.name}.",
         choices=tuple(REPAIRS),
     )

@@ -91,11 +91,10 @@ def plan_in_rounds(analysis: Analysis, target: Target, effort: Effort = NORMAL) 
     begun = alternatives(analysis, target)
     effort, heavy = _bearable(effort, analysis.before, len(data))
     only = not begun.several and not heads_of(begun.first)
-    if only and (not effort.rounds or len(begun.first.errors) < 2):
+    alone = only and (not effort.rounds or len(begun.first.errors) < 2)
+    judge = None if alone else judge_of_drafts(analysis)
+    if judge is None or not judge.has_a_say:
         return Chosen.undrafted(analysis, begun.first.noting(*heavy), effort.repair)
-    judge = judge_of_drafts(analysis)
-    if not judge.has_a_say:
-        return Chosen.undrafted(analysis, begun.first, effort.repair)
     best = best_share(analysis, target, begun, judge, effort, keep=effort.rounds > 0)
     enough = effort.enough_on(judge.samples)
     if best.loss >= enough:

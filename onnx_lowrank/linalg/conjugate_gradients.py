@@ -40,8 +40,12 @@ _DAMPING = 1e-3
 
 def single_of(matrix: Array) -> tuple[Array, float]:
     """A matrix in float32, divided by its largest element, and that."""
-    largest = float(np.max(np.abs(matrix), initial=0.0))
+    largest = float(max(np.max(matrix, initial=0.0), -np.min(matrix, initial=0.0)))
     return (matrix / (largest or 1.0)).astype(np.float32), largest
+
+
+def _unchanged(residual: Array) -> Array:
+    return residual
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Single:
 
     normal: Callable[[Array], Array]
     unit: float
-    inverse: Callable[[Array], Array] = lambda residual: residual
+    inverse: Callable[[Array], Array] = _unchanged
 
 
 def conjugate_gradients(
@@ -118,7 +122,7 @@ def _descended(
     point: Array,
     residual: Array,
     steps: int,
-    inverse: Callable[[Array], Array] = lambda residual: residual,
+    inverse: Callable[[Array], Array] = _unchanged,
 ) -> Array:
     """Lower the quadratic from ``point``, where ``residual`` is left of the right-hand side."""
     direction = ahead = inverse(residual)

@@ -149,6 +149,7 @@ class CpProblem:
         self._kernel, self._sigma = kernel, sigma
         self._weight: Array = kernel.reshape(len(kernel), -1)
         self._starts: dict[float, tuple[CpTensor, _Turns | None]] = {}
+        self._marginals: dict[int, Array] = {}
         self._inverses: dict[int, Array] = {}
 
     @lazy
@@ -293,8 +294,11 @@ class CpProblem:
 
     def _marginal(self, mode: int) -> Array:
         """The covariance of the positions of one input mode, summed over those of the others."""
-        assert self._sigma is not None
-        return PatchMetric.of(self._sigma, self._kernel.shape[1:], (mode,)).marginal()
+        if mode not in self._marginals:  # each reorders the whole covariance
+            assert self._sigma is not None
+            metric = PatchMetric.of(self._sigma, self._kernel.shape[1:], (mode,))
+            self._marginals[mode] = metric.marginal()
+        return self._marginals[mode]
 
     def _inverse(self, mode: int) -> Array:
         """The damped inverse of :meth:`_marginal`."""

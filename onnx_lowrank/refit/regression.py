@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnx_lowrank.linalg.conjugate_gradients import single_of
 from onnx_lowrank.linalg.phase_covariance import (
     Covariance,
     PhaseCovariance,
@@ -189,8 +190,8 @@ def _in(kind: type, inputs: Array | PhaseCovariance) -> tuple[Array | PhaseCovar
     """
     if kind is np.float64 or isinstance(inputs, PhaseCovariance):
         return inputs, 1.0
-    unit = float(np.diagonal(inputs, axis1=-2, axis2=-1).max(initial=0.0)) or 1.0
-    return np.divide(inputs, unit, dtype=np.float32, casting="same_kind"), unit
+    small, unit = single_of(inputs)
+    return small, unit or 1.0
 
 
 def _least(error: Callable[[float], float]) -> float:
