@@ -29,7 +29,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import eigh
 
 from onnx_lowrank.analysis.moments import Moments, relative_error
 from onnx_lowrank.chains.chain import Chain, Rank, Stage, one_rank
@@ -141,7 +140,7 @@ class EmbeddingSvd(Factorization):
             if shares is not None and mean is not None:
                 block = (block - mean) * np.sqrt(shares[rows, None])
             scatter += block.T @ block
-        values, vectors = eigh(scatter)
+        values, vectors = np.linalg.eigh(scatter)
         values = np.maximum(values[::-1], 0.0)
         total = float(values.sum()) or 1.0
         # summed from the smallest on, so that the last ones are not lost in rounding

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
+from onnx_lowrank.linalg import lapack
 from onnx_lowrank.linalg.block_clusters import Clusters
 from onnx_lowrank.linalg.conjugate_gradients import conjugate_gradients
 
@@ -106,7 +106,7 @@ class BlockRegression:
         expand = np.empty_like(scaled)
         for i in range(h):
             root = _root(gram[i])
-            expand[i] = linalg.cho_solve((root, True), scaled[i].T, check_finite=False).T
+            expand[i] = lapack.potrs(root, scaled[i].T).T
         fitted = np.sum(expand @ gram * expand) - 2 * np.sum(expand * scaled)
         expand = (expand * scale[:, None]).reshape(-1, g * p)
         return expand, max(self.energy + float(fitted), 0.0)
@@ -180,9 +180,7 @@ def _root(correlations: Array) -> Array:
     filled = correlations + np.diag((np.diag(correlations) < 0.5).astype(np.float64))
     for ridge in _RIDGES:
         try:
-            return linalg.cholesky(
-                filled + ridge * np.eye(len(filled)), lower=True, check_finite=False
-            )
-        except linalg.LinAlgError:
+            return lapack.potrf(filled + ridge * np.eye(len(filled)), clean=True)
+        except np.linalg.LinAlgError:
             continue
-    raise linalg.LinAlgError("a covariance is far from positive semi-definite")
+    raise np.linalg.LinAlgError("a covariance is far from positive semi-definite")

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
+
+from onnx_lowrank.linalg import lapack
 
 __all__ = ["JITTERS", "cholesky", "factored", "inverse_of"]
 
@@ -37,15 +38,14 @@ def cholesky(matrix: Array) -> Array:
         try:
             regular = matrix + jitter * scale * np.eye(len(matrix)) if jitter else matrix
             # the transpose is the same matrix in the order of LAPACK, and quicker to copy
-            factor: Array = linalg.cholesky(regular.T, lower=True, check_finite=False)
-            return factor
-        except linalg.LinAlgError:
+            return lapack.potrf(regular.T, clean=True)
+        except np.linalg.LinAlgError:
             continue
-    raise linalg.LinAlgError("the covariance is not positive semi-definite")
+    raise np.linalg.LinAlgError("the covariance is not positive semi-definite")
 
 
-def factored(matrix: Array) -> tuple[Array, bool]:
-    """What :func:`cholesky` finds, for SciPy's ``cho_solve``; ``matrix`` is written over.
+def factored(matrix: Array) -> Array:
+    """What :func:`cholesky` finds, for :func:`lapack.potrs`; ``matrix`` is written over.
 
     Args:
         matrix: symmetric matrix ``(d, d)`` in row order.
@@ -58,15 +58,13 @@ def factored(matrix: Array) -> tuple[Array, bool]:
     for jitter in JITTERS:
         matrix[np.diag_indices(len(matrix))] = diagonal + jitter * scale
         try:
-            factor: tuple[Array, bool] = linalg.cho_factor(
-                matrix.T, lower=True, overwrite_a=True, check_finite=False
-            )
-        except linalg.LinAlgError:
+            factor = lapack.potrf(matrix.T, overwrite=True)
+        except np.linalg.LinAlgError:
             for i, row in enumerate(matrix):  # the other half is as it was
                 row[i + 1 :] = matrix[i + 1 :, i]
         else:
             return factor
-    raise linalg.LinAlgError("the covariance is not positive semi-definite")
+    raise np.linalg.LinAlgError("the covariance is not positive semi-definite")
 
 
 def inverse_of(factor: Array) -> Array:
@@ -76,7 +74,7 @@ def inverse_of(factor: Array) -> Array:
         factor: ``L (d, d)`` in column order, which is written over.
     """
     # the other half stays zero
-    lower = linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)[0]
+    lower = lapack.potri(factor)
     inverse: Array = np.add(lower, lower.T, order="C")
     inverse[np.diag_indices(len(lower))] /= 2
     return inverse

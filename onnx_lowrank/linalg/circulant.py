@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
+from onnx_lowrank.linalg import lapack
 from onnx_lowrank.linalg.cholesky import cholesky
 from onnx_lowrank.linalg.fourier_basis import fourier_basis
 from onnx_lowrank.linalg.patch_projection import Factors
@@ -91,7 +91,7 @@ class CirculantProjection:
             return Factors(np.tensordot(kept, self._kernel, (0, 0)), kept, self.error(rank))
         width = rank * int(np.prod(patch[1:], dtype=int))
         root, rotated = self._root[:width, :width], self._rotated[:width]
-        last = linalg.solve_triangular(root, rotated, lower=True, trans=1, check_finite=False).T
+        last = lapack.trtrs(root, rotated, transposed=True).T
         return Factors(kept.T, last.reshape(-1, rank, *patch[1:]), self.error(rank))
 
     def _regress(self, sigma: Array | None) -> Array:

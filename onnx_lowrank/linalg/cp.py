@@ -35,9 +35,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
 from onnx_lowrank.lazily import lazy
+from onnx_lowrank.linalg import lapack
 from onnx_lowrank.linalg.blas_threads import limited_blas
 
 __all__ = ["CpResult", "CpTensor", "cp_compose"]
@@ -293,12 +293,8 @@ class _Run:
             gram *= other
         ridged = gram.copy()
         ridged[np.diag_indices(len(ridged))] += self.ridge
-        # without the checks of scipy's wrappers, which take longer than small systems, and without
-        # its copy of the matrix, which is its own transpose
-        solution, failed = linalg.lapack.dposv(ridged.T, cross, lower=1, overwrite_a=1)[1:]
-        if failed:
-            raise linalg.LinAlgError("the terms of a decomposition cannot be told apart")
-        self.rows[mode], self.weights = _unit(solution)
+        # the matrix is its own transpose, and need not be copied so
+        self.rows[mode], self.weights = _unit(lapack.posv(ridged.T, cross))
         self._grams[mode] = self.rows[mode] @ self.rows[mode].T
         return gram
 

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
 from onnx_lowrank.lazily import lazy
+from onnx_lowrank.linalg import lapack
 from onnx_lowrank.linalg.conjugate_gradients import (
     STEPS,
     Single,
@@ -247,8 +247,7 @@ class CpProblem:
         gram = seen @ features.T
         # terms that nearly cancel leave the Gram matrix singular to float64
         gram[np.diag_indices(len(gram))] += max(1e-13 * np.trace(gram), np.finfo(np.float64).tiny)
-        factor = linalg.cho_factor(gram, lower=True, check_finite=False)
-        last = linalg.cho_solve(factor, features @ self._weighted.T, check_finite=False).T
+        last = lapack.posv(gram, features @ self._weighted.T).T
         left, left_seen = self._weight - last @ features, self._weighted - last @ seen
         return CpRegression(unit, last, float(np.sum(left_seen * left)))
 

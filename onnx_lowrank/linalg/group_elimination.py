@@ -38,8 +38,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
+from onnx_lowrank.linalg import lapack
 from onnx_lowrank.linalg.blas_threads import one_thread
 from onnx_lowrank.linalg.cholesky import inverse_of
 from onnx_lowrank.linalg.group_problem import Problem, regularised
@@ -105,7 +105,7 @@ def obs_elimination(consumers: Sequence[Consumer], ridge: float, keep: int = 1) 
     while (left := problem.groups.count - keep - len(order)) > 0:
         chosen, rises = _together(states, min(left, _TOGETHER))
         if not chosen and afresh:
-            raise linalg.LinAlgError("the moments of the inputs are singular")
+            raise np.linalg.LinAlgError("the moments of the inputs are singular")
         afresh = not chosen
         for state in states:
             if afresh:
@@ -152,7 +152,7 @@ def _of_pool(
         try:
             for part in parts:
                 part.remove(local)
-        except linalg.LinAlgError:
+        except np.linalg.LinAlgError:
             break
         chosen.append(int(pool[local]))
         rises.append(float(scores[local]))
@@ -259,15 +259,13 @@ class _State:
             return
         try:
             left, right = _update(self._inverse, self._map, own)
-        except linalg.LinAlgError:
+        except np.linalg.LinAlgError:
             self.compute()
             return
         left = left[columns]
-        # in place: the inverse is symmetric, and BLAS can change its transpose
-        self._inverse = linalg.blas.dgemm(
-            -1.0, left, left, 1.0, self._inverse[np.ix_(columns, columns)].T, trans_b=1,
-            overwrite_c=1,
-        ).T  # fmt: skip
+        self._inverse = self._inverse[np.ix_(columns, columns)]
+        # the inverse is symmetric, and its transpose in column order
+        lapack.downdate(self._inverse.T, left, left)
         self._map = self._map[columns] - left @ right.T
         self._groups = self._all.restricted(self._names)
 
@@ -276,8 +274,8 @@ class _State:
         columns = self._all.columns(self._names)
         self._fresh = len(columns)
         regular, cross = self._regular[np.ix_(columns, columns)], self._cross[columns]
-        factor = linalg.cholesky(regular.T, lower=True, overwrite_a=True, check_finite=False)
-        self._map = linalg.cho_solve((factor, True), cross, check_finite=False)
+        factor = lapack.potrf(regular.T, overwrite=True, clean=True)
+        self._map = lapack.potrs(factor, cross)
         self._inverse = inverse_of(factor)
         self._groups = self._all.restricted(self._names)
 
@@ -297,11 +295,7 @@ def _update(inverse: Array, mapped: Array, own: Indices) -> tuple[Array, Array]:
         numpy.linalg.LinAlgError: ``P_jj`` is not positive definite.
     """
     rows = inverse[own]
-    # without the checks of scipy's wrappers, which take longer than a few columns
-    factor, failed = linalg.lapack.dpotrf(rows[:, own], lower=1)
-    if failed:
-        raise linalg.LinAlgError("the inverse is not positive definite")
-    solved = linalg.lapack.dtrtrs(factor, np.hstack([rows, mapped[own]]), lower=1)[0]
+    solved = lapack.trtrs(lapack.potrf(rows[:, own]), np.hstack([rows, mapped[own]]))
     return solved[:, : len(inverse)].T, solved[:, len(inverse) :].T
 
 

@@ -30,8 +30,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
+from onnx_lowrank.linalg import lapack
 from onnx_lowrank.linalg.cholesky import inverse_of
 from onnx_lowrank.linalg.group_lasso import Fista
 from onnx_lowrank.linalg.group_problem import TINY, GroupLasso, Problem, require_positive
@@ -212,7 +212,7 @@ def _direction(problem: Problem, lam: float, X: Array, residual: Array) -> Array
     try:
         for block, widths, rows in zip(problem.R, groups.widths, groups.rows, strict=True):
             weighted = block + np.diag(lam / groups.spread(norms)[rows, 0])
-            factor = linalg.cholesky(weighted, lower=True, overwrite_a=True, check_finite=False)
+            factor = lapack.potrf(weighted.T, overwrite=True, clean=True)
             inverse = inverse_of(factor)
             inner = inverse * (unit[rows] @ unit[rows].T)
             if widths.max() > 1:
@@ -221,10 +221,10 @@ def _direction(problem: Problem, lam: float, X: Array, residual: Array) -> Array
             small -= inner
             gradient[rows] = inverse @ gradient[rows]
             inverses.append(inverse)
-        small_factor = linalg.cho_factor(small, lower=True, check_finite=False)
-    except linalg.LinAlgError:
+        small_factor = lapack.potrf(small)
+    except np.linalg.LinAlgError:
         return None
-    shares = linalg.cho_solve(small_factor, groups.inner(unit, gradient), check_finite=False)
+    shares = lapack.potrs(small_factor, groups.inner(unit, gradient))
     step = unit * groups.spread(shares)
     for inverse, rows in zip(inverses, groups.rows, strict=True):
         step[rows] = inverse @ step[rows]

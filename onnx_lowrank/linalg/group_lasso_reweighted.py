@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
+from onnx_lowrank.linalg import lapack
 from onnx_lowrank.linalg.group_problem import TINY, GroupLasso, Problem, require_positive
 from onnx_lowrank.linalg.groups import Consumer
 
@@ -81,11 +81,7 @@ def reweighted(
 
 def _ridge(R: Array, penalties: Array, cross: Array) -> Array:
     """Solve the ridge regression ``(R + diag(penalties))^-1 cross``."""
-    factor = linalg.cho_factor(
-        R + np.diag(penalties), lower=True, overwrite_a=True, check_finite=False
-    )
-    solution: Array = linalg.cho_solve(factor, cross, check_finite=False)
-    return solution
+    return lapack.posv(R + np.diag(penalties), cross)
 
 
 def _without_zeros(problem: Problem, lam: float, X: Array) -> Array:

@@ -36,8 +36,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
+from onnx_lowrank.linalg import lapack
 from onnx_lowrank.linalg.cholesky import inverse_of
 from onnx_lowrank.linalg.group_problem import Problem, regularised
 from onnx_lowrank.linalg.groups import Consumer, Groups
@@ -126,11 +126,11 @@ class _Swept:
         self._groups = groups
         self._A, self._C = np.empty_like(regular), np.empty_like(cross)
         S, D = groups.columns(np.flatnonzero(kept)), groups.columns(np.flatnonzero(~kept))
-        factor = linalg.cholesky(regular[np.ix_(S, S)], lower=True, check_finite=False)
+        factor = lapack.potrf(regular[np.ix_(S, S)], clean=True)
         both = regular[np.ix_(S, D)]
-        half = linalg.solve_triangular(factor, both, lower=True, check_finite=False)
-        solved = linalg.solve_triangular(factor, half, lower=True, trans="T", check_finite=False)
-        self._C[S] = linalg.cho_solve((factor, True), cross[S], check_finite=False)
+        half = lapack.trtrs(factor, both)
+        solved = lapack.trtrs(factor, half, transposed=True)
+        self._C[S] = lapack.potrs(factor, cross[S])
         self._C[D] = cross[D] - both.T @ self._C[S]
         self._A[np.ix_(S, D)], self._A[np.ix_(D, S)] = solved, solved.T
         self._A[np.ix_(D, D)] = regular[np.ix_(D, D)] - half.T @ half
@@ -146,11 +146,7 @@ class _Swept:
     def gains(self, i: int, dropped: Indices) -> Array:
         """Fall of the error by adding each of the groups ``dropped`` after removing group i."""
         own, columns = self._own(i), self._groups.columns(dropped)
-        back = linalg.solve_triangular(
-            linalg.cholesky(-self._A[own, own], lower=True),
-            np.eye(own.stop - own.start),
-            lower=True,
-        )
+        back = lapack.trtrs(lapack.potrf(-self._A[own, own]), np.eye(own.stop - own.start))
         # A is symmetric, and its rows are together in memory
         left = (back @ self._A[own])[:, columns].T  # (D, w):  left left^T = A_ij^T P_ii^-1 A_ij
         moved = back @ self._C[own]
@@ -170,8 +166,8 @@ class _Swept:
         pivot = (pivot + pivot.T) / 2
         column, cross = self._A[:, own].copy(), self._C[own].copy()
         scaled = column @ pivot
-        # A is symmetric, and BLAS can change its transpose in place
-        linalg.blas.dgemm(-1.0, column, scaled.T, 1.0, self._A.T, overwrite_c=True)
+        # A is symmetric, and its transpose in column order
+        lapack.downdate(self._A.T, column, scaled)
         self._C -= scaled @ cross
         self._A[:, own], self._A[own] = sign * scaled, sign * scaled.T
         self._A[own, own], self._C[own] = -pivot, sign * pivot @ cross

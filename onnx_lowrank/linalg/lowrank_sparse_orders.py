@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
+from onnx_lowrank.linalg import lapack
 from onnx_lowrank.linalg.cholesky import cholesky
 from onnx_lowrank.linalg.lowrank_sparse import LowRankSparse
 
@@ -102,7 +102,7 @@ def forward_order(
         seen = response
         if rank:
             seen = np.linalg.eigh(gram)[1][:, : max(outputs - rank, 1)].T @ response
-        by_channel = seen.reshape(-1, channels, width).transpose(1, 2, 0)
+        by_channel: Array = seen.reshape(-1, channels, width).transpose(1, 2, 0)
         inner = by_channel @ by_channel.transpose(0, 2, 1)
         gains = np.trace(np.linalg.solve(own, inner), axis1=1, axis2=2)
         gains[order] = -math.inf
@@ -111,8 +111,8 @@ def forward_order(
         columns = columns_of(chosen, width)
         left = sigma[:, columns] - loads @ loads[columns].T
         factor = cholesky(left[columns] + np.kron(np.eye(len(chosen)), jitter))
-        load = linalg.solve_triangular(factor, left.T, lower=True, check_finite=False).T
-        told = linalg.solve_triangular(factor, response[:, columns].T, lower=True).T
+        load = lapack.trtrs(factor, left.T).T
+        told = lapack.trtrs(factor, response[:, columns].T).T
         gram, response = gram - told @ told.T, response - told @ load.T
         by_channel = load.reshape(channels, width, -1)
         own = own - by_channel @ by_channel.transpose(0, 2, 1)

@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
+from onnx_lowrank.linalg import lapack
 from onnx_lowrank.linalg.cholesky import cholesky
 from onnx_lowrank.linalg.lowrank_sparse import (
     LowRankSparse,
@@ -278,7 +278,7 @@ def refit_relu(
         d = len(sample.sigma)
         sigma = max(float(np.trace(sample.sigma)) / d, np.finfo(np.float64).tiny) * np.eye(d)
     sigma = sample.sigma + ridge * sigma
-    factor = cholesky(sigma), True
+    factor = cholesky(sigma)
     exact = sample.response(weight, sample.level)
 
     parts, level = parts_of(weight, sigma, width, support, rank), sample.level
@@ -289,7 +289,7 @@ def refit_relu(
         z = nearest_before_relu(target, response, tau)
         level = z.mean(axis=0)
         change = (z - exact - (level - sample.level)).T @ sample.centred / len(sample.centred)
-        towards = weight + linalg.cho_solve(factor, change.T, check_finite=False).T
+        towards = weight + lapack.potrs(factor, change.T).T
         parts = parts_of(towards, sigma, width, support, rank)
         response = sample.response(parts.matrix, level)
         loss = sample.loss(parts.matrix, level)

@@ -33,8 +33,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
+from onnx_lowrank.linalg import lapack
 from onnx_lowrank.linalg.cholesky import cholesky
 from onnx_lowrank.linalg.lowrank_sparse_orders import (
     columns_of,
@@ -184,15 +184,14 @@ def parts_of(
     factor, k = cholesky(sigma[np.ix_(order, order)]), len(columns)
     response = weight[:, rest] @ factor[k:, k:]
     # left singular vectors from a triangle of at most N x N
-    triangle = linalg.qr(response.T, mode="r", check_finite=False)[0][: min(response.shape)]
+    triangle = np.asarray(np.linalg.qr(response.T, mode="r"))
     directions = np.linalg.svd(triangle.T, full_matrices=False)[0][:, :rank]
     last, basis = np.zeros((outputs, rank)), np.zeros((rank, d))
     last[:, : directions.shape[1]] = directions
     basis[:, rest] = last.T @ weight[:, rest]
     left = weight[:, rest] - last @ basis[:, rest]
-    told = linalg.solve_triangular(
-        factor[:k, :k], factor[k:, :k].T, lower=True, trans="T", check_finite=False
-    )  # Sigma_SS^-1 Sigma_Sc
+    # Sigma_SS^-1 Sigma_Sc
+    told = lapack.trtrs(factor[:k, :k], factor[k:, :k].T, transposed=True)
     sparse = weight[:, columns] + left @ told.T
     difference = np.zeros_like(weight)
     difference[:, rest], difference[:, columns] = left, weight[:, columns] - sparse

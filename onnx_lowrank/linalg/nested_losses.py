@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
+from onnx_lowrank.linalg import lapack
 from onnx_lowrank.linalg.cholesky import cholesky
 from onnx_lowrank.linalg.phase_covariance import Covariance, PhaseCovariance
 
@@ -50,7 +50,7 @@ def _of_phases(weight: Array, sigma: PhaseCovariance, width: int, solved: bool) 
         if solved:
             factor = cholesky(block)
             own = own @ factor
-            shift = linalg.solve_triangular(factor, shift, lower=True, check_finite=False)
+            shift = lapack.trtrs(factor, shift)
             lost = np.sum(own**2, axis=0)
             shares += (shift**2).reshape(count, -1).sum(axis=1)
         else:

@@ -34,9 +34,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
 from onnx_lowrank.lazily import lazy
+from onnx_lowrank.linalg import lapack
 from onnx_lowrank.linalg.cholesky import cholesky
 from onnx_lowrank.linalg.conjugate_gradients import (
     STEPS,
@@ -184,7 +184,7 @@ class PatchProjection:
         else:
             gram = self._metric.gram(basis)
         factor = cholesky(gram)
-        gains = linalg.solve_triangular(factor, cross.T, lower=True, check_finite=False)
+        gains = lapack.trtrs(factor, cross.T)
         return factor, cross, np.sum(gains**2, axis=1).reshape(len(basis), self._b).sum(axis=1)
 
     def _shaped(self, basis: Array, last: Array, error: float, rank: int) -> Factors:
@@ -197,8 +197,7 @@ class PatchProjection:
 
 
 def _solved(factor: Array, cross: Array) -> Array:
-    solution: Array = linalg.cho_solve((factor, True), cross.T, check_finite=False).T
-    return solution
+    return lapack.potrs(factor, cross.T).T
 
 
 def _unit_rows(rows: Array) -> Array:

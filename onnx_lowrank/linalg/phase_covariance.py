@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
+
+from onnx_lowrank.linalg import lapack
 
 __all__ = ["Covariance", "PhaseCovariance", "by_group", "mean_variance", "solved", "taken"]
 
@@ -122,11 +123,11 @@ class PhaseCovariance:
         found, z = np.empty_like(right), np.empty_like(self.shift)
         for block, at in zip(self.blocks, self.columns, strict=True):
             factor = _factor(block, ridge)
-            found[at] = linalg.cho_solve(factor, right[at], check_finite=False)
-            z[at] = linalg.cho_solve(factor, self.shift[at], check_finite=False)
+            found[at] = lapack.potrs(factor, right[at])
+            z[at] = lapack.potrs(factor, self.shift[at])
         left = 1 - float(self.shift @ z)
         if not left > 0:
-            raise linalg.LinAlgError("the covariance is not positive definite")
+            raise np.linalg.LinAlgError("the covariance is not positive definite")
         found += np.outer(z / left, z @ right)
         return found
 
@@ -164,18 +165,12 @@ def solved(sigma: Covariance, ridge: float, right: Array) -> Array:
     """
     if isinstance(sigma, PhaseCovariance):
         return sigma.solve(right, ridge)
-    found: Array = linalg.cho_solve(
-        _factor(sigma, ridge), right, overwrite_b=True, check_finite=False
-    )
-    return found
+    return lapack.potrs(_factor(sigma, ridge), right, overwrite=True)
 
 
-def _factor(sigma: Array, ridge: float) -> tuple[Array, bool]:
+def _factor(sigma: Array, ridge: float) -> Array:
     """The Cholesky factor of ``Sigma + ridge I``, as SciPy takes it."""
     shifted = sigma.copy()
     shifted[np.diag_indices(len(shifted))] += ridge
     # the transpose is the same matrix in the order of LAPACK, which writes over it then
-    factor: tuple[Array, bool] = linalg.cho_factor(
-        shifted.T, lower=True, overwrite_a=True, check_finite=False
-    )
-    return factor
+    return lapack.potrf(shifted.T, overwrite=True)

@@ -31,8 +31,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
+from onnx_lowrank.linalg import lapack
 from onnx_lowrank.linalg.cholesky import JITTERS, factored
 from onnx_lowrank.linalg.phase_covariance import Covariance, PhaseCovariance, mean_variance
 
@@ -141,8 +141,7 @@ def _at_once(rows: Array, sigma: Array, ridge: float) -> Callable[[Array], Array
     factor = factored(system)
 
     def solved(right: Array) -> Array:
-        found: Array = linalg.cho_solve(factor, right, check_finite=False)
-        return found
+        return lapack.potrs(factor, right)
 
     return solved
 
@@ -162,12 +161,12 @@ def _by_phases(rows: Array, sigma: PhaseCovariance, ridge: float) -> Callable[[A
         for jitter in JITTERS:
             try:
                 made = system.solve(np.column_stack([right, mean]), jitter * mean_variance(system))
-            except linalg.LinAlgError:
+            except np.linalg.LinAlgError:
                 continue
             found, z = made[:, :-1], made[:, -1]
             if (left := 1 - float(mean @ z)) > 0:
                 return found + np.outer(z / left, mean @ found)
-        raise linalg.LinAlgError("the covariance is not positive semi-definite")
+        raise np.linalg.LinAlgError("the covariance is not positive semi-definite")
 
     return solved
 

@@ -28,7 +28,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
 from onnx_lowrank.linalg.blas_threads import blas_for
 
@@ -155,7 +154,7 @@ class _Reweighted:
 
     def __init__(self, x: Array, copies: Array, gamma: float) -> None:
         if x.shape[1] > len(x):  # the same products in fewer columns
-            x = np.asarray(linalg.qr(x.T, mode="r")[0][: len(x)].T, np.float64)
+            x = np.asarray(np.linalg.qr(x.T, mode="r")).T
         self._x, self._copies, self._gamma = x, copies, gamma
         self._residuals = np.linalg.norm(x, axis=1)
         self._norms = np.ones(len(x))
@@ -166,13 +165,13 @@ class _Reweighted:
         smoothed = np.hypot(self._residuals, _SMOOTHING)
         inverse = np.sqrt(2 * np.hypot(self._norms, _SMOOTHING))[:, None]  # diagonal of D^-1/2
         scaled = self._x * inverse
-        squares, w = linalg.eigh(scaled.T @ scaled)
+        squares, w = np.linalg.eigh(scaled.T @ scaled)
         turned, squares = self._x @ w, np.maximum(squares, 0)
         over = 2 * self._gamma * smoothed[:, None]
         solved = turned / (squares + over)  # the columns of C
         self._residuals = np.linalg.norm(over * solved, axis=1)
         counted = np.sqrt(self._copies)[:, None] * solved
-        factor = linalg.qr(counted, mode="r")[0][: counted.shape[1]]
+        factor = np.asarray(np.linalg.qr(counted, mode="r"))
         self.rows = inverse**2 * (turned @ factor.T)
         self._norms = np.linalg.norm(self.rows, axis=1)
         fit = float(self._copies @ np.hypot(self._residuals, _SMOOTHING))

@@ -31,8 +31,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
+from onnx_lowrank.linalg import lapack
 from onnx_lowrank.linalg.conjugate_gradients import conjugate_gradients
 
 __all__ = ["TrainRegression", "to_matrix"]
@@ -63,7 +63,7 @@ class TrainRegression:
         self.weight = weight
         if sigma is not None:
             self._roots = _roots(sigma, self._columns)
-            self._inverses = [linalg.inv(r) for r in self._roots]
+            self._inverses = [np.linalg.inv(r) for r in self._roots]
             self.weight = _along(weight, self._roots, self._columns)
             transposed = [r.T for r in self._inverses]
             half = _along(sigma, transposed, self._columns)
@@ -149,8 +149,7 @@ class TrainRegression:
         gram[np.diag_indices(len(gram))] += max(
             1e-12 * float(np.trace(gram)) / len(gram), np.finfo(np.float64).tiny
         )
-        factor = linalg.cho_factor(gram, lower=True, overwrite_a=True, check_finite=False)
-        moved = start + linalg.cho_solve(factor, residual, check_finite=False)
+        moved = start + lapack.posv(gram, residual)
         return np.ascontiguousarray(moved.reshape(i, c, j, n).transpose(0, 3, 1, 2))
 
     def _weighted(self, matrix: Array) -> Array:
@@ -251,5 +250,5 @@ def _roots(sigma: Array, modes: Sequence[int]) -> list[Array]:
         mean = float(np.trace(marginal)) / size
         # any invertible map works; padding and constant channels must not make it singular
         scaled = marginal / mean if mean > 0 else marginal
-        roots.append(linalg.cholesky(scaled + 1e-6 * np.eye(size), lower=True))
+        roots.append(lapack.potrf(scaled + 1e-6 * np.eye(size), clean=True))
     return roots

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
 __all__ = ["TrainSvd"]
 
@@ -67,7 +66,7 @@ class _Split:
         self._matrix = matrix
         self._wide = matrix.shape[0] <= matrix.shape[1]
         gram = matrix @ matrix.T if self._wide else matrix.T @ matrix
-        values, vectors = linalg.eigh(gram, check_finite=False, driver="evd")
+        values, vectors = np.linalg.eigh(gram)
         self._squares = np.maximum(values[::-1], 0.0)
         self._vectors = vectors[:, ::-1]
 

@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
+from onnx_lowrank.linalg import lapack
 from onnx_lowrank.linalg.conjugate_gradients import STEPS
 from onnx_lowrank.linalg.patch_projection import PatchProjection
 from onnx_lowrank.linalg.phase_covariance import Covariance
@@ -141,7 +141,7 @@ class Tucker(PatchProjection):
         """Solve for ``U (N, p)`` and ``G (p, q, s)``; return them and their error."""
         vectors, values, _ = np.linalg.svd(whitened.T, full_matrices=False)
         expand = vectors[:, :p]
-        core = linalg.cho_solve((factor, True), cross.T @ expand, check_finite=False).T
+        core = lapack.potrs(factor, cross.T @ expand).T
         error = max(self.energy - float(np.sum(values[:p] ** 2)), 0.0)
         return expand, core.reshape(expand.shape[1], -1, self._b), error
 
@@ -159,5 +159,4 @@ class Tucker(PatchProjection):
 
 def _whitened(factor: Array, cross: Array) -> Array:
     """Regression ``Y (q s, N)`` of the responses on features with unit covariance."""
-    solution: Array = linalg.solve_triangular(factor, cross.T, lower=True, check_finite=False)
-    return solution
+    return lapack.trtrs(factor, cross.T)

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
 from onnx_lowrank.analysis.moments import Moments
 from onnx_lowrank.layers import Layer
+from onnx_lowrank.linalg import lapack
 from onnx_lowrank.linalg.groups import Consumer
 from onnx_lowrank.linalg.nested_losses import nested_losses
 from onnx_lowrank.linalg.phase_covariance import (
@@ -149,8 +149,7 @@ def parts_of(
         if len(rest):
             sigma, own = np.asarray(sigma), np.asarray(own)
             between = sigma[np.ix_(rest, patch)]
-            factor = linalg.cho_factor(sigma[np.ix_(rest, rest)], lower=True, check_finite=False)
-            own = own - between.T @ linalg.cho_solve(factor, between, check_finite=False)
+            own = own - between.T @ lapack.posv(sigma[np.ix_(rest, rest)], between)
         weight = matrix[:, patch] if masks is None else matrix[masks[g]][:, patch]
         if energy > 0 and len(weight):
             parts.append(Part(own, weight, 1.0 / energy, columns.shape[1] * taps))

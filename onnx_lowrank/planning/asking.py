@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg import LinAlgError, svdvals
 
 from onnx_lowrank.analysis.cost import Cost, layer_cost
 from onnx_lowrank.analysis.moments import Moments
@@ -207,7 +206,9 @@ def _asked(
             for decomposition in taken_apart(factorization, layer, about.moments, keep.parameters)
             for pair in _candidates(factorization, decomposition, question, about)
         ]
-    except LinAlgError as error:  # the covariance of the layer's inputs is nearly singular
+    except (
+        np.linalg.LinAlgError
+    ) as error:  # the covariance of the layer's inputs is nearly singular
         return Skip(f"{error}; give more samples")
     return found or Skip("no rank saves anything")
 
@@ -223,7 +224,10 @@ def _ranks(decomposition: Decomposition, rule: RankRule | None) -> Iterable[Rank
         return [wanted[0] if places == 1 else tuple(wanted)]
     if not isinstance(decomposition, Unfolded):
         return []
-    found = [[evbmf_rank(svdvals(m), m.shape) for m in g] for g in decomposition.unfoldings()]
+    found = [
+        [evbmf_rank(np.linalg.svd(m, compute_uv=False), m.shape) for m in g]
+        for g in decomposition.unfoldings()
+    ]
     wanted = [max(r) for r in zip(*found, strict=True)]
     large = [r for r in grid if all(a >= b for a, b in zip(_places(r), wanted, strict=True))]
     return sorted(large, key=lambda r: math.prod(_places(r)))[:1]
