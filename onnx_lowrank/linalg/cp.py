@@ -28,6 +28,7 @@ Reference:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -251,9 +252,7 @@ class _Run:
             state = (self.rows, self.weights, self._grams)
             ahead = before is not None
             if before is not None:
-                moved = [r + momentum * (r - b) for r, b in zip(self.rows, before, strict=True)]
-                self.rows = [_unit(r)[0] for r in moved]
-                self._grams = [r @ r.T for r in self.rows]
+                self._move(momentum, before)
             f = self._sweep()
             if ahead and f > self.history[-1]:  # too far: take it back, do not start ahead next
                 self.rows, self.weights, self._grams = state
@@ -271,6 +270,14 @@ class _Run:
                 self.converged = True
                 return
 
+    def _move(self, momentum: float, before: Sequence[Array]) -> None:
+        """Go on along the last change, in all modes but the one that a sweep solves first."""
+        self.rows, self._grams = list(self.rows), list(self._grams)
+        for mode, (now, last) in enumerate(zip(self.rows, before, strict=True)):
+            if mode != 1:
+                rows = self.rows[mode] = _unit(now + momentum * (now - last))[0]
+                self._grams[mode] = rows @ rows.T
+
     def _sweep(self) -> float:
         """Solve every mode once; return ``f``."""
         self.rows, self._grams = list(self.rows), list(self._grams)
@@ -287,12 +294,9 @@ class _Run:
 
     def _solve(self, mode: int, cross: Array) -> Array:
         """Minimise ``f`` over one mode; return the Gram matrix of the others."""
-        first, *rest = (g for n, g in enumerate(self._grams) if n != mode)
-        gram = first.copy()
-        for other in rest:
-            gram *= other
+        gram = functools.reduce(np.multiply, (g for n, g in enumerate(self._grams) if n != mode))
         ridged = gram.copy()
-        ridged[np.diag_indices(len(ridged))] += self.ridge
+        ridged.reshape(-1)[:: len(ridged) + 1] += self.ridge
         # the matrix is its own transpose, and need not be copied so
         self.rows[mode], self.weights = _unit(lapack.posv(ridged.T, cross))
         self._grams[mode] = self.rows[mode] @ self.rows[mode].T
