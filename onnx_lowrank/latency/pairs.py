@@ -20,8 +20,9 @@ __all__ = ["Latency", "LatencyPair", "interleaved_latency", "measure_latency"]
 #: turns of models that take this many times the seconds that are to be spent
 _TURNS, _SLOW = 3, 4
 
-#: turns from which on two models take no more once the 95 % interval of their ratio is this narrow
-_ENOUGH, _PRECISE = 8, 1.03
+#: turns from which on two models take no more once the 95 % interval of their ratio is this narrow,
+#: and the width beyond which they go on when the seconds are over
+_ENOUGH, _PRECISE, _VAGUE = 8, 1.03, 1.2
 
 
 @dataclass(frozen=True)
@@ -61,26 +62,37 @@ def interleaved_latency(
         feed: the inputs, the same for all of them.
         seconds: time to spend on all of them together.
         least: smallest number of turns that each takes; where they take several times as long as
-            that, three turns do. Two models whose ratio is known well take no more.
+            that, three turns do. Two models whose ratio is known well take no more; where it is
+            not known at all, they take up to several times as long.
     """
     times: list[list[list[float]]] = [[] for _ in sessions]
     start = time.perf_counter()
-    turns = 0
-    while turns < least or time.perf_counter() - start < seconds:
-        if turns >= _TURNS and time.perf_counter() - start > _SLOW * seconds:
-            break
-        if turns >= _ENOUGH and len(sessions) == 2 and _known(*times):
-            break
+    while _go_on(times, (time.perf_counter() - start) / max(seconds, 1e-9), least):
         for session, record in zip(sessions, times, strict=True):
             record.append(session.turn(feed))
-        turns += 1
     return [_latency(record) for record in times]
 
 
-def _known(one: Sequence[Sequence[float]], two: Sequence[Sequence[float]]) -> bool:
-    """Whether more turns would hardly change the ratio of two models' times."""
-    low, high = _speedups(*([min(turn) for turn in turns] for turns in (one, two)))
-    return high <= _PRECISE * low
+def _go_on(times: Sequence[Sequence[Sequence[float]]], spent: float, least: int) -> bool:
+    """Whether models take one more turn.
+
+    Args:
+        times: of the turns so far, by model.
+        spent: time that they took, as a part of that to spend.
+        least: number of turns that they take at the least.
+    """
+    turns, pair = len(times[0]), len(times) == 2
+    if turns >= _TURNS and spent > _SLOW:
+        return False
+    if pair and turns >= _ENOUGH and _known(times, _PRECISE):
+        return False
+    return turns < least or spent < 1 or (pair and not _known(times, _VAGUE))
+
+
+def _known(times: Sequence[Sequence[Sequence[float]]], within: float) -> bool:
+    """Whether the ends of the interval of the ratio of two models' times differ by less."""
+    low, high = _speedups(*([min(turn) for turn in turns] for turns in times))
+    return high <= within * low
 
 
 def _latency(turns: Sequence[Sequence[float]]) -> Latency:

@@ -55,6 +55,21 @@ def test_two_models_whose_ratio_is_known_take_no_more_turns() -> None:
         assert second.turns >= 8
 
 
+@pytest.mark.parametrize(
+    ("ratios", "turns"),
+    [((1.0,), 8), ((1.0, 1.08), 15), ((1.0, 3.0), 64)],
+    ids=["well known", "known", "vague"],
+)
+def test_a_vague_ratio_takes_more_time(
+    ratios: tuple[float, ...], turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(np.arange(0.0, 10.0, 1 / 16))  # a look at it for each turn of both
+    monkeypatch.setattr(pairs.time, "perf_counter", lambda: next(clock))
+    second = TimedTurns(*ratios)
+    interleaved_latency([TimedTurns(1.0), second], {}, seconds=1.0)
+    assert second.turns == turns
+
+
 def test_latency_is_in_milliseconds() -> None:
     node = helper.make_node("Relu", ["x"], ["y"], name="relu")
     model = load(fm.build([node], {"x": ["N", 2]}, {"y": ["N", 2]}, {}))
