@@ -46,7 +46,7 @@ def potrf(matrix: Array, *, overwrite: bool = False, clean: bool = False) -> Arr
     Raises:
         numpy.linalg.LinAlgError: the matrix is not positive definite.
     """
-    factor = _columns(matrix, overwrite)
+    factor = _columns(_square(matrix), overwrite)
     if failed := _call("potrf", factor, b"L", len(factor), factor, len(factor)):
         raise LinAlgError(f"the leading minor of order {failed} is not positive")
     if clean:
@@ -64,8 +64,11 @@ def potri(factor: Array) -> Array:
         factor: ``L (d, d)`` in column order.
 
     Raises:
+        ValueError: the factor is in another order.
         numpy.linalg.LinAlgError: ``L`` has a zero on its diagonal.
     """
+    if not _in_place(_square(factor)):
+        raise ValueError("the factor to write over is not in column order")
     if _call("potri", factor, b"L", len(factor), factor, len(factor)):
         raise LinAlgError("a factor has a zero on its diagonal")
     return factor
@@ -120,9 +123,14 @@ def downdate(matrix: Array, left: Array, right: Array) -> None:
         matrix: ``(m, n)`` of float64 in column order, which is written over.
         left: ``A (m, k)``.
         right: ``B (n, k)``.
+
+    Raises:
+        ValueError: the matrix is in another order, or shapes do not fit.
     """
     left, right = _columns(left, overwrite=True), _columns(right, overwrite=True)
     (m, n), k = matrix.shape, left.shape[1]
+    if (left.shape, right.shape) != ((m, k), (n, k)):
+        raise ValueError(f"{left.shape} times {right.shape} turned is no matrix {matrix.shape}")
     if matrix.dtype != np.float64 or not _in_place(matrix):
         raise ValueError("the matrix to change is not one of float64 in column order")
     _routine("dgemm", 13)(*_passed(b"N", b"T", m, n, k, _MINUS, left, m, right, n, _ONE, matrix, m))
@@ -132,10 +140,12 @@ def _solved(
     name: str, factor: Array, right: Array, overwrite: bool, how: tuple[bytes, ...] = ()
 ) -> Array:
     """Solve a system with a lower triangle by the LAPACK routine named."""
-    factor = _columns(factor, overwrite=True)
+    factor = _columns(_square(factor), overwrite=True)
+    if len(right) != len(factor):
+        raise ValueError(f"a system of {len(factor)} rows has a right side of {len(right)}")
     solution = _columns(right.astype(factor.dtype, copy=False), overwrite)
     size = len(factor)
-    count = solution.size // max(size, 1)
+    count = 1 if solution.ndim == 1 else solution.shape[1]
     if failed := _call(name, solution, b"L", *how, size, count, factor, size, solution, size):
         raise LinAlgError(f"row {failed} of a triangle has no positive number on the diagonal")
     return solution
@@ -145,6 +155,13 @@ def _solved(
 def _lower() -> Array:
     """Ones in the lower triangle of a block, zeros above."""
     return np.asfortranarray(np.tri(_BLOCK, dtype=np.float32))
+
+
+def _square(matrix: Array) -> Array:
+    """The matrix; LAPACK would read what is beyond one that is not square."""
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"the matrix {matrix.shape} is not square")
+    return matrix
 
 
 def _columns(matrix: Array, overwrite: bool) -> Array:

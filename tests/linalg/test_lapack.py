@@ -116,6 +116,22 @@ def test_downdate_refuses_what_it_cannot_change_in_place(matrix: np.ndarray) -> 
         lapack.downdate(matrix, np.ones((3, 1)), np.ones((3, 1)))
 
 
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    wide, factor = np.ones((2, 3)), lapack.potrf(positive(3))
+    for refused in (lapack.potrf, lapack.potri):
+        with pytest.raises(ValueError, match="not square"):
+            refused(wide)
+    with pytest.raises(ValueError, match="not square"):
+        lapack.potrs(wide, np.ones((2, 1)))
+    for solve in (lapack.potrs, lapack.trtrs, lapack.posv):
+        with pytest.raises(ValueError, match="3 rows has a right side of 2"):
+            solve(factor.copy(), np.ones((2, 3)))
+    with pytest.raises(ValueError, match="no matrix"):
+        lapack.downdate(factor, np.ones((3, 2)), np.ones((3, 1)))
+    with pytest.raises(ValueError, match="column order"):
+        lapack.potri(np.ascontiguousarray(factor))
+
+
 def test_other_threads_run_meanwhile() -> None:
     matrix, times = positive(1500, order="F"), list[float]()
 
