@@ -20,9 +20,11 @@ __all__ = ["Latency", "LatencyPair", "interleaved_latency", "measure_latency"]
 #: turns of models that take this many times the seconds that are to be spent
 _TURNS, _SLOW = 3, 4
 
-#: turns from which on two models take no more once the 95 % interval of their ratio is this narrow,
-#: and the width beyond which they go on when the seconds are over
-_ENOUGH, _PRECISE, _VAGUE = 8, 1.03, 1.2
+#: turns from which on two models take no more once the 95 % interval of their ratio is this narrow
+_ENOUGH, _PRECISE = 8, 1.03
+
+#: turns up to which two models go on when the seconds are over, where that interval is this wide
+_FEW, _VAGUE = 20, 1.2
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ def interleaved_latency(
         feed: the inputs, the same for all of them.
         seconds: time to spend on all of them together.
         least: smallest number of turns that each takes; where they take several times as long as
-            that, three turns do. Two models whose ratio is known well take no more; where it is
-            not known at all, they take up to several times as long.
+            that, three turns do. Two models whose ratio is known well take no more; where few
+            turns leave it vague, they take up to several times as long.
     """
     times: list[list[list[float]]] = [[] for _ in sessions]
     start = time.perf_counter()
@@ -86,7 +88,9 @@ def _go_on(times: Sequence[Sequence[Sequence[float]]], spent: float, least: int)
         return False
     if pair and turns >= _ENOUGH and _known(times, _PRECISE):
         return False
-    return turns < least or spent < 1 or (pair and not _known(times, _VAGUE))
+    if turns < least or spent < 1:
+        return True
+    return pair and turns < _FEW and not _known(times, _VAGUE)
 
 
 def _known(times: Sequence[Sequence[Sequence[float]]], within: float) -> bool:

@@ -57,7 +57,7 @@ def test_two_models_whose_ratio_is_known_take_no_more_turns() -> None:
 
 @pytest.mark.parametrize(
     ("ratios", "turns"),
-    [((1.0,), 8), ((1.0, 1.08), 15), ((1.0, 3.0), 64)],
+    [((1.0,), 8), ((1.0, 1.08), 15), ((1.0, 3.0), 20)],
     ids=["well known", "known", "vague"],
 )
 def test_a_vague_ratio_takes_more_time(
