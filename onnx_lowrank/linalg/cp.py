@@ -297,8 +297,14 @@ class _Run:
         gram = functools.reduce(np.multiply, (g for n, g in enumerate(self._grams) if n != mode))
         ridged = gram.copy()
         ridged.reshape(-1)[:: len(ridged) + 1] += self.ridge
-        # the matrix is its own transpose, and need not be copied so
-        self.rows[mode], self.weights = _unit(lapack.posv(ridged.T, cross))
+        try:
+            # the matrix is its own transpose, and need not be copied so
+            solution = lapack.posv(ridged.T, cross)
+        except np.linalg.LinAlgError as error:
+            raise np.linalg.LinAlgError(
+                "the terms of a decomposition cannot be told apart"
+            ) from error
+        self.rows[mode], self.weights = _unit(solution)
         self._grams[mode] = self.rows[mode] @ self.rows[mode].T
         return gram
 

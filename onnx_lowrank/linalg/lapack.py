@@ -113,7 +113,7 @@ def posv(matrix: Array, right: Array) -> Array:
     Raises:
         numpy.linalg.LinAlgError: ``A`` is not positive definite.
     """
-    return _solved("posv", _columns(matrix, overwrite=True), right, False)
+    return _solved("posv", matrix, right, overwrite=False)
 
 
 def downdate(matrix: Array, left: Array, right: Array) -> None:

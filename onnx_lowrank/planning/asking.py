@@ -206,9 +206,8 @@ def _asked(
             for decomposition in taken_apart(factorization, layer, about.moments, keep.parameters)
             for pair in _candidates(factorization, decomposition, question, about)
         ]
-    except (
-        np.linalg.LinAlgError
-    ) as error:  # the covariance of the layer's inputs is nearly singular
+    except np.linalg.LinAlgError as error:
+        # the covariance of the layer's inputs is nearly singular
         return Skip(f"{error}; give more samples")
     return found or Skip("no rank saves anything")
 
